@@ -1,0 +1,112 @@
+"""Against numbers that the original TensorFlow 1 code computed. Tolerances are those stated beside the numbers."""
+
+import keras
+import numpy as np
+import pytest
+import reference_models
+import tensorflow as tf
+
+from tfp_glow.original import assign_original_variables, original_layout
+
+
+@pytest.fixture(scope="module", params=["a", "b", "d"])
+def model(request):
+  reference = reference_models.load(request.param)
+  glow = reference_models.make_glow(reference)
+  return reference, glow, reference_models.labels_of(reference, glow)
+
+
+def test_objective(model):
+  reference, glow, labels = model
+  log_prob = reference_models.make_distribution(glow).log_prob(reference["xz"], bijector_kwargs=labels)
+  np.testing.assert_allclose(log_prob + reference["objective_const"], reference["objective"], rtol=1e-6)
+
+
+def test_latents_of_every_level(model):
+  reference, glow, labels = model
+  parts = glow.split_latent(glow.inverse(reference["xz"], **labels))
+  for level, part in enumerate(parts):
+    np.testing.assert_allclose(part, reference[f"eps/{level}"], atol=1e-5)
+
+
+def test_decoded_images(model):
+  reference, glow, labels = model
+  z = glow.join_latent([reference[f"given_eps/{level}"] for level in range(3)])
+  np.testing.assert_allclose(glow.forward(z, **labels), reference["decoded"], atol=1e-5)
+
+
+def test_squeeze_order(model):
+  reference, glow, _ = model
+  np.testing.assert_array_equal(glow._squeeze.inverse(reference["xz"]), reference["squeezed"])
+
+
+def _loss_gradients(reference, glow, labels):
+  """Of the original's loss without the classifier's part, variable by variable."""
+  distribution = reference_models.make_distribution(glow)
+  with tf.GradientTape() as tape:
+    log_prob = distribution.log_prob(reference["xz"], bijector_kwargs=labels)
+    loss = -tf.reduce_mean(log_prob) / (np.log(2.) * reference_models.NUM_DIMS)
+  variables = glow.trainable_variables
+  return dict(zip([v.ref() for v in variables], tape.gradient(loss, variables)))
+
+
+def test_gradients(model):
+  reference, glow, labels = model
+  if "weight_y" in str(reference["meta"]) and labels:
+    pytest.skip("the recorded loss of this reference holds a classifier's part")
+  gradients = _loss_gradients(reference, glow, labels)
+  for variable, names, convert in original_layout(glow):
+    if not variable.trainable:
+      continue  # Signs and permutation of the 1x1 convolution.
+    recorded = [reference[f"grad/{name}"] for name in names]
+    if names[0].endswith("invconv/W"):
+      expected = _through_lu(glow, variable, recorded)
+    else:
+      expected = np.stack([convert(part) for part in recorded]).reshape(variable.shape)
+    actual = gradients[variable.value.ref()]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max() + 1e-8,
+                               err_msg=variable.name)
+
+
+def _through_lu(glow, variable, gradients_of_matrix):
+  """From the gradient with respect to W that to a parameter of its factors, by autodiff of W alone."""
+  scan = next(scan for scan in glow.blocks if any(scan.stacked(v) is variable for v in scan._template_variables))
+  with tf.GradientTape() as tape:
+    matrices, _ = scan.template.permutation.matrix(lambda v: scan.stacked(v).value)
+    total = tf.reduce_sum(matrices * np.stack(gradients_of_matrix))
+  return tape.gradient(total, variable.value)
+
+
+@pytest.mark.parametrize("name", ["a", "b", "d"])
+def test_data_dependent_initialisation(name):
+  reference = reference_models.load(name)
+  glow = reference_models.make_glow(reference, "ddi/var/")
+  expected = {v.ref(): v.numpy() for v in glow.variables}
+  for scan in glow.blocks:
+    for variable in scan._template_variables:
+      if variable.name.endswith(("shift", "log_scale")) and "conv1x1" not in variable.name:
+        stack = scan.stacked(variable)
+        stack.assign(np.full(stack.shape, 7.))
+  num_bins = 2.**8 if name != "b" else 2.**5
+  images = np.floor(reference["ddi/x_uint8"] / (256. / num_bins)) / num_bins - .5
+  glow.initialize((images + reference["ddi/noise"]).astype(np.float32))
+  for variable in glow.variables:
+    np.testing.assert_allclose(variable.numpy(), expected[variable.ref()], atol=3e-6, err_msg=variable.name)
+
+
+def test_missing_variables_are_named():
+  reference = reference_models.load("a")
+  glow = reference_models.make_glow(reference)
+  values = {key.removeprefix("var/"): value for key, value in reference.items() if key.startswith("var/")}
+  del values["model/1/0/f1/l_2/W"]
+  with pytest.raises(ValueError, match="model/1/0/f1/l_2/W"):
+    assign_original_variables(glow, values)
+
+
+def test_float64_agrees_with_float32():
+  reference = reference_models.load("a")
+  glow = reference_models.make_glow(reference, dtype="float64")
+  log_prob = reference_models.make_distribution(glow).log_prob(reference["xz"].astype(np.float64))
+  assert log_prob.dtype == tf.float64
+  np.testing.assert_allclose(log_prob + reference["objective_const"], reference["objective"], rtol=1e-6)
+  assert keras.config.floatx() == "float32"

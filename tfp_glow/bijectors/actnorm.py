@@ -1,0 +1,65 @@
+"""Activation normalisation."""
+
+import tensorflow as tf
+
+from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape, num_positions
+from tfp_glow.networks import LOG_SCALE_FACTOR, activation_statistics
+
+class ActNorm(OnePassBijector):
+  """Per-channel affine map whose parameters are initialised from data.
+
+  ```none
+  inverse(y) = (y + shift) * exp(3 * log_scale)
+  inverse log-det = num_positions * sum(3 * log_scale)
+  ```
+
+  where `num_positions` is `H * W` for images.
+
+  References:
+    Kingma and Dhariwal, "Glow" (2018), section 3.1; the factor 3 is that of the original code.
+  """
+
+  def __init__(self, num_channels, event_ndims=3, dtype=None, validate_args=False, name="actnorm"):
+    """Creates the identity, until `initialize`.
+
+    Args:
+      num_channels: Python `int`, the size of the last dimension.
+      event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
+      dtype: See `OnePassBijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if `num_channels` or `event_ndims` is not a positive `int`.
+    """
+    parameters = dict(locals())
+    event_shape = channels_event_shape(num_channels, event_ndims)
+    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    self.shift = self._add_variable("shift", tf.zeros([num_channels], self.dtype))
+    self.log_scale = self._add_variable("log_scale", tf.zeros([num_channels], self.dtype))
+
+  def _forward_and_log_det(self, x):
+    return self._prepare_and_apply(x, inverse=False)
+
+  def _inverse_and_log_det(self, y):
+    return self._prepare_and_apply(y, inverse=True)
+
+  def _prepare(self, value, event_shape, inverse):
+    log_scale = LOG_SCALE_FACTOR * value(self.log_scale)
+    log_det = num_positions(event_shape, log_scale.dtype) * tf.reduce_sum(log_scale, -1)
+    return (value(self.shift), log_scale), log_det if inverse else -log_det
+
+  def _apply(self, inputs, weights, inverse):
+    shift, log_scale = weights
+    outputs = (inputs + shift) * tf.exp(log_scale) if inverse else inputs * tf.exp(-log_scale) - shift
+    return outputs, tf.zeros([], inputs.dtype)
+
+  def _variables_of_apply(self):
+    return []
+
+  def _initialize(self, y):
+    shift, log_scale = activation_statistics(y)
+    self.shift.assign(shift)
+    self.log_scale.assign(log_scale)
+    return self._inverse_and_log_det(y)[0]

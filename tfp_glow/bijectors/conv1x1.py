@@ -1,0 +1,128 @@
+"""The invertible 1x1 convolution."""
+
+import random
+
+import numpy as np
+import scipy.linalg
+import tensorflow as tf
+
+from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape, num_positions
+
+
+class InvertibleConv1x1(OnePassBijector):
+  """A learned linear map of the channels, the same at every position.
+
+  ```none
+  W = P L (U + diag(sign * exp(log_scale)))
+  inverse(y) = y @ W
+  inverse log-det = num_positions * sum(log_scale)
+  ```
+
+  `P` is a fixed permutation, `L` unit lower triangular, `U` strictly upper triangular; `sign` is fixed, too. Whatever the
+  trained values, `W` is invertible, and its log-det is a sum.
+
+  References:
+    Kingma and Dhariwal, "Glow" (2018), section 3.2, equations 9 to 11.
+  """
+
+  def __init__(self, num_channels, seed=None, matrix=None, event_ndims=3, dtype=None, validate_args=False,
+               name="invertible_conv1x1"):
+    """Creates the convolution from a random rotation, or from a given matrix.
+
+    Args:
+      num_channels: Python `int`, the size of the last dimension.
+      seed: Python `int` of the rotation; `None`: another each time (after `keras.utils.set_random_seed`, the same).
+      matrix: Array `[C, C]`, any invertible `W` to start from.
+      event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
+      dtype: See `OnePassBijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if `num_channels` or `event_ndims` is not a positive `int`, or `matrix` is singular or of another shape.
+    """
+    parameters = dict(locals())
+    event_shape = channels_event_shape(num_channels, event_ndims)
+    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    values = lu_factors(random_rotation(num_channels, seed) if matrix is None else matrix, num_channels)
+    make = lambda key, **kwargs: self._add_variable(key, tf.constant(values[key], self.dtype), **kwargs)
+    self.lower = make("lower")
+    self.upper = make("upper")
+    self.log_scale = make("log_scale")
+    self.sign = make("sign", trainable=False)
+    self.permutation = make("permutation", trainable=False)
+
+  def set_matrix(self, matrix):
+    """Assigns any invertible `W`.
+
+    Args:
+      matrix: Array `[C, C]`.
+
+    Raises:
+      ValueError: if `matrix` is singular or of another shape.
+    """
+    for key, value in lu_factors(matrix, self.sign.shape[0]).items():
+      getattr(self, key).assign(value)
+
+  def matrix(self, value=lambda variable: variable.value, inverse=True):
+    """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, `[...]`.
+
+    Args:
+      value: Callable, from a variable of this bijector to its value.
+      inverse: Python `bool`: the matrix of `inverse`, which is `W`, or that of `forward`, which is `W^-1`.
+    """
+    lower, upper, log_scale = value(self.lower), value(self.upper), value(self.log_scale)
+    permutation = value(self.permutation)
+    lower = tf.linalg.set_diag(tf.linalg.band_part(lower, -1, 0), tf.ones_like(log_scale))
+    upper = tf.linalg.set_diag(tf.linalg.band_part(upper, 0, -1), value(self.sign) * tf.exp(log_scale))
+    log_det = tf.reduce_sum(log_scale, -1)
+    if inverse:
+      return permutation @ lower @ upper, log_det
+    below = tf.linalg.triangular_solve(lower, tf.linalg.matrix_transpose(permutation), lower=True)
+    return tf.linalg.triangular_solve(upper, below, lower=False), -log_det
+
+  def _forward_and_log_det(self, x):
+    return self._prepare_and_apply(x, inverse=False)
+
+  def _inverse_and_log_det(self, y):
+    return self._prepare_and_apply(y, inverse=True)
+
+  def _prepare(self, value, event_shape, inverse):
+    matrix, log_det = self.matrix(value, inverse)
+    return matrix, num_positions(event_shape, log_det.dtype) * log_det
+
+  def _apply(self, inputs, weights, inverse):
+    return channel_product(inputs, weights), tf.zeros([], inputs.dtype)
+
+  def _variables_of_apply(self):
+    return []
+
+
+def channel_product(inputs, matrix):
+  """`inputs @ matrix` over the last dimension, as one matrix product."""
+  shape = tf.shape(inputs)
+  flat = tf.reshape(inputs, [-1, inputs.shape[-1]]) @ matrix
+  return tf.ensure_shape(tf.reshape(flat, shape), inputs.shape)
+
+
+def random_rotation(num_channels, seed):
+  """A random orthogonal matrix `[C, C]`, float64, uniformly distributed."""
+  rng = np.random.default_rng(random.randrange(2**31) if seed is None else seed)
+  q, r = np.linalg.qr(rng.standard_normal([num_channels, num_channels]))
+  return q * np.sign(np.diag(r))
+
+
+def lu_factors(matrix, num_channels):
+  """The parameters of `InvertibleConv1x1` that give `matrix`, a dict of float64 arrays."""
+  matrix = np.asarray(matrix, np.float64)
+  if matrix.shape != (num_channels, num_channels):
+    raise ValueError(f"`matrix` must have shape {(num_channels, num_channels)}. Received: {matrix.shape}")
+  permutation, lower, upper = scipy.linalg.lu(matrix)
+  diagonal = np.diag(upper)
+  if not np.all(np.isfinite(matrix)) or np.min(np.abs(diagonal)) <= 1e-12 * np.max(np.abs(diagonal)):
+    raise ValueError(f"`matrix` must be invertible and finite. Received: condition {np.linalg.cond(matrix):.3g}"
+                     if np.all(np.isfinite(matrix)) else
+                     "`matrix` must be invertible and finite. Received: NaN or infinite entries")
+  return {"lower": np.tril(lower, -1), "upper": np.triu(upper, 1), "log_scale": np.log(np.abs(diagonal)),
+          "sign": np.sign(diagonal), "permutation": permutation}

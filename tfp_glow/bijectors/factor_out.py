@@ -1,0 +1,159 @@
+"""What leaves the flow: channels that become latents, whitened by a learned Gaussian."""
+
+import tensorflow as tf
+
+from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.networks import LOG_SCALE_FACTOR, ZeroConv2D, border_response
+
+
+def _whiten(values, mean, log_scale):
+  """Data to noise under `Normal(mean, exp(log_scale))`, per element; with the log-det per event."""
+  noise = (values - mean) * tf.exp(-log_scale)
+  return noise, -tf.reduce_sum(log_scale, axis=list(range(1, log_scale.shape.rank)))
+
+
+def _color(noise, mean, log_scale):
+  """The inverse of `_whiten`."""
+  return noise * tf.exp(log_scale) + mean, tf.reduce_sum(log_scale, axis=list(range(1, log_scale.shape.rank)))
+
+
+class FactorOut(OnePassBijector):
+  """The multi-scale split with its learned Gaussian.
+
+  ```none
+  y1, y2 = split(y)
+  h = zero_conv(y1)
+  mean, log_scale = h[..., 0::2], h[..., 1::2]
+  inverse(y) = concat(y1, (y2 - mean) * exp(-log_scale))
+  inverse log-det = -sum(log_scale)
+  ```
+
+  The second half of the output is standard normal where the model is right: a latent. `GlowBijector` takes it out there.
+
+  References:
+    Dinh et al., "Density estimation using Real NVP" (2016), section 3.6; the learned Gaussian is that of the original
+    code of Kingma and Dhariwal, "Glow" (2018).
+  """
+
+  def __init__(self, event_shape, dtype=None, validate_args=False, name="factor_out"):
+    """Creates the split; it starts as the identity.
+
+    Args:
+      event_shape: `[H, W, C]`, `C` even.
+      dtype: See `OnePassBijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if `event_shape` is not `[H, W, C]` with `C` even.
+    """
+    parameters = dict(locals())
+    event_shape = tf.TensorShape(event_shape)
+    if event_shape.rank != 3 or event_shape[-1] is None or event_shape[-1] % 2:
+      raise ValueError(f"`event_shape` must be [H, W, C] with C even. Received: {event_shape}")
+    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    network = ZeroConv2D(event_shape[-1], dtype=self.dtype.name, name=f"{name}_conv")
+    network.build((None, *event_shape[:-1], event_shape[-1] // 2))
+    self.network = network
+    self._adopt(network.variables)
+
+  def _forward_and_log_det(self, x):
+    y, log_det = self.merge(*tf.split(x, 2, axis=-1))
+    return y, log_det
+
+  def _inverse_and_log_det(self, y):
+    kept, noise, log_det = self.split(y)
+    return tf.concat([kept, noise], axis=-1), log_det
+
+  def split(self, y):
+    """`inverse`, with its two halves apart: what stays, what leaves, and the log-det."""
+    kept, leaving = tf.split(y, 2, axis=-1)
+    noise, log_det = _whiten(leaving, *self._gaussian(kept))
+    return kept, noise, log_det
+
+  def merge(self, kept, noise):
+    """`forward` of the two halves: value and log-det."""
+    leaving, log_det = _color(noise, *self._gaussian(kept))
+    return tf.concat([kept, leaving], axis=-1), log_det
+
+  def _gaussian(self, kept):
+    h = self.network(kept)
+    return h[..., 0::2], h[..., 1::2]
+
+
+class TopPrior(OnePassBijector):
+  """The learned Gaussian of the last latent, which nothing but its position and its class conditions.
+
+  ```none
+  h = (border_response + bias) * exp(3 * log_scale)
+      + (one_hot(labels) @ class_kernel + class_bias) * exp(3 * class_log_scale)
+  mean, log_scale = split(h)
+  inverse(y) = (y - mean) * exp(-log_scale)
+  ```
+
+  The original applies a convolution to zeros: of its kernel only the part for the border ever acts, and only that is
+  held here.
+
+  References:
+    The original code of Kingma and Dhariwal, "Glow" (2018).
+  """
+
+  def __init__(self, event_shape, learn_top=True, num_classes=None, dtype=None, validate_args=False, name="top_prior"):
+    """Creates the prior; it starts as the identity.
+
+    Args:
+      event_shape: `[H, W, C]`.
+      learn_top: Python `bool`: whether mean and scale are learned by position (the first line above).
+      num_classes: Python `int`: they also depend on the class (the second line); `None`: there are no classes.
+      dtype: See `OnePassBijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+    """
+    parameters = dict(locals())
+    event_shape = tf.TensorShape(event_shape)
+    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    self.learn_top = learn_top
+    self.num_classes = num_classes
+    outputs = 2 * event_shape[-1]
+    add = lambda key, *shape: self._add_variable(key, tf.zeros(shape, self.dtype))
+    if learn_top:
+      self.border_kernel = add("border_kernel", 3, 3, 1, outputs)
+      self.bias = add("bias", outputs)
+      self.log_scale = add("log_scale", outputs)
+    if num_classes is not None:
+      self.class_kernel = add("class_kernel", num_classes, outputs)
+      self.class_bias = add("class_bias", outputs)
+      self.class_log_scale = add("class_log_scale", outputs)
+
+  def _forward_and_log_det(self, x, labels=None):
+    return _color(x, *self._gaussian(labels))
+
+  def _inverse_and_log_det(self, y, labels=None):
+    return _whiten(y, *self._gaussian(labels))
+
+  def _gaussian(self, labels):
+    self._check_labels(labels)
+    height, width, channels = self._event_shapes[True]
+    h = tf.zeros([1, height, width, 2 * channels], self.dtype)
+    if self.learn_top:
+      border = border_response(tf.convert_to_tensor(self.border_kernel), height, width)
+      h += (border + self.bias) * tf.exp(LOG_SCALE_FACTOR * self.log_scale)
+    if self.num_classes is not None:
+      # As a gather: the product with a one-hot vector, without the vector.
+      by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), labels) + self.class_bias
+      h += (by_class * tf.exp(LOG_SCALE_FACTOR * self.class_log_scale))[:, tf.newaxis, tf.newaxis]
+    return h[..., :channels], h[..., channels:]
+
+  def _check_labels(self, labels):
+    if (labels is None) != (self.num_classes is None):
+      raise ValueError("`labels` must be given exactly where there are classes: to a bijector made with `num_classes` "
+                       "pass `bijector_kwargs={'labels': labels}`, to one made without pass none. "
+                       f"Received: labels={labels}, num_classes={self.num_classes}")
+    if labels is None:
+      return
+    if not labels.dtype.is_integer:
+      raise TypeError(f"`labels` must be integers. Received: {labels.dtype}")
+    if tf.executing_eagerly() and not bool(tf.reduce_all((labels >= 0) & (labels < self.num_classes))):
+      raise ValueError(f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: {labels}")

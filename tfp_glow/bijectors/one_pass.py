@@ -1,0 +1,367 @@
+"""`OnePassBijector`: value and log-determinant from one evaluation.
+
+TFP asks a bijector for a value and for its log-det in two calls, and joins them with a cache keyed by tensor identity.
+That cache never learns that a weight changed or that a gradient tape was opened, so this class does not use it. It
+remembers a pass on the tensors that the pass connected, and reuses it only where doing so cannot be told from computing
+it again: same graph, same weights, same gradient tapes.
+"""
+
+import weakref
+
+import keras
+import tensorflow as tf
+import tensorflow_probability as tfp
+from tensorflow.python import pywrap_tfe
+
+tfb = tfp.bijectors
+
+# Where a pass is remembered: on the tensor that it returned, and on the one that it was given.
+_RETURNED_BY = "_tfp_glow_returned_by"
+_GIVEN_TO = "_tfp_glow_given_to"
+
+
+class OnePassBijector(tfb.Bijector):
+  """Base class of bijectors that compute value and log-det together.
+
+  Subclasses implement `_forward_and_log_det(x, **kwargs)` and `_inverse_and_log_det(y, **kwargs)`. Both get a tensor with
+  exactly one batch dimension, `[N] + event_shape`, and return the value and a log-det that broadcasts to `[N]`. TFP's
+  `forward`, `inverse`, `forward_log_det_jacobian` and `inverse_log_det_jacobian` follow from them, for any number of
+  leading dimensions.
+
+  As everywhere in this package `forward` is the generative direction, latent to data.
+
+  References:
+    The contract is that of distrax (https://github.com/google-deepmind/distrax).
+  """
+
+  def __init__(self, *, forward_event_shape, inverse_event_shape, dtype=None, validate_args=False, parameters=None,
+               name=None):
+    """Creates the base.
+
+    Args:
+      forward_event_shape: Shape of one event given to `forward`; a list of `int`s, `None` where any size will do.
+      inverse_event_shape: The same of `inverse`.
+      dtype: Floating dtype of parameters, inputs and outputs. Default: Keras' `floatx`.
+      validate_args: Python `bool`: check values at run time (a non-finite input is an error), at a cost.
+      parameters: The constructor's arguments, as everywhere in TFP.
+      name: Python `str`.
+    """
+    dtype = tf.as_dtype(dtype or keras.config.floatx())
+    if not dtype.is_floating:
+      raise ValueError(f"`dtype` must be a floating type. Received: {dtype}")
+    self._event_shapes = self._no_dependency(
+        {False: tf.TensorShape(forward_event_shape), True: tf.TensorShape(inverse_event_shape)})
+    self._own_keras_variables = self._no_dependency([])
+    self._own_variables = []
+    self._children = []
+    super().__init__(
+        forward_min_event_ndims=len(forward_event_shape), inverse_min_event_ndims=len(inverse_event_shape), dtype=dtype,
+        validate_args=validate_args, parameters=parameters, name=name)
+
+  # What subclasses implement.
+
+  def _forward_and_log_det(self, x, **kwargs):
+    raise NotImplementedError(f"{type(self).__name__} must implement `_forward_and_log_det`.")
+
+  def _inverse_and_log_det(self, y, **kwargs):
+    raise NotImplementedError(f"{type(self).__name__} must implement `_inverse_and_log_det`.")
+
+  def _initialize(self, y):
+    """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
+    return self._inverse_and_log_det(y)[0]
+
+  def _prepare(self, value, event_shape, inverse):
+    """What depends on the parameters alone, and so need not be computed step by step.
+
+    `Scan` calls it once for all of its steps: `value` then returns the parameter of all steps, stacked along a first
+    dimension, and everything returned must have that dimension, too.
+
+    Args:
+      value: Callable, from a `keras.Variable` of this bijector to its value.
+      event_shape: Static shape of one event.
+      inverse: Python `bool`: for which direction.
+
+    Returns:
+      weights: Nest of tensors, handed to `_apply`.
+      log_det: The part of the direction's log-det that does not depend on the input.
+    """
+    del value, event_shape, inverse
+    return (), tf.zeros([], self.dtype)
+
+  def _apply(self, inputs, weights, inverse):
+    """The rest of the work of `_prepare`: returns value and the part of the log-det that depends on the input."""
+    del weights
+    return self._inverse_and_log_det(inputs) if inverse else self._forward_and_log_det(inputs)
+
+  def _variables_of_apply(self):
+    """The `keras.Variable`s that `_apply` reads by itself."""
+    return self._keras_variables()
+
+  def _prepare_and_apply(self, inputs, inverse):
+    weights, constant = self._prepare(lambda v: v.value, inputs.shape[1:], inverse)
+    outputs, log_det = self._apply(inputs, weights, inverse)
+    return outputs, log_det + constant
+
+  # Variables. Keras' `StatelessScope`, which `Scan` uses to run one step with the weights of another, knows
+  # `keras.Variable`s; `tf.Module`, `tf.train.Checkpoint` and TFP know `tf.Variable`s. Each pair shares its storage.
+
+  def __setattr__(self, name, value):
+    if isinstance(value, (keras.Variable, keras.layers.Layer)):
+      value = self._no_dependency(value)  # Or a checkpoint would hold each variable twice.
+    super().__setattr__(name, value)
+
+  def _add_variable(self, name, value, trainable=True):
+    variable = keras.Variable(value, dtype=value.dtype.name, trainable=trainable, name=f"{self._name}_{name}")
+    self._adopt([variable])
+    return variable
+
+  def _adopt(self, keras_variables):
+    self._own_keras_variables.extend(keras_variables)
+    self._own_variables.extend(v.value for v in keras_variables)
+
+  def _add_child(self, bijector):
+    self._children.append(bijector)
+    return bijector
+
+  def _keras_variables(self):
+    return sum([child._keras_variables() for child in self._children], list(self._own_keras_variables))
+
+  # The public contract.
+
+  def forward_and_log_det(self, x, **kwargs):
+    """Latent to data, with the log-det of that map.
+
+    Args:
+      x: Tensor `[...] + event_shape`.
+      **kwargs: Conditioning, e.g. `labels` of shape `[...]` (or broadcasting to it).
+
+    Returns:
+      y: Tensor `[...] + event_shape`.
+      log_det: `log |det dy/dx|` in nats, `[...]`.
+
+    Raises:
+      ValueError: if the shape of `x` does not fit.
+      TypeError: if the dtype of `x` is not that of the bijector.
+    """
+    with self._name_and_control_scope("forward_and_log_det"):
+      return self._evaluate(self._convert(x, "x", inverse=False), False, kwargs)
+
+  def inverse_and_log_det(self, y, **kwargs):
+    """Data to latent, with the log-det of that map; see `forward_and_log_det`.
+
+    Args:
+      y: Tensor `[...] + event_shape`.
+      **kwargs: As in `forward_and_log_det`.
+
+    Returns:
+      x: Tensor `[...] + event_shape`.
+      log_det: `log |det dx/dy|` in nats, `[...]`.
+
+    Raises:
+      ValueError: if the shape of `y` does not fit.
+      TypeError: if the dtype of `y` is not that of the bijector.
+    """
+    with self._name_and_control_scope("inverse_and_log_det"):
+      return self._evaluate(self._convert(y, "y", inverse=True), True, kwargs)
+
+  def initialize(self, y):
+    """Data-dependent initialisation, layer after layer, from one batch of data.
+
+    An explicit act, as `adapt` of Keras' `Normalization`: never inside `forward` or `inverse`.
+
+    Args:
+      y: Tensor `[...] + event_shape` on the data side, a batch of typical data.
+
+    Raises:
+      RuntimeError: inside a `tf.function` or in replica context: it must happen once, for all replicas alike.
+      ValueError: if the shape of `y` does not fit, it is empty, or holds values that are not finite.
+    """
+    if not tf.executing_eagerly():
+      raise RuntimeError(
+          f"`{self.name}.initialize` assigns variables, once and for all replicas alike: call it eagerly, outside of "
+          f"`tf.function` and `strategy.run`. Received: a call while tracing {tf.compat.v1.get_default_graph()}")
+    y = self._convert(y, "y", inverse=True)
+    flat = self._with_one_batch_dim(y, inverse=True)
+    if flat.shape[0] == 0 or not bool(tf.reduce_all(tf.math.is_finite(flat))):
+      raise ValueError("`y` must be a batch of at least one event, with finite values only. "
+                       f"Received: shape {y.shape}" + (" with NaN or infinite values" if flat.shape[0] else ""))
+    self._initialize(flat)
+
+  # TFP's interface.
+
+  def _call_forward(self, x, name, **kwargs):
+    with self._name_and_control_scope(name):
+      return self._value(self._convert(x, "x", inverse=False), False, kwargs)
+
+  def _call_inverse(self, y, name, **kwargs):
+    with self._name_and_control_scope(name):
+      return self._value(self._convert(y, "y", inverse=True), True, kwargs)
+
+  def _call_forward_log_det_jacobian(self, x, event_ndims, name, **kwargs):
+    with self._name_and_control_scope(name):
+      return self._log_det(self._convert(x, "x", inverse=False), event_ndims, False, kwargs)
+
+  def _call_inverse_log_det_jacobian(self, y, event_ndims, name, **kwargs):
+    with self._name_and_control_scope(name):
+      return self._log_det(self._convert(y, "y", inverse=True), event_ndims, True, kwargs)
+
+  def _value(self, inputs, inverse, kwargs):
+    done = self._recall(inputs, inverse, kwargs)
+    return self._evaluate(inputs, inverse, kwargs)[0] if done is None else done[0]
+
+  def _log_det(self, inputs, event_ndims, inverse, kwargs):
+    min_event_ndims = self._event_shapes[inverse].rank
+    extra = 0 if event_ndims is None else int(tf.get_static_value(event_ndims)) - min_event_ndims
+    if not 0 <= extra <= inputs.shape.rank - min_event_ndims:
+      raise ValueError(f"`event_ndims` must lie between {min_event_ndims} and the rank of the input, "
+                       f"{inputs.shape.rank}. Received: {event_ndims}")
+    done = self._recall(inputs, inverse, kwargs)
+    log_det = self._evaluate(inputs, inverse, kwargs)[1] if done is None else done[1]
+    return tf.reduce_sum(log_det, axis=list(range(-extra, 0))) if extra else log_det
+
+  def _forward_event_shape(self, input_shape):
+    return input_shape
+
+  def _inverse_event_shape(self, output_shape):
+    return output_shape
+
+  def _forward_event_shape_tensor(self, input_shape):
+    return input_shape
+
+  def _inverse_event_shape_tensor(self, output_shape):
+    return output_shape
+
+  # One evaluation.
+
+  def _convert(self, value, name, inverse):
+    value = tf.convert_to_tensor(value, dtype=self.dtype, name=name)
+    expected = self._event_shapes[inverse]
+    if value.shape.rank is None or value.shape.rank < expected.rank or not expected.is_compatible_with(
+        value.shape[value.shape.rank - expected.rank:]):
+      wanted = ", ".join(["..."] + ["?" if d is None else str(d) for d in expected.as_list()])
+      raise ValueError(f"`{name}` of `{self.name}.{'inverse' if inverse else 'forward'}` must have shape [{wanted}]. "
+                       f"Received: {value.shape}")
+    if self.validate_args:
+      value = tf.debugging.check_numerics(value, f"`{name}` of `{self.name}` must be finite.")
+    return value
+
+  def _with_one_batch_dim(self, value, inverse):
+    """To exactly one batch dimension."""
+    event = value.shape[value.shape.rank - self._event_shapes[inverse].rank:]
+    if value.shape.rank == event.rank + 1:
+      return value
+    sizes = tf.unstack(tf.shape(value)[value.shape.rank - event.rank:]) if not event.is_fully_defined() else list(event)
+    count = value.shape[:value.shape.rank - event.rank].num_elements()
+    return tf.reshape(value, [-1 if count is None else count] + sizes)
+
+  def _evaluate(self, inputs, inverse, kwargs):
+    batch_rank = inputs.shape.rank - self._event_shapes[inverse].rank
+    batch_shape = tf.shape(inputs)[:batch_rank]
+    static_batch_shape = inputs.shape[:batch_rank]
+    flat_kwargs = {key: tf.reshape(tf.broadcast_to(value, batch_shape), [-1]) for key, value in kwargs.items()}
+    flat = self._with_one_batch_dim(inputs, inverse)
+    run = self._inverse_and_log_det if inverse else self._forward_and_log_det
+    outputs, log_det = run(flat, **flat_kwargs)
+    if flat is not inputs:
+      event = outputs.shape[1:]
+      outputs = tf.reshape(outputs, tf.concat([batch_shape, tf.shape(outputs)[1:]], axis=0))
+      outputs.set_shape(static_batch_shape.concatenate(event))
+    log_det = tf.reshape(tf.broadcast_to(log_det, tf.shape(flat)[:1]), batch_shape)
+    log_det.set_shape(static_batch_shape)
+    if outputs is inputs:
+      outputs = tf.identity(outputs)
+    _Pass(self, inverse, inputs, outputs, log_det, kwargs).remember()
+    return outputs, log_det
+
+  def _recall(self, inputs, inverse, kwargs):
+    """Value and log-det of an earlier pass, from either of its ends, if they still hold; else `None`."""
+    for attribute in (_RETURNED_BY, _GIVEN_TO):
+      done = getattr(inputs, attribute, None)
+      if done is None or not done.is_by(self, kwargs) or done.inverse != (inverse == (attribute == _GIVEN_TO)):
+        continue
+      value = done.input if attribute == _RETURNED_BY else done.output()
+      if value is not None and done.still_holds():
+        return value, (-done.log_det if attribute == _RETURNED_BY else done.log_det)
+    return None
+
+  def _state(self):
+    """A token of the weights as they are: equal tokens, equal weights."""
+    if tf.inside_function():
+      graph = tf.compat.v1.get_default_graph()
+      return graph, len(graph.get_operations())
+    variables = [v for v in self.variables if v.dtype != tf.bool]
+    return b"".join(tf.fingerprint(tf.reshape(v, [1, -1])).numpy().tobytes() for v in variables)
+
+  def _is_state(self, state):
+    if not tf.inside_function() or isinstance(state, bytes):
+      return not tf.inside_function() and state == self._state()
+    graph, num_operations = state
+    return graph is tf.compat.v1.get_default_graph() and not any(
+        _may_write(op) for op in graph.get_operations()[num_operations:])
+
+
+def channels_event_shape(num_channels, event_ndims):
+  """The event shape `[..., C]` of a bijector that acts on channels; raises `ValueError` for anything but counts."""
+  if not isinstance(num_channels, int) or num_channels < 1:
+    raise ValueError(f"`num_channels` must be a positive `int`. Received: {num_channels!r}")
+  if event_ndims not in (1, 2, 3, 4):
+    raise ValueError("`event_ndims` must be 1 for vectors [C], 3 for images [H, W, C], or the rank of other events. "
+                     f"Received: {event_ndims!r}")
+  return [None] * (event_ndims - 1) + [num_channels]
+
+
+def num_positions(event_shape, dtype):
+  """Number of positions, `H * W` of an image, at which a bijector on channels acts."""
+  count = event_shape[:-1].num_elements()
+  if count is None:
+    raise ValueError(f"The size of an event must be known when the graph is built. Received: {event_shape}")
+  return tf.cast(count, dtype)
+
+
+class _Pass:
+  """One evaluated pass of a bijector.
+
+  The tensor returned keeps the one given alive, not the other way round: no cycle, and nothing outlives the user's
+  own references.
+  """
+
+  def __init__(self, bijector, inverse, input_, output, log_det, kwargs):
+    self.bijector = bijector
+    self.inverse = inverse
+    self.input = input_
+    self.output = weakref.ref(output)
+    self.log_det = log_det
+    self.kwargs = kwargs
+    self.state = bijector._state()  # pylint: disable=protected-access
+    # Made here and now, so that just the tapes that saw this pass see it.
+    self.witness = tf.identity(output)
+
+  def remember(self):
+    setattr(self.output(), _RETURNED_BY, self)
+    given = _Pass.__new__(_Pass)
+    given.__dict__.update(self.__dict__, input=None)
+    setattr(self.input, _GIVEN_TO, given)
+
+  def is_by(self, bijector, kwargs):
+    return self.bijector is bijector and self.kwargs.keys() == kwargs.keys() and all(
+        self.kwargs[key] is kwargs[key] for key in kwargs)
+
+  def still_holds(self):
+    """Whether a new evaluation would give the same numbers, seen by the same gradient tapes."""
+    if not self.bijector._is_state(self.state):  # pylint: disable=protected-access
+      return False
+    ends = [end for end in (self.input, self.output()) if end is not None]
+    reads = [v.read_value() for v in self.bijector.trainable_variables]
+    now = _tapes_that_watch(ends + reads)
+    # With several tapes, or a persistent one, TensorFlow does not tell whether they are the same as then.
+    return now < 2 and now == _tapes_that_watch([self.witness, self.log_det])
+
+
+def _tapes_that_watch(tensors):
+  """0: none, 1: one that is not persistent, 2: more, or persistent."""
+  return pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes(tensors)
+
+
+def _may_write(op):
+  reads = ("ReadVariableOp", "VariableShape")
+  return op.type not in reads and any(tensor.dtype == tf.resource for tensor in op.inputs)

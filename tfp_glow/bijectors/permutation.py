@@ -1,0 +1,60 @@
+"""Fixed permutations of the channels."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape
+
+
+class ChannelPermutation(OnePassBijector):
+  """Reorders the channels: `inverse(y) = y[..., indices]`, with log-det 0.
+
+  References:
+    The two alternatives to the 1x1 convolution in Kingma and Dhariwal, "Glow" (2018), section 3.2: reversed order, as
+    in RealNVP, and a fixed random permutation.
+  """
+
+  def __init__(self, indices, event_ndims=3, dtype=None, validate_args=False, name="channel_permutation"):
+    """Creates the permutation.
+
+    Args:
+      indices: Sequence of `int`s, a permutation of `0 .. C-1`.
+      event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
+      dtype: See `OnePassBijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if `indices` is not a permutation.
+    """
+    parameters = dict(locals())
+    indices = np.asarray(indices)
+    if indices.ndim != 1 or not np.array_equal(np.sort(indices), np.arange(indices.size)):
+      raise ValueError(f"`indices` must be a permutation of 0 .. C-1. Received: {indices.tolist()}")
+    event_shape = channels_event_shape(int(indices.size), event_ndims)
+    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    # A variable, so that a checkpoint holds it and each step of a `Scan` may have its own.
+    self.indices = self._add_variable("indices", tf.constant(indices, tf.int32), trainable=False)
+
+  def _forward_and_log_det(self, x):
+    return self._prepare_and_apply(x, inverse=False)
+
+  def _inverse_and_log_det(self, y):
+    return self._prepare_and_apply(y, inverse=True)
+
+  def matrix(self, value, inverse):
+    """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, 0."""
+    num_channels = self.indices.shape[-1]
+    one_hot = tf.one_hot(value(self.indices), num_channels, dtype=self.dtype)
+    return tf.linalg.matrix_transpose(one_hot) if inverse else one_hot, tf.zeros([], self.dtype)
+
+  def _prepare(self, value, event_shape, inverse):
+    indices = value(self.indices)
+    return indices if inverse else tf.argsort(indices), tf.zeros([], self.dtype)
+
+  def _apply(self, inputs, weights, inverse):
+    return tf.gather(inputs, weights, axis=-1), tf.zeros([], inputs.dtype)
+
+  def _variables_of_apply(self):
+    return []

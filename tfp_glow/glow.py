@@ -1,0 +1,325 @@
+"""Glow: the step of flow and the multi-scale bijector."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow import networks
+from tfp_glow.bijectors.actnorm import ActNorm
+from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, channel_product
+from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
+from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
+from tfp_glow.bijectors.one_pass import OnePassBijector, num_positions
+from tfp_glow.bijectors.permutation import ChannelPermutation
+from tfp_glow.bijectors.scan import Scan
+from tfp_glow.bijectors.squeeze import Squeeze
+
+_COUPLINGS = {"affine": AffineCoupling, "additive": AdditiveCoupling}
+_PERMUTATIONS = ("conv1x1", "reverse", "shuffle")
+
+
+class GlowStep(OnePassBijector):
+  """One step of flow; `inverse` is actnorm, then permutation, then coupling.
+
+  Actnorm and permutation are one matrix product: `((y + b) * s) @ W = y @ (s W) + (b s) @ W`.
+
+  References:
+    Kingma and Dhariwal, "Glow" (2018), figure 2 (a).
+  """
+
+  def __init__(self, actnorm, permutation, coupling, validate_args=False, name="glow_step"):
+    """Creates the step.
+
+    Args:
+      actnorm: `ActNorm`.
+      permutation: `InvertibleConv1x1` or `ChannelPermutation`.
+      coupling: `AffineCoupling` or `AdditiveCoupling`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+    """
+    parameters = dict(locals())
+    event_shape = actnorm.inverse_event_shape([None] * 2 + [actnorm.shift.shape[0]])
+    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=actnorm.dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    self.actnorm = self._add_child(actnorm)
+    self.permutation = self._add_child(permutation)
+    self.coupling = self._add_child(coupling)
+
+  def build(self, event_shape):
+    """Builds the coupling's network for events of this shape."""
+    self.coupling.build(event_shape)
+
+  def _forward_and_log_det(self, x):
+    return self._prepare_and_apply(x, inverse=False)
+
+  def _inverse_and_log_det(self, y):
+    return self._prepare_and_apply(y, inverse=True)
+
+  def _prepare(self, value, event_shape, inverse):
+    shift = value(self.actnorm.shift)
+    log_scale = networks.LOG_SCALE_FACTOR * value(self.actnorm.log_scale)
+    matrix, log_det = self.permutation.matrix(value, inverse)
+    log_det_actnorm = tf.reduce_sum(log_scale, -1)
+    log_det = num_positions(event_shape, self.dtype) * (log_det + (log_det_actnorm if inverse else -log_det_actnorm))
+    if inverse:
+      weights = (tf.exp(log_scale)[..., tf.newaxis] * matrix,
+                 tf.linalg.matvec(matrix, shift * tf.exp(log_scale), transpose_a=True))
+    else:
+      weights = (matrix * tf.exp(-log_scale)[..., tf.newaxis, :], -shift)
+    return weights, log_det
+
+  def _apply(self, inputs, weights, inverse):
+    matrix, bias = weights
+    if inverse:
+      return self.coupling._inverse_and_log_det(channel_product(inputs, matrix) + bias)
+    outputs, log_det = self.coupling._forward_and_log_det(inputs)
+    return channel_product(outputs, matrix) + bias, log_det
+
+  def _variables_of_apply(self):
+    return self.coupling._keras_variables()
+
+  def _initialize(self, y):
+    for bijector in (self.actnorm, self.permutation, self.coupling):
+      y = bijector._initialize(y)
+    return y
+
+
+class GlowBijector(OnePassBijector):
+  """Glow, multi-scale, from a latent vector to an image.
+
+  ```none
+  inverse: for each block (the paper's level): squeeze, K steps of flow; then, but in the last block, half of the
+           channels leave, whitened by a Gaussian whose mean and scale are learned from the other half.
+  ```
+
+  All latents are standard normal where the model is right. The vector holds them one after the other, the first to
+  leave first and the top last; `split_latent` gives them back as images.
+
+  #### Example
+
+  ```python
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=2, num_steps_per_block=4, num_hidden=32)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  images = tfp.distributions.TransformedDistribution(base, glow)
+  x = images.sample(3)      # [3, 8, 8, 1]
+  images.log_prob(x)        # [3], in nats
+  ```
+
+  References:
+    Kingma and Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018).
+  """
+
+  def __init__(self, output_shape=(32, 32, 3), num_glow_blocks=3, num_steps_per_block=32, num_hidden=512,
+               coupling="affine", permutation="conv1x1", network_fn=None, num_classes=None, learn_top=True,
+               gradient="autodiff", seed=None, dtype=None, validate_args=False, name="glow"):
+    """Creates the bijector.
+
+    Args:
+      output_shape: `(H, W, C)` of an image; `H` and `W` divisible by `2 ** num_glow_blocks`.
+      num_glow_blocks: Python `int`, the paper's number of levels.
+      num_steps_per_block: Python `int`, steps of flow in a block, the paper's depth `K`.
+      num_hidden: Python `int`, channels of the hidden layers of the default network.
+      coupling: `"affine"` or `"additive"`.
+      permutation: `"conv1x1"`, `"reverse"` or `"shuffle"`.
+      network_fn: Callable, from `num_output_channels` to a Keras layer from `[N, h, w, c]` to
+        `[N, h, w, num_output_channels]`, used in place of `networks.CouplingNetwork`. It is called for every step.
+        Have its last layer start at zero: the flow then starts near the identity.
+      num_classes: Python `int`: the top prior depends on `labels`, which must be passed as
+        `bijector_kwargs={"labels": labels}`. `None`: no classes.
+      learn_top: Python `bool`: whether the Gaussian of the top latent is learned.
+      gradient: See `Scan`.
+      seed: Python `int`: same seed, same initial values (but for those of your own `network_fn`). `None`: others each
+        time (after `keras.utils.set_random_seed`, the same).
+      dtype: Floating dtype of parameters, images and latents. Default: Keras' `floatx`.
+      validate_args: Python `bool`: a non-finite input is an error, at a cost.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if an argument is not as above.
+    """
+    parameters = dict(locals())
+    height, width, channels = _checked_output_shape(output_shape, num_glow_blocks)
+    _check_positive(num_steps_per_block=num_steps_per_block, num_hidden=num_hidden)
+    if num_classes is not None:
+      _check_positive(num_classes=num_classes)
+    _check_choice("coupling", coupling, tuple(_COUPLINGS))
+    _check_choice("permutation", permutation, _PERMUTATIONS)
+    super().__init__(forward_event_shape=[height * width * channels], inverse_event_shape=[height, width, channels],
+                     dtype=dtype, validate_args=validate_args, parameters=parameters, name=name)
+    self._squeeze = self._add_child(Squeeze(dtype=self.dtype))
+    self._num_steps_per_block = num_steps_per_block
+    self._block_shapes = self._no_dependency(_block_shapes((height, width, channels), num_glow_blocks))
+    self.initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
+    seeds = _Seeds(seed)
+    self.blocks = []
+    self.splits = []
+    for block, event_shape in enumerate(self._block_shapes):
+      make_step = _step_maker(event_shape[-1], _COUPLINGS[coupling], permutation, network_fn, num_hidden, seeds,
+                              self.dtype)
+      self.blocks.append(self._add_child(
+          Scan(make_step, num_steps_per_block, event_shape, gradient, self.dtype, name=f"block{block}")))
+      if block < num_glow_blocks - 1:
+        self.splits.append(self._add_child(FactorOut(event_shape, self.dtype, name=f"split{block}")))
+    self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top"))
+
+  def split_latent(self, z):
+    """The latents as images, from the vector.
+
+    Args:
+      z: Tensor `[..., H * W * C]`.
+
+    Returns:
+      List of tensors `[..., h, w, c]`, one for each block: the first to leave first, the top last.
+
+    Raises:
+      ValueError: if the shape of `z` does not fit.
+    """
+    z = self._convert(z, "z", inverse=False)
+    shapes = self._latent_shapes()
+    parts = tf.split(z, [shape.num_elements() for shape in shapes], axis=-1)
+    return [tf.reshape(part, tf.concat([tf.shape(z)[:-1], shape], axis=0)) for part, shape in zip(parts, shapes)]
+
+  def join_latent(self, parts):
+    """The inverse of `split_latent`.
+
+    Args:
+      parts: List of tensors `[..., h, w, c]`, as `split_latent` returns it.
+
+    Returns:
+      z: Tensor `[..., H * W * C]`.
+
+    Raises:
+      ValueError: if `parts` has not one tensor of the right shape for each block.
+    """
+    shapes = self._latent_shapes()
+    parts = [tf.convert_to_tensor(part, self.dtype) for part in parts]
+    if len(parts) != len(shapes) or any(not shape.is_compatible_with(part.shape[-3:])
+                                        for part, shape in zip(parts, shapes)):
+      raise ValueError(f"`parts` must have the shapes {[[...] + shape.as_list() for shape in shapes]}. "
+                       f"Received: {[part.shape for part in parts]}")
+    return tf.concat([tf.reshape(part, tf.concat([tf.shape(part)[:-3], [shape.num_elements()]], axis=0))
+                      for part, shape in zip(parts, shapes)], axis=-1)
+
+  def _latent_shapes(self):
+    leaving = [tf.TensorShape([h, w, c // 2]) for h, w, c in self._block_shapes[:-1]]
+    return leaving + [tf.TensorShape(self._block_shapes[-1])]
+
+  def _forward_and_log_det(self, x, labels=None):
+    *parts, top = self.split_latent(x)
+    y, log_det = self.top._forward_and_log_det(top, labels)
+    for block, noise in zip(reversed(range(len(self.blocks))), [None] + parts[::-1]):
+      if noise is not None:
+        y, log_det_split = self.splits[block].merge(y, noise)
+        log_det += log_det_split
+      y, log_det_steps = self.blocks[block]._forward_and_log_det(y)
+      y, _ = self._squeeze._forward_and_log_det(y)
+      log_det += log_det_steps
+    return y, log_det
+
+  def _inverse_and_log_det(self, y, labels=None):
+    return self._encode(y, labels, lambda block, y: block._inverse_and_log_det(y))
+
+  def _initialize(self, y):
+    """Block after block; the top prior keeps its values, whatever the labels."""
+    labels = None if self.top.num_classes is None else tf.zeros(tf.shape(y)[:1], tf.int32)
+    x, _ = self._encode(y, labels, lambda block, y: (block._initialize(y), 0.))
+    self.initialized.assign(True)
+    return x
+
+  def _encode(self, y, labels, run_block):
+    parts, log_det = [], 0.
+    for index, block in enumerate(self.blocks):
+      y, _ = self._squeeze._inverse_and_log_det(y)
+      y, log_det_steps = run_block(block, y)
+      log_det += log_det_steps
+      if index < len(self.splits):
+        y, noise, log_det_split = self.splits[index].split(y)
+        parts.append(noise)
+        log_det += log_det_split
+    top, log_det_top = self.top._inverse_and_log_det(y, labels)
+    return self.join_latent(parts + [top]), log_det + log_det_top
+
+  def _forward_event_shape(self, input_shape):
+    return self._other_shape(input_shape, inverse=False)
+
+  def _inverse_event_shape(self, output_shape):
+    return self._other_shape(output_shape, inverse=True)
+
+  def _forward_event_shape_tensor(self, input_shape):
+    return tf.concat([input_shape[:-1], self._event_shapes[True]], axis=0)
+
+  def _inverse_event_shape_tensor(self, output_shape):
+    return tf.concat([output_shape[:-3], self._event_shapes[False]], axis=0)
+
+  def _other_shape(self, shape, inverse):
+    shape, own = tf.TensorShape(shape), self._event_shapes[inverse]
+    if shape.rank is None:
+      return self._event_shapes[not inverse]
+    if not own.is_compatible_with(shape[shape.rank - own.rank:]):
+      raise ValueError(f"The event shape on this side of `{self.name}` must be {own}. Received: {shape}")
+    return shape[:shape.rank - own.rank].concatenate(self._event_shapes[not inverse])
+
+
+class _Seeds:
+  """An endless row of seeds from one; of `None`s from `None`."""
+
+  def __init__(self, seed):
+    self._rng = None if seed is None else np.random.default_rng(seed)
+
+  def next(self):
+    return None if self._rng is None else int(self._rng.integers(2**30))
+
+
+def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, seeds, dtype):
+  """The `make_step` of a block."""
+  num_changed = num_channels - num_channels // 2
+  num_outputs = 2 * num_changed if coupling is AffineCoupling else num_changed
+
+  def make_network():
+    if network_fn is not None:
+      return network_fn(num_outputs)
+    return networks.CouplingNetwork(num_outputs, num_hidden, seeds.next(), dtype=dtype.name)
+
+  def make_permutation():
+    if permutation == "conv1x1":
+      return InvertibleConv1x1(num_channels, seeds.next(), dtype=dtype)
+    if permutation == "reverse":
+      return ChannelPermutation(np.arange(num_channels)[::-1], dtype=dtype)
+    return ChannelPermutation(np.random.default_rng(seeds.next()).permutation(num_channels), dtype=dtype)
+
+  return lambda k: GlowStep(ActNorm(num_channels, dtype=dtype), make_permutation(), coupling(make_network(),
+                                                                                          dtype=dtype))
+
+
+def _block_shapes(output_shape, num_blocks):
+  """Shapes `[h, w, c]` in which the steps of each block work."""
+  shapes, (height, width, channels) = [], output_shape
+  for _ in range(num_blocks):
+    height, width, channels = height // 2, width // 2, channels * 4
+    shapes.append((height, width, channels))
+    channels //= 2
+  return shapes
+
+
+def _checked_output_shape(output_shape, num_glow_blocks):
+  _check_positive(num_glow_blocks=num_glow_blocks)
+  shape = tuple(output_shape)
+  if len(shape) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
+    raise ValueError(f"`output_shape` must be (height, width, channels), positive `int`s. Received: {output_shape!r}")
+  if any(size % 2**num_glow_blocks for size in shape[:2]):
+    raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** `num_glow_blocks` = "
+                     f"{2**num_glow_blocks}, as every block halves them. Received: {output_shape!r}")
+  return shape
+
+
+def _check_positive(**arguments):
+  for name, value in arguments.items():
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+      raise ValueError(f"`{name}` must be a positive `int`. Received: {value!r}")
+
+
+def _check_choice(name, value, choices):
+  if value not in choices:
+    raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")

@@ -1,0 +1,96 @@
+"""The weights of the original TensorFlow 1 code."""
+
+import numpy as np
+
+from tfp_glow.bijectors.conv1x1 import lu_factors
+
+
+def assign_original_variables(glow, values):
+  """Puts weights of the original code into a `GlowBijector` of the same architecture.
+
+  Args:
+    glow: `GlowBijector` with the default network.
+    values: Dict from the original's variable names, such as `"model/0/1/actnorm_center/b"`, to arrays.
+
+  Raises:
+    ValueError: if a variable is missing, or has another shape than the architecture asks for.
+  """
+  rows = original_layout(glow)
+  missing = sorted({name for _, names, _ in rows for name in names} - set(values))
+  if missing:
+    raise ValueError(f"`values` must hold every variable of the architecture; {missing} are missing. "
+                     f"Received: {sorted(values)}")
+  for variable, names, convert in rows:
+    parts = [convert(np.asarray(values[name])) for name in names]
+    value = np.stack(parts) if len(variable.shape) > parts[0].ndim else parts[0]
+    if value.shape != tuple(variable.shape):
+      raise ValueError(f"`values` must give {names[0]} the shape that `{variable.name}` {tuple(variable.shape)} needs. "
+                       f"Received: {np.shape(values[names[0]])}")
+    variable.assign(value)
+  glow.initialized.assign(True)
+
+
+def original_layout(glow):
+  """Where each variable of the original goes.
+
+  Args:
+    glow: `GlowBijector` with the default network.
+
+  Returns:
+    List of `(variable, names, convert)`: the `keras.Variable` holds `convert` of the array `name`, for the steps of a
+    block stacked over all `names`.
+  """
+  rows = []
+  for block, scan in enumerate(glow.blocks):
+    for variable, name, convert in _step_layout(scan.template, glow.parameters["permutation"]):
+      names = [f"model/{block}/{k}/{name}" for k in range(scan.num_steps)]
+      rows.append((scan.stacked(variable), names, convert))
+  for block, split in enumerate(glow.splits):
+    rows += [(variable, [f"model/pool{block}/conv/{name}"], convert)
+             for variable, name, convert in _zero_conv_layout(split.network)]
+  return rows + [(variable, [f"model/prior/{name}"], convert) for variable, name, convert in _top_layout(glow.top)]
+
+
+def _step_layout(step, permutation):
+  network = step.coupling.network
+  rows = [(step.actnorm.shift, "actnorm_center/b", _flat), (step.actnorm.log_scale, "actnorm_scale/logs", _flat)]
+  if permutation == "conv1x1":
+    factor = lambda key: lambda matrix: lu_factors(matrix, matrix.shape[0])[key]
+    rows += [(getattr(step.permutation, key), "invconv/W", factor(key))
+             for key in ("lower", "upper", "log_scale", "sign", "permutation")]
+  elif permutation == "shuffle":
+    rows += [(step.permutation.indices, "shuffle/indices", _flat)]
+  for name, layer in (("l_1", network.first), ("l_2", network.second)):
+    rows += [(layer.shift, f"f1/{name}/actnorm_center/b", _flat),
+             (layer.log_scale, f"f1/{name}/actnorm_scale/logs", _flat)]
+  rows += [(network.first.kernel, "f1/l_1/W", _without_border), (network.first.border_kernel, "f1/l_1/W", _border),
+           (network.second.kernel, "f1/l_2/W", np.asarray)]
+  return rows + [(variable, f"f1/l_last/{name}", convert)
+                 for variable, name, convert in _zero_conv_layout(network.last)]
+
+
+def _zero_conv_layout(layer):
+  return [(layer.kernel, "W", _without_border), (layer.border_kernel, "W", _border), (layer.bias, "b", _flat),
+          (layer.log_scale, "logs", _flat)]
+
+
+def _top_layout(top):
+  rows = []
+  if top.learn_top:
+    rows += [(top.border_kernel, "p/W", _border), (top.bias, "p/b", _flat), (top.log_scale, "p/logs", _flat)]
+  if top.num_classes is not None:
+    rows += [(top.class_kernel, "y_emb/W", np.asarray), (top.class_bias, "y_emb/b", _flat),
+             (top.class_log_scale, "y_emb/logs", _flat)]
+  return rows
+
+
+def _flat(array):
+  return array.reshape(-1)
+
+
+def _without_border(kernel):
+  return kernel[:, :, :-1]
+
+
+def _border(kernel):
+  return kernel[:, :, -1:]

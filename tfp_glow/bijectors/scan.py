@@ -52,7 +52,7 @@ class Scan(OnePassBijector):
     self._template = self._no_dependency(steps[0])
     self._template_variables = self._no_dependency(steps[0]._keras_variables())
     self._stacks = self._no_dependency(
-        {id(first): self._add_variable(first.name, tf.stack([v.value for v in alike]), first.trainable)
+        {id(first): self._add_variable(first.path.replace("/", "_"), tf.stack([v.value for v in alike]), first.trainable)
          for first, *alike in zip(self._template_variables, *_alike(steps))})
 
   _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))

@@ -10,3 +10,4 @@ from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
 from tfp_glow.glow import GlowBijector, GlowStep
+from tfp_glow.model import FlowModel

@@ -151,7 +151,7 @@ class GlowBijector(OnePassBijector):
     self._squeeze = self._add_child(Squeeze(dtype=self.dtype))
     self._num_steps_per_block = num_steps_per_block
     self._block_shapes = self._no_dependency(_block_shapes((height, width, channels), num_glow_blocks))
-    self.initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
+    self._initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
     seeds = _Seeds(seed)
     self.blocks = []
     self.splits = []
@@ -163,6 +163,16 @@ class GlowBijector(OnePassBijector):
       if block < num_glow_blocks - 1:
         self.splits.append(self._add_child(FactorOut(event_shape, self.dtype, name=f"split{block}")))
     self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top"))
+
+  @property
+  def initialized(self):
+    """Whether `initialize` was called, or trained weights were restored: a Python `bool`, saved in checkpoints."""
+    return bool(self._initialized.value)
+
+  @property
+  def num_classes(self):
+    """Number of classes, `None` where there are none."""
+    return self.top.num_classes
 
   def split_latent(self, z):
     """The latents as images, from the vector.
@@ -225,7 +235,7 @@ class GlowBijector(OnePassBijector):
     """Block after block; the top prior keeps its values, whatever the labels."""
     labels = None if self.top.num_classes is None else tf.zeros(tf.shape(y)[:1], tf.int32)
     x, _ = self._encode(y, labels, lambda block, y: (block._initialize(y), 0.))
-    self.initialized.assign(True)
+    self._initialized.assign(True)
     return x
 
   def _encode(self, y, labels, run_block):
@@ -280,7 +290,7 @@ def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, see
   def make_network():
     if network_fn is not None:
       return network_fn(num_outputs)
-    return networks.CouplingNetwork(num_outputs, num_hidden, seeds.next(), dtype=dtype.name)
+    return networks.CouplingNetwork(num_outputs, num_hidden, seeds.next(), dtype=dtype.name, name="network")
 
   def make_permutation():
     if permutation == "conv1x1":

@@ -27,7 +27,7 @@ def assign_original_variables(glow, values):
       raise ValueError(f"`values` must give {names[0]} the shape that `{variable.name}` {tuple(variable.shape)} needs. "
                        f"Received: {np.shape(values[names[0]])}")
     variable.assign(value)
-  glow.initialized.assign(True)
+  glow._initialized.assign(True)
 
 
 def original_layout(glow):

@@ -1,0 +1,159 @@
+"""`Codec`: what a distribution says of images, and the images it makes."""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_glow import dequantize
+
+tfd = tfp.distributions
+
+
+class Codec:
+  """Images in, log-probabilities and latents out, and back: pure functions of tensors.
+
+  `FlowModel` and its SavedModel are both made of these, and so agree.
+  """
+
+  def __init__(self, distribution, num_bits):
+    """Creates the codec.
+
+    Args:
+      distribution: `tfd.Distribution` over one image (or vector): fully defined event shape, no batch shape.
+      num_bits: Python `int`, 1 .. 8, for uint8 images; `None` for continuous data.
+
+    Raises:
+      TypeError: if `distribution` is not a TFP distribution.
+      ValueError: if it is not over one event, or `num_bits` is not as above.
+    """
+    if not isinstance(distribution, tfd.Distribution):
+      raise TypeError(f"`distribution` must be a `tfp.distributions.Distribution`. Received: {distribution!r}")
+    if not distribution.event_shape.is_fully_defined() or distribution.batch_shape.num_elements() != 1:
+      raise ValueError("`distribution` must have a fully defined event shape and no batch shape. Received: "
+                       f"event_shape {distribution.event_shape}, batch_shape {distribution.batch_shape}")
+    if num_bits is not None:
+      dequantize.check_num_bits(num_bits)
+    self.distribution = distribution
+    self.num_bits = num_bits
+
+  @property
+  def event_shape(self):
+    """Shape of one image."""
+    return self.distribution.event_shape
+
+  @property
+  def num_dims(self):
+    """Number of values in an image."""
+    return self.event_shape.num_elements()
+
+  @property
+  def image_dtype(self):
+    """uint8, or the distribution's dtype for continuous data."""
+    return tf.as_dtype(self.distribution.dtype) if self.num_bits is None else tf.uint8
+
+  @property
+  def bijector(self):
+    """Between latents and images.
+
+    Raises:
+      TypeError: if the distribution has none.
+    """
+    if not hasattr(self.distribution, "bijector"):
+      raise TypeError("`distribution` must be a `tfd.TransformedDistribution` to have latents. "
+                      f"Received: {self.distribution!r}")
+    return self.distribution.bijector
+
+  @property
+  def num_classes(self):
+    """Number of classes, `None` where the images have none."""
+    return getattr(getattr(self.distribution, "bijector", None), "num_classes", None)
+
+  def check_images(self, images):
+    """As a tensor.
+
+    Raises:
+      TypeError: if the dtype does not fit `num_bits`.
+      ValueError: if the shape is not `[N] + event_shape`.
+    """
+    images = tf.convert_to_tensor(images)
+    if self.num_bits is None and images.dtype.is_floating:
+      images = tf.cast(images, self.image_dtype)
+    if images.dtype != self.image_dtype:
+      wanted = ("uint8, values 0 .. 255, whatever `num_bits`" if self.num_bits else
+                "floating, as the model was made with `num_bits=None`")
+      raise TypeError(f"`images` must be {wanted}. Received: {images.dtype.name}")
+    if images.shape.rank is not None and not images.shape[1:].is_compatible_with(self.event_shape) or (
+        images.shape.rank == 0):
+      raise ValueError(f"`images` must have shape {[None] + self.event_shape.as_list()}. Received: {images.shape}")
+    return tf.ensure_shape(images, [None] + self.event_shape.as_list())
+
+  def to_values(self, images, noise_seed=None):
+    """Dequantized images; continuous data as they are.
+
+    Args:
+      images: Tensor `[N] + event_shape`.
+      noise_seed: Integer tensor `[2]` of the uniform noise; `None`: midpoints of the bins.
+    """
+    images = self.check_images(images)
+    if self.num_bits is None:
+      return images
+    dtype = self.distribution.dtype
+    noise = 0.5 if noise_seed is None else dequantize.image_noise(images, noise_seed, dtype)
+    return dequantize.dequantize(images, self.num_bits, noise, dtype)
+
+  def to_images(self, values):
+    """The inverse of `to_values`, whatever the noise was."""
+    return values if self.num_bits is None else dequantize.quantize(values, self.num_bits)
+
+  def log_prob(self, images, labels=None, noise_seed=None):
+    """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
+    kwargs = {"bijector_kwargs": self.condition(labels)} if self.condition(labels) else {}
+    log_prob = self.distribution.log_prob(self.to_values(images, noise_seed), **kwargs)
+    return dequantize.discrete_log_prob(log_prob, self.num_dims, self.num_bits)
+
+  def bits_per_dim(self, log_prob):
+    """From `log_prob`'s nats."""
+    return dequantize.bits_per_dim(log_prob, self.num_dims)
+
+  def encode(self, images, labels=None):
+    """Latents `[N, ...]` of images, at the midpoints of their bins."""
+    return self.bijector.inverse(self.to_values(images), **self.condition(labels))
+
+  def decode(self, z, labels=None):
+    """Images `[N] + event_shape` of latents `z`."""
+    return self.to_images(self.bijector.forward(z, **self.condition(labels)))
+
+  def sample(self, num_samples, temperature, seed, labels=None):
+    """New images `[num_samples] + event_shape`.
+
+    Args:
+      num_samples: Integer scalar.
+      temperature: Floating scalar that the latents' deviation from their mean is multiplied by.
+      seed: Integer tensor `[2]`.
+      labels: Integer tensor `[num_samples]`.
+    """
+    if not hasattr(self.distribution, "bijector"):
+      return self.to_images(self.distribution.sample(num_samples, seed=seed))
+    base = self.distribution.distribution
+    z = base.sample(num_samples, seed=seed)
+    mean = base.mean()
+    z = mean + tf.cast(temperature, z.dtype) * (z - mean)
+    z = tf.ensure_shape(z, [None] + base.event_shape.as_list())
+    return self.decode(z, labels)
+
+  def condition(self, labels):
+    """Keyword arguments of the bijector for these labels.
+
+    Raises:
+      ValueError: if labels are missing, or given where there are no classes.
+      TypeError: if they are not integers.
+    """
+    if (labels is None) != (self.num_classes is None):
+      raise ValueError(
+          f"`labels` must be given: the model has {self.num_classes} classes. Received: None" if labels is None else
+          f"`labels` must be None: the model has no classes. Received: {labels!r}")
+    if labels is None:
+      return {}
+    labels = tf.convert_to_tensor(labels)
+    if not labels.dtype.is_integer:
+      raise TypeError(f"`labels` must be integers. Received: {labels.dtype.name}")
+    return {"labels": tf.cast(labels, tf.int32)}

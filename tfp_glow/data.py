@@ -1,0 +1,455 @@
+"""Input pipelines: batches of uint8 images from scikit-learn, TFDS or a folder.
+
+`load_images` returns a `tf.data.Dataset` of uint8 images `[B, H, W, C]`, which `FlowModel.fit` takes as it is. The
+optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when a source needs them.
+"""
+
+import concurrent.futures
+import difflib
+import gzip
+import hashlib
+import importlib
+import io
+import numbers
+import os
+import pathlib
+import tempfile
+from typing import Any, Callable, NamedTuple
+import urllib.parse
+
+import numpy as np
+import tensorflow as tf
+
+_FOLDER_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF")
+_JPEG_FORMATS = ("JPEG", "MPO")  # MPO: what cameras write, with more pictures behind the first.
+_JPEG_END = b"\xff\xd9"
+_EXIF_ORIENTATION, _EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
+
+# TFDS has already shuffled its records on disk, so a part of them at a time is enough.
+_TFDS_SHUFFLE_BUFFER = 10_000
+_CONNECT_TIMEOUT_SECONDS = 10
+
+_DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+# SHA-256 of the decompressed files: Debian's gzip headers are its own.
+_FASHION_MNIST_SHA256 = {
+    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+}
+
+
+class _Source(NamedTuple):
+  examples: tf.data.Dataset  # of `encoded`, cheap to shuffle, or of `(encoded, label)`
+  decode: Callable[[Any], tf.Tensor]  # encoded -> uint8 image [H, W, C]
+  shuffle_buffer: int
+
+
+class _ImageFile(NamedTuple):
+  path: str
+  split: str
+  class_name: str | None  # None: the file is in no sub-folder
+  digest: bytes
+  size: tuple[int, int]  # height, width
+  is_grey: bool
+
+
+def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labels=False, seed=0, data_dir=None,
+                shuffle=None, drop_remainder=False):
+  """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
+
+  There are three kinds of sources:
+
+  * `"digits"`: the 1,797 grey 8x8 digits inside scikit-learn; no network. Their 17 levels v = 0..16 become
+    min(16 v, 255): at 5 bits and more all levels stay distinct, at 4 bits level 16 shares the bin of level 15. The
+    splits (80/10/10, every class in proportion) are fixed, whatever the seed. Sizes: as for TFDS.
+  * A folder: any `pathlib.Path`; a string that names an existing path (which wins over a TFDS name) or starts with
+    `"."`, `"~"` or `"/"`. Its jpg, jpeg, png, bmp and gif files are found recursively, except hidden ones, checked
+    before anything is returned, and decoded only when the pipeline needs them.
+    - Splits: sub-folders `train`, `validation` (or `val`) and `test` are used where there are two of them or nothing
+      else. Otherwise a hash of its bytes assigns each file (80/10/10), so that copies of an image share a split and
+      new files move no others. An image in two split sub-folders is an error.
+    - Labels: the sub-folders of the folder (or of its split sub-folders), sorted by name, are classes 0, 1, ....
+    - Sizes: cropped centrally to a square, then resized up or down with antialiasing. Without `image_size` all images
+      must have one size.
+    - Channels: 3; but 1 if every image of the folder is stored as grey. Transparency is composited on white, 16-bit
+      grey keeps its upper 8 bits, the EXIF orientation of a JPEG is applied, of an animation the first frame is used.
+  * Any other string: a TFDS name such as `"cifar10"`, downloaded and prepared under `data_dir` on first use;
+    `"fashion_mnist"` without network where Debian's package `dataset-fashion-mnist` is installed.
+    - Sizes: larger images are cropped centrally to a square and resized down with antialiasing; smaller ones are not
+      resized up but padded with zeros on all sides (28x28 to 32x32: two pixels each).
+
+  Args:
+    name_or_folder: Source of the images: `"digits"`, a folder, or a TFDS name.
+    split: `"train"`, `"validation"` or `"test"`; for TFDS also any expression of its split API, such as
+      `"train[:90%]"`. `"test"` is the validation split where TFDS or the sub-folders have no test split. `"train"` is
+      always the whole of TFDS's train split.
+    batch_size: Number of images in a batch.
+    image_size: Height and width of the returned images. None: those of the source.
+    with_labels: Whether to return pairs `(images, labels)`, with int64 labels `[B]`.
+    seed: Seed of the shuffling, which (as always in TensorFlow) also depends on the global seed if one is set.
+    data_dir: Where TFDS keeps its prepared data. None: the default of TFDS.
+    shuffle: Whether to shuffle, anew on each pass. None: only `"train"` and parts of it; others have a fixed order.
+    drop_remainder: Whether to drop a last batch with fewer images.
+
+  Returns:
+    A `tf.data.Dataset` of known length, of uint8 batches `[B, H, W, C]` with static height, width and channels, or of
+    pairs of these and labels.
+
+  Raises:
+    ValueError: If an argument is not as above, the split does not exist or is empty, a file is not a readable image,
+      images differ in size and `image_size` is None, or there are no labels and `with_labels` is True.
+    FileNotFoundError, NotADirectoryError: If the folder does not exist, or is a file.
+    ImportError: If the library that reads the source is not installed.
+    ConnectionError: If TFDS would have to download and no host answers.
+    RuntimeError: If TFDS fails to download or to prepare the data.
+  """
+  for name, value in (("batch_size", batch_size), ("image_size", 1 if image_size is None else image_size)):
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+      raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+  if not isinstance(split, str) or not split:
+    raise ValueError(f"`split` must be a string such as 'train', 'validation' or 'test'. Received: split={split!r}")
+  if shuffle is None:
+    shuffle = split.startswith("train")
+  if isinstance(name_or_folder, os.PathLike) or _is_path(name_or_folder):
+    source = _folder_source(pathlib.Path(name_or_folder).expanduser(), split, image_size, with_labels)
+  elif name_or_folder == "digits":
+    source = _digits_source(split, image_size, with_labels)
+  else:
+    source = _tfds_source(name_or_folder, split, image_size, with_labels, shuffle, seed, data_dir)
+  return _batches(source, batch_size, shuffle, seed, drop_remainder)
+
+
+def _batches(source, batch_size, shuffle, seed, drop_remainder):
+  num_images = int(source.examples.cardinality())
+  if drop_remainder and num_images < batch_size:
+    raise ValueError(f"`batch_size` must be at most the number of images ({num_images}) where `drop_remainder` is "
+                     f"True. Received: batch_size={batch_size}")
+  dataset = source.examples
+  if shuffle:
+    # Before decoding: the buffer then holds paths or compressed images.
+    dataset = dataset.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=True)
+
+  def decode(encoded, *label):
+    image = source.decode(encoded)
+    return (image, *label) if label else image
+
+  dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+  return dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
+
+
+def _is_path(name_or_folder):
+  if not isinstance(name_or_folder, str) or not name_or_folder:
+    raise ValueError("`name_or_folder` must be 'digits', the name of a TFDS data set, or a folder. "
+                     f"Received: name_or_folder={name_or_folder!r}")
+  return name_or_folder != "digits" and (
+      name_or_folder.startswith((".", "~")) or os.path.isabs(name_or_folder) or os.path.exists(name_or_folder))
+
+
+def _require(module, purpose, name_or_folder):
+  """Imports an optional library, or says how to install it."""
+  try:
+    return importlib.import_module(module)
+  except ImportError as error:
+    raise ImportError(f"`name_or_folder`: {purpose} needs the Python module {module} ({error}); install it with: "
+                      f"pip install tfp_glow[data]. Received: name_or_folder={str(name_or_folder)!r}") from error
+
+
+def _or_validation(split, available):
+  """Lets the validation split stand in for a missing test split."""
+  return "validation" if split == "test" and "test" not in available and "validation" in available else split
+
+
+def _split_of_tenth(tenth):
+  return {0: "test", 1: "validation"}.get(tenth, "train")
+
+
+def _crop_and_fit(image, image_size):
+  """Crops to the central square, then shrinks or zero-pads to `image_size`."""
+  height, width, _ = tf.unstack(tf.shape(image))
+  side = tf.minimum(height, width)
+  top, left = (height - side) // 2, (width - side) // 2
+  image = image[top:top + side, left:left + side]
+  shrunk = tf.minimum(side, image_size)
+  # To an equal size (padding follows) the resize returns the values unchanged.
+  image = tf.image.resize(image, [shrunk, shrunk], antialias=True)
+  image = tf.saturate_cast(tf.round(image), tf.uint8)
+  before = (image_size - shrunk) // 2
+  after = image_size - shrunk - before
+  return tf.pad(image, [[before, after], [before, after], [0, 0]])
+
+
+def _digits_source(split, image_size, with_labels):
+  digits = _require("sklearn.datasets", "'digits'", "digits").load_digits()
+  images = np.minimum(16 * digits.images, 255).astype(np.uint8)[..., np.newaxis]
+  splits = _digits_splits(images, digits.target)
+  if split not in splits:
+    raise ValueError(f"`split` must be 'train', 'validation' or 'test' for 'digits'. Received: split={split!r}")
+  chosen = splits == split
+  images, labels = images[chosen], digits.target[chosen].astype(np.int64)
+  examples = tf.data.Dataset.from_tensor_slices((images, labels) if with_labels else images)
+
+  def decode(image):
+    return image if image_size is None else tf.ensure_shape(_crop_and_fit(image, image_size), [image_size] * 2 + [1])
+
+  return _Source(examples, decode, shuffle_buffer=len(images))
+
+
+def _digits_splits(images, labels):
+  """Assigns a tenth of each class to test, a tenth to validation; returns the names of the splits, [N]."""
+  # A class is ordered by a hash, not as in the file, where the digits of a writer are neighbours. No two are equal.
+  digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images])
+  splits = np.empty(len(images), dtype=object)
+  for label in np.unique(labels):
+    members = np.flatnonzero(labels == label)
+    members = members[np.argsort(digests[members])]
+    splits[members] = [_split_of_tenth(10 * rank // len(members)) for rank in range(len(members))]
+  return splits
+
+
+def _folder_source(folder, split, image_size, with_labels):
+  _require("PIL.Image", "a folder of images", folder)
+  files = _scan_folder(folder)
+  splits = {file.split for file in files}
+  if _split_folders(folder):
+    split = _or_validation(split, splits)
+  if split not in splits:
+    raise ValueError(f"`split` must be one of {sorted(splits)} for {str(folder)!r}, whose {len(files)} images are "
+                     f"assigned by sub-folders named like the splits, or else by a hash. Received: split={split!r}")
+  chosen = [file for file in files if file.split == split]
+  paths = [os.fsencode(file.path) for file in chosen]
+  examples = tf.data.Dataset.from_tensor_slices((paths, _folder_labels(files, chosen)) if with_labels else paths)
+  num_channels = 1 if all(file.is_grey for file in files) else 3
+  size = _single_size(files) if image_size is None else (image_size, image_size)
+
+  def read(path):
+    return _read_image(os.fsdecode(path), image_size, num_channels)
+
+  def decode(path):
+    # Not stateful: it may run in parallel even where TensorFlow is asked to be deterministic.
+    image = tf.numpy_function(read, [path], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, [*size, num_channels])
+
+  return _Source(examples, decode, shuffle_buffer=len(chosen))
+
+
+def _scan_folder(folder):
+  """Checks and describes every image of a folder, all splits of it, in an order that depends only on names."""
+  received = f"Received: name_or_folder={str(folder)!r}"
+  if not folder.is_dir():
+    error = NotADirectoryError if folder.exists() else FileNotFoundError
+    raise error(f"`name_or_folder` must be 'digits', the name of a TFDS data set, or an existing folder. {received}")
+  roots = _split_folders(folder) or [(folder, None)]
+  places = [(path, root, split) for root, split in roots for path in _image_paths(root)]
+  if not places:
+    raise ValueError(f"`name_or_folder` must contain image files ({', '.join(_IMAGE_SUFFIXES)}). {received}")
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    files = list(pool.map(lambda place: _inspect(*place), places))
+  broken = [str(file) for file in files if isinstance(file, Exception)]
+  if broken:
+    raise ValueError(f"`name_or_folder` must contain only readable images, but {len(broken)} of {len(files)} are not: "
+                     f"{'; '.join(broken[:10])}. {received}")
+  first_with = {}
+  for file in files:
+    other = first_with.setdefault(file.digest, file)
+    if other.split != file.split:
+      raise ValueError(f"`name_or_folder` must not have an image in two splits, but {other.path} and {file.path} are "
+                       f"equal. {received}")
+  return files
+
+
+def _split_folders(folder):
+  """Pairs of sub-folder and split; none if the files are to be split by content."""
+  folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+  named = [(path, _FOLDER_SPLITS[path.name.lower()]) for path in folders if path.name.lower() in _FOLDER_SPLITS]
+  # A single sub-folder `train` among others may be the class of the trains.
+  return named if len(named) >= 2 or len(named) == len(folders) else []
+
+
+def _image_paths(root):
+  paths = []
+  for folder, subfolders, names in os.walk(root, followlinks=True):
+    subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    paths += [os.path.join(folder, name) for name in names
+              if name.lower().endswith(_IMAGE_SUFFIXES) and not name.startswith(".")]
+  return sorted(paths)
+
+
+def _inspect(path, root, split):
+  """Describes an image file, or returns the error if it is not readable; without a split the bytes decide it."""
+  from PIL import Image
+  try:
+    content = pathlib.Path(path).read_bytes()
+    with Image.open(io.BytesIO(content), formats=_PILLOW_FORMATS) as image:
+      width, height = image.size
+      if image.format in _JPEG_FORMATS and image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS:
+        width, height = height, width
+      is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+      if image.format == "PNG":
+        image.verify()  # Its checksums, without decoding.
+      elif image.format not in _JPEG_FORMATS or not content.endswith(_JPEG_END):
+        image.load()
+  except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others.
+    return ValueError(f"{path} ({type(error).__name__}: {str(error).partition(' <_io.BytesIO')[0]})")
+  digest = hashlib.sha256(content).digest()
+  if split is None:
+    split = _split_of_tenth(int.from_bytes(digest[:8], "big") % 10)
+  parts = pathlib.Path(path).relative_to(root).parts
+  return _ImageFile(path, split, parts[0] if len(parts) > 1 else None, digest, (height, width), is_grey)
+
+
+def _single_size(files):
+  examples = {file.size: file.path for file in files}
+  if len(examples) > 1:
+    (size, path), (other_size, other_path) = list(examples.items())[:2]
+    raise ValueError("`image_size` must be given for a folder whose images differ in size, as "
+                     f"{path} {size} and {other_path} {other_size} do. Received: image_size=None")
+  return next(iter(examples))
+
+
+def _folder_labels(files, chosen):
+  """Labels of the chosen files; the classes are those of all splits."""
+  for file in files:
+    if file.class_name is None:
+      raise ValueError(f"`with_labels` needs a folder with one sub-folder per class, but {file.path} is in none. "
+                       "Received: with_labels=True")
+  labels = {name: label for label, name in enumerate(sorted({file.class_name for file in files}))}
+  return np.array([labels[file.class_name] for file in chosen], np.int64)
+
+
+def _read_image(path, image_size, num_channels):
+  """Decodes an image file to a uint8 array [H, W, C]."""
+  from PIL import Image, ImageOps
+  try:
+    with Image.open(path, formats=_PILLOW_FORMATS) as image:
+      if image_size is not None:
+        image.draft(None, (2 * image_size, 2 * image_size))  # Lets libjpeg skip detail far below a pixel of the result.
+      if image.format in _JPEG_FORMATS:
+        image = ImageOps.exif_transpose(image)
+      if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+      elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+      image = image.convert("L" if num_channels == 1 else "RGB")
+  except Exception as error:  # As in `_inspect`.
+    raise ValueError(f"`name_or_folder` has an image that cannot be decoded ({error}). Received: {path}") from error
+  if image_size is not None:
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+  return np.asarray(image).reshape(image.height, image.width, num_channels)
+
+
+def _tfds_source(name, split, image_size, with_labels, shuffle, seed, data_dir):
+  """A data set of TFDS, prepared on first use."""
+  tfds = _require("tensorflow_datasets", "a string that is not an existing folder", name)
+  builder = _tfds_builder(tfds, name, data_dir)
+  keys = _tfds_features(tfds, builder, name, with_labels)
+  feature = builder.info.features[keys[0]]
+  shape = feature.shape if image_size is None else (image_size, image_size, feature.shape[-1])
+  if None in shape:
+    raise ValueError(f"`image_size` must be given for {name!r}, whose images differ in size. Received: image_size=None")
+  _tfds_prepare(builder, name)
+  splits = builder.info.splits
+  # Images stay compressed until they have been shuffled.
+  decoders = tfds.decode.PartialDecoding({key: True for key in keys}, decoders={keys[0]: tfds.decode.SkipDecoding()})
+  try:
+    examples = builder.as_dataset(split=_or_validation(split, splits), shuffle_files=shuffle, decoders=decoders,
+                                  read_config=tfds.ReadConfig(shuffle_seed=seed))
+  except ValueError as error:
+    raise ValueError(f"`split` must be one of {[str(key) for key in splits]} for {name!r}, or a part: 'train[90%:]' to "
+                     f"validate or test, with 'train[:90%]' to train ({error}). Received: split={split!r}") from error
+  except AssertionError as error:  # There are no files: `_tfds_prepare` left it at that.
+    raise ConnectionError(f"`name_or_folder`: TFDS has not prepared {name!r} in {builder.data_dir} yet, and no host of "
+                          "its files answers; prepare it once where there is a network. "
+                          f"Received: name_or_folder={name!r}") from error
+
+  def decode(encoded):
+    image = feature.decode_example(encoded)
+    return tf.ensure_shape(image if image_size is None else _crop_and_fit(image, image_size), shape)
+
+  examples = examples.map(lambda example: tuple(example[key] for key in keys) if with_labels else example[keys[0]])
+  return _Source(examples, decode, _TFDS_SHUFFLE_BUFFER)
+
+
+def _tfds_builder(tfds, name, data_dir):
+  try:
+    return tfds.builder(name, data_dir=data_dir)
+  except ValueError as error:  # An unknown name, configuration or version.
+    known = tfds.list_builders(with_community_datasets=False)
+    base_name = name.partition("/")[0].partition(":")[0]
+    if base_name in known:
+      reason = f"; TFDS has {base_name!r}, but: {error}"
+    else:
+      matches = difflib.get_close_matches(base_name, ["digits", *known])
+      reason = f"; close names are {matches}" if matches else ""
+    raise ValueError(f"`name_or_folder` must be 'digits', the name of a TFDS data set, or an existing folder{reason}. "
+                     f"Received: name_or_folder={name!r}") from error
+
+
+def _tfds_features(tfds, builder, name, with_labels):
+  """Names of the image feature and, if wanted, of the label feature."""
+  features = builder.info.features
+
+  def find(feature_type, usual_key):
+    keys = [key for key in features if isinstance(features[key], feature_type)]
+    candidates = (usual_key, *(builder.info.supervised_keys or ()), *(keys if len(keys) == 1 else ()))
+    return next((key for key in candidates if key in keys), None)
+
+  image_key, label_key = find(tfds.features.Image, "image"), find(tfds.features.ClassLabel, "label")
+  if image_key is None or features[image_key].dtype != np.uint8:
+    raise ValueError(f"`name_or_folder` must be a data set with a feature of uint8 images; those of {name!r} are "
+                     f"{list(features)}. Received: name_or_folder={name!r}")
+  if with_labels and label_key is None:
+    raise ValueError(f"`with_labels` needs a data set with a class label; the features of {name!r} are "
+                     f"{list(features)}. Received: with_labels=True")
+  return (image_key, label_key) if with_labels else (image_key,)
+
+
+def _tfds_prepare(builder, name):
+  """Downloads and prepares a data set, unless that is done or cannot succeed.
+
+  Where no host answers nothing is done: TFDS would retry for minutes, and its reader reports missing files at once. A
+  preparation that fails or is interrupted leaves nothing that TFDS takes for a prepared data set.
+  """
+  if builder.is_prepared():
+    return
+  try:
+    if builder.name == "fashion_mnist" and _DEBIAN_FASHION_MNIST.is_dir():
+      _prepare_debian_fashion_mnist(builder)
+    elif _host_answers(builder):
+      builder.download_and_prepare()
+  except Exception as error:
+    raise RuntimeError(f"`name_or_folder`: TFDS could not prepare {name!r} in {builder.data_dir}: {error}. "
+                       f"Received: name_or_folder={name!r}") from error
+
+
+def _host_answers(builder):
+  """Whether one of the hosts of the files answers, or TFDS does not know them before it downloads."""
+  import requests  # What TFDS downloads with, so that proxies are the same.
+  urls = [urllib.parse.urlsplit(url) for url in builder.url_infos or ()]
+  hosts = {f"{url.scheme}://{url.netloc}" for url in urls if url.scheme in ("http", "https")}
+  for host in sorted(hosts):
+    try:
+      requests.head(host, timeout=_CONNECT_TIMEOUT_SECONDS)
+      return True
+    except requests.RequestException:
+      continue
+  return not hosts
+
+
+def _prepare_debian_fashion_mnist(builder):
+  """Lets TFDS prepare Fashion-MNIST from the files that Debian installs."""
+  for file_name, expected in _FASHION_MNIST_SHA256.items():
+    path = _DEBIAN_FASHION_MNIST / file_name
+    with gzip.open(path) as file:
+      actual = hashlib.sha256(file.read()).hexdigest()
+    if actual != expected:
+      raise ValueError(f"{path} is not the original file: the SHA-256 of its decompressed bytes must be {expected}, "
+                       f"and is {actual}")
+  builder.URL = _DEBIAN_FASHION_MNIST.as_uri() + "/"  # Of this builder only; the class keeps the one of the network.
+  with tempfile.TemporaryDirectory() as download_dir:  # For TFDS's copies, which nobody needs later.
+    builder.download_and_prepare(download_dir=download_dir)

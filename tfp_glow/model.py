@@ -1,0 +1,342 @@
+"""`FlowModel`: trains a distribution over images with Keras."""
+
+import itertools
+import random
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow import export
+from tfp_glow.codec import Codec
+
+# First entries of the noise's seed: training, evaluation and initialisation never share their noise.
+_TRAIN, _TEST, _ADAPT = range(3)
+
+
+class FlowModel(keras.Model):
+  """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
+
+  The loss is the mean number of bits per dimension, which is reported as the metric `bits_per_dim`, too. Batches are
+  uint8 images `[N, H, W, C]`, or `(images, labels)`, or `{"image": images, "label": labels}`; labels are used by
+  class-conditional distributions only.
+
+  uint8 images are dequantized by noise that is uniform in each value's bin: a function of the seed, the step and the
+  image, so that runs are reproducible, whatever the number of replicas. `evaluate` and `predict` always use the same
+  noise, and give the same number twice.
+
+  #### Example
+
+  ```python
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  images = tfp_glow.data.load_images("digits", "train", batch_size=64)
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=2, num_steps_per_block=4, num_hidden=32)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model.compile(optimizer="adam")
+  model.fit(images, epochs=1)
+  samples = model.sample(16, temperature=0.7, seed=0)     # uint8 [16, 8, 8, 1]
+  ```
+
+  References:
+    Theis et al., "A note on the evaluation of generative models" (2015), on bits per dimension of discrete data.
+  """
+
+  def __init__(self, distribution, num_bits=8, seed=0, name="flow_model"):
+    """Creates the model; it shares the distribution's variables.
+
+    Args:
+      distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`.
+      num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data, not dequantized.
+      seed: Python `int` of the dequantization noise.
+      name: Python `str`.
+
+    Raises:
+      TypeError: if `distribution` is not a TFP distribution.
+      ValueError: if it is not over one event, has no variables, or `num_bits` is not as above.
+    """
+    super().__init__(name=name)
+    self._codec = Codec(distribution, num_bits)
+    self._seed = seed
+    if not distribution.trainable_variables:
+      raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
+                       f"variable does not count). Received: {distribution!r}")
+    # Keras trains `keras.Variable`s; these share the storage of the distribution's.
+    self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
+                     for v in distribution.variables]
+    self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
+    self._bits_per_dim = keras.metrics.Mean(name="bits_per_dim")
+    make = lambda function: tf.function(function, reduce_retracing=True)
+    self._encode = make(self._codec.encode)
+    self._decode = make(self._codec.decode)
+    self._sample = make(self._codec.sample)
+    self._log_prob = make(self._codec.log_prob)
+    self.built = True
+
+  @property
+  def distribution(self):
+    """The `tfd.Distribution` that is trained."""
+    return self._codec.distribution
+
+  @property
+  def num_bits(self):
+    """Bits kept of uint8 images, `None` for continuous data."""
+    return self._codec.num_bits
+
+  def compile(self, optimizer="adam", jit_compile="auto", **kwargs):
+    """As `keras.Model.compile`; the loss is fixed.
+
+    Args:
+      optimizer: Keras optimizer, or its name.
+      jit_compile: Whether XLA compiles the steps. `"auto"`: not on CPUs, where its convolutions are slower; else as
+        Keras decides.
+      **kwargs: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of `keras.Model.compile`.
+
+    Raises:
+      ValueError: if a loss or metrics are given: the loss is bits per dimension.
+    """
+    for key in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+      if kwargs.pop(key, None) is not None:
+        raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
+                         f"Received: {key}={kwargs!r}")
+    if jit_compile == "auto" and not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU"):
+      jit_compile = False
+    super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+
+  def adapt(self, data):
+    """Data-dependent initialisation from one batch, of all bijectors that have one.
+
+    Args:
+      data: A batch, or a `tf.data.Dataset` whose first batch is used.
+
+    Raises:
+      ValueError: if `data` is empty.
+    """
+    batch = _first_batch(data, None, None)[0] if isinstance(data, tf.data.Dataset) else data
+    images, _ = self._unpack(batch)
+    with self.distribute_strategy.scope():
+      values = self._codec.to_values(images, self._noise_seed(_ADAPT))
+      for bijector, is_last in _data_to_latent(self.distribution):
+        if hasattr(bijector, "initialize"):
+          bijector.initialize(values)
+        if not is_last:
+          values = bijector.inverse(values)
+      self._adapted.assign(1.)
+
+  def fit(self, x=None, y=None, batch_size=None, **kwargs):
+    """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
+
+    Args:
+      x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`.
+      y: Labels, if `x` is an array and the model class-conditional.
+      batch_size: Where `x` is an array.
+      **kwargs: Of `keras.Model.fit`.
+
+    Returns:
+      `keras.callbacks.History`.
+
+    Raises:
+      ValueError: if `x` is empty or does not fit, or the model is not compiled.
+    """
+    self._assert_compile_called("fit")
+    if self._needs_adapt():
+      batch, x = _first_batch(x, y, batch_size)
+      self.adapt(batch)
+    return super().fit(x, y, batch_size=batch_size, **kwargs)
+
+  def call(self, inputs, labels=None):
+    """Bits per dimension of each image, `[N]`."""
+    return self._bits(inputs, labels, self._noise_seed(_TEST))
+
+  def train_step(self, data):
+    images, labels = self._unpack(data)
+    with tf.GradientTape() as tape:
+      bits = self._bits(images, labels, self._noise_seed(_TRAIN, self.optimizer.iterations))
+      # Over all replicas: they may have got unequal shares of the batch.
+      loss = tf.reduce_sum(bits) / tf.cast(_sum_over_replicas(tf.shape(bits)[0]), bits.dtype)
+      scaled_loss = self.optimizer.scale_loss(loss)
+    variables = self.trainable_variables
+    gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+    self.optimizer.apply_gradients(zip(gradients, variables))
+    return self._update_metrics(bits)
+
+  def test_step(self, data):
+    images, labels = self._unpack(data)
+    return self._update_metrics(self._bits(images, labels, self._noise_seed(_TEST)))
+
+  def predict_step(self, data):
+    images, labels = self._unpack(data)
+    return self._bits(images, labels, self._noise_seed(_TEST))
+
+  def log_prob(self, images, labels=None):
+    """Log-probability of each image, at the midpoints of its bins: what the SavedModel's `log_prob` answers.
+
+    Args:
+      images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+      labels: Integer tensor `[N]` for class-conditional models.
+
+    Returns:
+      NumPy array `[N]`, nats.
+    """
+    return self._log_prob(*self._checked(images, labels)).numpy()
+
+  def encode(self, images, labels=None):
+    """Latents of images, at the midpoints of their bins.
+
+    Args:
+      images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+      labels: Integer tensor `[N]` for class-conditional models.
+
+    Returns:
+      NumPy array `[N, H * W * C]`.
+
+    Raises:
+      TypeError: if the dtype of `images` does not fit, or the distribution has no latents.
+      ValueError: if the shape of `images` does not fit, or `labels` are missing or too many.
+    """
+    return self._encode(*self._checked(images, labels)).numpy()
+
+  def decode(self, z, labels=None):
+    """Images of latents.
+
+    Args:
+      z: Tensor `[N, H * W * C]`.
+      labels: Integer tensor `[N]` for class-conditional models.
+
+    Returns:
+      NumPy array `[N, H, W, C]`, uint8, or floating for continuous data.
+
+    Raises:
+      TypeError: if the distribution has no latents.
+      ValueError: if the shape of `z` does not fit, or `labels` are missing or too many.
+    """
+    z = tf.convert_to_tensor(z, self._codec.bijector.dtype)
+    return self._decode(z, self._checked_labels(labels, len(z))).numpy()
+
+  def sample(self, num_samples, temperature=1., labels=None, seed=None):
+    """New images.
+
+    Args:
+      num_samples: Python `int`.
+      temperature: The latents are multiplied by it: below 1, likelier and less varied images.
+      labels: For class-conditional models, an integer tensor `[num_samples]`, or one label for all.
+      seed: Python `int` or a pair of them: same seed, same images. `None`: others each time.
+
+    Returns:
+      NumPy array `[num_samples, H, W, C]`, uint8, or floating for continuous data.
+
+    Raises:
+      ValueError: if an argument is not as above, or the distribution has no latents and `temperature` is not 1.
+    """
+    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
+      raise ValueError(f"`num_samples` must be a positive `int`. Received: {num_samples!r}")
+    if not np.isscalar(temperature) or not 0. <= temperature < np.inf:
+      raise ValueError(f"`temperature` must be a finite number of at least 0. Received: {temperature!r}")
+    if temperature != 1. and not hasattr(self.distribution, "bijector"):
+      raise ValueError("`temperature` must be 1 for a distribution without latents. "
+                       f"Received: {temperature!r} for {self.distribution!r}")
+    labels = self._checked_labels(labels, num_samples)
+    return self._sample(tf.constant(num_samples, tf.int32), tf.constant(temperature, tf.float32), _seed_pair(seed),
+                        labels).numpy()
+
+  def export(self, path):
+    """Writes a SavedModel that needs nothing but TensorFlow; its signatures are those of `export.save_signatures`.
+
+    Args:
+      path: Folder to write.
+    """
+    export.save_signatures(self._codec, path)
+
+  def _bits(self, images, labels, noise_seed):
+    labels = None if self._codec.num_classes is None else labels
+    return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed))
+
+  def _noise_seed(self, purpose, step=0):
+    seed = tf.stack([tf.constant(self._seed + purpose, tf.int32), tf.cast(step, tf.int32)])
+    return seed
+
+  def _update_metrics(self, bits):
+    self._loss_tracker.update_state(bits)
+    self._bits_per_dim.update_state(bits)
+    return self.get_metrics_result()
+
+  def _unpack(self, data):
+    """Images and labels of a batch."""
+    x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+    if sample_weight is not None:
+      raise ValueError("`sample_weight` must be None: every image counts the same. Received: a batch with weights")
+    if isinstance(x, dict):
+      if "image" not in x:
+        raise ValueError(f"A batch that is a dict must have the key 'image'. Received: {sorted(x)}")
+      x, labels = x["image"], x.get("label", labels)
+    return x, labels
+
+  def _checked(self, images, labels):
+    images = self._codec.check_images(images)
+    return images, self._checked_labels(labels, len(images))
+
+  def _checked_labels(self, labels, count):
+    condition = self._codec.condition(labels)
+    if not condition:
+      return None
+    labels = condition["labels"]
+    if labels.shape.rank == 0:
+      labels = tf.fill([count], labels)
+    if labels.shape != [count] or bool(tf.reduce_any((labels < 0) | (labels >= self._codec.num_classes))):
+      raise ValueError(f"`labels` must be {count} integers in 0 .. {self._codec.num_classes - 1}. Received: {labels}")
+    return labels
+
+  def _needs_adapt(self):
+    if float(self._adapted) > 0.:
+      return False
+    waiting = [b for b, _ in _data_to_latent(self.distribution) if hasattr(b, "initialize")]
+    return any(not getattr(b, "initialized", False) for b in waiting)
+
+
+def _data_to_latent(distribution):
+  """The bijectors of a distribution in the order in which they turn data to latents; and which is the last."""
+  bijectors = []
+  while hasattr(distribution, "bijector"):
+    bijector = distribution.bijector
+    bijectors += list(getattr(bijector, "bijectors", [bijector]))
+    distribution = distribution.distribution
+  return [(bijector, bijector is bijectors[-1]) for bijector in bijectors]
+
+
+def _first_batch(x, y, batch_size):
+  """The first batch of what `fit` is given, and what `fit` must be given now."""
+  if isinstance(x, tf.data.Dataset):
+    batch = next(iter(x), None)
+  elif isinstance(x, keras.utils.PyDataset):
+    batch = x[0]
+  elif hasattr(x, "__next__"):
+    batch = next(x, None)
+    x = x if batch is None else itertools.chain([batch], x)
+  else:
+    size = batch_size or 32
+    batch = keras.tree.map_structure(lambda array: array[:size], x if y is None else (x, y))
+  if batch is None or any(len(part) == 0 for part in keras.tree.flatten(batch)):
+    raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
+  return batch, x
+
+
+def _sum_over_replicas(count):
+  context = tf.distribute.get_replica_context()
+  return context.all_reduce(tf.distribute.ReduceOp.SUM, count) if context.num_replicas_in_sync > 1 else count
+
+
+def _seed_pair(seed):
+  """An int32 tensor [2]."""
+  if seed is None:
+    seed = [random.SystemRandom().randrange(2**31), random.SystemRandom().randrange(2**31)]
+  elif np.ndim(seed) == 0:
+    seed = [0, seed]
+  if np.shape(seed) != (2,) or not np.issubdtype(np.asarray(seed).dtype, np.integer):
+    raise ValueError(f"`seed` must be an `int`, a pair of them, or None. Received: {seed!r}")
+  return tf.constant(seed, tf.int32)
+
+
+def _keras_name(variable):
+  return variable.name.split(":")[0].replace("/", "_")

@@ -1,13 +1,23 @@
-"""Glow and Residual Flows as TensorFlow Probability bijectors."""
+"""Glow and Residual Flows as TensorFlow Probability bijectors.
 
-from tfp_glow import networks
+`forward` is the generative direction, latent to data; the formulas of the papers are `inverse`.
+"""
+
+from tfp_glow import data, latent, networks
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
-from tfp_glow.bijectors.factor_out import FactorOut
+from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
 from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
 from tfp_glow.glow import GlowBijector, GlowStep
 from tfp_glow.model import FlowModel
+from tfp_glow.version import __version__
+
+__all__ = [
+    "ActNorm", "AdditiveCoupling", "AffineCoupling", "ChannelPermutation", "FactorOut", "FlowModel", "GlowBijector",
+    "GlowStep", "InvertibleConv1x1", "OnePassBijector", "Scan", "Squeeze", "TopPrior", "data", "latent", "networks",
+    "__version__",
+]

@@ -6,6 +6,7 @@ optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when
 
 import concurrent.futures
 import difflib
+import glob
 import gzip
 import hashlib
 import importlib
@@ -20,11 +21,11 @@ import urllib.parse
 import numpy as np
 import tensorflow as tf
 
+_SPLIT_OF_TENTH = ("test", "validation", *["train"] * 8)
 _FOLDER_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 _JPEG_FORMATS = ("JPEG", "MPO")  # MPO: what cameras write, with more pictures behind the first.
-_JPEG_END = b"\xff\xd9"
 _EXIF_ORIENTATION, _EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 # TFDS has already shuffled its records on disk, so a part of them at a time is enough.
@@ -103,8 +104,7 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
       images differ in size and `image_size` is None, or there are no labels and `with_labels` is True.
     FileNotFoundError, NotADirectoryError: If the folder does not exist, or is a file.
     ImportError: If the library that reads the source is not installed.
-    ConnectionError: If TFDS would have to download and no host answers.
-    RuntimeError: If TFDS fails to download or to prepare the data.
+    ConnectionError, RuntimeError: If TFDS would have to download and no host answers, or if it fails otherwise.
   """
   for name, value in (("batch_size", batch_size), ("image_size", 1 if image_size is None else image_size)):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
@@ -162,17 +162,15 @@ def _or_validation(split, available):
   return "validation" if split == "test" and "test" not in available and "validation" in available else split
 
 
-def _split_of_tenth(tenth):
-  return {0: "test", 1: "validation"}.get(tenth, "train")
-
-
 def _crop_and_fit(image, image_size):
   """Crops to the central square, then shrinks or zero-pads to `image_size`."""
-  height, width, _ = tf.unstack(tf.shape(image))
-  side = tf.minimum(height, width)
+  is_static = image.shape.is_fully_defined()
+  height, width, _ = image.shape if is_static else tf.unstack(tf.shape(image))
+  minimum = min if is_static else tf.minimum
+  side = minimum(height, width)
   top, left = (height - side) // 2, (width - side) // 2
   image = image[top:top + side, left:left + side]
-  shrunk = tf.minimum(side, image_size)
+  shrunk = minimum(side, image_size)
   # To an equal size (padding follows) the resize returns the values unchanged.
   image = tf.image.resize(image, [shrunk, shrunk], antialias=True)
   image = tf.saturate_cast(tf.round(image), tf.uint8)
@@ -205,7 +203,7 @@ def _digits_splits(images, labels):
   for label in np.unique(labels):
     members = np.flatnonzero(labels == label)
     members = members[np.argsort(digests[members])]
-    splits[members] = [_split_of_tenth(10 * rank // len(members)) for rank in range(len(members))]
+    splits[members] = [_SPLIT_OF_TENTH[10 * rank // len(members)] for rank in range(len(members))]
   return splits
 
 
@@ -269,12 +267,8 @@ def _split_folders(folder):
 
 
 def _image_paths(root):
-  paths = []
-  for folder, subfolders, names in os.walk(root, followlinks=True):
-    subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-    paths += [os.path.join(folder, name) for name in names
-              if name.lower().endswith(_IMAGE_SUFFIXES) and not name.startswith(".")]
-  return sorted(paths)
+  names = glob.glob("**/*", root_dir=root, recursive=True)  # Without hidden ones.
+  return sorted(os.path.join(root, name) for name in names if name.lower().endswith(_IMAGE_SUFFIXES))
 
 
 def _inspect(path, root, split):
@@ -289,13 +283,13 @@ def _inspect(path, root, split):
       is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
       if image.format == "PNG":
         image.verify()  # Its checksums, without decoding.
-      elif image.format not in _JPEG_FORMATS or not content.endswith(_JPEG_END):
+      elif image.format not in _JPEG_FORMATS or not content.endswith(b"\xff\xd9"):
         image.load()
   except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others.
     return ValueError(f"{path} ({type(error).__name__}: {str(error).partition(' <_io.BytesIO')[0]})")
   digest = hashlib.sha256(content).digest()
   if split is None:
-    split = _split_of_tenth(int.from_bytes(digest[:8], "big") % 10)
+    split = _SPLIT_OF_TENTH[int.from_bytes(digest[:8], "big") % 10]
   parts = pathlib.Path(path).relative_to(root).parts
   return _ImageFile(path, split, parts[0] if len(parts) > 1 else None, digest, (height, width), is_grey)
 
@@ -378,16 +372,14 @@ def _tfds_source(name, split, image_size, with_labels, shuffle, seed, data_dir):
 def _tfds_builder(tfds, name, data_dir):
   try:
     return tfds.builder(name, data_dir=data_dir)
-  except ValueError as error:  # An unknown name, configuration or version.
-    known = tfds.list_builders(with_community_datasets=False)
+  except (ValueError, AssertionError) as error:  # An unknown name, configuration or version.
+    names = tfds.list_builders(with_community_datasets=False)
     base_name = name.partition("/")[0].partition(":")[0]
-    if base_name in known:
-      reason = f"; TFDS has {base_name!r}, but: {error}"
-    else:
-      matches = difflib.get_close_matches(base_name, ["digits", *known])
-      reason = f"; close names are {matches}" if matches else ""
-    raise ValueError(f"`name_or_folder` must be 'digits', the name of a TFDS data set, or an existing folder{reason}. "
-                     f"Received: name_or_folder={name!r}") from error
+    if base_name in names:
+      names = [f"{base_name}/{config}" for config in tfds.builder_cls(base_name).builder_configs]
+    close = ", ".join(difflib.get_close_matches(name, ["digits", *names])) or "none"
+    raise ValueError("`name_or_folder` must be 'digits', the name of a TFDS data set, or an existing folder (close "
+                     f"names: {close}; {str(error).splitlines()[0]}). Received: name_or_folder={name!r}") from error
 
 
 def _tfds_features(tfds, builder, name, with_labels):
@@ -400,7 +392,7 @@ def _tfds_features(tfds, builder, name, with_labels):
     return next((key for key in candidates if key in keys), None)
 
   image_key, label_key = find(tfds.features.Image, "image"), find(tfds.features.ClassLabel, "label")
-  if image_key is None or features[image_key].dtype != np.uint8:
+  if image_key is None or features[image_key].np_dtype != np.uint8:
     raise ValueError(f"`name_or_folder` must be a data set with a feature of uint8 images; those of {name!r} are "
                      f"{list(features)}. Received: name_or_folder={name!r}")
   if with_labels and label_key is None:
@@ -417,6 +409,9 @@ def _tfds_prepare(builder, name):
   """
   if builder.is_prepared():
     return
+  if os.path.exists(builder.data_dir):
+    raise RuntimeError(f"`name_or_folder`: the copy of {name!r} in {builder.data_dir} is incomplete; remove it. "
+                       f"Received: name_or_folder={name!r}")
   try:
     if builder.name == "fashion_mnist" and _DEBIAN_FASHION_MNIST.is_dir():
       _prepare_debian_fashion_mnist(builder)

@@ -167,7 +167,7 @@ class GlowBijector(OnePassBijector):
   @property
   def initialized(self):
     """Whether `initialize` was called, or trained weights were restored: a Python `bool`, saved in checkpoints."""
-    return bool(self._initialized.value)
+    return bool(self._initialized.numpy())
 
   @property
   def num_classes(self):

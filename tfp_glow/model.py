@@ -144,6 +144,10 @@ class FlowModel(keras.Model):
     if self._needs_adapt():
       batch, x = _first_batch(x, y, batch_size)
       self.adapt(batch)
+    if not self.optimizer.built:
+      # Variables made while the step is traced would have TensorFlow trace it twice.
+      with self.distribute_strategy.scope():
+        self.optimizer.build(self.trainable_variables)
     return super().fit(x, y, batch_size=batch_size, **kwargs)
 
   def call(self, inputs, labels=None):
@@ -289,7 +293,7 @@ class FlowModel(keras.Model):
     return labels
 
   def _needs_adapt(self):
-    if float(self._adapted) > 0.:
+    if self._adapted.numpy() > 0.:
       return False
     waiting = [b for b, _ in _data_to_latent(self.distribution) if hasattr(b, "initialize")]
     return any(not getattr(b, "initialized", False) for b in waiting)

@@ -9,6 +9,7 @@ it again: same graph, same weights, same gradient tapes.
 import weakref
 
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow.python import pywrap_tfe
@@ -18,6 +19,8 @@ tfb = tfp.bijectors
 # Where a pass is remembered: on the tensor that it returned, and on the one that it was given.
 _RETURNED_BY = "_tfp_glow_returned_by"
 _GIVEN_TO = "_tfp_glow_given_to"
+# Known of a bijector that is not ours: whether one of ours is part of it.
+_HOLDS_OURS = "_tfp_glow_holds_ours"
 
 
 class OnePassBijector(tfb.Bijector):
@@ -57,6 +60,15 @@ class OnePassBijector(tfb.Bijector):
     super().__init__(
         forward_min_event_ndims=len(forward_event_shape), inverse_min_event_ndims=len(inverse_event_shape), dtype=dtype,
         validate_args=validate_args, parameters=parameters, name=name)
+
+  # TFP takes bijectors made with equal arguments for equal, and answers for one from the cache of the other. Ours hold
+  # weights of their own.
+
+  def __eq__(self, other):
+    return self is other
+
+  def __hash__(self):
+    return id(self)
 
   # What subclasses implement.
 
@@ -258,7 +270,8 @@ class OnePassBijector(tfb.Bijector):
     batch_rank = inputs.shape.rank - self._event_shapes[inverse].rank
     batch_shape = tf.shape(inputs)[:batch_rank]
     static_batch_shape = inputs.shape[:batch_rank]
-    flat_kwargs = {key: tf.reshape(tf.broadcast_to(value, batch_shape), [-1]) for key, value in kwargs.items()}
+    flat_kwargs = {key: tf.reshape(tf.broadcast_to(value, batch_shape), [-1]) for key, value in kwargs.items()
+                   if value is not None}
     flat = self._with_one_batch_dim(inputs, inverse)
     run = self._inverse_and_log_det if inverse else self._forward_and_log_det
     outputs, log_det = run(flat, **flat_kwargs)
@@ -275,13 +288,11 @@ class OnePassBijector(tfb.Bijector):
 
   def _recall(self, inputs, inverse, kwargs):
     """Value and log-det of an earlier pass, from either of its ends, if they still hold; else `None`."""
-    for attribute in (_RETURNED_BY, _GIVEN_TO):
-      done = getattr(inputs, attribute, None)
-      if done is None or not done.is_by(self, kwargs) or done.inverse != (inverse == (attribute == _GIVEN_TO)):
-        continue
-      value = done.input if attribute == _RETURNED_BY else done.output()
-      if value is not None and done.still_holds():
-        return value, (-done.log_det if attribute == _RETURNED_BY else done.log_det)
+    back, again = getattr(inputs, _RETURNED_BY, None), getattr(inputs, _GIVEN_TO, lambda: None)()
+    if back is not None and back.inverse != inverse and back.is_by(self, kwargs) and back.still_holds(backwards=True):
+      return back.input, -back.log_det
+    if again is not None and again.inverse == inverse and again.is_by(self, kwargs) and again.still_holds():
+      return again.output(), again.log_det
     return None
 
   def _state(self):
@@ -321,8 +332,8 @@ def num_positions(event_shape, dtype):
 class _Pass:
   """One evaluated pass of a bijector.
 
-  The tensor returned keeps the one given alive, not the other way round: no cycle, and nothing outlives the user's
-  own references.
+  The tensor returned keeps this alive, and with it the one given; not the other way round: no cycle, and nothing outlives
+  the user's own reference to what was returned.
   """
 
   def __init__(self, bijector, inverse, input_, output, log_det, kwargs):
@@ -331,30 +342,78 @@ class _Pass:
     self.input = input_
     self.output = weakref.ref(output)
     self.log_det = log_det
-    self.kwargs = kwargs
+    self.kwargs = {key: _frozen(value) for key, value in kwargs.items()}
     self.state = bijector._state()  # pylint: disable=protected-access
     # Made here and now, so that just the tapes that saw this pass see it.
     self.witness = tf.identity(output)
+    self.watched = self._watched()
 
   def remember(self):
     setattr(self.output(), _RETURNED_BY, self)
-    given = _Pass.__new__(_Pass)
-    given.__dict__.update(self.__dict__, input=None)
-    setattr(self.input, _GIVEN_TO, given)
+    setattr(self.input, _GIVEN_TO, weakref.ref(self))
 
   def is_by(self, bijector, kwargs):
     return self.bijector is bijector and self.kwargs.keys() == kwargs.keys() and all(
-        self.kwargs[key] is kwargs[key] for key in kwargs)
+        _is_same(frozen, kwargs[key]) for key, frozen in self.kwargs.items())
 
-  def still_holds(self):
-    """Whether a new evaluation would give the same numbers, seen by the same gradient tapes."""
+  def still_holds(self, backwards=False):
+    """Whether a new evaluation would give the same numbers, seen by the same gradient tapes.
+
+    Args:
+      backwards: Python `bool`: it would be one of the opposite direction, from this output to this input. Through that
+        no gradient flows here.
+    """
     if not self.bijector._is_state(self.state):  # pylint: disable=protected-access
       return False
-    ends = [end for end in (self.input, self.output()) if end is not None]
-    reads = [v.read_value() for v in self.bijector.trainable_variables]
-    now = _tapes_that_watch(ends + reads)
+    now = self._watched()
     # With several tapes, or a persistent one, TensorFlow does not tell whether they are the same as then.
-    return now < 2 and now == _tapes_that_watch([self.witness, self.log_det])
+    return now == self.watched and now[0] < (1 if backwards else 2) and now[0] == _tapes_that_watch(
+        [self.witness, self.log_det])
+
+  def _watched(self):
+    """How many tapes watch anything here, and how many each: the input, the output, the weights."""
+    tensors = [self.input, self.output()] + [v.read_value() for v in self.bijector.trainable_variables]
+    return [_tapes_that_watch(tensors)] + [_tapes_that_watch([tensor]) for tensor in tensors]
+
+
+def _frozen(value):
+  """The value of an argument as it is now: an array, a list or a variable may be changed in place."""
+  # In a graph, `_is_state` sees the writing of a variable.
+  is_constant = isinstance(value, tf.Tensor) or (isinstance(value, tf.Variable) and tf.inside_function())
+  return value if is_constant or value is None else np.array(value)
+
+
+def _is_same(frozen, value):
+  return frozen is value or (isinstance(frozen, np.ndarray) and not tf.is_tensor(_frozen(value))
+                             and np.array_equal(frozen, value))
+
+
+class _CacheOfOthers(type(tfb.Bijector._cache.storage)):  # pylint: disable=protected-access
+  """TFP's cache without the compositions, such as `tfb.Chain`, that one of our bijectors is part of.
+
+  For those it would answer itself: from before the update of a weight, or from outside of a gradient tape. Without it
+  they ask our bijectors, which remember their own passes. For all other bijectors it is TFP's.
+  """
+
+  def setdefault(self, key, default=None):
+    return default if _holds_ours(key.subkey[0]) else super().setdefault(key, default)
+
+  def __setitem__(self, key, value):
+    if not _holds_ours(key.subkey[0]):
+      super().__setitem__(key, value)
+
+  def __delitem__(self, key):
+    self.pop(key, None)  # TFP deletes what it believes to have stored.
+
+
+# A descriptor of the class, whose storage all bijectors share.
+vars(tfb.Bijector)["_cache"].storage = _CacheOfOthers()
+
+
+def _holds_ours(bijector):
+  if _HOLDS_OURS not in vars(bijector):
+    setattr(bijector, _HOLDS_OURS, any(isinstance(part, OnePassBijector) for part in bijector.submodules))
+  return getattr(bijector, _HOLDS_OURS)
 
 
 def _tapes_that_watch(tensors):

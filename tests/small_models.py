@@ -1,0 +1,44 @@
+"""Models and images small enough for tests."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_glow
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+SHAPE = (4, 4, 2)
+
+
+def images(count=24, shape=SHAPE, seed=0):
+  """uint8 images with some structure: a bright or a dark half, and noise."""
+  rng = np.random.default_rng(seed)
+  bright = rng.integers(0, 2, [count, 1, 1, 1])
+  columns = np.arange(shape[1])[:, None] < shape[1] // 2
+  return np.clip(60 + 120 * (columns == bright) + rng.integers(0, 40, [count, *shape]), 0, 255).astype(np.uint8)
+
+
+def distribution(shape=SHAPE, **kwargs):
+  kwargs = {"num_glow_blocks": 1, "num_steps_per_block": 2, "num_hidden": 8, "seed": 1, **kwargs}
+  base = tfd.Sample(tfd.Normal(0., 1.), [int(np.prod(shape))])
+  return tfd.TransformedDistribution(base, tfp_glow.GlowBijector(shape, **kwargs))
+
+
+def gaussian(shape=SHAPE):
+  """No flow, but a distribution with latents whose steps are traced in no time."""
+  scale = tf.Variable(tf.zeros(shape), name="log_scale")
+  shift = tf.Variable(tf.zeros(shape), name="shift")
+  base = tfd.Sample(tfd.Normal(0., 1.), shape)
+  return tfd.TransformedDistribution(base, tfb.Chain([tfb.Shift(shift), tfb.Scale(log_scale=scale)]))
+
+
+def compiled(model=None, optimizer=None, **kwargs):
+  model = tfp_glow.FlowModel(distribution(), num_bits=8) if model is None else model
+  model.compile(optimizer or keras.optimizers.Adam(1e-2), **kwargs)
+  return model
+
+
+def weights_of(model):
+  return [v.numpy() for v in model.distribution.trainable_variables]

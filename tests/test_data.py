@@ -1,0 +1,643 @@
+"""Tests of `tfp_glow.data`; none of them needs a network."""
+
+import gzip
+import hashlib
+import pathlib
+import socket
+import sys
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+
+from tfp_glow import data
+
+DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
+SPLITS = ("train", "validation", "test")
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+  """Any attempt to reach a host fails at once, as where there is no network."""
+  calls = []
+
+  def refuse(*args, **kwargs):
+    calls.append(args)
+    raise socket.gaierror("there is no network in these tests")
+
+  monkeypatch.setattr(socket, "getaddrinfo", refuse)
+  monkeypatch.setattr(socket.socket, "connect", refuse)
+  return calls
+
+
+def arrays(dataset):
+  """All images of a dataset in one array."""
+  return np.concatenate([batch.numpy() for batch in dataset])
+
+
+def pixels(*shape, seed=0):
+  return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def save(path, image, **options):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  Image.fromarray(image).save(path, **options)
+  return path
+
+
+def fill(folder, count, size=8, channels=(3,), start=0):
+  """Writes `count` different PNG files."""
+  for index in range(start, start + count):
+    save(folder / f"{index:03}.png", pixels(size, size, *channels, seed=index))
+  return folder
+
+
+def keys(images):
+  return {image.tobytes() for image in images}
+
+
+# Every source.
+
+
+@pytest.mark.parametrize("argument, value", [
+    ("batch_size", 0), ("batch_size", -1), ("batch_size", 2.0), ("batch_size", True), ("batch_size", None),
+    ("image_size", 0), ("image_size", (8, 8)), ("image_size", 8.0), ("split", ""), ("split", None), ("split", "all"),
+    ("name_or_folder", ""), ("name_or_folder", None), ("name_or_folder", 3)])
+def test_bad_arguments_are_named(argument, value):
+  arguments = {"name_or_folder": "digits", "split": "train", "batch_size": 4, "image_size": 8, argument: value}
+  with pytest.raises(ValueError, match=rf"`{argument}`.*Received: {argument}=") as caught:
+    data.load_images(**arguments)
+  assert str(caught.value).endswith(repr(value))
+
+
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_shuffles_reproducibly_and_anew_on_each_pass(source, tmp_path):
+  name = source if source == "digits" else fill(tmp_path, 40)
+
+  def passes(seed):
+    dataset = data.load_images(name, "train", 16, seed=seed)
+    return arrays(dataset), arrays(dataset)
+
+  first, second = passes(seed=1)
+  again_first, again_second = passes(seed=1)
+  np.testing.assert_array_equal(first, again_first)
+  np.testing.assert_array_equal(second, again_second)
+  assert (first != second).any() and (first != passes(seed=2)[0]).any()
+  assert keys(first) == keys(second) and len(keys(first)) == len(first)
+
+
+@pytest.mark.parametrize("source", ["digits", "folder"])
+def test_fixed_order_where_not_shuffled(source, tmp_path):
+  name = source if source == "digits" else fill(tmp_path, 200)
+  for split, options in (("test", {}), ("validation", {}), ("train", {"shuffle": False})):
+    dataset = data.load_images(name, split, 16, seed=1, **options)
+    np.testing.assert_array_equal(arrays(dataset), arrays(dataset))
+    np.testing.assert_array_equal(arrays(dataset), arrays(data.load_images(name, split, 16, seed=2, **options)))
+  shuffled = data.load_images(name, "test", 16, shuffle=True)
+  assert (arrays(shuffled) != arrays(shuffled)).any()
+
+
+def test_length_and_remainder():
+  num_images = len(arrays(data.load_images("digits", "test", 1)))
+  kept = data.load_images("digits", "test", 7)
+  dropped = data.load_images("digits", "test", 7, drop_remainder=True)
+  assert num_images % 7 and len(kept) == len(list(kept)) == num_images // 7 + 1
+  assert len(dropped) == len(list(dropped)) == num_images // 7
+  assert dropped.element_spec == tf.TensorSpec([7, 8, 8, 1], tf.uint8)
+  with pytest.raises(ValueError, match="`batch_size`.*Received: batch_size=1000"):
+    data.load_images("digits", "test", 1000, drop_remainder=True)
+
+
+def test_keras_fits_on_it():
+  import keras
+  model = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(10)])
+  model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+  history = model.fit(data.load_images("digits", "train", 64, with_labels=True), epochs=2, verbose=0)
+  assert history.history["loss"][1] < history.history["loss"][0]
+
+
+# Digits.
+
+
+def test_digits_levels():
+  dataset = data.load_images("digits", "train", 32)
+  assert dataset.element_spec == tf.TensorSpec([None, 8, 8, 1], tf.uint8)
+  levels = np.unique(arrays(dataset))
+  np.testing.assert_array_equal(levels, [*range(0, 256, 16), 255])
+  assert [len(np.unique(levels >> (8 - bits))) for bits in (8, 5, 4)] == [17, 17, 16]
+
+
+def test_digits_splits_are_disjoint_complete_and_in_proportion():
+  splits = {split: [np.concatenate(part) for part in zip(*data.load_images("digits", split, 64, with_labels=True))]
+            for split in SPLITS}
+  all_keys = [keys(images) for images, _ in splits.values()]
+  assert len(set.union(*all_keys)) == sum(map(len, all_keys)) == 1797
+  for split, low, high in (("train", .79, .82), ("validation", .08, .12), ("test", .08, .12)):
+    counts = np.bincount(splits[split][1], minlength=10)
+    totals = sum(np.bincount(labels, minlength=10) for _, labels in splits.values())
+    assert ((low < counts / totals) & (counts / totals < high)).all(), (split, counts)
+
+
+def test_digits_splits_do_not_depend_on_the_seed():
+  assert (keys(arrays(data.load_images("digits", "train", 64, seed=0)))
+          == keys(arrays(data.load_images("digits", "train", 64, seed=5))))
+
+
+def test_digits_labels_belong_to_their_images():
+  from sklearn.datasets import load_digits
+  digits = load_digits()
+  label_of = {np.minimum(16 * image, 255).astype(np.uint8).tobytes(): label
+              for image, label in zip(digits.images, digits.target)}
+  for images, labels in data.load_images("digits", "train", 64, with_labels=True):
+    assert labels.dtype == tf.int64
+    assert [label_of[image.tobytes()] for image in images.numpy()] == labels.numpy().tolist()
+
+
+def test_digits_padded_and_shrunk():
+  native = arrays(data.load_images("digits", "test", 64))
+  padded = data.load_images("digits", "test", 64, image_size=13)
+  assert padded.element_spec.shape == [None, 13, 13, 1]
+  np.testing.assert_array_equal(arrays(padded), np.pad(native, [(0, 0), (2, 3), (2, 3), (0, 0)]))
+  shrunk = arrays(data.load_images("digits", "test", 64, image_size=4))
+  assert shrunk.shape[1:] == (4, 4, 1)
+  boxes = native.reshape(-1, 4, 2, 4, 2).mean((2, 4))
+  assert np.corrcoef(boxes.ravel(), shrunk.ravel())[0, 1] > .97
+
+
+def test_crop_and_fit_handles_any_shape():
+  image = pixels(9, 30, 3)
+  fitted = data._crop_and_fit(tf.constant(image), 12).numpy()
+  np.testing.assert_array_equal(fitted, np.pad(image[:, 10:19], [(1, 2), (1, 2), (0, 0)]))
+  np.testing.assert_array_equal(data._crop_and_fit(tf.constant(image), 9).numpy(), image[:, 10:19])
+  flat = np.full([50, 31, 1], 200, np.uint8)
+  np.testing.assert_array_equal(data._crop_and_fit(tf.constant(flat), 7).numpy(), np.full([7, 7, 1], 200))
+
+
+# Folders.
+
+
+def test_folder_of_mixed_sizes_modes_and_formats(tmp_path):
+  images = {"wide.png": pixels(10, 30, 3), "tall.jpg": pixels(40, 20, 3), "small.bmp": pixels(5, 5, 3),
+            "deep/er/grey.PNG": pixels(12, 12), "transparent.png": pixels(12, 12, 4), "moving.gif": pixels(12, 12, 3),
+            "grey.jpeg": pixels(9, 12), "bits.png": pixels(12, 12).astype(np.uint16) * 257}
+  for name, image in images.items():
+    save(tmp_path / "train" / name, image)
+  save(tmp_path / "train" / ".hidden.png", pixels(8, 8, 3))
+  (tmp_path / "train" / "._broken.jpg").write_bytes(b"left behind by a file manager")
+  (tmp_path / "train" / "notes.txt").write_text("not an image")
+  for folder in (tmp_path, str(tmp_path)):
+    dataset = data.load_images(folder, "train", 3, image_size=12)
+    assert dataset.element_spec == tf.TensorSpec([None, 12, 12, 3], tf.uint8)
+    assert arrays(dataset).shape == (len(images), 12, 12, 3)
+
+
+def test_folder_crops_the_centre_and_keeps_pixels_of_the_right_size(tmp_path):
+  image = pixels(10, 31, 3)
+  save(tmp_path / "train" / "a.png", image)
+  result = arrays(data.load_images(tmp_path, "train", 1, image_size=10))[0]
+  np.testing.assert_array_equal(result, image[:, 10:20])
+
+
+def test_folder_resizes_up_and_down_with_antialiasing(tmp_path):
+  stripes = np.zeros([64, 64, 3], np.uint8)
+  stripes[:, ::2] = 255
+  save(tmp_path / "train" / "stripes.png", stripes)
+  save(tmp_path / "train" / "tiny.png", np.full([2, 2, 3], 50, np.uint8))
+  down, up = arrays(data.load_images(tmp_path, "train", 2, image_size=16, shuffle=False))
+  assert 110 < down.min() and down.max() < 145
+  np.testing.assert_array_equal(up, np.full([16, 16, 3], 50))
+
+
+def test_folder_shrinks_a_large_jpeg(tmp_path):
+  ramp = np.broadcast_to(np.linspace(0, 255, 800).astype(np.uint8)[:, None, None], [800, 800, 3])
+  save(tmp_path / "train" / "a.jpg", ramp, quality=95)
+  result = arrays(data.load_images(tmp_path, "train", 1, image_size=20))[0, :, 0, 0].astype(int)
+  np.testing.assert_allclose(result, np.linspace(0, 255, 800).reshape(20, 40).mean(1), atol=4)
+
+
+def test_folder_is_grey_only_if_every_image_is(tmp_path):
+  grey = pixels(8, 8)
+  save(tmp_path / "train" / "a.png", grey)
+  save(tmp_path / "test" / "b.png", pixels(8, 8, seed=1).astype(np.uint16) * 256 + 255)
+  np.testing.assert_array_equal(arrays(data.load_images(tmp_path, "train", 1))[0], grey[..., None])
+  np.testing.assert_array_equal(arrays(data.load_images(tmp_path, "test", 1))[0], pixels(8, 8, 1, seed=1))
+  save(tmp_path / "test" / "c.png", pixels(8, 8, 3, seed=2))
+  np.testing.assert_array_equal(arrays(data.load_images(tmp_path, "train", 1))[0], np.stack([grey] * 3, -1))
+
+
+def test_folder_transparency_becomes_white(tmp_path):
+  image = pixels(8, 8, 4)
+  image[..., 3] = np.where(np.arange(8) < 4, 0, 255)
+  save(tmp_path / "train" / "a.png", image)
+  result = arrays(data.load_images(tmp_path, "train", 1))[0]
+  np.testing.assert_array_equal(result[:, 4:], image[:, 4:, :3])
+  assert (result[:, :4] == 255).all()
+
+
+def test_folder_applies_exif_orientation(tmp_path):
+  image = np.zeros([16, 32], np.uint8)
+  image[:, 24:] = 255  # Bright at the right; turned by 90 degrees, bright at the bottom.
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  save(tmp_path / "train" / "a.jpg", image, exif=exif, quality=95)
+  result = arrays(data.load_images(tmp_path, "train", 1))[0, ..., 0]
+  assert result.shape == (32, 16)
+  assert result[24:].min() > 200 and result[:16].max() < 50
+
+
+def test_folder_uses_the_first_frame_of_an_animation(tmp_path):
+  frames = [Image.fromarray(np.full([8, 8, 3], value, np.uint8)) for value in (0, 255)]
+  (tmp_path / "train").mkdir()
+  frames[0].save(tmp_path / "train" / "a.gif", save_all=True, append_images=frames[1:])
+  assert arrays(data.load_images(tmp_path, "train", 1)).max() == 0
+
+
+def test_folder_without_image_size_needs_one_size(tmp_path):
+  save(tmp_path / "train" / "a.png", pixels(8, 10, 3))
+  save(tmp_path / "train" / "b.png", pixels(8, 10, 3, seed=1))
+  assert data.load_images(tmp_path, "train", 2).element_spec.shape == [None, 8, 10, 3]
+  save(tmp_path / "test" / "c.png", pixels(8, 12, 3))
+  with pytest.raises(ValueError, match=r"`image_size`.*c\.png \(8, 12\) and .*(a|b)\.png \(8, 10\).*"
+                     "Received: image_size=None$"):
+    data.load_images(tmp_path, "train", 2)
+
+
+def test_folder_split_by_content(tmp_path):
+  fill(tmp_path, 200)
+  splits = {split: keys(arrays(data.load_images(tmp_path, split, 50))) for split in SPLITS}
+  assert sum(map(len, splits.values())) == len(set.union(*splits.values())) == 200
+  assert 140 <= len(splits["train"]) <= 178 and min(map(len, splits.values())) >= 8
+  for index in range(0, 200, 3):  # Copies under other names ...
+    source = tmp_path / f"{index:03}.png"
+    (tmp_path / f"copy{200 - index}.png").write_bytes(source.read_bytes())
+  fill(tmp_path, 50, start=200)  # ... and new images move none.
+  after = {split: keys(arrays(data.load_images(tmp_path, split, 50))) for split in SPLITS}
+  assert all(splits[split] <= after[split] for split in SPLITS)
+  assert sum(map(len, after.values())) == len(set.union(*after.values())) == 250
+
+
+def test_folder_split_by_subfolders(tmp_path):
+  for count, name in enumerate(("train", "val", "Test", "extras"), start=2):
+    fill(tmp_path / name, count, start=10 * count)
+  sizes = [len(arrays(data.load_images(tmp_path, split, 50))) for split in SPLITS]
+  assert sizes == [2, 3, 4]
+
+
+def test_folder_test_split_is_validation_where_there_is_none(tmp_path):
+  fill(tmp_path / "train", 2)
+  fill(tmp_path / "validation", 3, start=5)
+  assert len(arrays(data.load_images(tmp_path, "test", 50))) == 3
+
+
+def test_folder_without_the_split(tmp_path):
+  fill(tmp_path / "train", 2)
+  (tmp_path / "test").mkdir()
+  for split in ("test", "validation", "train[:50%]"):
+    with pytest.raises(ValueError, match=r"`split` must be one of \['train'\].*Received: split="):
+      data.load_images(tmp_path, split, 50)
+
+
+def test_folder_split_by_content_never_replaces_an_empty_test_split(tmp_path):
+  index = 0
+  while not (tmp_path / "a.png").exists():  # Until the hash says validation.
+    path = save(tmp_path / "b.png", pixels(8, 8, seed=index))
+    if int.from_bytes(hashlib.sha256(path.read_bytes()).digest()[:8], "big") % 10 == 1:
+      path.rename(tmp_path / "a.png")
+    index += 1
+  (tmp_path / "b.png").unlink(missing_ok=True)
+  assert len(arrays(data.load_images(tmp_path, "validation", 1))) == 1
+  with pytest.raises(ValueError, match="`split`.*Received: split='test'"):
+    data.load_images(tmp_path, "test", 1)
+
+
+def test_folder_class_named_like_a_split(tmp_path):
+  for count, name in enumerate(("train", "boat", "car")):
+    fill(tmp_path / name, 40, start=100 * count)
+  labels = np.concatenate([labels for split in SPLITS
+                           for _, labels in data.load_images(tmp_path, split, 50, with_labels=True)])
+  assert np.bincount(labels).tolist() == [40, 40, 40]
+
+
+def test_folder_image_in_two_split_folders(tmp_path):
+  fill(tmp_path / "train", 3)
+  (tmp_path / "test").mkdir()
+  (tmp_path / "test" / "other.png").write_bytes((tmp_path / "train" / "001.png").read_bytes())
+  with pytest.raises(ValueError, match=r"two splits.*(001|other)\.png.*(001|other)\.png.*Received: name_or_folder="):
+    data.load_images(tmp_path, "train", 1)
+
+
+def test_folder_labels(tmp_path):
+  for split, names in (("train", ("cat", "dog/puppy")), ("test", ("ant", "dog"))):
+    for index, name in enumerate(names):
+      value = {"ant": 0, "cat": 100, "dog": 200}[name[:3]]
+      save(tmp_path / split / name / "x.png", np.full([8, 8, 3], value + index + 5 * (split == "test"), np.uint8))
+  for split, expected in (("train", {1, 2}), ("test", {0, 2})):
+    (images, labels), = data.load_images(tmp_path, split, 5, with_labels=True)
+    assert labels.dtype == tf.int64 and set(labels.numpy()) == expected
+    np.testing.assert_array_equal(images.numpy()[:, 0, 0, 0] // 100, labels)
+
+
+def test_folder_without_classes(tmp_path):
+  save(tmp_path / "cat" / "a.png", pixels(8, 8, 3))
+  save(tmp_path / "b.png", pixels(8, 8, 3, seed=1))
+  with pytest.raises(ValueError, match=r"`with_labels`.*b\.png.*Received: with_labels=True$"):
+    data.load_images(tmp_path, "train", 1, with_labels=True)
+
+
+@pytest.mark.parametrize("name", ["missing", "./missing", "~/missing/folder", "data/missing"])
+def test_missing_folder(name, tmp_path):
+  folder = tmp_path / name if name == "missing" else name
+  expected = ValueError if name == "data/missing" else FileNotFoundError  # It could have been a TFDS name.
+  with pytest.raises(expected, match=r"`name_or_folder`.*existing folder.*Received: name_or_folder='.*missing"):
+    data.load_images(folder, "train", 1)
+
+
+def test_relative_folder(tmp_path, monkeypatch):
+  fill(tmp_path / "cifar10" / "train", 3)
+  monkeypatch.chdir(tmp_path)
+  for name in ("cifar10", "./cifar10", pathlib.Path("cifar10")):
+    assert len(arrays(data.load_images(name, "train", 4))) == 3
+
+
+def test_file_instead_of_folder(tmp_path):
+  path = save(tmp_path / "a.png", pixels(8, 8))
+  with pytest.raises(NotADirectoryError, match=r"`name_or_folder`.*Received: name_or_folder='.*a\.png'$"):
+    data.load_images(path, "train", 1)
+
+
+def test_empty_folder(tmp_path):
+  (tmp_path / "train").mkdir()
+  (tmp_path / "train" / "notes.txt").write_text("no image")
+  with pytest.raises(ValueError, match=r"`name_or_folder` must contain image files.*\.jpg.*Received: name_or_folder="):
+    data.load_images(tmp_path, "train", 1)
+
+
+def truncated(suffix):
+  def write(path):
+    complete = save(path.with_name("complete" + suffix), pixels(64, 64, 3)).read_bytes()
+    path.with_suffix(suffix).write_bytes(complete[:len(complete) * 2 // 3])
+  return write
+
+
+def with_damaged_pixels(path):
+  content = bytearray(save(path.with_name("complete.png"), pixels(64, 64, 3)).read_bytes())
+  content[len(content) // 2] ^= 255
+  path.with_suffix(".png").write_bytes(content)
+
+
+@pytest.mark.parametrize("write", [
+    truncated(".jpg"), truncated(".png"), truncated(".bmp"), truncated(".gif"), with_damaged_pixels,
+    lambda path: path.with_suffix(".png").write_text("text"), lambda path: path.with_suffix(".jpg").write_bytes(b""),
+    lambda path: path.with_suffix(".png").symlink_to("nothing.png"),
+], ids=["jpg", "png", "bmp", "gif", "damaged", "text", "empty", "dangling"])
+def test_unreadable_images_are_named_up_front(write, tmp_path):
+  fill(tmp_path / "train", 3)
+  write(tmp_path / "train" / "broken")
+  with pytest.raises(ValueError, match=r"`name_or_folder`.*1 of .*train/broken\.\w+ \(.*Received: name_or_folder='"):
+    data.load_images(tmp_path, "train", 1, image_size=8)
+
+
+def test_all_unreadable_images_are_counted(tmp_path):
+  for index in range(30):
+    (tmp_path / f"{index}.png").write_bytes(b"")
+  with pytest.raises(ValueError, match="30 of 30") as caught:
+    data.load_images(tmp_path, "train", 1)
+  assert str(caught.value).count(".png (") == 10
+
+
+def test_image_that_breaks_later_is_named(tmp_path):
+  path = save(tmp_path / "train" / "a.jpg", pixels(64, 64, 3))
+  dataset = data.load_images(tmp_path, "train", 1)
+  path.write_bytes(path.read_bytes()[:1000])
+  with pytest.raises(tf.errors.OpError, match=r"cannot be decoded.*Received: .*a\.jpg"):
+    arrays(dataset)
+
+
+def test_jpeg_with_more_data_behind_it(tmp_path):
+  path = save(tmp_path / "train" / "a.jpg", pixels(64, 64, 3))
+  path.write_bytes(path.read_bytes() + b"written by a camera")
+  assert arrays(data.load_images(tmp_path, "train", 1)).shape == (1, 64, 64, 3)
+
+
+def test_folder_is_decoded_lazily(tmp_path, monkeypatch):
+  fill(tmp_path / "train", 64)
+  decoded = []
+  read = data._read_image
+  monkeypatch.setattr(data, "_read_image", lambda *args: decoded.append(args) or read(*args))
+  dataset = data.load_images(tmp_path, "train", 2)
+  assert not decoded
+  next(iter(dataset))
+  assert 2 <= len(decoded) < 64
+
+
+# TFDS.
+
+
+@pytest.fixture
+def mock_data():
+  import tensorflow_datasets as tfds
+  with tfds.testing.mock_data(num_examples=20, policy=tfds.testing.MockPolicy.USE_CODE):
+    yield
+
+
+@pytest.mark.usefixtures("mock_data")
+def test_tfds():
+  native = data.load_images("cifar10", "test", 8)
+  assert native.element_spec == tf.TensorSpec([None, 32, 32, 3], tf.uint8) and len(native) == 3
+  images = arrays(native)
+  assert len(keys(images)) == 20
+  labelled = data.load_images("cifar10", "test", 8, with_labels=True)
+  assert labelled.element_spec == (native.element_spec, tf.TensorSpec([None], tf.int64))
+  padded = arrays(data.load_images("cifar10", "test", 8, image_size=35))
+  np.testing.assert_array_equal(padded, np.pad(images, [(0, 0), (1, 2), (1, 2), (0, 0)]))
+  shrunk = arrays(data.load_images("cifar10", "test", 8, image_size=16))
+  assert shrunk.shape == (20, 16, 16, 3) and images.std() > 1.5 * shrunk.std()
+
+
+@pytest.mark.usefixtures("mock_data")
+def test_tfds_shuffles_train_and_parts_of_it():
+  for split in ("train", "train[:50%]"):
+    assert (arrays(data.load_images("cifar10", split, 8, seed=1))
+            == arrays(data.load_images("cifar10", split, 8, seed=1))).all()
+    assert (arrays(data.load_images("cifar10", split, 8, seed=1))
+            != arrays(data.load_images("cifar10", split, 8, seed=2))).any()
+  fixed = data.load_images("cifar10", "test", 8)
+  np.testing.assert_array_equal(arrays(fixed), arrays(fixed))
+
+
+@pytest.fixture(scope="module")
+def tiny_images_dir(tmp_path_factory):
+  """TFDS's folder for `tiny_images`, a data set without test split whose images are flat."""
+  import tensorflow_datasets as tfds
+
+  class TinyImages(tfds.core.GeneratorBasedBuilder):
+    """Defining it makes it known to TFDS."""
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+      return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
+          "picture": tfds.features.Image(shape=(6, 10, 3)), "kind": tfds.features.ClassLabel(num_classes=2)}))
+
+    def _split_generators(self, dl_manager):
+      return {"train": self._generate_examples(range(30)), "validation": self._generate_examples(range(30, 40))}
+
+    def _generate_examples(self, indices):
+      for index in indices:
+        yield index, {"picture": np.full([6, 10, 3], 2 * index + index % 2, np.uint8), "kind": index % 2}
+
+  return tmp_path_factory.mktemp("tiny_images")
+
+
+def test_tfds_splits_and_labels(tiny_images_dir):
+  def load(split, **options):
+    dataset = data.load_images("tiny_images", split, 40, with_labels=True, data_dir=tiny_images_dir, **options)
+    (images, labels), = dataset
+    assert images.shape[1:] == dataset.element_spec[0].shape[1:]
+    np.testing.assert_array_equal(images.numpy()[:, 2, 2, 0] % 2, labels)
+    return sorted(images.numpy()[:, 2, 2, 0] // 2)
+
+  assert load("train") == [*range(30)]
+  assert load("validation") == load("test") == [*range(30, 40)]
+  assert load("test", image_size=4) == [*range(30, 40)]
+  assert len(load("train[:90%]")) == 27
+  assert sorted(load("train[:90%]") + load("train[90%:]")) == [*range(30)]
+  for split in ("nonsense", "train[", "train[:0%]"):
+    with pytest.raises(ValueError, match=r"(?s)`split` must be one of \['train', 'validation'\].*'train\[90%:\]'.*"
+                       r"'train\[:90%\]'.*Received: split='.*'$"):
+      load(split)
+
+
+@pytest.mark.usefixtures("mock_data")
+def test_tfds_images_of_many_sizes():
+  with pytest.raises(ValueError, match="`image_size`.*Received: image_size=None$"):
+    data.load_images("cats_vs_dogs", "train", 4)
+  dataset = data.load_images("cats_vs_dogs", "train", 4, image_size=24, with_labels=True)
+  assert dataset.element_spec[0].shape == [None, 24, 24, 3]
+  assert len(np.concatenate([images for images, _ in dataset])) == 20
+
+
+@pytest.mark.usefixtures("mock_data")
+def test_tfds_without_images_or_labels():
+  with pytest.raises(ValueError, match="`name_or_folder`.*image.*Received: name_or_folder='imdb_reviews'$"):
+    data.load_images("imdb_reviews", "train", 4)
+  assert data.load_images("celeb_a", "train", 4).element_spec.shape == [None, 218, 178, 3]
+  with pytest.raises(ValueError, match="`with_labels`.*Received: with_labels=True$"):
+    data.load_images("celeb_a", "train", 4, with_labels=True)
+
+
+@pytest.mark.parametrize("name, hint", [("cifarr10", "cifar10"), ("digit", "digits"), ("no such name", ""),
+                                        ("lsun/church", "lsun/church_outdoor"), ("cifar10:0.0.7", r"only: 3\.")])
+def test_unknown_name(name, hint, tmp_path):
+  with pytest.raises(ValueError, match=rf"(?s)`name_or_folder`.*'digits'.*folder.*{hint}.*Received: ") as caught:
+    data.load_images(name, "train", 1, data_dir=tmp_path)
+  assert str(caught.value).endswith(repr(name))
+
+
+def test_no_network_fails_soon(tmp_path, no_network):
+  start = time.perf_counter()
+  with pytest.raises(ConnectionError, match="`name_or_folder`.*no host.*Received: name_or_folder='cifar10'$"):
+    data.load_images("cifar10", "train", 1, data_dir=tmp_path)
+  assert time.perf_counter() - start < 20
+  assert no_network and not list(tmp_path.rglob("*"))
+
+
+def test_failing_preparation(tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+  monkeypatch.setattr(data, "_host_answers", lambda builder: True)
+  monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda builder: 1 / 0)
+  with pytest.raises(RuntimeError, match="`name_or_folder`.*division by zero.*Received: name_or_folder='cifar10'$"):
+    data.load_images("cifar10", "train", 1, data_dir=tmp_path)
+
+
+def test_incomplete_copy(tmp_path):
+  import tensorflow_datasets as tfds
+  pathlib.Path(tfds.builder("cifar10", data_dir=tmp_path).data_dir).mkdir(parents=True)
+  with pytest.raises(RuntimeError, match="`name_or_folder`.*is incomplete.*Received: name_or_folder='cifar10'$"):
+    data.load_images("cifar10", "train", 1, data_dir=tmp_path)
+
+
+def test_local_sources_ask_no_host(tmp_path, no_network):
+  arrays(data.load_images("digits", "train", 64))
+  arrays(data.load_images(fill(tmp_path / "train", 3).parent, "train", 64))
+  assert not no_network
+
+
+@pytest.mark.parametrize("module, name", [("tensorflow_datasets", "cifar10"), ("sklearn.datasets", "digits"),
+                                          ("PIL.Image", ".")])
+def test_missing_library(module, name, monkeypatch):
+  monkeypatch.setitem(sys.modules, module, None)
+  with pytest.raises(ImportError, match=rf"{module}.*pip install tfp_glow\[data\].*Received: name_or_folder='{name}'"):
+    data.load_images(name, "train", 1)
+
+
+# Fashion-MNIST from Debian's package.
+
+needs_fashion_mnist = pytest.mark.skipif(
+    not DEBIAN_FASHION_MNIST.is_dir(),
+    reason="needs Debian's package dataset-fashion-mnist (/usr/share/datasets/fashion-mnist)")
+
+
+def read_idx(name, header):
+  return np.frombuffer(gzip.open(DEBIAN_FASHION_MNIST / name).read(), np.uint8, offset=header)
+
+
+@pytest.fixture(scope="module")
+def fashion_mnist_dir(tmp_path_factory):
+  """TFDS's folder with Fashion-MNIST, prepared once for all tests."""
+  data_dir = tmp_path_factory.mktemp("tfds")
+  data.load_images("fashion_mnist", "test", 1, data_dir=data_dir)
+  return data_dir
+
+
+@needs_fashion_mnist
+@pytest.mark.slow
+def test_fashion_mnist_is_that_of_debian(fashion_mnist_dir, no_network):
+  import tensorflow_datasets as tfds
+  assert tfds.image_classification.FashionMNIST.URL.startswith("http")
+  assert [path.name for path in fashion_mnist_dir.iterdir()] == ["fashion_mnist"]  # No copies of the downloads.
+  native = read_idx("t10k-images-idx3-ubyte.gz", 16).reshape(-1, 28, 28, 1)
+  label_of = {image.tobytes(): label for image, label in zip(native, read_idx("t10k-labels-idx1-ubyte.gz", 8))}
+  dataset = data.load_images("fashion_mnist", "test", 500, image_size=32, with_labels=True, data_dir=fashion_mnist_dir)
+  images, labels = (np.concatenate(part) for part in zip(*dataset))
+  inner = images[:, 2:30, 2:30]
+  assert len(images) == 10_000 and (np.pad(inner, [(0, 0), (2, 2), (2, 2), (0, 0)]) == images).all()
+  assert sorted(image.tobytes() for image in inner) == sorted(image.tobytes() for image in native)
+  assert [label_of[image.tobytes()] for image in inner] == labels.tolist()
+  assert not no_network
+
+
+@needs_fashion_mnist
+@pytest.mark.slow
+def test_fashion_mnist_splits(fashion_mnist_dir):
+  def load(split, **options):
+    return data.load_images("fashion_mnist", split, 100, data_dir=fashion_mnist_dir, **options)
+
+  assert len(load("train")) == 600 and len(load("train[:90%]")) == 540
+  with pytest.raises(ValueError, match=r"`split` must be one of \['train', 'test'\].*'train\[90%:\]'.*"
+                     r"'train\[:90%\]'.*Received: split='validation'$"):
+    load("validation")
+  first, second = load("train[:2%]", seed=1), load("train[:2%]", seed=1)
+  for _ in range(2):
+    np.testing.assert_array_equal(arrays(first), arrays(second))
+  assert (arrays(first) != arrays(first)).any()
+
+
+@needs_fashion_mnist
+@pytest.mark.slow
+def test_fashion_mnist_that_is_prepared_needs_no_files(fashion_mnist_dir, monkeypatch, no_network):
+  monkeypatch.setattr(data, "_DEBIAN_FASHION_MNIST", pathlib.Path("/nonexistent"))
+  assert len(data.load_images("fashion_mnist", "test", 100, data_dir=fashion_mnist_dir)) == 100
+  assert not no_network
+
+
+def test_fashion_mnist_with_other_content_is_refused(tmp_path, monkeypatch):
+  for name in data._FASHION_MNIST_SHA256:
+    (tmp_path / name).write_bytes(gzip.compress(b"other bytes"))
+  monkeypatch.setattr(data, "_DEBIAN_FASHION_MNIST", tmp_path)
+  data_dir = tmp_path / "tfds"
+  with pytest.raises(RuntimeError, match=r"train-images-idx3-ubyte\.gz.*SHA-256.*c59f468a.*"
+                     r"Received: name_or_folder='fashion_mnist'$"):
+    data.load_images("fashion_mnist", "train", 1, data_dir=data_dir)
+  assert not data_dir.exists()

@@ -171,6 +171,9 @@ def test_crop_and_fit_handles_any_shape():
   fitted = data._crop_and_fit(tf.constant(image), 12).numpy()
   np.testing.assert_array_equal(fitted, np.pad(image[:, 10:19], [(1, 2), (1, 2), (0, 0)]))
   np.testing.assert_array_equal(data._crop_and_fit(tf.constant(image), 9).numpy(), image[:, 10:19])
+  stripes = np.tile(np.array([0, 255], np.uint8), [64, 32])[..., None]
+  shrunk = data._crop_and_fit(tf.constant(stripes), 16).numpy()
+  assert 110 < shrunk.min() and shrunk.max() < 145
   flat = np.full([50, 31, 1], 200, np.uint8)
   np.testing.assert_array_equal(data._crop_and_fit(tf.constant(flat), 7).numpy(), np.full([7, 7, 1], 200))
 
@@ -215,6 +218,13 @@ def test_folder_shrinks_a_large_jpeg(tmp_path):
   save(tmp_path / "train" / "a.jpg", ramp, quality=95)
   result = arrays(data.load_images(tmp_path, "train", 1, image_size=20))[0, :, 0, 0].astype(int)
   np.testing.assert_allclose(result, np.linspace(0, 255, 800).reshape(20, 40).mean(1), atol=4)
+
+
+def test_folder_keeps_the_detail_of_a_jpeg_that_fits(tmp_path):
+  stripes = np.tile(np.repeat(np.array([0, 255], np.uint8), 4), [80, 10])
+  save(tmp_path / "train" / "a.jpg", stripes, quality=95)
+  result = arrays(data.load_images(tmp_path, "train", 1, image_size=20))[0, :, 1:-1, 0]
+  assert result[:, 1::2].max() < 80 and result[:, ::2].min() > 175
 
 
 def test_folder_is_grey_only_if_every_image_is(tmp_path):
@@ -358,6 +368,13 @@ def test_relative_folder(tmp_path, monkeypatch):
   fill(tmp_path / "cifar10" / "train", 3)
   monkeypatch.chdir(tmp_path)
   for name in ("cifar10", "./cifar10", pathlib.Path("cifar10")):
+    assert len(arrays(data.load_images(name, "train", 4))) == 3
+
+
+def test_home_folder(tmp_path, monkeypatch):
+  fill(tmp_path / "faces" / "train", 3)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  for name in ("~/faces", pathlib.Path("~/faces")):
     assert len(arrays(data.load_images(name, "train", 4))) == 3
 
 

@@ -68,23 +68,25 @@ class Codec:
     return getattr(getattr(self.distribution, "bijector", None), "num_classes", None)
 
   def check_images(self, images):
-    """As a tensor.
+    """Images as a tensor of the right dtype, with the static shape `[N] + event_shape`.
 
     Raises:
       TypeError: if the dtype does not fit `num_bits`.
       ValueError: if the shape is not `[N] + event_shape`.
     """
     images = tf.convert_to_tensor(images)
-    if self.num_bits is None and images.dtype.is_floating:
-      images = tf.cast(images, self.image_dtype)
-    if images.dtype != self.image_dtype:
+    self.check_spec(images)
+    return tf.ensure_shape(tf.cast(images, self.image_dtype), [None] + self.event_shape.as_list())
+
+  def check_spec(self, images):
+    """Checks anything with a `dtype` and a `shape`; raises as `check_images`."""
+    dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
+    if dtype != tf.uint8 if self.num_bits else not dtype.is_floating:
       wanted = ("uint8, values 0 .. 255, whatever `num_bits`" if self.num_bits else
                 "floating, as the model was made with `num_bits=None`")
-      raise TypeError(f"`images` must be {wanted}. Received: {images.dtype.name}")
-    if images.shape.rank is not None and not images.shape[1:].is_compatible_with(self.event_shape) or (
-        images.shape.rank == 0):
-      raise ValueError(f"`images` must have shape {[None] + self.event_shape.as_list()}. Received: {images.shape}")
-    return tf.ensure_shape(images, [None] + self.event_shape.as_list())
+      raise TypeError(f"`images` must be {wanted}. Received: {dtype.name}")
+    if not shape.is_compatible_with(tf.TensorShape([None]).concatenate(self.event_shape)):
+      raise ValueError(f"`images` must have shape {[None] + self.event_shape.as_list()}. Received: {shape}")
 
   def to_values(self, images, noise_seed=None):
     """Dequantized images; continuous data as they are.

@@ -283,7 +283,7 @@ def _inspect(path, root, split):
       is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
       if image.format == "PNG":
         image.verify()  # Its checksums, without decoding.
-      elif image.format not in _JPEG_FORMATS or not content.endswith(b"\xff\xd9"):
+      elif not content.endswith(b"\xff\xd9"):  # A JPEG with its end marker is complete.
         image.load()
   except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others.
     return ValueError(f"{path} ({type(error).__name__}: {str(error).partition(' <_io.BytesIO')[0]})")

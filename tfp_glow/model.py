@@ -1,6 +1,5 @@
 """`FlowModel`: trains a distribution over images with Keras."""
 
-import itertools
 import random
 
 import keras
@@ -68,6 +67,7 @@ class FlowModel(keras.Model):
                      for v in distribution.variables]
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
     self._bits_per_dim = keras.metrics.Mean(name="bits_per_dim")
+    self._bits_per_dim._direction = "down"  # For callbacks that monitor it.
     make = lambda function: tf.function(function, reduce_retracing=True)
     self._encode = make(self._codec.encode)
     self._decode = make(self._codec.decode)
@@ -141,14 +141,42 @@ class FlowModel(keras.Model):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._assert_compile_called("fit")
+    self._check_data(x, y, kwargs)
     if self._needs_adapt():
       batch, x = _first_batch(x, y, batch_size)
       self.adapt(batch)
-    if not self.optimizer.built:
-      # Variables made while the step is traced would have TensorFlow trace it twice.
-      with self.distribute_strategy.scope():
-        self.optimizer.build(self.trainable_variables)
     return super().fit(x, y, batch_size=batch_size, **kwargs)
+
+  def evaluate(self, x=None, y=None, **kwargs):
+    """As `keras.Model.evaluate`; the noise is the same each time.
+
+    Args:
+      x: As in `fit`.
+      y: As in `fit`.
+      **kwargs: Of `keras.Model.evaluate`.
+
+    Returns:
+      Loss and metrics; with `return_dict=True` a dict, `"bits_per_dim"` in it.
+
+    Raises:
+      ValueError: if `x` is empty or does not fit, or the model is not compiled.
+    """
+    self._assert_compile_called("evaluate")
+    self._check_data(x, y, kwargs)
+    return super().evaluate(x, y, **kwargs)
+
+  def predict(self, x, **kwargs):
+    """As `keras.Model.predict`: bits per dimension of each image, `[N]`; their mean is what `evaluate` returns.
+
+    Args:
+      x: As in `fit`; class-conditional models take datasets of `(images, labels)`.
+      **kwargs: Of `keras.Model.predict`.
+
+    Raises:
+      ValueError: if `x` is empty or does not fit.
+    """
+    self._check_data(x, None, kwargs)
+    return super().predict(x, **kwargs)
 
   def call(self, inputs, labels=None):
     """Bits per dimension of each image, `[N]`."""
@@ -217,6 +245,9 @@ class FlowModel(keras.Model):
       ValueError: if the shape of `z` does not fit, or `labels` are missing or too many.
     """
     z = tf.convert_to_tensor(z, self._codec.bijector.dtype)
+    latent_shape = tf.TensorShape([None]).concatenate(self.distribution.distribution.event_shape)
+    if not z.shape.is_compatible_with(latent_shape):
+      raise ValueError(f"`z` must have shape {latent_shape}. Received: {z.shape}")
     return self._decode(z, self._checked_labels(labels, len(z))).numpy()
 
   def sample(self, num_samples, temperature=1., labels=None, seed=None):
@@ -252,6 +283,33 @@ class FlowModel(keras.Model):
       path: Folder to write.
     """
     export.save_signatures(self._codec, path)
+
+  def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    """Keras would build the model from a batch; there is nothing to build but the optimizer.
+
+    Its variables must not be made while the step is traced: TensorFlow would trace it twice.
+    """
+    del iterator, data_batch
+    if self.optimizer is not None and not self.optimizer.built:
+      with self.distribute_strategy.scope():
+        self.optimizer.build(self.trainable_variables)
+
+  def _check_data(self, x, y, kwargs):
+    """Before any work, of what can be checked without drawing from it."""
+    for key in ("sample_weight", "class_weight"):
+      if kwargs.get(key) is not None:
+        raise ValueError(f"`{key}` must be None: every image counts the same. Received: {key}={kwargs[key]!r}")
+    if isinstance(x, tf.data.Dataset):
+      empty, data = int(x.cardinality()) == 0, x.element_spec
+    elif hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
+      return
+    else:
+      data = keras.tree.map_structure(lambda part: part if hasattr(part, "dtype") else np.asarray(part),
+                                      x if y is None else (x, y))
+      empty = any(len(part) == 0 for part in keras.tree.flatten(data))
+    if empty:
+      raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
+    self._codec.check_spec(self._unpack(data)[0])
 
   def _bits(self, images, labels, noise_seed):
     labels = None if self._codec.num_classes is None else labels
@@ -317,13 +375,19 @@ def _first_batch(x, y, batch_size):
     batch = x[0]
   elif hasattr(x, "__next__"):
     batch = next(x, None)
-    x = x if batch is None else itertools.chain([batch], x)
+    x = x if batch is None else _with_first(batch, x)
   else:
     size = batch_size or 32
     batch = keras.tree.map_structure(lambda array: array[:size], x if y is None else (x, y))
   if batch is None or any(len(part) == 0 for part in keras.tree.flatten(batch)):
     raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
   return batch, x
+
+
+def _with_first(batch, rest):
+  """A generator, as Keras takes no other iterators."""
+  yield batch
+  yield from rest
 
 
 def _sum_over_replicas(count):
@@ -333,13 +397,12 @@ def _sum_over_replicas(count):
 
 def _seed_pair(seed):
   """An int32 tensor [2]."""
+  pair = [0, seed] if np.ndim(seed) == 0 else seed
   if seed is None:
-    seed = [random.SystemRandom().randrange(2**31), random.SystemRandom().randrange(2**31)]
-  elif np.ndim(seed) == 0:
-    seed = [0, seed]
-  if np.shape(seed) != (2,) or not np.issubdtype(np.asarray(seed).dtype, np.integer):
+    pair = [random.SystemRandom().randrange(2**31) for _ in range(2)]
+  if np.shape(pair) != (2,) or not np.issubdtype(np.asarray(pair).dtype, np.integer):
     raise ValueError(f"`seed` must be an `int`, a pair of them, or None. Received: {seed!r}")
-  return tf.constant(seed, tf.int32)
+  return tf.constant(pair, tf.int32)
 
 
 def _keras_name(variable):

@@ -36,13 +36,16 @@ class _Coupling(OnePassBijector):
       event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
 
     Raises:
-      ValueError: if the network's output has another shape than the coupling needs, there are fewer than two channels,
-        or the network holds state that a call changes.
+      ValueError: if the network's output has another shape than the coupling needs, there are fewer than two channels
+        or others than before, or the network holds state that a call changes.
     """
     event_shape = tf.TensorShape(event_shape)
     num_channels = event_shape[-1]
     if num_channels == self._num_channels:
       return
+    if self._num_channels is not None:
+      # Convolutions would not refuse a multiple of the channels they know: they would take it for groups.
+      raise ValueError(f"`{self.name}` was built for {self._num_channels} channels. Received: event shape {event_shape}")
     if num_channels is None or num_channels < 2:
       raise ValueError(f"`{self.name}` needs at least two channels, known when the graph is built, to split. "
                        f"Received: event shape {event_shape}")

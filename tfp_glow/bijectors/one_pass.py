@@ -188,10 +188,11 @@ class OnePassBijector(tfb.Bijector):
       RuntimeError: inside a `tf.function` or in replica context: it must happen once, for all replicas alike.
       ValueError: if the shape of `y` does not fit, it is empty, or holds values that are not finite.
     """
-    if not tf.executing_eagerly():
+    in_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
+    if in_replica or not tf.executing_eagerly():
       raise RuntimeError(
           f"`{self.name}.initialize` assigns variables, once and for all replicas alike: call it eagerly, outside of "
-          f"`tf.function` and `strategy.run`. Received: a call while tracing {tf.compat.v1.get_default_graph()}")
+          f"`tf.function` and `strategy.run`. Received: a call in {'a replica' if in_replica else 'a graph'}")
     y = self._convert(y, "y", inverse=True)
     flat = self._with_one_batch_dim(y, inverse=True)
     if flat.shape[0] == 0 or not bool(tf.reduce_all(tf.math.is_finite(flat))):
@@ -246,6 +247,8 @@ class OnePassBijector(tfb.Bijector):
   # One evaluation.
 
   def _convert(self, value, name, inverse):
+    if tf.is_tensor(value) and value.dtype != self.dtype:
+      raise TypeError(f"`{name}` of `{self.name}` must be of dtype {self.dtype.name}. Received: {value.dtype.name}")
     value = tf.convert_to_tensor(value, dtype=self.dtype, name=name)
     expected = self._event_shapes[inverse]
     if value.shape.rank is None or value.shape.rank < expected.rank or not expected.is_compatible_with(
@@ -289,7 +292,7 @@ class OnePassBijector(tfb.Bijector):
   def _recall(self, inputs, inverse, kwargs):
     """Value and log-det of an earlier pass, from either of its ends, if they still hold; else `None`."""
     back, again = getattr(inputs, _RETURNED_BY, None), getattr(inputs, _GIVEN_TO, lambda: None)()
-    if back is not None and back.inverse != inverse and back.is_by(self, kwargs) and back.still_holds(backwards=True):
+    if back is not None and back.inverse != inverse and back.is_by(self, kwargs) and back.still_holds():
       return back.input, -back.log_det
     if again is not None and again.inverse == inverse and again.is_by(self, kwargs) and again.still_holds():
       return again.output(), again.log_det
@@ -356,18 +359,17 @@ class _Pass:
     return self.bijector is bijector and self.kwargs.keys() == kwargs.keys() and all(
         _is_same(frozen, kwargs[key]) for key, frozen in self.kwargs.items())
 
-  def still_holds(self, backwards=False):
+  def still_holds(self):
     """Whether a new evaluation would give the same numbers, seen by the same gradient tapes.
 
-    Args:
-      backwards: Python `bool`: it would be one of the opposite direction, from this output to this input. Through that
-        no gradient flows here.
+    Of a pass gone backwards, from its output to its input, the gradients flow to what the pass was given and to the
+    weights, not to its output: all that `log_prob` needs.
     """
     if not self.bijector._is_state(self.state):  # pylint: disable=protected-access
       return False
     now = self._watched()
     # With several tapes, or a persistent one, TensorFlow does not tell whether they are the same as then.
-    return now == self.watched and now[0] < (1 if backwards else 2) and now[0] == _tapes_that_watch(
+    return now == self.watched and now[0] < 2 and now[0] == _tapes_that_watch(
         [self.witness, self.log_det])
 
   def _watched(self):

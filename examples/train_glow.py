@@ -1,0 +1,322 @@
+"""Trains a class-free Glow on images; leaves its weights, a SavedModel, pictures and numbers in a folder.
+
+The 8x8 digits of scikit-learn, with the default settings; then a folder of one's own photographs:
+
+  python examples/train_glow.py
+  python examples/train_glow.py --data ~/photographs --image-size 32 --num-blocks 3 --output photographs
+
+The folder then holds:
+
+  model.weights.h5      the weights with the best bits per dimension of the validation split
+  saved_model/          a SavedModel that needs nothing but TensorFlow
+  samples.png           samples, a row for each temperature
+  interpolations.png    straight lines in latent space between images of the test split
+  reconstructions.png   images of the test split, encoded and decoded
+  training_curve.png    bits per dimension, epoch by epoch
+  results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
+
+Ctrl-C ends the training, and all of these are made of what has been learned until then; a second Ctrl-C ends at once.
+"""
+
+import argparse
+import functools
+import json
+import math
+import pathlib
+import platform
+import shutil
+import sys
+import time
+
+import keras
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_glow
+from tfp_glow import callbacks, data, latent
+
+matplotlib.use("Agg")  # Pictures go to files: no display is needed.
+from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
+
+tfd = tfp.distributions
+
+WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json"
+SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
+CURVE = "training_curve.png"
+OUTPUTS = (WEIGHTS, SAVED_MODEL, SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, CURVE, RESULTS)
+
+TEMPERATURES = (0., .5, .7, .8, 1.)
+NUM_COLUMNS = 16
+NUM_INTERPOLATIONS = 8
+TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that a person sees those of 8x8.
+GAP = 4  # Pixels between them.
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+
+
+def main():
+  """Parses the command line, trains, saves; returns the exit code."""
+  start = time.monotonic()
+  args = parse_args()
+  keras.utils.set_random_seed(args.seed)
+  try:
+    splits = load_splits(args)
+    model = make_model(args, splits["train"].element_spec.shape[1:])
+    prepare_output(args)
+  except (ValueError, OSError, ImportError, RuntimeError) as error:
+    print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
+    return EXIT_USAGE
+  history, bits_per_dim, interrupted = train(model, splits, args)
+  if not math.isfinite(bits_per_dim):
+    print(f"Training diverged: bits per dim {bits_per_dim}. A lower --learning-rate may help.", file=sys.stderr)
+    return EXIT_FAILED
+  results = {
+      "bits_per_dim": evaluate(model, splits["test"]),
+      "validation_bits_per_dim": bits_per_dim,
+      "epochs": len(history.epoch),
+      "interrupted": interrupted,
+      "num_parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
+      "settings": {name: value if name != "output" else str(value) for name, value in vars(args).items()},
+      "versions": versions(),
+  }
+  save_pictures(model, splits["test"], history, results["bits_per_dim"], args)
+  model.export(args.output / SAVED_MODEL)
+  results["seconds"] = round(time.monotonic() - start, 1)
+  (args.output / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
+  print(f"Test bits per dim: {results['bits_per_dim']:.4f}, after {results['seconds']:.0f} s. In {args.output}: "
+        f"{', '.join(OUTPUTS)}")
+  return EXIT_INTERRUPTED if interrupted else 0
+
+
+def parse_args():
+  """The settings; argparse ends the program with a message if one of them cannot be."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  add = parser.add_argument
+  add("--data", default="digits", help="'digits', the name of a TFDS data set, or a folder of images (%(default)s)")
+  add("--data-dir", help="where TFDS keeps its data sets (TFDS's default)")
+  add("--image-size", type=positive_int, help="height and width of the images (as they are)")
+  add("--num-bits", type=int, choices=range(1, 9), help="bits kept of each pixel (4 for the digits, else 8)")
+  add("--num-blocks", type=positive_int, default=2, help="scales, each half as high and wide (%(default)s)")
+  add("--num-steps", type=positive_int, default=8, help="steps of flow at each scale (%(default)s)")
+  add("--num-hidden", type=positive_int, default=64, help="channels inside the coupling networks (%(default)s)")
+  add("--coupling", choices=("affine", "additive"), default="affine", help="(%(default)s)")
+  add("--permutation", choices=("conv1x1", "reverse", "shuffle"), default="conv1x1", help="(%(default)s)")
+  add("--epochs", type=positive_int, default=45, help="the learning rate falls to 0 at the last (%(default)s)")
+  add("--batch-size", type=positive_int, default=64, help="(%(default)s)")
+  add("--learning-rate", type=positive_float, default=2e-3, help="the highest, after a warm-up (%(default)s)")
+  add("--max-shift", type=non_negative_float,
+      help="training images are shifted at random by up to so many pixels, rounded: by up to 0.75, two thirds stay in "
+      "their column and two thirds in their row (0.75 for the digits, else 0)")
+  add("--flip", action="store_true", help="training images are mirrored at random")
+  add("--time-limit", type=positive_float, help="minutes after which training ends, whatever --epochs (none)")
+  add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
+  add("--output", type=pathlib.Path, default=pathlib.Path("output"), help="folder of the results (%(default)s)")
+  add("--overwrite", action="store_true", help="whether results of an earlier run in --output may be lost")
+  args = parser.parse_args()
+  if args.num_bits is None:
+    args.num_bits = 4 if args.data == "digits" else 8
+  if args.max_shift is None:
+    args.max_shift = 0.75 if args.data == "digits" else 0.
+  if args.image_size and args.image_size % 2**args.num_blocks:
+    parser.error(f"--image-size must be divisible by 2 ** num_blocks = {2**args.num_blocks}, as every block halves it. "
+                 f"Received: {args.image_size}")
+  if args.output.exists() and not args.output.is_dir():
+    parser.error(f"--output must be a folder. Received: {args.output}")
+  if any((args.output / name).exists() for name in OUTPUTS) and not args.overwrite:
+    parser.error("--output must be a folder without the results of an earlier run; --overwrite replaces them. "
+                 f"Received: {args.output}")
+  return args
+
+
+def positive_int(text):
+  """An argparse type."""
+  return _number(text, int, lambda value: value > 0, "a positive whole number")
+
+
+def non_negative_int(text):
+  """An argparse type."""
+  return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
+
+
+def positive_float(text):
+  """An argparse type."""
+  return _number(text, float, lambda value: 0. < value < math.inf, "a positive number")
+
+
+def non_negative_float(text):
+  """An argparse type."""
+  return _number(text, float, lambda value: 0. <= value < math.inf, "a number of at least 0")
+
+
+def _number(text, number_type, is_valid, description):
+  try:
+    value = number_type(text)
+  except ValueError:
+    value = None
+  if value is None or not is_valid(value):
+    raise argparse.ArgumentTypeError(f"must be {description}. Received: {text!r}")
+  return value
+
+
+def load_splits(args):
+  """Batches of images to train, to choose the best epoch (validation), and to report (test)."""
+  load = functools.partial(data.load_images, args.data, batch_size=args.batch_size, image_size=args.image_size,
+                           seed=args.seed, data_dir=args.data_dir)
+  train_images, test_images = load("train"), load("test")
+  try:
+    validation_images = load("validation")
+  except ValueError as error:
+    try:  # Many a data set of TFDS has none.
+      train_images, validation_images = load("train[:95%]"), load("train[95%:]")
+    except ValueError:
+      raise error from None
+  return {"train": augment(train_images, args), "validation": validation_images, "test": test_images}
+
+
+def augment(images, args):
+  """Random shifts and mirror images of a dataset of batches."""
+  _, height, width, _ = images.element_spec.shape
+  layers = []
+  if args.max_shift:
+    # Uniform shifts, rounded to whole pixels by the interpolation.
+    vertical, horizontal = args.max_shift / height, args.max_shift / width
+    layers.append(keras.layers.RandomTranslation((-vertical, vertical), (-horizontal, horizontal), seed=args.seed,
+                                                 fill_mode="constant", fill_value=0., interpolation="nearest"))
+  if args.flip:
+    layers.append(keras.layers.RandomFlip("horizontal", seed=args.seed))
+  for layer in layers:
+    images = images.map(lambda batch, layer=layer: tf.cast(layer(batch), tf.uint8))
+  return images.prefetch(tf.data.AUTOTUNE)
+
+
+def make_model(args, image_shape):
+  """A compiled `FlowModel` of a Glow for images of this shape."""
+  glow = tfp_glow.GlowBijector(
+      output_shape=image_shape, num_glow_blocks=args.num_blocks, num_steps_per_block=args.num_steps,
+      num_hidden=args.num_hidden, coupling=args.coupling, permutation=args.permutation, seed=args.seed)
+  base = tfd.Sample(tfd.Normal(0., 1.), glow.inverse_event_shape(image_shape))
+  return tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=args.num_bits, seed=args.seed)
+
+
+def prepare_output(args):
+  """Makes the folder, and clears it of the results of an earlier run, lest those of two runs lie side by side."""
+  args.output.mkdir(parents=True, exist_ok=True)
+  for name in OUTPUTS:
+    path = args.output / name
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink(missing_ok=True)
+
+
+def train(model, splits, args):
+  """Trains until the last epoch, the time limit or Ctrl-C, and leaves the best weights in the model and in its file.
+
+  Returns:
+    history: `keras.callbacks.History`.
+    bits_per_dim: Of the validation split.
+    interrupted: Whether Ctrl-C was pressed.
+  """
+  model.compile(keras.optimizers.Adam(learning_rate_schedule(args, len(splits["train"]))))
+  history = keras.callbacks.History()
+  checkpoint = keras.callbacks.ModelCheckpoint(args.output / WEIGHTS, monitor="val_bits_per_dim", mode="min",
+                                               save_best_only=True, save_weights_only=True)
+  limit = [callbacks.TimeLimit(60. * args.time_limit)] if args.time_limit else []
+  interrupted = False
+  try:
+    model.fit(splits["train"], validation_data=splits["validation"], epochs=args.epochs,
+              callbacks=[history, checkpoint, keras.callbacks.TerminateOnNaN(), *limit], shuffle=False)
+  except KeyboardInterrupt:
+    interrupted = True
+    print("\nInterrupted: what has been learned is being saved (Ctrl-C again ends at once).", flush=True)
+  return history, keep_best(model, splits["validation"], checkpoint), interrupted
+
+
+def learning_rate_schedule(args, steps_per_epoch):
+  """A short warm-up, then half a cosine down to 0 at the last step."""
+  num_steps = args.epochs * steps_per_epoch
+  num_warmup_steps = num_steps // 20
+  return keras.optimizers.schedules.CosineDecay(
+      0., num_steps - num_warmup_steps, warmup_target=args.learning_rate, warmup_steps=num_warmup_steps)
+
+
+def keep_best(model, validation_images, checkpoint):
+  """Chooses between the weights at hand, which may be those of an unfinished epoch, and the best saved ones."""
+  bits_per_dim = evaluate(model, validation_images)
+  if checkpoint.best is not None and not bits_per_dim < checkpoint.best:
+    model.load_weights(checkpoint.filepath)
+    return float(checkpoint.best)
+  model.save_weights(checkpoint.filepath)
+  return bits_per_dim
+
+
+def evaluate(model, images):
+  """Bits per dimension, a Python `float`."""
+  return float(model.evaluate(images, return_dict=True, verbose=0)["bits_per_dim"])
+
+
+def save_pictures(model, test_images, history, test_bits_per_dim, args):
+  """Writes all pictures of a trained model to the output folder."""
+  samples = [model.sample(NUM_COLUMNS, temperature, seed=args.seed) for temperature in TEMPERATURES]
+  save_grid(args.output / SAMPLES, samples, [f"T = {temperature:g}" for temperature in TEMPERATURES])
+  images = np.stack(list(test_images.unbatch().take(2 * NUM_COLUMNS).as_numpy_iterator()))
+  save_grid(args.output / INTERPOLATIONS, interpolations(model, images[:NUM_INTERPOLATIONS]))
+  first, second = np.split(images, [NUM_COLUMNS])
+  rows = [row for part in (first, second) if len(part) for row in (part, model.decode(model.encode(part)))]
+  save_grid(args.output / RECONSTRUCTIONS, rows, ["original", "decoded"] * (len(rows) // 2))
+  save_curve(args.output / CURVE, history.history, test_bits_per_dim)
+
+
+def interpolations(model, images):
+  """Rows of images, each from one of `images` to the next and the last to the first."""
+  z = model.encode(images)
+  lines = latent.interpolate(z, np.roll(z, -1, axis=0), NUM_COLUMNS)
+  decoded = model.decode(lines.reshape(-1, z.shape[-1]))
+  return np.swapaxes(decoded.reshape(lines.shape[:2] + images.shape[1:]), 0, 1)
+
+
+def save_grid(path, rows, labels=None):
+  """Writes rows of images, enlarged pixel by pixel, with labels before the rows."""
+  height, width = rows[0].shape[1:3]
+  zoom = max(1, TILE_SIZE // height)
+  height, width, margin = zoom * height + GAP, zoom * width + GAP, 100 if labels else 0
+  picture = Image.new("RGB", (margin + GAP + width * max(map(len, rows)), GAP + height * len(rows)), "white")
+  for i, row in enumerate(rows):
+    for j, image in enumerate(row):
+      tile = keras.utils.array_to_img(image, scale=False)
+      tile = tile.resize((width - GAP, height - GAP), Image.Resampling.NEAREST)
+      picture.paste(tile, (margin + GAP + j * width, GAP + i * height))
+    if labels:
+      place = margin - GAP, GAP + i * height + (height - GAP) // 2
+      ImageDraw.Draw(picture).text(place, labels[i], fill="black", anchor="rm", font=ImageFont.load_default(18))
+  picture.save(path)
+
+
+def save_curve(path, history, test_bits_per_dim):
+  """Draws bits per dimension of each finished epoch."""
+  figure, axes = plt.subplots(figsize=(8, 5))
+  for key, label in (("bits_per_dim", "training"), ("val_bits_per_dim", "validation")):
+    values = history.get(key, [])
+    axes.plot(range(1, len(values) + 1), values, marker=".", label=label)
+  axes.axhline(test_bits_per_dim, color="black", linestyle=":", label=f"test, best epoch: {test_bits_per_dim:.3f}")
+  axes.set(xlabel="epoch", ylabel="bits per dimension")
+  axes.legend()
+  figure.savefig(path)
+  plt.close(figure)
+
+
+def versions():
+  """Of what the numbers may depend on."""
+  modules = (tf, tfp, keras, np)
+  return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
+
+
+if __name__ == "__main__":
+  try:
+    sys.exit(main())
+  except KeyboardInterrupt:
+    print("\nInterrupted: the results are not complete.", file=sys.stderr)
+    sys.exit(EXIT_INTERRUPTED)

@@ -1,0 +1,352 @@
+"""Tests of `examples/train_glow.py`: whole runs of tiny models, and its parts."""
+
+import argparse
+import importlib.util
+import json
+import math
+import pathlib
+import queue
+import signal
+import subprocess
+import sys
+import threading
+import types
+
+import keras
+import numpy as np
+from PIL import Image
+import pytest
+import tensorflow as tf
+
+from tfp_glow import callbacks
+
+SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train_glow.py"
+TINY = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=256"]
+TIMEOUT = 300  # seconds, far more than needed
+
+slow = pytest.mark.slow
+
+
+def _load_script():
+  spec = importlib.util.spec_from_file_location("train_glow", SCRIPT)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+train_glow = _load_script()
+
+
+def run(*options):
+  """Runs the script to its end in a process of its own."""
+  return subprocess.run([sys.executable, SCRIPT, *TINY, *options], capture_output=True, text=True, timeout=TIMEOUT,
+                        check=False)
+
+
+def call(monkeypatch, *options):
+  """Runs the script's `main` in this process; returns the exit code."""
+  monkeypatch.setattr(sys, "argv", ["train_glow.py", *TINY, *map(str, options)])
+  return train_glow.main()
+
+
+def results(folder):
+  return json.loads((folder / "results.json").read_text())
+
+
+def check_outputs(folder):
+  assert {path.name for path in folder.iterdir()} == set(train_glow.OUTPUTS)
+  margin, gap, tile = 100, 4, 68
+  sizes = {"samples.png": (margin + gap + 16 * tile, gap + 5 * tile),
+           "interpolations.png": (gap + 16 * tile, gap + 8 * tile),
+           "reconstructions.png": (margin + gap + 16 * tile, gap + 4 * tile),
+           "training_curve.png": (800, 500)}
+  for name, size in sizes.items():
+    with Image.open(folder / name) as picture:
+      picture.load()
+      assert (picture.format, picture.size) == ("PNG", size), name
+  assert math.isfinite(results(folder)["bits_per_dim"])
+  signatures = tf.saved_model.load(folder / "saved_model").signatures
+  images = signatures["sample"](num_samples=tf.constant(2), temperature=tf.constant(1.), seed=tf.constant([0, 1]))
+  assert images["images"].shape == (2, 8, 8, 1) and images["images"].dtype == tf.uint8
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+  """A run that was left alone: its process and its folder."""
+  folder = tmp_path_factory.mktemp("finished") / "new" / "folder"
+  return run("--epochs=2", f"--output={folder}"), folder
+
+
+@slow
+def test_run_leaves_everything(finished):
+  process, folder = finished
+  assert process.returncode == 0, process.stderr
+  check_outputs(folder)
+  assert "Epoch 2/2" in process.stdout and "val_bits_per_dim" in process.stdout
+  assert f"Test bits per dim: {results(folder)['bits_per_dim']:.4f}" in process.stdout.splitlines()[-1]
+  assert str(folder) in process.stdout.splitlines()[-1]
+
+
+@slow
+def test_results_say_how_they_came_about(finished):
+  found = results(finished[1])
+  assert found["epochs"] == 2 and not found["interrupted"] and found["seconds"] > 0.
+  assert found["settings"]["num_bits"] == 4 and found["settings"]["max_shift"] == 0.75
+  assert found["settings"]["num_hidden"] == 4 and found["settings"]["data"] == "digits"
+  assert found["versions"]["tensorflow"] == tf.__version__ and found["versions"]["keras"] == keras.__version__
+
+
+@slow
+def test_weights_give_the_number(finished, monkeypatch):
+  _, folder = finished
+  monkeypatch.setattr(sys, "argv", ["train_glow.py", *TINY, f"--output={folder / 'other'}"])
+  args = train_glow.parse_args()
+  model = train_glow.make_model(args, (8, 8, 1))
+  model.compile()
+  model.load_weights(folder / "model.weights.h5")
+  found = results(folder)
+  assert found["num_parameters"] == sum(v.shape.num_elements() for v in model.distribution.trainable_variables)
+  splits = train_glow.load_splits(args)
+  np.testing.assert_allclose(train_glow.evaluate(model, splits["test"]), found["bits_per_dim"], rtol=1e-5)
+  np.testing.assert_allclose(train_glow.evaluate(model, splits["validation"]), found["validation_bits_per_dim"],
+                             rtol=1e-5)
+
+
+@slow
+def test_same_seed_same_number(finished, tmp_path):
+  run("--epochs=2", f"--output={tmp_path / 'same'}")
+  run("--epochs=2", f"--output={tmp_path / 'other'}", "--seed=1")
+  expected = results(finished[1])["bits_per_dim"]
+  assert results(tmp_path / "same")["bits_per_dim"] == expected
+  assert results(tmp_path / "other")["bits_per_dim"] != expected
+  pictures = [(folder / "samples.png").read_bytes() for folder in (finished[1], tmp_path / "same")]
+  assert pictures[0] == pictures[1]
+
+
+class Running:
+  """The script in a process that is watched while it runs."""
+
+  def __init__(self, *options):
+    self._process = subprocess.Popen([sys.executable, "-u", SCRIPT, *TINY, *options], stdout=subprocess.PIPE,
+                                     stderr=subprocess.STDOUT, text=True)
+    self._lines = queue.Queue()
+    self.output = ""
+    threading.Thread(target=self._read, daemon=True).start()
+
+  def _read(self):
+    for line in self._process.stdout:
+      self._lines.put(line)
+    self._lines.put(None)
+
+  def interrupt_at(self, text):
+    """Presses Ctrl-C when `text` is printed."""
+    while text not in self.output:
+      line = self._lines.get(timeout=TIMEOUT)
+      assert line is not None, f"ended before {text!r}:\n{self.output}"
+      self.output += line
+    self._process.send_signal(signal.SIGINT)
+
+  def finish(self):
+    """Returns the exit code."""
+    while (line := self._lines.get(timeout=TIMEOUT)) is not None:
+      self.output += line
+    return self._process.wait(timeout=TIMEOUT)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *_):
+    self._process.kill()
+    self._process.wait()
+
+
+@slow
+def test_ctrl_c_saves_what_there_is(tmp_path):
+  with Running("--epochs=10000", f"--output={tmp_path}") as script:
+    script.interrupt_at("Epoch 3/10000")
+    assert script.finish() == 130, script.output
+  assert "Interrupted: what has been learned is being saved" in script.output
+  assert "Traceback" not in script.output
+  check_outputs(tmp_path)
+  assert results(tmp_path)["interrupted"] and 2 <= results(tmp_path)["epochs"] < 10000
+
+
+@slow
+def test_second_ctrl_c_ends_at_once(tmp_path):
+  with Running("--epochs=10000", f"--output={tmp_path}") as script:
+    script.interrupt_at("Epoch 2/10000")
+    script.interrupt_at("Ctrl-C again ends at once")
+    assert script.finish() == 130, script.output
+  assert "the results are not complete" in script.output and "Traceback" not in script.output
+  assert not (tmp_path / "results.json").exists()
+
+
+@slow
+def test_ctrl_c_before_the_first_epoch_ends(monkeypatch, tmp_path):
+  class Interrupt(keras.callbacks.TerminateOnNaN):
+
+    def on_train_batch_end(self, batch, logs=None):
+      raise KeyboardInterrupt
+
+  monkeypatch.setattr(keras.callbacks, "TerminateOnNaN", Interrupt)
+  assert call(monkeypatch, "--epochs=1", f"--output={tmp_path}") == 130
+  check_outputs(tmp_path)
+  assert results(tmp_path)["epochs"] == 0
+
+
+@slow
+def test_divergence_is_an_error(monkeypatch, tmp_path, capsys):
+  assert call(monkeypatch, "--epochs=2", "--learning-rate=1e30", "--output", tmp_path) == 1
+  assert "diverged" in capsys.readouterr().err
+  assert not (tmp_path / "results.json").exists()
+
+
+@slow
+def test_folder_of_colour_images_with_other_settings(monkeypatch, tmp_path):
+  rng = np.random.default_rng(0)
+  for split, count in (("train", 20), ("val", 3), ("test", 1)):
+    (tmp_path / "images" / split).mkdir(parents=True)
+    for index in range(count):
+      Image.fromarray(rng.integers(0, 256, (9, 11, 3), np.uint8)).save(tmp_path / "images" / split / f"{index}.png")
+  output = tmp_path / "output"
+  assert call(monkeypatch, "--data", tmp_path / "images", "--image-size=4", "--flip", "--max-shift=1", "--epochs=1",
+              "--coupling=additive", "--permutation=shuffle", "--time-limit=5", "--output", output) == 0
+  assert {path.name for path in output.iterdir()} == set(train_glow.OUTPUTS)
+  assert results(output)["settings"]["num_bits"] == 8
+  # One image to test is enough: it is interpolated with itself.
+  assert Image.open(output / "interpolations.png").size == (4 + 16 * 68, 4 + 68)
+  assert Image.open(output / "reconstructions.png").size == (100 + 4 + 68, 4 + 2 * 68)
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--epochs=0"], "--epochs: must be a positive whole number. Received: '0'"),
+    (["--num-steps=two"], "--num-steps: must be a positive whole number. Received: 'two'"),
+    (["--batch-size=-1"], "--batch-size: must be a positive whole number. Received: '-1'"),
+    (["--learning-rate=nan"], "--learning-rate: must be a positive number. Received: 'nan'"),
+    (["--time-limit=0"], "--time-limit: must be a positive number. Received: '0'"),
+    (["--seed=-1"], "--seed: must be a whole number of at least 0. Received: '-1'"),
+    (["--max-shift=inf"], "--max-shift: must be a number of at least 0. Received: 'inf'"),
+    (["--num-bits=9"], "--num-bits: invalid choice: 9"),
+    (["--coupling=cubic"], "--coupling: invalid choice: 'cubic'"),
+    (["--image-size=6", "--num-blocks=2"], "--image-size must be divisible by 2 ** num_blocks = 4"),
+])
+def test_bad_arguments(monkeypatch, tmp_path, capsys, options, message):
+  with pytest.raises(SystemExit) as ending:
+    call(monkeypatch, "--output", tmp_path / "new", *options)
+  assert ending.value.code == 2
+  assert message in capsys.readouterr().err
+  assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--data=./nowhere"], "an existing folder. Received: "),
+    (["--num-blocks=4"], "divisible by 2 ** `num_glow_blocks` = 16"),
+])
+def test_bad_data(monkeypatch, tmp_path, capsys, options, message):
+  assert call(monkeypatch, "--output", tmp_path / "new", *options) == 2
+  error = capsys.readouterr().err
+  assert error.startswith("train_glow.py: error: ") and message in error
+  assert not (tmp_path / "new").exists()
+
+
+def test_output_that_is_a_file(monkeypatch, tmp_path, capsys):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(SystemExit):
+    call(monkeypatch, "--output", tmp_path / "file")
+  assert f"--output must be a folder. Received: {tmp_path / 'file'}" in capsys.readouterr().err
+
+
+def test_earlier_results_are_kept(monkeypatch, tmp_path, capsys):
+  (tmp_path / "results.json").write_text("{}")
+  with pytest.raises(SystemExit):
+    call(monkeypatch, "--output", tmp_path)
+  assert "--overwrite" in capsys.readouterr().err
+  assert (tmp_path / "results.json").exists()
+
+
+def test_overwrite_clears_results_and_nothing_else(tmp_path):
+  (tmp_path / "saved_model").mkdir()
+  for name in ("saved_model/saved_model.pb", "results.json", "notes.txt"):
+    (tmp_path / name).write_text("")
+  train_glow.prepare_output(argparse.Namespace(output=tmp_path))
+  assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_shifts_are_whole_pixels_and_all_are_made():
+  images = np.random.default_rng(0).integers(1, 256, (500, 6, 5, 1)).astype(np.uint8)
+  args = argparse.Namespace(max_shift=1.49, flip=False, seed=0)
+  shifted = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args).as_numpy_iterator())
+  padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
+  windows = [padded[:, i:i + 6, j:j + 5] for i in range(3) for j in range(3)]
+  matches = np.array([(window == shifted).all((1, 2, 3)) for window in windows])
+  assert shifted.dtype == np.uint8 and (matches.sum(0) == 1).all()
+  assert (matches.sum(1) > 25).all()  # about 56 of each
+
+
+def test_flips_mirror_half_of_the_images():
+  images = np.random.default_rng(0).integers(0, 256, (200, 6, 5, 3)).astype(np.uint8)
+  args = argparse.Namespace(max_shift=0, flip=True, seed=0)
+  flipped = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args).as_numpy_iterator())
+  same = (flipped == images).all((1, 2, 3))
+  np.testing.assert_array_equal(flipped[~same], images[~same, :, ::-1])
+  assert 60 < same.sum() < 140
+
+
+def test_data_without_validation_split_gives_up_a_part_of_train(monkeypatch):
+  def load_images(name, split, **_):
+    if split == "validation":
+      raise ValueError("`split`")
+    return tf.data.Dataset.from_tensors(np.full([1, 4, 4, 1], len(split), np.uint8))
+
+  monkeypatch.setattr(train_glow.data, "load_images", load_images)
+  args = argparse.Namespace(data="x", batch_size=1, image_size=None, seed=0, data_dir=None, max_shift=0, flip=False)
+  sizes = {key: next(iter(split)).numpy()[0, 0, 0, 0] for key, split in train_glow.load_splits(args).items()}
+  assert sizes == {"train": len("train[:95%]"), "validation": len("train[95%:]"), "test": len("test")}
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+  schedule = train_glow.learning_rate_schedule(argparse.Namespace(epochs=10, learning_rate=1e-2), steps_per_epoch=20)
+  rates = [float(schedule(step)) for step in range(201)]
+  assert rates[0] == 0. and rates[-1] == pytest.approx(0., abs=1e-9)
+  assert max(rates) == pytest.approx(1e-2) and rates.index(max(rates)) == 10
+
+
+@pytest.mark.parametrize("best, now, expected", [
+    (2., 3., "load"), (3., 2., "save"), (None, 2., "save"), (2., math.nan, "load"), (2., 2., "load")])
+def test_best_weights_are_kept(best, now, expected):
+  calls = []
+  model = types.SimpleNamespace(
+      evaluate=lambda *_, **__: {"bits_per_dim": now}, load_weights=lambda path: calls.append("load"),
+      save_weights=lambda path: calls.append("save"))
+  bits = train_glow.keep_best(model, None, types.SimpleNamespace(best=best, filepath="weights"))
+  assert calls == [expected] and bits == (best if expected == "load" else now)
+
+
+def test_pictures_enlarge_pixel_by_pixel(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3)).astype(np.uint8)
+  train_glow.save_grid(tmp_path / "grid.png", images)
+  picture = np.asarray(Image.open(tmp_path / "grid.png"))
+  assert picture.shape == (4 + 2 * 68, 4 + 3 * 68, 3)
+  np.testing.assert_array_equal(picture[72:136, 140:204], images[1, 2].repeat(4, 0).repeat(4, 1))
+  assert (picture[:4] == 255).all() and (picture[:, 68:72] == 255).all()
+
+
+@slow
+def test_time_limit_ends_training_within_an_epoch():
+  class Counter(keras.callbacks.Callback):
+    num_batches = 0
+
+    def on_train_batch_end(self, batch, logs=None):
+      self.num_batches += 1
+
+  model = keras.Sequential([keras.layers.Dense(1)])
+  model.compile("sgd", "mse")
+  data, counter = tf.data.Dataset.from_tensors((np.ones([1, 1]), np.ones([1, 1]))).repeat(), Counter()
+  history = model.fit(data, steps_per_epoch=10**9, verbose=0, callbacks=[callbacks.TimeLimit(1.), counter])
+  assert len(history.epoch) == 1 and 0 < counter.num_batches < 10**9
+
+
+@pytest.mark.parametrize("seconds", [0, -1., math.nan])
+def test_time_limit_must_be_positive(seconds):
+  with pytest.raises(ValueError, match="`seconds` must be positive. Received"):
+    callbacks.TimeLimit(seconds)

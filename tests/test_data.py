@@ -6,6 +6,7 @@ import pathlib
 import socket
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -485,8 +486,8 @@ def test_tfds_shuffles_train_and_parts_of_it():
 
 
 @pytest.fixture(scope="module")
-def tiny_images_dir(tmp_path_factory):
-  """TFDS's folder for `tiny_images`, a data set without test split whose images are flat."""
+def tiny_images():
+  """The name of a TFDS data set without test split, whose images are flat."""
   import tensorflow_datasets as tfds
 
   class TinyImages(tfds.core.GeneratorBasedBuilder):
@@ -495,21 +496,21 @@ def tiny_images_dir(tmp_path_factory):
 
     def _info(self):
       return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-          "picture": tfds.features.Image(shape=(6, 10, 3)), "kind": tfds.features.ClassLabel(num_classes=2)}))
+          "image": tfds.features.Image(shape=(6, 10, 3)), "label": tfds.features.ClassLabel(num_classes=2)}))
 
     def _split_generators(self, dl_manager):
       return {"train": self._generate_examples(range(30)), "validation": self._generate_examples(range(30, 40))}
 
     def _generate_examples(self, indices):
       for index in indices:
-        yield index, {"picture": np.full([6, 10, 3], 2 * index + index % 2, np.uint8), "kind": index % 2}
+        yield index, {"image": np.full([6, 10, 3], 2 * index + index % 2, np.uint8), "label": index % 2}
 
-  return tmp_path_factory.mktemp("tiny_images")
+  return TinyImages.name
 
 
-def test_tfds_splits_and_labels(tiny_images_dir):
+def test_tfds_splits_and_labels(tiny_images, tmp_path):
   def load(split, **options):
-    dataset = data.load_images("tiny_images", split, 40, with_labels=True, data_dir=tiny_images_dir, **options)
+    dataset = data.load_images(tiny_images, split, 40, with_labels=True, data_dir=tmp_path, **options)
     (images, labels), = dataset
     assert images.shape[1:] == dataset.element_spec[0].shape[1:]
     np.testing.assert_array_equal(images.numpy()[:, 2, 2, 0] % 2, labels)
@@ -524,6 +525,46 @@ def test_tfds_splits_and_labels(tiny_images_dir):
     with pytest.raises(ValueError, match=r"(?s)`split` must be one of \['train', 'validation'\].*'train\[90%:\]'.*"
                        r"'train\[:90%\]'.*Received: split='.*'$"):
       load(split)
+
+
+def test_tfds_shuffles_many_files_reproducibly(tiny_images, tmp_path, monkeypatch):
+  import tensorflow_datasets as tfds
+  monkeypatch.setattr(data, "_TFDS_SHUFFLE_BUFFER", 1)  # Leaves the shuffling of the files.
+  tfds.builder(tiny_images, data_dir=tmp_path).download_and_prepare(
+      download_config=tfds.download.DownloadConfig(num_shards=6))
+
+  def passes(**options):
+    dataset = data.load_images(tiny_images, "train", 40, data_dir=tmp_path, **options)
+    return [arrays(dataset)[:, 0, 0, 0].tolist() for _ in range(3)]
+
+  assert passes(seed=1) == passes(seed=1) != passes(seed=2)
+  assert len({tuple(images) for images in passes(seed=1)}) > 1
+  fixed = passes(shuffle=False)
+  assert fixed == passes(shuffle=False, seed=2) == fixed[:1] * 3
+
+
+def find_features(names, supervised_keys, with_labels):
+  import tensorflow_datasets as tfds
+  features = {name: tfds.features.ClassLabel() if name in ("label", "kind", "mood") else tfds.features.Image()
+              for name in names}
+  builder = SimpleNamespace(info=SimpleNamespace(features=features, supervised_keys=supervised_keys))
+  return data._tfds_features(tfds, builder, "some", with_labels)
+
+
+@pytest.mark.parametrize("names, supervised_keys, expected", [
+    (["image", "other", "label", "kind"], ("other", "kind"), ("image", "label")),
+    (["picture", "other", "kind", "mood"], ("picture", "mood"), ("picture", "mood")),
+    (["picture", "kind"], None, ("picture", "kind"))])
+def test_tfds_features(names, supervised_keys, expected):
+  assert find_features(names, supervised_keys, with_labels=True) == expected
+  assert find_features(names, supervised_keys, with_labels=False) == expected[:1]
+
+
+@pytest.mark.parametrize("names, argument", [
+    (["picture", "other", "label"], "name_or_folder"), (["image", "kind", "mood"], "with_labels")])
+def test_tfds_features_that_are_ambiguous(names, argument):
+  with pytest.raises(ValueError, match=rf"`{argument}`.*Received: {argument}="):
+    find_features(names, None, with_labels=True)
 
 
 @pytest.mark.usefixtures("mock_data")

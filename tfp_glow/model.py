@@ -66,8 +66,6 @@ class FlowModel(keras.Model):
     self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
                      for v in distribution.variables]
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
-    self._bits_per_dim = keras.metrics.Mean(name="bits_per_dim")
-    self._bits_per_dim._direction = "down"  # For callbacks that monitor it.
     make = lambda function: tf.function(function, reduce_retracing=True)
     self._encode = make(self._codec.encode)
     self._decode = make(self._codec.decode)
@@ -103,7 +101,10 @@ class FlowModel(keras.Model):
                          f"Received: {key}={kwargs!r}")
     if jit_compile == "auto" and not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU"):
       jit_compile = False
-    super().compile(optimizer=optimizer, jit_compile=jit_compile, **kwargs)
+    # A metric of `compile`, not of the model: callbacks learn its direction from those only.
+    bits_per_dim = keras.metrics.MeanMetricWrapper(lambda _, bits: bits, name="bits_per_dim")
+    bits_per_dim._direction = "down"
+    super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=[bits_per_dim], **kwargs)
 
   def adapt(self, data):
     """Data-dependent initialisation from one batch, of all bijectors that have one.
@@ -285,14 +286,16 @@ class FlowModel(keras.Model):
     export.save_signatures(self._codec, path)
 
   def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-    """Keras would build the model from a batch; there is nothing to build but the optimizer.
+    """Keras would build the model from a batch; there is nothing to build but the optimizer and the metric.
 
-    Its variables must not be made while the step is traced: TensorFlow would trace it twice.
+    Their variables must not be made while the step is traced: TensorFlow would trace it twice.
     """
     del iterator, data_batch
-    if self.optimizer is not None and not self.optimizer.built:
-      with self.distribute_strategy.scope():
+    with self.distribute_strategy.scope():
+      if self.compiled and not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
+      if self.compiled and not self._compile_metrics.built:
+        self._compile_metrics.build(tf.zeros([1]), tf.zeros([1]))
 
   def _check_data(self, x, y, kwargs):
     """Before any work, of what can be checked without drawing from it."""
@@ -321,7 +324,7 @@ class FlowModel(keras.Model):
 
   def _update_metrics(self, bits):
     self._loss_tracker.update_state(bits)
-    self._bits_per_dim.update_state(bits)
+    self._compile_metrics.update_state(bits, bits)
     return self.get_metrics_result()
 
   def _unpack(self, data):

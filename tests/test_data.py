@@ -172,9 +172,7 @@ def test_crop_and_fit_handles_any_shape():
   fitted = data._crop_and_fit(tf.constant(image), 12).numpy()
   np.testing.assert_array_equal(fitted, np.pad(image[:, 10:19], [(1, 2), (1, 2), (0, 0)]))
   np.testing.assert_array_equal(data._crop_and_fit(tf.constant(image), 9).numpy(), image[:, 10:19])
-  stripes = np.tile(np.array([0, 255], np.uint8), [64, 32])[..., None]
-  shrunk = data._crop_and_fit(tf.constant(stripes), 16).numpy()
-  assert 110 < shrunk.min() and shrunk.max() < 145
+  assert data._crop_and_fit(tf.constant(pixels(64, 64, 3)), 8).numpy().std() < 20  # Antialiased: noise averages out.
   flat = np.full([50, 31, 1], 200, np.uint8)
   np.testing.assert_array_equal(data._crop_and_fit(tf.constant(flat), 7).numpy(), np.full([7, 7, 1], 200))
 

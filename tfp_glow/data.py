@@ -124,7 +124,7 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
 
 def _batches(source, batch_size, shuffle, seed, drop_remainder):
   num_images = int(source.examples.cardinality())
-  if drop_remainder and num_images < batch_size:
+  if drop_remainder and 0 <= num_images < batch_size:
     raise ValueError(f"`batch_size` must be at most the number of images ({num_images}) where `drop_remainder` is "
                      f"True. Received: batch_size={batch_size}")
   dataset = source.examples

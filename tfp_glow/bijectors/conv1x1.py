@@ -118,11 +118,11 @@ def lu_factors(matrix, num_channels):
   matrix = np.asarray(matrix, np.float64)
   if matrix.shape != (num_channels, num_channels):
     raise ValueError(f"`matrix` must have shape {(num_channels, num_channels)}. Received: {matrix.shape}")
+  if not np.all(np.isfinite(matrix)):
+    raise ValueError("`matrix` must be finite. Received: NaN or infinite entries")
   permutation, lower, upper = scipy.linalg.lu(matrix)
   diagonal = np.diag(upper)
-  if not np.all(np.isfinite(matrix)) or np.min(np.abs(diagonal)) <= 1e-12 * np.max(np.abs(diagonal)):
-    raise ValueError(f"`matrix` must be invertible and finite. Received: condition {np.linalg.cond(matrix):.3g}"
-                     if np.all(np.isfinite(matrix)) else
-                     "`matrix` must be invertible and finite. Received: NaN or infinite entries")
+  if np.min(np.abs(diagonal)) <= 1e-12 * np.max(np.abs(diagonal)):
+    raise ValueError(f"`matrix` must be invertible. Received: condition number {np.linalg.cond(matrix):.3g}")
   return {"lower": np.tril(lower, -1), "upper": np.triu(upper, 1), "log_scale": np.log(np.abs(diagonal)),
           "sign": np.sign(diagonal), "permutation": permutation}

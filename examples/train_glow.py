@@ -54,6 +54,9 @@ NUM_INTERPOLATIONS = 8
 TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that a person sees those of 8x8.
 GAP = 4  # Pixels between them.
 
+# A rare batch that a half-trained flow finds absurd has a gradient 10,000 times as long as others, and would ruin it.
+MAX_GRADIENT_NORM = 100.
+
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 
@@ -209,7 +212,8 @@ def train(model, splits, args):
   """
   # Not from the shifted images: their pipeline would then have drawn random numbers ahead, nobody knows how many.
   model.adapt(splits["train"])
-  model.compile(keras.optimizers.Adam(learning_rate_schedule(args, len(splits["train"]))))
+  model.compile(keras.optimizers.Adam(learning_rate_schedule(args, len(splits["train"])),
+                                      global_clipnorm=MAX_GRADIENT_NORM))
   history = keras.callbacks.History()
   checkpoint = keras.callbacks.ModelCheckpoint(args.output / WEIGHTS, monitor="val_bits_per_dim", mode="min",
                                                save_best_only=True, save_weights_only=True)

@@ -56,7 +56,7 @@ class Case(NamedTuple):
     return {"labels": (np.arange(np.prod(batch_shape, dtype=int)) % self.num_classes).reshape(batch_shape)}
 
 
-def perturb(bijector, seed=0, scale=0.1):
+def perturb(bijector, seed=0, scale=0.05):
   """Adds noise to all weights."""
   rng = np.random.default_rng(seed)
   for variable in bijector.trainable_variables:

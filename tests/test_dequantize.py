@@ -8,9 +8,10 @@ ALL_VALUES = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 
 
 @pytest.mark.parametrize("num_bits", range(1, 9))
-@pytest.mark.parametrize("noise", [0., 0.5, 1. - 2.**-24])
-def test_quantize_inverts_dequantize_for_every_value(num_bits, noise):
-  values = dequantize.dequantize(ALL_VALUES, num_bits, noise, tf.float64)
+@pytest.mark.parametrize("noise", [0., 2.**-16, 0.5, 1. - 2.**-16])
+@pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
+def test_quantize_inverts_dequantize_for_every_value(num_bits, noise, dtype):
+  values = dequantize.dequantize(ALL_VALUES, num_bits, noise, dtype)
   kept = ALL_VALUES // 2**(8 - num_bits) * 2**(8 - num_bits)
   np.testing.assert_array_equal(dequantize.quantize(values, num_bits), kept)
 
@@ -44,7 +45,7 @@ def _noise(images, seed=(0, 0)):
 def test_noise_is_uniform_and_independent():
   rng = np.random.default_rng(0)
   noise = _noise(rng.integers(0, 256, [500, 8, 8, 3]).astype(np.uint8)).reshape(500, -1)
-  assert 0. <= noise.min() and noise.max() < 1.
+  assert 2.**-16 <= noise.min() and noise.max() <= 1. - 2.**-16
   counts, _ = np.histogram(noise, bins=64, range=(0., 1.))
   # Chi-squared with 63 degrees of freedom: mean 63, standard deviation 11.
   expected = noise.size / 64

@@ -56,6 +56,16 @@ def test_evaluation_sampling_and_export_work_with_replicas(models, tmp_path):
   np.testing.assert_allclose(answer["log_prob"], mirrored.log_prob(IMAGES), rtol=1e-5)
 
 
+def test_a_replica_without_images():
+  """A batch smaller than the number of replicas."""
+  histories = []
+  for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+    with strategy.scope():
+      model = small_models.compiled()
+    histories.append(model.fit(IMAGES[:5], batch_size=4, epochs=2, shuffle=False, verbose=0).history["bits_per_dim"])
+  np.testing.assert_allclose(histories[1], histories[0], rtol=1e-5)
+
+
 def test_initialising_inside_a_replica_is_an_error():
   strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
   with strategy.scope():

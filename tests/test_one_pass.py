@@ -172,11 +172,16 @@ FLOWS = {
     "scan": CASE["scan_vector"],
     "invert": Case("invert", lambda dtype: tfb.Invert(CASE["affine_coupling_vector"].construct(dtype)), [5]),
     "chain": Case("nested_chain", _nested_chain_of_vectors, [3]),
-    "glow": pytest.param(CASE["glow_network_fn_2_blocks"], marks=pytest.mark.slow),
+    "glow": CASE["glow_network_fn_2_blocks"],
 }
 MODES = {"eager": lambda function: function, "function": tf.function}
 
 both_modes = pytest.mark.parametrize("mode", MODES)
+
+
+def flows(slow):
+  """All of them, some only with `-m slow`."""
+  return [pytest.param(case, id=name, marks=[pytest.mark.slow] * (name in slow)) for name, case in FLOWS.items()]
 
 
 class Flow:
@@ -214,7 +219,7 @@ class Flow:
         "forward_log_det": self.bijector.forward_log_det_jacobian(tf.constant(x))}
 
 
-@pytest.fixture(scope="module", params=FLOWS.values(), ids=FLOWS)
+@pytest.fixture(scope="module", params=flows(slow=["glow", "invert"]))
 def shared_flow(request):
   return Flow(request.param)
 
@@ -384,6 +389,8 @@ def twice_in_one_tape(flow, y, variables):
   return tape.gradient(total, variables)
 
 
+# In loops, graphs of nested tapes take long to build; and what is remembered has nothing to do with loops.
+@pytest.mark.parametrize("shared_flow", flows(slow=["scan", "glow", "invert"]), indirect=True)
 @both_modes
 @pytest.mark.parametrize("order", [after_a_pass, after_another_tape, in_an_outer_tape, outside_of_an_inner_tape,
                                    by_a_persistent_tape, twice_in_one_tape])
@@ -421,6 +428,7 @@ def watched_one_after_the_other(flow, y, sources):
   return tape.gradient(log_prob, [y, first, second])
 
 
+@pytest.mark.parametrize("shared_flow", flows(slow=["scan", "glow", "invert"]), indirect=True)
 @both_modes
 def test_a_tape_may_watch_just_one_source(flow, right_gradients, mode):
   y = tf.constant(flow.data)
@@ -442,24 +450,30 @@ def test_no_gradient_flows_where_none_was_recorded():
     with record.stop_recording():
       stopped = actnorm.inverse(y)
     del held
-  assert tape.gradient([paused, stopped], actnorm.trainable_variables) == [None, None]
+  assert tape.gradient([paused, stopped], actnorm.trainable_variables) == (None, None)
 
 
 @both_modes
-def test_gradient_with_respect_to_a_sample(mode):
-  """`log_prob` of what `sample` returned depends on it, although its value is known without another evaluation."""
-  flow = Flow(FLOWS["scan"])
+@pytest.mark.parametrize("name", ["scan", "chain"])
+def test_gradients_of_the_log_prob_of_a_sample(name, mode):
+  """With respect to the weights, through both ways, and to the sample: drawn in the same tape, or before."""
+  flow = Flow(FLOWS[name])
+  x = tf.constant(flow.latents)
 
-  def of_sample():
+  def inside(x, again=lambda y: y):
     with tf.GradientTape() as tape:
-      y = flow.distribution.sample(3, seed=(0, 1))
-      tape.watch(y)
-      log_prob = flow.distribution.log_prob(y)
-    return y, tape.gradient(log_prob, y)
+      y = flow.bijector.forward(x)
+      y = again(y)
+      loss = flow.distribution.log_prob(y) + tf.reduce_sum(tf.sin(y), -1)
+    return tape.gradient(loss, [y, *flow.variables])
 
-  y, gradient = MODES[mode](of_sample)()
-  y = tf.constant(y.numpy())
-  np.testing.assert_allclose(gradient, gradients(flow, y, [y])[0])
+  def outside(x, again=lambda y: y):
+    y = again(flow.bijector.forward(x))
+    return gradients(flow, y, [y, *flow.variables])
+
+  for function in (inside, outside):
+    # `identity`: the same values, but nothing is remembered of them.
+    assert_all_close(MODES[mode](function)(x), function(x, again=tf.identity))
 
 
 def test_forward_mode():

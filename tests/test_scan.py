@@ -81,10 +81,13 @@ def test_equals_the_steps_in_value_and_gradient(name, inverse):
   np.testing.assert_allclose(value, value_0, atol=1e-10)
   np.testing.assert_allclose(log_det, log_det_0, atol=1e-10)
   np.testing.assert_allclose(dx, dx_0, atol=1e-9)
-  by_step = np.split(np.arange(len(gradients_0)), 3)
-  by_shape = lambda arrays: sorted(np.concatenate([np.ravel(a) for a in arrays]).tolist())
-  assert len(gradients) == len(by_step[0])
-  np.testing.assert_allclose(by_shape(gradients), by_shape(gradients_0), atol=1e-9)
+  # `tf.Module` lists the variables of both in an order of its own: that of the steps is matched by their values.
+  by_value = {np.stack([step.trainable_variables[i].numpy() for step in steps]).tobytes(): i
+              for i in range(len(gradients))}
+  for variable, gradient in zip(scan.trainable_variables, gradients):
+    i = by_value[variable.numpy().tobytes()]
+    stacked = np.stack([gradients_0[k * len(gradients) + i] for k in range(len(steps))])
+    np.testing.assert_allclose(gradient, stacked, atol=1e-9, err_msg=variable.name)
 
 
 def test_one_trace_and_a_graph_that_does_not_grow_with_the_number_of_steps():

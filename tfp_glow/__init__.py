@@ -1,6 +1,6 @@
-"""Glow and Residual Flows as TensorFlow Probability bijectors.
+"""Glow as a TensorFlow Probability bijector, and its training with Keras 3.
 
-`forward` is the generative direction, latent to data; the formulas of the papers are `inverse`.
+`forward` is the generative direction, latent to data; the formulas of the paper are `inverse`.
 """
 
 from tfp_glow import data, latent, networks

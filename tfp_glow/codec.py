@@ -108,9 +108,13 @@ class Codec:
 
   def log_prob(self, images, labels=None, noise_seed=None):
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
-    kwargs = {"bijector_kwargs": self.condition(labels)} if self.condition(labels) else {}
-    log_prob = self.distribution.log_prob(self.to_values(images, noise_seed), **kwargs)
-    return dequantize.discrete_log_prob(log_prob, self.num_dims, self.num_bits)
+    log_density = self.log_density(self.to_values(images, noise_seed), labels)
+    return dequantize.discrete_log_prob(log_density, self.num_dims, self.num_bits)
+
+  def log_density(self, values, labels=None):
+    """Log-density of dequantized images, `[N]`, in nats."""
+    condition = self.condition(labels)
+    return self.distribution.log_prob(values, **({"bijector_kwargs": condition} if condition else {}))
 
   def bits_per_dim(self, log_prob):
     """From `log_prob`'s nats."""
@@ -138,7 +142,8 @@ class Codec:
     base = self.distribution.distribution
     z = base.sample(num_samples, seed=seed)
     mean = base.mean()
-    z = mean + tf.cast(temperature, z.dtype) * (z - mean)
+    # As drawn, where nothing is asked for: not every distribution has a mean.
+    z = tf.where(tf.equal(temperature, 1.), z, mean + tf.cast(temperature, z.dtype) * (z - mean))
     z = tf.ensure_shape(z, [None] + base.event_shape.as_list())
     return self.decode(z, labels)
 

@@ -48,8 +48,8 @@ def quantize(values, num_bits):
 def image_noise(images, seed, dtype=tf.float32):
   """Uniform noise that depends on the seed and on the image, but not on the company in which the image comes.
 
-  So a result does not change with the size of the batch, the order of the data or the number of replicas, and yet two
-  images never share their noise (but for copies of one image).
+  So a result does not change with the size of the batch, the order of the data or the number of replicas, and yet the
+  noise of two images is independent (but for copies of one image).
 
   Args:
     images: uint8 tensor `[N] + event_shape`.
@@ -57,20 +57,25 @@ def image_noise(images, seed, dtype=tf.float32):
     dtype: Floating dtype of the result.
 
   Returns:
-    Tensor of the shape of `images`, in `[0, 1)`.
+    Tensor of the shape of `images`, in `(0, 1)`: multiples of `2 ** -16`, which with 8 bits before them fit a float32.
   """
   event_shape = tf.shape(images)[1:]
   full_range = lambda salt: tf.random.stateless_uniform(
-      event_shape, seed + [0, salt], minval=None, maxval=None, dtype=tf.int64)
+      event_shape, tf.random.experimental.stateless_fold_in(seed, salt), minval=None, maxval=None, dtype=tf.int64)
   # A random linear hash of each image, then a bijective scramble (the finaliser of SplitMix64) of hash and position.
   axes = list(range(1, images.shape.rank))
   hashes = tf.reduce_sum(tf.cast(images, tf.int64) * tf.bitwise.bitwise_or(full_range(0), 1), axes, keepdims=True)
   bits = tf.bitwise.bitwise_xor(full_range(1), hashes)
   for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
-    bits = tf.bitwise.bitwise_xor(bits, tf.bitwise.right_shift(bits, tf.constant(shift, tf.int64))) * factor
-  # The top 24 bits fill the mantissa of a float32: no value rounds up to 1.
-  top = tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, tf.constant(40, tf.int64)), 2**24 - 1)
-  return tf.cast(top, dtype) / 2.**24
+    bits = tf.bitwise.bitwise_xor(bits, _shift_right(bits, shift)) * factor
+  # No value may round up into the next bin.
+  return (tf.cast(_shift_right(bits, 49), dtype) + 0.5) / 2.**15
+
+
+def _shift_right(bits, count):
+  """The logical shift: TensorFlow's keeps the sign."""
+  shifted = tf.bitwise.right_shift(bits, tf.constant(count, tf.int64))
+  return tf.bitwise.bitwise_and(shifted, 2**(64 - count) - 1)
 
 
 def discrete_log_prob(log_prob, num_dims, num_bits):

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfp_glow import networks
 from tfp_glow.bijectors.actnorm import ActNorm
-from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, channel_product
+from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, channel_product, generator
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
 from tfp_glow.bijectors.one_pass import OnePassBijector, num_positions
@@ -165,6 +165,11 @@ class GlowBijector(OnePassBijector):
     self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top"))
 
   @property
+  def built(self):
+    """`True`: all variables exist from the start, while couplings on their own make theirs when first called."""
+    return True
+
+  @property
   def initialized(self):
     """Whether `initialize` was called, or trained weights were restored: a Python `bool`, saved in checkpoints."""
     return bool(self._initialized.numpy())
@@ -297,7 +302,7 @@ def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, see
       return InvertibleConv1x1(num_channels, seeds.next(), dtype=dtype)
     if permutation == "reverse":
       return ChannelPermutation(np.arange(num_channels)[::-1], dtype=dtype)
-    return ChannelPermutation(np.random.default_rng(seeds.next()).permutation(num_channels), dtype=dtype)
+    return ChannelPermutation(generator(seeds.next()).permutation(num_channels), dtype=dtype)
 
   return lambda k: GlowStep(ActNorm(num_channels, dtype=dtype), make_permutation(), coupling(make_network(),
                                                                                           dtype=dtype))
@@ -321,7 +326,7 @@ def _checked_output_shape(output_shape, num_glow_blocks):
   if any(size % 2**num_glow_blocks for size in shape[:2]):
     raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** `num_glow_blocks` = "
                      f"{2**num_glow_blocks}, as every block halves them. Received: {output_shape!r}")
-  return shape
+  return tuple(int(size) for size in shape)
 
 
 def _check_positive(**arguments):

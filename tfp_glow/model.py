@@ -5,9 +5,12 @@ import random
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_glow import export
 from tfp_glow.codec import Codec
+
+tfb = tfp.bijectors
 
 # First entries of the noise's seed: training, evaluation and initialisation never share their noise.
 _TRAIN, _TEST, _ADAPT = range(3)
@@ -59,6 +62,9 @@ class FlowModel(keras.Model):
     super().__init__(name=name)
     self._codec = Codec(distribution, num_bits)
     self._seed = seed
+    if not getattr(getattr(distribution, "bijector", None), "built", False):
+      # Some bijectors make their variables when they are first called.
+      self._codec.log_density(tf.zeros([1] + self._codec.event_shape.as_list(), distribution.dtype))
     if not distribution.trainable_variables:
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
                        f"variable does not count). Received: {distribution!r}")
@@ -83,7 +89,7 @@ class FlowModel(keras.Model):
     """Bits kept of uint8 images, `None` for continuous data."""
     return self._codec.num_bits
 
-  def compile(self, optimizer="adam", jit_compile="auto", **kwargs):
+  def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
     """As `keras.Model.compile`; the loss is fixed.
 
     Args:
@@ -96,9 +102,10 @@ class FlowModel(keras.Model):
       ValueError: if a loss or metrics are given: the loss is bits per dimension.
     """
     for key in ("loss", "loss_weights", "metrics", "weighted_metrics"):
-      if kwargs.pop(key, None) is not None:
+      value = kwargs.pop(key, None)
+      if value is not None:
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
-                         f"Received: {key}={kwargs!r}")
+                         f"Received: {key}={value!r}")
     if jit_compile == "auto" and not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU"):
       jit_compile = False
     # A metric of `compile`, not of the model: callbacks learn its direction from those only.
@@ -107,7 +114,7 @@ class FlowModel(keras.Model):
     super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=[bits_per_dim], **kwargs)
 
   def adapt(self, data):
-    """Data-dependent initialisation from one batch, of all bijectors that have one.
+    """Data-dependent initialisation from one batch: of the distribution's bijector, or of the parts of its `tfb.Chain`.
 
     Args:
       data: A batch, or a `tf.data.Dataset` whose first batch is used.
@@ -183,6 +190,11 @@ class FlowModel(keras.Model):
     """Bits per dimension of each image, `[N]`."""
     return self._bits(inputs, labels, self._noise_seed(_TEST))
 
+  def get_config(self):
+    raise NotImplementedError(
+        "A `FlowModel` cannot be saved as a whole: use `save_weights` (with `keras.callbacks.ModelCheckpoint`, "
+        "`save_weights_only=True`), or `export` to serve it.")
+
   def train_step(self, data):
     images, labels = self._unpack(data)
     with tf.GradientTape() as tape:
@@ -256,7 +268,7 @@ class FlowModel(keras.Model):
 
     Args:
       num_samples: Python `int`.
-      temperature: The latents are multiplied by it: below 1, likelier and less varied images.
+      temperature: The latents' deviation from their mean is multiplied by it: below 1, likelier and less varied images.
       labels: For class-conditional models, an integer tensor `[num_samples]`, or one label for all.
       seed: Python `int` or a pair of them: same seed, same images. `None`: others each time.
 
@@ -268,7 +280,8 @@ class FlowModel(keras.Model):
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
       raise ValueError(f"`num_samples` must be a positive `int`. Received: {num_samples!r}")
-    if not np.isscalar(temperature) or not 0. <= temperature < np.inf:
+    if np.ndim(temperature) or not isinstance(np.asarray(temperature).item(), (int, float)) or not (
+        0. <= temperature < np.inf):
       raise ValueError(f"`temperature` must be a finite number of at least 0. Received: {temperature!r}")
     if temperature != 1. and not hasattr(self.distribution, "bijector"):
       raise ValueError("`temperature` must be 1 for a distribution without latents. "
@@ -312,15 +325,25 @@ class FlowModel(keras.Model):
       empty = any(len(part) == 0 for part in keras.tree.flatten(data))
     if empty:
       raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
-    self._codec.check_spec(self._unpack(data)[0])
+    images, labels = self._unpack(data)
+    self._codec.check_spec(images)
+    if self._codec.num_classes is not None and isinstance(labels, np.ndarray):
+      self._checked_labels(labels, len(images))
 
   def _bits(self, images, labels, noise_seed):
     labels = None if self._codec.num_classes is None else labels
-    return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed))
+    if self.distribute_strategy.num_replicas_in_sync == 1:
+      return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed))
+    # Of a small batch a replica may get nothing, which TensorFlow's convolutions do not take: it computes one black
+    # image, and drops it.
+    count = tf.shape(images)[0]
+    missing = tf.cast(tf.equal(count, 0), tf.int32)
+    pad = lambda part: tf.pad(part, [[0, missing]] + [[0, 0]] * (part.shape.rank - 1))
+    labels = None if labels is None else pad(tf.convert_to_tensor(labels))
+    return self._codec.bits_per_dim(self._codec.log_prob(pad(images), labels, noise_seed))[:count]
 
   def _noise_seed(self, purpose, step=0):
-    seed = tf.stack([tf.constant(self._seed + purpose, tf.int32), tf.cast(step, tf.int32)])
-    return seed
+    return tf.stack([tf.constant(self._seed + purpose, tf.int32), tf.cast(step, tf.int32)])
 
   def _update_metrics(self, bits):
     self._loss_tracker.update_state(bits)
@@ -364,10 +387,15 @@ def _data_to_latent(distribution):
   """The bijectors of a distribution in the order in which they turn data to latents; and which is the last."""
   bijectors = []
   while hasattr(distribution, "bijector"):
-    bijector = distribution.bijector
-    bijectors += list(getattr(bijector, "bijectors", [bijector]))
+    bijectors += _links(distribution.bijector)
     distribution = distribution.distribution
   return [(bijector, bijector is bijectors[-1]) for bijector in bijectors]
+
+
+def _links(bijector):
+  if isinstance(bijector, tfb.Chain):
+    return [link for part in bijector.bijectors for link in _links(part)]
+  return [bijector]
 
 
 def _first_batch(x, y, batch_size):

@@ -47,6 +47,7 @@ def _height_and_width(x):
   return [dynamic[i] if x.shape[i] is None else x.shape[i] for i in (1, 2)]
 
 
+@keras.saving.register_keras_serializable("tfp_glow")
 class ActNormConv2D(keras.layers.Layer):
   """Convolution, actnorm, relu: `relu((conv(x) + shift) * exp(3 * log_scale))`.
 
@@ -103,6 +104,7 @@ class ActNormConv2D(keras.layers.Layer):
     return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size, "seed": self.seed}
 
 
+@keras.saving.register_keras_serializable("tfp_glow")
 class ZeroConv2D(keras.layers.Layer):
   """A 3x3 convolution that starts at zero: `(conv(x) + bias) * exp(3 * log_scale)`.
 
@@ -136,6 +138,7 @@ class ZeroConv2D(keras.layers.Layer):
     return {**super().get_config(), "filters": self.filters}
 
 
+@keras.saving.register_keras_serializable("tfp_glow")
 class CouplingNetwork(keras.layers.Layer):
   """The original's coupling network: 3x3 and 1x1 convolutions with actnorm and relu, then a 3x3 that starts at zero.
 

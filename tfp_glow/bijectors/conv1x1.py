@@ -108,9 +108,13 @@ def channel_product(inputs, matrix):
 
 def random_rotation(num_channels, seed):
   """A random orthogonal matrix `[C, C]`, float64, uniformly distributed."""
-  rng = np.random.default_rng(random.randrange(2**31) if seed is None else seed)
-  q, r = np.linalg.qr(rng.standard_normal([num_channels, num_channels]))
+  q, r = np.linalg.qr(generator(seed).standard_normal([num_channels, num_channels]))
   return q * np.sign(np.diag(r))
+
+
+def generator(seed):
+  """NumPy's, from a seed; `None`: another each time, but the same after `keras.utils.set_random_seed`."""
+  return np.random.default_rng(random.randrange(2**31) if seed is None else seed)
 
 
 def lu_factors(matrix, num_channels):

@@ -109,9 +109,14 @@ class TopPrior(OnePassBijector):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+
+    Raises:
+      ValueError: if `event_shape` is not `[H, W, C]`, all of it known.
     """
     parameters = dict(locals())
     event_shape = tf.TensorShape(event_shape)
+    if event_shape.rank != 3 or not event_shape.is_fully_defined():
+      raise ValueError(f"`event_shape` must be [H, W, C], all of it known. Received: {event_shape}")
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self.learn_top = learn_top
@@ -155,5 +160,8 @@ class TopPrior(OnePassBijector):
       return
     if not labels.dtype.is_integer:
       raise TypeError(f"`labels` must be integers. Received: {labels.dtype}")
-    if tf.executing_eagerly() and not bool(tf.reduce_all((labels >= 0) & (labels < self.num_classes))):
+    in_range = tf.reduce_all((labels >= 0) & (labels < self.num_classes))
+    if not tf.executing_eagerly():
+      tf.debugging.Assert(in_range, [f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: ", labels])
+    elif not in_range:
       raise ValueError(f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: {labels}")

@@ -6,6 +6,8 @@ remembers a pass on the tensors that the pass connected, and reuses it only wher
 it again: same graph, same weights, same gradient tapes.
 """
 
+import numbers
+import sys
 import weakref
 
 import keras
@@ -13,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow.python import pywrap_tfe
+from tensorflow_probability.python.bijectors.composition import Composition
 
 tfb = tfp.bijectors
 
@@ -135,6 +138,12 @@ class OnePassBijector(tfb.Bijector):
     self._children.append(bijector)
     return bijector
 
+  def copy(self, **override_parameters_kwargs):
+    """Not to be had: TFP's way, to call the constructor again, would lose the weights."""
+    raise NotImplementedError(
+        f"`{self.name}.copy` would have new weights in place of the present ones; make another bijector, and restore a "
+        f"`tf.train.Checkpoint` into it. Received: {override_parameters_kwargs}")
+
   def _keras_variables(self):
     return sum([child._keras_variables() for child in self._children], list(self._own_keras_variables))
 
@@ -152,7 +161,7 @@ class OnePassBijector(tfb.Bijector):
       log_det: `log |det dy/dx|` in nats, `[...]`.
 
     Raises:
-      ValueError: if the shape of `x` does not fit.
+      ValueError: if the shape of `x`, or that of an argument, does not fit.
       TypeError: if the dtype of `x` is not that of the bijector.
     """
     with self._name_and_control_scope("forward_and_log_det"):
@@ -170,7 +179,7 @@ class OnePassBijector(tfb.Bijector):
       log_det: `log |det dx/dy|` in nats, `[...]`.
 
     Raises:
-      ValueError: if the shape of `y` does not fit.
+      ValueError: if the shape of `y`, or that of an argument, does not fit.
       TypeError: if the dtype of `y` is not that of the bijector.
     """
     with self._name_and_control_scope("inverse_and_log_det"):
@@ -228,7 +237,7 @@ class OnePassBijector(tfb.Bijector):
     if not 0 <= extra <= inputs.shape.rank - min_event_ndims:
       raise ValueError(f"`event_ndims` must lie between {min_event_ndims} and the rank of the input, "
                        f"{inputs.shape.rank}. Received: {event_ndims}")
-    done = self._recall(inputs, inverse, kwargs)
+    done = self._recall(inputs, inverse, kwargs, log_det_only=True)
     log_det = self._evaluate(inputs, inverse, kwargs)[1] if done is None else done[1]
     return tf.reduce_sum(log_det, axis=list(range(-extra, 0))) if extra else log_det
 
@@ -273,7 +282,7 @@ class OnePassBijector(tfb.Bijector):
     batch_rank = inputs.shape.rank - self._event_shapes[inverse].rank
     batch_shape = tf.shape(inputs)[:batch_rank]
     static_batch_shape = inputs.shape[:batch_rank]
-    flat_kwargs = {key: tf.reshape(tf.broadcast_to(value, batch_shape), [-1]) for key, value in kwargs.items()
+    flat_kwargs = {key: _flat_argument(key, value, batch_shape, static_batch_shape) for key, value in kwargs.items()
                    if value is not None}
     flat = self._with_one_batch_dim(inputs, inverse)
     run = self._inverse_and_log_det if inverse else self._forward_and_log_det
@@ -289,11 +298,14 @@ class OnePassBijector(tfb.Bijector):
     _Pass(self, inverse, inputs, outputs, log_det, kwargs).remember()
     return outputs, log_det
 
-  def _recall(self, inputs, inverse, kwargs):
+  def _recall(self, inputs, inverse, kwargs, log_det_only=False):
     """Value and log-det of an earlier pass, from either of its ends, if they still hold; else `None`."""
     back, again = getattr(inputs, _RETURNED_BY, None), getattr(inputs, _GIVEN_TO, lambda: None)()
     if back is not None and back.inverse != inverse and back.is_by(self, kwargs) and back.still_holds():
-      return back.input, -back.log_det
+      # The way back as a function of `inputs` cannot be had from what came before `inputs`: of a sample, watched after
+      # it was drawn, the gradient of `log_prob` would be lost. For log-dets alone, which follow their pass, it may be.
+      if log_det_only or not back.watched[0] or _for_log_dets_of_a_composition():
+        return back.input, -back.log_det
     if again is not None and again.inverse == inverse and again.is_by(self, kwargs) and again.still_holds():
       return again.output(), again.log_det
     return None
@@ -314,14 +326,25 @@ class OnePassBijector(tfb.Bijector):
         _may_write(op) for op in graph.get_operations()[num_operations:])
 
 
+def _flat_argument(name, value, batch_shape, static_batch_shape):
+  """Conditioning, broadcast to the batch and then flat."""
+  value = tf.convert_to_tensor(value, name=name)
+  sizes = static_batch_shape[len(static_batch_shape) - value.shape.rank:] if value.shape.rank else []
+  if value.shape.rank > len(static_batch_shape) or any(
+      given not in (1, None, size) and size is not None for given, size in zip(value.shape, sizes)):
+    raise ValueError(f"`{name}` must have the shape of the batch, {static_batch_shape}, or broadcast to it. "
+                     f"Received: {value.shape}")
+  return tf.reshape(tf.broadcast_to(value, batch_shape), [-1])
+
+
 def channels_event_shape(num_channels, event_ndims):
   """The event shape `[..., C]` of a bijector that acts on channels; raises `ValueError` for anything but counts."""
-  if not isinstance(num_channels, int) or num_channels < 1:
+  if isinstance(num_channels, bool) or not isinstance(num_channels, numbers.Integral) or num_channels < 1:
     raise ValueError(f"`num_channels` must be a positive `int`. Received: {num_channels!r}")
   if event_ndims not in (1, 2, 3, 4):
     raise ValueError("`event_ndims` must be 1 for vectors [C], 3 for images [H, W, C], or the rank of other events. "
                      f"Received: {event_ndims!r}")
-  return [None] * (event_ndims - 1) + [num_channels]
+  return [None] * (event_ndims - 1) + [int(num_channels)]
 
 
 def num_positions(event_shape, dtype):
@@ -362,8 +385,8 @@ class _Pass:
   def still_holds(self):
     """Whether a new evaluation would give the same numbers, seen by the same gradient tapes.
 
-    Of a pass gone backwards, from its output to its input, the gradients flow to what the pass was given and to the
-    weights, not to its output: all that `log_prob` needs.
+    Of a log-det asked for at the output of a pass the gradients flow to what the pass was given and to the weights, not
+    to that output: all that `log_prob` needs.
     """
     if not self.bijector._is_state(self.state):  # pylint: disable=protected-access
       return False
@@ -380,9 +403,10 @@ class _Pass:
 
 def _frozen(value):
   """The value of an argument as it is now: an array, a list or a variable may be changed in place."""
-  # In a graph, `_is_state` sees the writing of a variable.
-  is_constant = isinstance(value, tf.Tensor) or (isinstance(value, tf.Variable) and tf.inside_function())
-  return value if is_constant or value is None else np.array(value)
+  if isinstance(value, tf.Variable):
+    # In a graph, `_is_state` sees that it is written.
+    return value if tf.inside_function() else np.array(value.numpy())
+  return value if value is None or tf.is_tensor(value) else np.array(value)
 
 
 def _is_same(frozen, value):
@@ -405,7 +429,9 @@ class _CacheOfOthers(type(tfb.Bijector._cache.storage)):  # pylint: disable=prot
       super().__setitem__(key, value)
 
   def __delitem__(self, key):
-    self.pop(key, None)  # TFP deletes what it believes to have stored.
+    # TFP deletes what it believes to have stored.
+    if key in self or not _holds_ours(key.subkey[0]):
+      super().__delitem__(key)
 
 
 # A descriptor of the class, whose storage all bijectors share.
@@ -413,9 +439,18 @@ vars(tfb.Bijector)["_cache"].storage = _CacheOfOthers()
 
 
 def _holds_ours(bijector):
-  if _HOLDS_OURS not in vars(bijector):
+  if not getattr(bijector, _HOLDS_OURS, False):
     setattr(bijector, _HOLDS_OURS, any(isinstance(part, OnePassBijector) for part in bijector.submodules))
   return getattr(bijector, _HOLDS_OURS)
+
+
+def _for_log_dets_of_a_composition():
+  """Whether `tfb.Chain` and the like are asking, on their walk back to sum the log-dets."""
+  walk = Composition._get_bijectors_with_metadata.__code__  # pylint: disable=protected-access
+  frame = sys._getframe()  # pylint: disable=protected-access
+  while frame is not None and frame.f_code is not walk:
+    frame = frame.f_back
+  return frame is not None
 
 
 def _tapes_that_watch(tensors):

@@ -1,5 +1,7 @@
 """`Scan`: many steps of a flow as one traced step over stacked parameters."""
 
+import numbers
+
 import keras
 import tensorflow as tf
 
@@ -39,21 +41,21 @@ class Scan(OnePassBijector):
         changes (BatchNormalization, Dropout).
     """
     parameters = dict(locals())
-    if not isinstance(num_steps, int) or num_steps < 1:
+    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 1:
       raise ValueError(f"`num_steps` must be a positive `int`. Received: {num_steps!r}")
     if gradient not in _GRADIENTS:
       raise ValueError(f"`gradient` must be one of {_GRADIENTS}. Received: {gradient!r}")
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
-    self._num_steps = num_steps
+    self._num_steps = int(num_steps)
     steps = [_make(make_step, k, self._event_shapes[True], self.dtype) for k in range(num_steps)]
     # The first step serves as the template: run with slices of the stacks in place of its own variables, which are
     # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
     self._template = self._no_dependency(steps[0])
     self._template_variables = self._no_dependency(steps[0]._keras_variables())
     self._stacks = self._no_dependency(
-        {id(first): self._add_variable(first.path.replace("/", "_"), tf.stack([v.value for v in alike]), first.trainable)
-         for first, *alike in zip(self._template_variables, *_alike(steps))})
+        [self._add_variable(alike[0].path.replace("/", "_"), tf.stack([v.value for v in alike]), alike[0].trainable)
+         for alike in zip(*_alike(steps))])
 
   _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
 
@@ -63,7 +65,7 @@ class Scan(OnePassBijector):
     Args:
       variable: `keras.Variable` of `template`.
     """
-    return self._stacks[id(variable)]
+    return next(stack for own, stack in zip(self._template_variables, self._stacks) if own is variable)
 
   @property
   def template(self):

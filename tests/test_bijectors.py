@@ -236,3 +236,136 @@ def test_default_arguments():
   np.testing.assert_allclose(glow.inverse(x), z, atol=1e-3)
   # The paper's architecture: 44.2 million parameters in 96 steps of flow.
   assert 44_000_000 < sum(v.shape.num_elements() for v in glow.trainable_variables) < 45_000_000
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2], [[0, 1]]])
+def test_labels_of_another_shape_than_the_batch(labels):
+  glow = tfp_glow.GlowBijector((2, 2, 1), 1, 1, 4, num_classes=3)
+  with pytest.raises(ValueError, match=r"`labels` must have the shape of the batch, \(2,\).*Received"):
+    glow.inverse(np.zeros([2, 2, 2, 1], np.float32), labels=labels)
+
+
+def test_one_label_for_all_and_none_where_there_are_no_classes():
+  y = np.ones([2, 2, 2, 1], np.float32)
+  glow = tfp_glow.GlowBijector((2, 2, 1), 1, 1, 4, num_classes=3)
+  bijector_cases.perturb(glow)
+  np.testing.assert_array_equal(glow.inverse(y, labels=2), glow.inverse(y, labels=[2, 2]))
+  glow = tfp_glow.GlowBijector((2, 2, 1), 1, 1, 4)
+  np.testing.assert_array_equal(glow.inverse(y, labels=None), glow.inverse(y))
+
+
+def test_labels_out_of_range_in_a_graph():
+  top = tfp_glow.TopPrior([2, 2, 1], num_classes=3)
+  with pytest.raises(tf.errors.InvalidArgumentError, match=r"`labels` must lie in 0 \.\. 2"):
+    tf.function(top.inverse)(tf.zeros([2, 2, 2, 1]), labels=tf.constant([0, 3]))
+
+
+@pytest.mark.parametrize("permutation", ["conv1x1", "shuffle"])
+def test_glow_without_a_seed_follows_that_of_keras(permutation):
+  def draw(seed=None):
+    if seed is not None:
+      keras.utils.set_random_seed(seed)
+    glow = tfp_glow.GlowBijector((4, 4, 2), 1, 2, 4, permutation=permutation)
+    return np.concatenate([np.ravel(v.numpy()) for v in glow.variables])
+  first = draw(3)
+  assert (first != draw()).any()
+  np.testing.assert_array_equal(draw(3), first)
+
+
+def test_defaults_but_for_their_size():
+  glow = tfp_glow.GlowBijector(num_steps_per_block=np.int64(1), num_hidden=2)
+  x, log_det = glow.inverse_and_log_det(np.zeros([1, 32, 32, 3], np.float32))
+  assert x.shape == [1, 32 * 32 * 3] and np.isfinite(log_det)
+  assert [part.shape.as_list() for part in glow.split_latent(x)] == [[1, 16, 16, 6], [1, 8, 8, 12], [1, 4, 4, 48]]
+
+
+def test_sizes_may_be_those_of_numpy():
+  glow = tfp_glow.GlowBijector(np.array([4, 4, 2]), np.int64(1), np.int32(1), np.int64(2))
+  assert glow.inverse_event_shape([4, 4, 2]) == [32]
+
+
+def test_initialisation_is_remembered_and_repeatable():
+  y = RNG.normal(2., 3., [8, 4, 4, 2]).astype(np.float32)
+  glow = tfp_glow.GlowBijector((4, 4, 2), 1, 2, 4, num_classes=3, seed=0)
+  assert not glow.initialized
+  glow.initialize(y)
+  assert glow.initialized
+  values = [v.numpy() for v in glow.variables]
+  glow.initialize(y.reshape([2, 4, 4, 4, 2]))
+  for before, variable in zip(values, glow.variables):
+    np.testing.assert_allclose(variable, before, atol=1e-5, err_msg=variable.name)
+
+
+# What couplings, splits and permutations refuse.
+
+
+def test_a_coupling_keeps_its_number_of_channels():
+  """A convolution takes a multiple of the channels that it knows: as groups."""
+  coupling = tfp_glow.AffineCoupling(bijector_cases.coupling_network(4))
+  coupling.inverse(np.zeros([1, 2, 2, 3], np.float32))
+  with pytest.raises(ValueError, match="`affine_coupling` was built for 3 channels. Received"):
+    coupling.inverse(np.zeros([1, 2, 2, 4], np.float32))
+
+
+@pytest.mark.parametrize("coupling", [tfp_glow.AffineCoupling, tfp_glow.AdditiveCoupling])
+def test_a_network_of_lower_precision_does_not_lower_that_of_the_flow(coupling):
+  network = bijector_cases.coupling_network(4 if coupling is tfp_glow.AffineCoupling else 2, "float32")
+  bijector = coupling(network, dtype="float64")
+  y = RNG.standard_normal([2, 3, 3, 4])
+  bijector.inverse(y)
+  bijector_cases.perturb(bijector)
+  x = bijector.inverse(y).numpy()
+  assert x.dtype == np.float64 and np.abs(x - y).max() > 1e-3
+  np.testing.assert_allclose(bijector.forward(x), y, rtol=0., atol=1e-14)
+
+
+@pytest.mark.parametrize("construct, match", [
+    (lambda: tfp_glow.ActNorm(0), "`num_channels`"), (lambda: tfp_glow.InvertibleConv1x1(2.5), "`num_channels`"),
+    (lambda: tfp_glow.ActNorm(2, event_ndims=0), "`event_ndims`"), (lambda: tfp_glow.ActNorm(2, dtype="int32"), "`dtype`"),
+    (lambda: tfp_glow.ChannelPermutation([0, 0]), "`indices`"), (lambda: tfp_glow.ChannelPermutation([1, 2]), "`indices`"),
+    (lambda: tfp_glow.Squeeze(0), "`block_size`"), (lambda: tfp_glow.Squeeze(2.), "`block_size`"),
+    (lambda: tfp_glow.FactorOut([2, 2, 3]), "`event_shape`"), (lambda: tfp_glow.FactorOut([2, 2]), "`event_shape`"),
+    (lambda: tfp_glow.TopPrior([2, 2]), "`event_shape`"), (lambda: tfp_glow.TopPrior([None, 2, 4]), "`event_shape`"),
+])
+def test_bad_arguments(construct, match):
+  with pytest.raises(ValueError, match=f"{match}.*Received: "):
+    construct()
+
+
+def test_channels_are_permuted():
+  y = RNG.standard_normal([2, 3, 3, 4]).astype(np.float32)
+  permutation = tfp_glow.ChannelPermutation([2, 0, 3, 1])
+  np.testing.assert_array_equal(permutation.inverse(y), y[..., [2, 0, 3, 1]])
+  np.testing.assert_array_equal(permutation.forward(y).numpy()[..., [2, 0, 3, 1]], y)
+
+
+def test_squeeze_by_3():
+  y = np.arange(6 * 3 * 2, dtype=np.float32).reshape(1, 6, 3, 2)
+  x = tfp_glow.Squeeze(3).inverse(y).numpy()
+  for c in range(2):
+    np.testing.assert_array_equal(x[0, 1, 0, 9 * c:9 * (c + 1)].reshape(3, 3), y[0, 3:, :, c])
+
+
+def test_a_constant_channel_can_be_normalised():
+  actnorm = tfp_glow.ActNorm(2)
+  actnorm.initialize(np.full([4, 2, 2, 2], 3., np.float32))
+  assert np.isfinite(actnorm.log_scale.numpy()).all()
+  np.testing.assert_allclose(actnorm.inverse(np.full([1, 2, 2, 2], 3., np.float32)), 0., atol=1e-5)
+
+
+def test_validate_args_finds_values_that_are_not_finite():
+  y = np.array([1., np.nan], np.float32)
+  with pytest.raises(tf.errors.InvalidArgumentError, match="`y` of `actnorm` must be finite"):
+    tfp_glow.ActNorm(2, event_ndims=1, validate_args=True).inverse(y)
+  assert np.isnan(tfp_glow.ActNorm(2, event_ndims=1).inverse(y)[1])
+
+
+@pytest.mark.parametrize("event_ndims", [2, 5])
+def test_event_ndims_that_do_not_fit(event_ndims):
+  with pytest.raises(ValueError, match=f"`event_ndims` must lie between 3 and .* 4. Received: {event_ndims}"):
+    tfp_glow.ActNorm(2).inverse_log_det_jacobian(np.zeros([3, 2, 2, 2], np.float32), event_ndims=event_ndims)
+
+
+def test_copies_would_lose_the_weights():
+  with pytest.raises(NotImplementedError, match="`actnorm.copy`.*Received"):
+    tfp_glow.ActNorm(2).copy(name="other")

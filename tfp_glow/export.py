@@ -47,7 +47,8 @@ def _functions(codec):
   def sample(num_samples, temperature, seed, labels=None):
     return {"images": codec.sample(num_samples, temperature, seed, labels)}
 
-  make = lambda function, *specs: tf.function(function, input_signature=list(specs) + labels_spec)
+  make = lambda function, *specs: tf.function(
+      function, input_signature=list(specs) + labels_spec, autograph=False)
   functions = {"log_prob": make(log_prob, images_spec)}
   if hasattr(codec.distribution, "bijector"):
     base = codec.distribution.distribution

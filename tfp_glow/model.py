@@ -72,7 +72,7 @@ class FlowModel(keras.Model):
     self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
                      for v in distribution.variables]
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
-    make = lambda function: tf.function(function, reduce_retracing=True)
+    make = lambda function: tf.function(function, reduce_retracing=True, autograph=False)
     self._encode = make(self._codec.encode)
     self._decode = make(self._codec.decode)
     self._sample = make(self._codec.sample)

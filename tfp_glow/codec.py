@@ -27,7 +27,7 @@ class Codec:
     """
     if not isinstance(distribution, tfd.Distribution):
       raise TypeError(f"`distribution` must be a `tfp.distributions.Distribution`. Received: {distribution!r}")
-    if not distribution.event_shape.is_fully_defined() or distribution.batch_shape.num_elements() != 1:
+    if not distribution.event_shape.is_fully_defined() or distribution.batch_shape.rank != 0:
       raise ValueError("`distribution` must have a fully defined event shape and no batch shape. Received: "
                        f"event_shape {distribution.event_shape}, batch_shape {distribution.batch_shape}")
     if num_bits is not None:

@@ -4,6 +4,7 @@ An image of `n` bits has `2 ** n` levels. Level `k` stands for the bin `[k, k + 
 all bins together are `[-1/2, 1/2)`.
 """
 
+import functools
 import math
 
 import tensorflow as tf
@@ -60,8 +61,10 @@ def image_noise(images, seed, dtype=tf.float32):
     Tensor of the shape of `images`, in `(0, 1)`: multiples of `2 ** -16`, which with 8 bits before them fit a float32.
   """
   event_shape = tf.shape(images)[1:]
+  # The same numbers on every device, and under XLA, which would choose another generator.
+  fold_in = functools.partial(tf.random.experimental.stateless_fold_in, alg="philox")
   full_range = lambda salt: tf.random.stateless_uniform(
-      event_shape, tf.random.experimental.stateless_fold_in(seed, salt), minval=None, maxval=None, dtype=tf.int64)
+      event_shape, fold_in(seed, salt), minval=None, maxval=None, dtype=tf.int64, alg="philox")
   # A random linear hash of each image, then a bijective scramble (the finaliser of SplitMix64) of hash and position.
   axes = list(range(1, images.shape.rank))
   hashes = tf.reduce_sum(tf.cast(images, tf.int64) * tf.bitwise.bitwise_or(full_range(0), 1), axes, keepdims=True)

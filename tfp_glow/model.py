@@ -59,8 +59,11 @@ class FlowModel(keras.Model):
       TypeError: if `distribution` is not a TFP distribution.
       ValueError: if it is not over one event, has no variables, or `num_bits` is not as above.
     """
-    super().__init__(name=name)
+    # Whatever the global policy: it is for networks, the flow keeps its own precision.
+    super().__init__(name=name, dtype="float32", autocast=False)
     self._codec = Codec(distribution, num_bits)
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31 - 8:
+      raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
     self._seed = seed
     if not getattr(getattr(distribution, "bijector", None), "built", False):
       # Some bijectors make their variables when they are first called.
@@ -150,6 +153,9 @@ class FlowModel(keras.Model):
     """
     self._assert_compile_called("fit")
     self._check_data(x, y, kwargs)
+    if kwargs.get("validation_data") is not None:
+      validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
+      self._check_data(validation_x, validation_y, {})
     if self._needs_adapt():
       batch, x = _first_batch(x, y, batch_size)
       self.adapt(batch)
@@ -320,8 +326,10 @@ class FlowModel(keras.Model):
     elif hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
       return
     else:
-      data = keras.tree.map_structure(lambda part: part if hasattr(part, "dtype") else np.asarray(part),
-                                      x if y is None else (x, y))
+      data = x if y is None else (x, y)
+      if not all(len(getattr(part, "shape", ())) for part in keras.tree.flatten(data)):
+        raise TypeError("`x` must be an array of images (`y` of labels), a dict of arrays, or a `tf.data.Dataset`. "
+                        f"Received: {type(x).__name__}" + ("" if y is None else f", {type(y).__name__}"))
       empty = any(len(part) == 0 for part in keras.tree.flatten(data))
     if empty:
       raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
@@ -431,8 +439,9 @@ def _seed_pair(seed):
   pair = [0, seed] if np.ndim(seed) == 0 else seed
   if seed is None:
     pair = [random.SystemRandom().randrange(2**31) for _ in range(2)]
-  if np.shape(pair) != (2,) or not np.issubdtype(np.asarray(pair).dtype, np.integer):
-    raise ValueError(f"`seed` must be an `int`, a pair of them, or None. Received: {seed!r}")
+  if np.shape(pair) != (2,) or not np.issubdtype(np.asarray(pair).dtype, np.integer) or not (
+      -2**31 <= np.min(pair) and np.max(pair) < 2**31):
+    raise ValueError(f"`seed` must be an `int` of 32 bits, a pair of them, or None. Received: {seed!r}")
   return tf.constant(pair, tf.int32)
 
 

@@ -144,6 +144,11 @@ class OnePassBijector(tfb.Bijector):
         f"`{self.name}.copy` would have new weights in place of the present ones; make another bijector, and restore a "
         f"`tf.train.Checkpoint` into it. Received: {override_parameters_kwargs}")
 
+  def __deepcopy__(self, memo):
+    raise NotImplementedError(
+        f"`{self.name}` cannot be deep-copied: its networks would lose their variables; make another bijector, and "
+        "restore a `tf.train.Checkpoint` into it.")
+
   def _keras_variables(self):
     return sum([child._keras_variables() for child in self._children], list(self._own_keras_variables))
 

@@ -22,9 +22,11 @@ import argparse
 import functools
 import json
 import math
+import os
 import pathlib
 import platform
 import shutil
+import signal
 import sys
 import time
 
@@ -224,8 +226,16 @@ def train(model, splits, args):
               callbacks=[history, checkpoint, keras.callbacks.TerminateOnNaN(), *limit])
   except KeyboardInterrupt:
     interrupted = True
+    # A second one must end the program wherever it is: as an exception it may be lost inside a library.
+    signal.signal(signal.SIGINT, end_at_once)
     print("\nInterrupted: what has been learned is being saved (Ctrl-C again ends at once).", flush=True)
   return history, keep_best(model, splits["validation"], checkpoint), interrupted
+
+
+def end_at_once(*_):
+  """A signal handler."""
+  print("\nInterrupted: the results are not complete.", file=sys.stderr, flush=True)
+  os._exit(EXIT_INTERRUPTED)
 
 
 def learning_rate_schedule(args, steps_per_epoch):

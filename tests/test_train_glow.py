@@ -123,12 +123,20 @@ def test_same_seed_same_number(finished, tmp_path):
   assert pictures[0] == pictures[1]
 
 
+def _heed_ctrl_c():
+  """What runs in the background of a shell ignores it, and hands that on."""
+  signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Running:
   """The script in a process that is watched while it runs."""
 
   def __init__(self, *options):
     self._process = subprocess.Popen([sys.executable, "-u", SCRIPT, *TINY, *options], stdout=subprocess.PIPE,
-                                     stderr=subprocess.STDOUT, text=True)
+                                     stderr=subprocess.STDOUT, text=True, preexec_fn=_heed_ctrl_c)
+    # The script prints as long as it runs: a wait for its next line would never end by itself.
+    self._timer = threading.Timer(TIMEOUT, self._process.kill)
+    self._timer.start()
     self._lines = queue.Queue()
     self.output = ""
     threading.Thread(target=self._read, daemon=True).start()
@@ -150,7 +158,9 @@ class Running:
     """Returns the exit code."""
     while (line := self._lines.get(timeout=TIMEOUT)) is not None:
       self.output += line
-    return self._process.wait(timeout=TIMEOUT)
+    code = self._process.wait(timeout=TIMEOUT)
+    self._timer.cancel()
+    return code
 
   def __enter__(self):
     return self

@@ -401,7 +401,8 @@ def _data_to_latent(distribution):
 
 
 def _links(bijector):
-  if isinstance(bijector, tfb.Chain):
+  # `tfb.Chain` makes an instance of its base class where a part of it is no `CompositeTensor`.
+  if isinstance(bijector, tfb.Chain.__bases__[0]):
     return [link for part in bijector.bijectors for link in _links(part)]
   return [bijector]
 

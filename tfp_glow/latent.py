@@ -11,8 +11,10 @@ def interpolate(z0, z1, num_steps):
   #### Example
 
   ```python
-  z = model.encode(images)                                      # [2, H * W * C]
-  pictures = model.decode(interpolate(z[0], z[1], num_steps=8))   # uint8 [8, H, W, C]
+  import numpy as np
+  from tfp_glow import latent
+
+  latent.interpolate(np.zeros([4]), np.ones([4]), num_steps=3)  # [3, 4]: zeros, halves, ones
   ```
 
   Args:

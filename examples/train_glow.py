@@ -158,6 +158,9 @@ def load_splits(args):
   load = functools.partial(data.load_images, args.data, batch_size=args.batch_size, image_size=args.image_size,
                            seed=args.seed, data_dir=args.data_dir)
   train_images, test_images = load("train"), load("test")
+  height, width = test_images.element_spec.shape[1:3]
+  if args.max_shift > min(height, width):
+    raise ValueError(f"--max-shift must not be larger than the images, {height}x{width}. Received: {args.max_shift:g}")
   try:
     validation_images = load("validation")
   except ValueError as error:
@@ -220,16 +223,10 @@ def train(model, splits, args):
   checkpoint = keras.callbacks.ModelCheckpoint(args.output / WEIGHTS, monitor="val_bits_per_dim", mode="min",
                                                save_best_only=True, save_weights_only=True)
   limit = [callbacks.TimeLimit(60. * args.time_limit)] if args.time_limit else []
-  interrupted = False
-  try:
-    model.fit(augment(splits["train"], args), validation_data=splits["validation"], epochs=args.epochs, shuffle=False,
-              callbacks=[history, checkpoint, keras.callbacks.TerminateOnNaN(), *limit])
-  except KeyboardInterrupt:
-    interrupted = True
-    # A second one must end the program wherever it is: as an exception it may be lost inside a library.
-    signal.signal(signal.SIGINT, end_at_once)
-    print("\nInterrupted: what has been learned is being saved (Ctrl-C again ends at once).", flush=True)
-  return history, keep_best(model, splits["validation"], checkpoint), interrupted
+  interrupt = callbacks.StopOnInterrupt()
+  model.fit(augment(splits["train"], args), validation_data=splits["validation"], epochs=args.epochs, shuffle=False,
+            callbacks=[history, checkpoint, keras.callbacks.TerminateOnNaN(), interrupt, *limit])
+  return history, keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
 
 
 def end_at_once(*_):
@@ -335,8 +332,7 @@ def versions():
 
 
 if __name__ == "__main__":
-  try:
-    sys.exit(main())
-  except KeyboardInterrupt:
-    print("\nInterrupted: the results are not complete.", file=sys.stderr)
-    sys.exit(EXIT_INTERRUPTED)
+  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # As in a background job of a shell.
+    # But in training, Ctrl-C ends the program wherever it is: as an exception it may be lost in a library, or crash it.
+    signal.signal(signal.SIGINT, end_at_once)
+  sys.exit(main())

@@ -167,7 +167,8 @@ def test_squeeze_refuses_odd_sizes():
     (dict(num_glow_blocks=0), "`num_glow_blocks`"), (dict(num_steps_per_block=-1), "`num_steps_per_block`"),
     (dict(num_hidden=2.5), "`num_hidden`"), (dict(coupling="quadratic"), "`coupling`"),
     (dict(permutation="none"), "`permutation`"), (dict(num_classes=0), "`num_classes`"),
-    (dict(gradient="none"), "`gradient`"), (dict(dtype="int32"), "`dtype`"),
+    (dict(gradient="none"), "`gradient`"), (dict(dtype="int32"), "`dtype`"), (dict(dtype="float16"), "`dtype`"),
+    (dict(output_shape=8), "`output_shape`"), (dict(seed=-1), "`seed`"), (dict(seed=1.5), "`seed`"),
 ])
 def test_glow_refuses_bad_arguments(arguments, match):
   arguments = {"output_shape": (8, 8, 1), "num_glow_blocks": 2, "num_steps_per_block": 1, "num_hidden": 4, **arguments}
@@ -220,6 +221,7 @@ def test_labels_are_checked():
     glow.inverse(y)
   with pytest.raises(ValueError, match=r"`labels`.*0 \.\. 2.*Received"):
     glow.inverse(y, labels=[0, 3])
+  np.testing.assert_array_equal(glow.inverse(y, labels=np.array([0, 2], np.uint8)), glow.inverse(y, labels=[0, 2]))
   with pytest.raises(TypeError, match="`labels`.*integers.*Received"):
     glow.inverse(y, labels=[0., 1.])
   with pytest.raises(ValueError, match="`labels`.*Received"):

@@ -272,13 +272,41 @@ def test_class_conditional():
     model.sample(3, labels=[0, 1, 3])
 
 
+def test_empty_batches():
+  model = tfp_glow.FlowModel(small_models.distribution())
+  z = model.encode(IMAGES[:0])
+  assert z.shape == (0, 32) and model.decode(z).shape == (0, *small_models.SHAPE)
+  assert model.log_prob(IMAGES[:0]).shape == (0,)
+  sizes = small_models.compiled(tfp_glow.FlowModel(small_models.distribution()))
+  batches = tf.data.Dataset.from_tensor_slices(IMAGES).batch(6)
+  empty = batches.take(1).map(lambda batch: batch[:0])
+  expected = sizes.evaluate(batches, return_dict=True, verbose=0)["bits_per_dim"]
+  found = sizes.evaluate(empty.concatenate(batches), return_dict=True, verbose=0)["bits_per_dim"]
+  np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_samples_from_latents_without_a_mean():
+  no_mean = tfd.Sample(tfd.Independent(tfd.TransformedDistribution(tfd.Normal(0., 1.), tfb.Tanh())), [32])
+  glow = tfp_glow.GlowBijector(small_models.SHAPE, 1, 1, 4, seed=0)
+  model = tfp_glow.FlowModel(tfd.TransformedDistribution(no_mean, glow), num_bits=None)
+  assert model.sample(2, seed=0).shape == (2, *small_models.SHAPE)
+  with pytest.raises(tf.errors.InvalidArgumentError, match="`temperature` must be 1"):
+    model.sample(2, temperature=.5, seed=0)
+
+
 # Errors.
+
+
+def _empty_of_unknown_size():
+  return tf.data.Dataset.from_tensor_slices(IMAGES).batch(8).filter(lambda batch: False)
 
 
 @pytest.mark.parametrize("call, error, match", [
     (lambda m: m.fit(IMAGES.astype(np.float32), verbose=0), TypeError, "`images` must be uint8.*Received: float32"),
     (lambda m: m.fit(IMAGES[:, :, :3], verbose=0), ValueError, "`images` must have shape.*Received: "),
     (lambda m: m.fit(IMAGES[:0], verbose=0), ValueError, "`x` must hold at least one image"),
+    (lambda m: m.evaluate(_empty_of_unknown_size(), verbose=0), ValueError, "`x` must hold at least one image"),
+    (lambda m: m.predict(_empty_of_unknown_size(), verbose=0), ValueError, "`x` must hold at least one image"),
     (lambda m: m.fit({"img": IMAGES}, verbose=0), ValueError, "key 'image'.*Received: "),
     (lambda m: m.fit(IMAGES, sample_weight=np.ones(24), verbose=0), ValueError, "`sample_weight`"),
     (lambda m: m.encode(IMAGES.astype(np.int32)), TypeError, "`images` must be uint8.*Received: int32"),

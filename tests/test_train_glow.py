@@ -175,10 +175,10 @@ def test_ctrl_c_saves_what_there_is(tmp_path):
   with Running("--epochs=10000", f"--output={tmp_path}") as script:
     script.interrupt_at("Epoch 3/10000")
     assert script.finish() == 130, script.output
-  assert "Interrupted: what has been learned is being saved" in script.output
+  assert "Interrupted: training ends with this batch" in script.output
   assert "Traceback" not in script.output
   check_outputs(tmp_path)
-  assert results(tmp_path)["interrupted"] and 2 <= results(tmp_path)["epochs"] < 10000
+  assert results(tmp_path)["interrupted"] and 2 < results(tmp_path)["epochs"] < 10000
 
 
 @slow
@@ -196,12 +196,19 @@ def test_ctrl_c_before_the_first_epoch_ends(monkeypatch, tmp_path):
   class Interrupt(keras.callbacks.TerminateOnNaN):
 
     def on_train_batch_end(self, batch, logs=None):
-      raise KeyboardInterrupt
+      assert batch == 0, "trains on after Ctrl-C"
+      signal.raise_signal(signal.SIGINT)
 
   monkeypatch.setattr(keras.callbacks, "TerminateOnNaN", Interrupt)
-  assert call(monkeypatch, "--epochs=1", f"--output={tmp_path}") == 130
+  before = signal.getsignal(signal.SIGINT)
+  try:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert call(monkeypatch, "--epochs=9", f"--output={tmp_path}") == 130
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+  finally:
+    signal.signal(signal.SIGINT, before)
   check_outputs(tmp_path)
-  assert results(tmp_path)["epochs"] == 0
+  assert results(tmp_path)["epochs"] == 1
 
 
 @slow
@@ -251,6 +258,7 @@ def test_bad_arguments(monkeypatch, tmp_path, capsys, options, message):
 @pytest.mark.parametrize("options, message", [
     (["--data=./nowhere"], "an existing folder. Received: "),
     (["--num-blocks=4"], "divisible by 2 ** `num_glow_blocks` = 16"),
+    (["--max-shift=9"], "--max-shift must not be larger than the images, 8x8. Received: 9"),
 ])
 def test_bad_data(monkeypatch, tmp_path, capsys, options, message):
   assert call(monkeypatch, "--output", tmp_path / "new", *options) == 2

@@ -141,9 +141,13 @@ class Codec:
       return self.to_images(self.distribution.sample(num_samples, seed=seed))
     base = self.distribution.distribution
     z = base.sample(num_samples, seed=seed)
-    mean = base.mean()
-    # As drawn, where nothing is asked for: not every distribution has a mean.
-    z = tf.where(tf.equal(temperature, 1.), z, mean + tf.cast(temperature, z.dtype) * (z - mean))
+    as_drawn = tf.equal(temperature, 1.)
+    try:
+      mean = base.mean()
+      # As drawn, where nothing is asked for: a mean may be NaN.
+      z = tf.where(as_drawn, z, mean + tf.cast(temperature, z.dtype) * (z - mean))
+    except NotImplementedError:
+      tf.debugging.Assert(as_drawn, ["`temperature` must be 1 for latents without a mean. Received: ", temperature])
     z = tf.ensure_shape(z, [None] + base.event_shape.as_list())
     return self.decode(z, labels)
 

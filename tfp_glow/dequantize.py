@@ -6,13 +6,14 @@ all bins together are `[-1/2, 1/2)`.
 
 import functools
 import math
+import numbers
 
 import tensorflow as tf
 
 
 def check_num_bits(num_bits):
   """Raises `ValueError` unless `num_bits` is an `int` in 1 .. 8."""
-  if isinstance(num_bits, bool) or not isinstance(num_bits, int) or not 1 <= num_bits <= 8:
+  if isinstance(num_bits, bool) or not isinstance(num_bits, numbers.Integral) or not 1 <= num_bits <= 8:
     raise ValueError(f"`num_bits` must be an `int` in 1 .. 8. Received: {num_bits!r}")
 
 

@@ -144,6 +144,8 @@ class GlowBijector(OnePassBijector):
     _check_positive(num_steps_per_block=num_steps_per_block, num_hidden=num_hidden)
     if num_classes is not None:
       _check_positive(num_classes=num_classes)
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
+      raise ValueError(f"`seed` must be an `int` of at least 0, or None. Received: {seed!r}")
     _check_choice("coupling", coupling, tuple(_COUPLINGS))
     _check_choice("permutation", permutation, _PERMUTATIONS)
     super().__init__(forward_event_shape=[height * width * channels], inverse_event_shape=[height, width, channels],
@@ -320,7 +322,7 @@ def _block_shapes(output_shape, num_blocks):
 
 def _checked_output_shape(output_shape, num_glow_blocks):
   _check_positive(num_glow_blocks=num_glow_blocks)
-  shape = tuple(output_shape)
+  shape = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
   if len(shape) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
     raise ValueError(f"`output_shape` must be (height, width, channels), positive `int`s. Received: {output_shape!r}")
   if any(size % 2**num_glow_blocks for size in shape[:2]):

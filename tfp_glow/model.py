@@ -136,13 +136,14 @@ class FlowModel(keras.Model):
           values = bijector.inverse(values)
       self._adapted.assign(1.)
 
-  def fit(self, x=None, y=None, batch_size=None, **kwargs):
+  def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
 
     Args:
       x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`.
       y: Labels, if `x` is an array and the model class-conditional.
       batch_size: Where `x` is an array.
+      epochs: Python `int`.
       **kwargs: Of `keras.Model.fit`.
 
     Returns:
@@ -159,14 +160,15 @@ class FlowModel(keras.Model):
     if self._needs_adapt():
       batch, x = _first_batch(x, y, batch_size)
       self.adapt(batch)
-    return super().fit(x, y, batch_size=batch_size, **kwargs)
+    return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
 
-  def evaluate(self, x=None, y=None, **kwargs):
+  def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
     """As `keras.Model.evaluate`; the noise is the same each time.
 
     Args:
       x: As in `fit`.
       y: As in `fit`.
+      batch_size: As in `fit`.
       **kwargs: Of `keras.Model.evaluate`.
 
     Returns:
@@ -177,20 +179,21 @@ class FlowModel(keras.Model):
     """
     self._assert_compile_called("evaluate")
     self._check_data(x, y, kwargs)
-    return super().evaluate(x, y, **kwargs)
+    return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
-  def predict(self, x, **kwargs):
+  def predict(self, x, batch_size=None, **kwargs):
     """As `keras.Model.predict`: bits per dimension of each image, `[N]`; their mean is what `evaluate` returns.
 
     Args:
       x: As in `fit`; class-conditional models take datasets of `(images, labels)`.
+      batch_size: As in `fit`.
       **kwargs: Of `keras.Model.predict`.
 
     Raises:
       ValueError: if `x` is empty or does not fit.
     """
     self._check_data(x, None, kwargs)
-    return super().predict(x, **kwargs)
+    return super().predict(x, batch_size=batch_size, **kwargs)
 
   def call(self, inputs, labels=None):
     """Bits per dimension of each image, `[N]`."""
@@ -205,8 +208,8 @@ class FlowModel(keras.Model):
     images, labels = self._unpack(data)
     with tf.GradientTape() as tape:
       bits = self._bits(images, labels, self._noise_seed(_TRAIN, self.optimizer.iterations))
-      # Over all replicas: they may have got unequal shares of the batch.
-      loss = tf.reduce_sum(bits) / tf.cast(_sum_over_replicas(tf.shape(bits)[0]), bits.dtype)
+      # Over all replicas: they may have got unequal shares of the batch, which may be empty.
+      loss = tf.math.divide_no_nan(tf.reduce_sum(bits), tf.cast(_sum_over_replicas(tf.shape(bits)[0]), bits.dtype))
       scaled_loss = self.optimizer.scale_loss(loss)
     variables = self.trainable_variables
     gradients = tape.gradient(scaled_loss, [v.value for v in variables])
@@ -322,7 +325,8 @@ class FlowModel(keras.Model):
       if kwargs.get(key) is not None:
         raise ValueError(f"`{key}` must be None: every image counts the same. Received: {key}={kwargs[key]!r}")
     if isinstance(x, tf.data.Dataset):
-      empty, data = int(x.cardinality()) == 0, x.element_spec
+      count = x.cardinality()
+      empty, data = count == 0 or count == tf.data.UNKNOWN_CARDINALITY and next(iter(x), None) is None, x.element_spec
     elif hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
       return
     else:
@@ -340,15 +344,7 @@ class FlowModel(keras.Model):
 
   def _bits(self, images, labels, noise_seed):
     labels = None if self._codec.num_classes is None else labels
-    if self.distribute_strategy.num_replicas_in_sync == 1:
-      return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed))
-    # Of a small batch a replica may get nothing, which TensorFlow's convolutions do not take: it computes one black
-    # image, and drops it.
-    count = tf.shape(images)[0]
-    missing = tf.cast(tf.equal(count, 0), tf.int32)
-    pad = lambda part: tf.pad(part, [[0, missing]] + [[0, 0]] * (part.shape.rank - 1))
-    labels = None if labels is None else pad(tf.convert_to_tensor(labels))
-    return self._codec.bits_per_dim(self._codec.log_prob(pad(images), labels, noise_seed))[:count]
+    return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed))
 
   def _noise_seed(self, purpose, step=0):
     return tf.stack([tf.constant(self._seed + purpose, tf.int32), tf.cast(step, tf.int32)])

@@ -147,7 +147,7 @@ class TopPrior(OnePassBijector):
       h += (border + self.bias) * tf.exp(LOG_SCALE_FACTOR * self.log_scale)
     if self.num_classes is not None:
       # As a gather: the product with a one-hot vector, without the vector.
-      by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), labels) + self.class_bias
+      by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), tf.cast(labels, tf.int32)) + self.class_bias
       h += (by_class * tf.exp(LOG_SCALE_FACTOR * self.class_log_scale))[:, tf.newaxis, tf.newaxis]
     return h[..., :channels], h[..., channels:]
 
@@ -160,7 +160,7 @@ class TopPrior(OnePassBijector):
       return
     if not labels.dtype.is_integer:
       raise TypeError(f"`labels` must be integers. Received: {labels.dtype}")
-    in_range = tf.reduce_all((labels >= 0) & (labels < self.num_classes))
+    in_range = tf.reduce_all((labels >= 0) & (tf.cast(labels, tf.int64) < self.num_classes))
     if not tf.executing_eagerly():
       tf.debugging.Assert(in_range, [f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: ", labels])
     elif not in_range:

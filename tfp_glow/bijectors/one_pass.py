@@ -47,14 +47,15 @@ class OnePassBijector(tfb.Bijector):
     Args:
       forward_event_shape: Shape of one event given to `forward`; a list of `int`s, `None` where any size will do.
       inverse_event_shape: The same of `inverse`.
-      dtype: Floating dtype of parameters, inputs and outputs. Default: Keras' `floatx`.
+      dtype: float32 or float64, of parameters, inputs and outputs. Default: Keras' `floatx`.
       validate_args: Python `bool`: check values at run time (a non-finite input is an error), at a cost.
       parameters: The constructor's arguments, as everywhere in TFP.
       name: Python `str`.
     """
     dtype = tf.as_dtype(dtype or keras.config.floatx())
-    if not dtype.is_floating:
-      raise ValueError(f"`dtype` must be a floating type. Received: {dtype}")
+    if dtype not in (tf.float32, tf.float64):
+      raise ValueError("`dtype` must be float32 or float64: log-determinants need their precision (a network may have "
+                       f"less, by its own Keras dtype policy). Received: {dtype.name}")
     self._event_shapes = self._no_dependency(
         {False: tf.TensorShape(forward_event_shape), True: tf.TensorShape(inverse_event_shape)})
     self._own_keras_variables = self._no_dependency([])
@@ -291,12 +292,12 @@ class OnePassBijector(tfb.Bijector):
                    if value is not None}
     flat = self._with_one_batch_dim(inputs, inverse)
     run = self._inverse_and_log_det if inverse else self._forward_and_log_det
-    outputs, log_det = run(flat, **flat_kwargs)
+    outputs, log_det = _never_empty(run)(flat, **flat_kwargs)
     if flat is not inputs:
       event = outputs.shape[1:]
       outputs = tf.reshape(outputs, tf.concat([batch_shape, tf.shape(outputs)[1:]], axis=0))
       outputs.set_shape(static_batch_shape.concatenate(event))
-    log_det = tf.reshape(tf.broadcast_to(log_det, tf.shape(flat)[:1]), batch_shape)
+    log_det = tf.reshape(log_det, batch_shape)
     log_det.set_shape(static_batch_shape)
     if outputs is inputs:
       outputs = tf.identity(outputs)
@@ -329,6 +330,26 @@ class OnePassBijector(tfb.Bijector):
     graph, num_operations = state
     return graph is tf.compat.v1.get_default_graph() and not any(
         _may_write(op) for op in graph.get_operations()[num_operations:])
+
+
+def _never_empty(run):
+  """Lets a pass run on at least one event, if need be of zeros, which is dropped.
+
+  Of an empty batch TensorFlow's convolution on CPUs returns its input, with the input's number of channels. A batch is
+  empty for a replica when there are fewer events than replicas, for example.
+  """
+
+  def run_padded(inputs, **kwargs):
+    count = tf.shape(inputs)[:1]
+    if inputs.shape[0]:
+      outputs, log_det = run(inputs, **kwargs)
+      return outputs, tf.broadcast_to(log_det, count)
+    missing = tf.cast(tf.equal(count, 0), count.dtype)
+    pad = lambda x: tf.pad(x, [[0, missing[0]]] + [[0, 0]] * (x.shape.rank - 1))
+    outputs, log_det = run(pad(inputs), **{key: pad(value) for key, value in kwargs.items()})
+    return outputs[:count[0]], tf.broadcast_to(log_det, count + missing)[:count[0]]
+
+  return run_padded
 
 
 def _flat_argument(name, value, batch_shape, static_batch_shape):

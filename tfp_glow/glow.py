@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from tfp_glow import networks
 from tfp_glow.bijectors.actnorm import ActNorm
-from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, channel_product, generator
+from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, generator
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
 from tfp_glow.bijectors.one_pass import OnePassBijector, num_positions
@@ -61,26 +61,78 @@ class GlowStep(OnePassBijector):
     log_det_actnorm = tf.reduce_sum(log_scale, -1)
     log_det = num_positions(event_shape, self.dtype) * (log_det + (log_det_actnorm if inverse else -log_det_actnorm))
     if inverse:
-      weights = (tf.exp(log_scale)[..., tf.newaxis] * matrix,
-                 tf.linalg.matvec(matrix, shift * tf.exp(log_scale), transpose_a=True))
+      matrix = tf.exp(log_scale)[..., tf.newaxis] * matrix
+      bias = tf.reduce_sum(shift[..., tf.newaxis] * matrix, -2)
     else:
-      weights = (matrix * tf.exp(-log_scale)[..., tf.newaxis, :], -shift)
-    return weights, log_det
+      matrix, bias = matrix * tf.exp(-log_scale)[..., tf.newaxis, :], -shift
+    coupling_weights, _ = self.coupling._prepare(value, event_shape, inverse)
+    return (_of_halves(matrix, bias), coupling_weights), log_det
+
+  def _enter(self, values):
+    return self.coupling._enter(values)
+
+  def _leave(self, values):
+    return self.coupling._leave(values)
 
   def _apply(self, inputs, weights, inverse):
-    matrix, bias = weights
+    matrix, coupling_weights = weights
     if inverse:
-      return self.coupling._inverse_and_log_det(channel_product(inputs, matrix) + bias)
-    outputs, log_det = self.coupling._forward_and_log_det(inputs)
-    return channel_product(outputs, matrix) + bias, log_det
+      return self.coupling._apply(_product(inputs, matrix), coupling_weights, inverse)
+    outputs, log_det = self.coupling._apply(inputs, coupling_weights, inverse)
+    return _product(outputs, matrix), log_det
+
+  def _rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
+    (matrix, coupling_weights), (matrix_back, coupling_weights_back) = weights, weights_back
+    rebuild = lambda outputs, d_outputs: self.coupling._rebuild(
+        outputs, coupling_weights, coupling_weights_back, variables, d_outputs, d_log_det, inverse)
+    undo = lambda outputs, d_outputs: _undo_product(outputs, matrix, matrix_back, d_outputs)
+    if inverse:
+      between, d_between, d_coupling_weights, d_variables = rebuild(outputs, d_outputs)
+      inputs, d_inputs, d_matrix = undo(between, d_between)
+    else:
+      between, d_between, d_matrix = undo(outputs, d_outputs)
+      inputs, d_inputs, d_coupling_weights, d_variables = rebuild(between, d_between)
+    return inputs, d_inputs, (d_matrix, d_coupling_weights), d_variables
 
   def _variables_of_apply(self):
-    return self.coupling._keras_variables()
+    return self.coupling._variables_of_apply()
 
   def _initialize(self, y):
     for bijector in (self.actnorm, self.permutation, self.coupling):
       y = bijector._initialize(y)
     return y
+
+
+def _of_halves(matrix, bias):
+  """The matrix of `z @ matrix + bias`, split for `z` in two tensors, `concat(z1, 1)` and `z2` (see `_Coupling`)."""
+  where = matrix.shape[-1] // 2
+  # The channel of ones adds the bias, and stays: one column more.
+  top = tf.concat([matrix[..., :where, :], bias[..., tf.newaxis, :]], axis=-2)
+  widen = lambda m, ones: tf.concat([m[..., :where], ones, m[..., where:]], axis=-1)
+  column = tf.broadcast_to(tf.one_hot(where, where + 1, dtype=matrix.dtype)[:, tf.newaxis], top.shape[:-1] + [1])
+  bottom = matrix[..., where:, :]
+  return widen(top, column), widen(bottom, tf.zeros_like(bottom[..., :1]))
+
+
+def _product(halves, matrix):
+  """The two tensors of `z @ matrix + bias`; the matrix is from `_of_halves`."""
+  (first, second), (top, bottom) = halves, matrix
+  outputs = tf.matmul(_rows(first), top) + tf.matmul(_rows(second), bottom)
+  outputs = tf.reshape(outputs, tf.concat([tf.shape(first)[:-1], [top.shape[-1]]], axis=0))
+  return tuple(tf.split(outputs, [first.shape[-1], -1], axis=-1))
+
+
+def _undo_product(outputs, matrix, matrix_back, d_outputs):
+  """From outputs of `_product`, and their gradients: its inputs, and the gradients of inputs and matrix."""
+  inputs = _product(outputs, matrix_back)
+  d_rows = _rows(tf.concat(d_outputs, axis=-1))
+  d_inputs = tuple(tf.reshape(tf.matmul(d_rows, part, transpose_b=True), tf.shape(half))
+                   for part, half in zip(matrix, inputs))
+  return inputs, d_inputs, tuple(tf.matmul(_rows(half), d_rows, transpose_a=True) for half in inputs)
+
+
+def _rows(x):
+  return tf.reshape(x, [-1, x.shape[-1]])
 
 
 class GlowBijector(OnePassBijector):
@@ -297,7 +349,8 @@ def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, see
   def make_network():
     if network_fn is not None:
       return network_fn(num_outputs)
-    return networks.CouplingNetwork(num_outputs, num_hidden, seeds.next(), dtype=dtype.name, name="network")
+    return networks.CouplingNetwork(num_outputs, num_hidden, num_outputs // num_changed, seeds.next(), dtype=dtype.name,
+                                    name="network")
 
   def make_permutation():
     if permutation == "conv1x1":

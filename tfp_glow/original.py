@@ -63,15 +63,16 @@ def _step_layout(step, permutation):
   for name, layer in (("l_1", network.first), ("l_2", network.second)):
     rows += [(layer.shift, f"f1/{name}/actnorm_center/b", _flat),
              (layer.log_scale, f"f1/{name}/actnorm_scale/logs", _flat)]
-  rows += [(network.first.kernel, "f1/l_1/W", _without_border), (network.first.border_kernel, "f1/l_1/W", _border),
-           (network.second.kernel, "f1/l_2/W", np.asarray)]
+  rows += [(network.first.kernel, "f1/l_1/W", _with_negative_border), (network.second.kernel, "f1/l_2/W", np.asarray)]
   return rows + [(variable, f"f1/l_last/{name}", convert)
                  for variable, name, convert in _zero_conv_layout(network.last)]
 
 
 def _zero_conv_layout(layer):
-  return [(layer.kernel, "W", _without_border), (layer.border_kernel, "W", _border), (layer.bias, "b", _flat),
-          (layer.log_scale, "logs", _flat)]
+  group = lambda array: np.concatenate([array[..., i::layer.num_groups] for i in range(layer.num_groups)], axis=-1)
+  return [(layer.kernel, "W", lambda kernel: group(_without_border(kernel))),
+          (layer.border_kernel, "W", lambda kernel: group(_border(kernel))),
+          (layer.bias, "b", lambda bias: group(_flat(bias))), (layer.log_scale, "logs", lambda logs: group(_flat(logs)))]
 
 
 def _top_layout(top):
@@ -90,6 +91,10 @@ def _flat(array):
 
 def _without_border(kernel):
   return kernel[:, :, :-1]
+
+
+def _with_negative_border(kernel):
+  return np.concatenate([_without_border(kernel), -_border(kernel)], axis=2)
 
 
 def _border(kernel):

@@ -72,15 +72,16 @@ class InvertibleConv1x1(OnePassBijector):
       value: Callable, from a variable of this bijector to its value.
       inverse: Python `bool`: the matrix of `inverse`, which is `W`, or that of `forward`, which is `W^-1`.
     """
-    lower, upper, log_scale = value(self.lower), value(self.upper), value(self.log_scale)
-    permutation = value(self.permutation)
+    # In float64: more exact, and faster on CPUs (see `networks.border_response`).
+    lower, upper, log_scale, permutation, sign = (
+        tf.cast(value(v), tf.float64) for v in (self.lower, self.upper, self.log_scale, self.permutation, self.sign))
     lower = tf.linalg.set_diag(tf.linalg.band_part(lower, -1, 0), tf.ones_like(log_scale))
-    upper = tf.linalg.set_diag(tf.linalg.band_part(upper, 0, -1), value(self.sign) * tf.exp(log_scale))
-    log_det = tf.reduce_sum(log_scale, -1)
+    upper = tf.linalg.set_diag(tf.linalg.band_part(upper, 0, -1), sign * tf.exp(log_scale))
+    log_det = tf.cast(tf.reduce_sum(log_scale, -1), self.dtype)
     if inverse:
-      return permutation @ lower @ upper, log_det
+      return tf.cast(permutation @ lower @ upper, self.dtype), log_det
     below = tf.linalg.triangular_solve(lower, tf.linalg.matrix_transpose(permutation), lower=True)
-    return tf.linalg.triangular_solve(upper, below, lower=False), -log_det
+    return tf.cast(tf.linalg.triangular_solve(upper, below, lower=False), self.dtype), -log_det
 
   def _forward_and_log_det(self, x):
     return self._prepare_and_apply(x, inverse=False)
@@ -101,9 +102,8 @@ class InvertibleConv1x1(OnePassBijector):
 
 def channel_product(inputs, matrix):
   """`inputs @ matrix` over the last dimension, as one matrix product."""
-  shape = tf.shape(inputs)
   flat = tf.reshape(inputs, [-1, inputs.shape[-1]]) @ matrix
-  return tf.ensure_shape(tf.reshape(flat, shape), inputs.shape)
+  return tf.ensure_shape(tf.reshape(flat, tf.shape(inputs)), inputs.shape)
 
 
 def random_rotation(num_channels, seed):

@@ -8,7 +8,7 @@ from tfp_glow.networks import LOG_SCALE_FACTOR, ZeroConv2D, border_response
 
 def _whiten(values, mean, log_scale):
   """Data to noise under `Normal(mean, exp(log_scale))`, per element; with the log-det per event."""
-  noise = (values - mean) * tf.exp(-log_scale)
+  noise = (values - mean) / tf.exp(log_scale)
   return noise, -tf.reduce_sum(log_scale, axis=list(range(1, log_scale.shape.rank)))
 
 
@@ -53,7 +53,7 @@ class FactorOut(OnePassBijector):
       raise ValueError(f"`event_shape` must be [H, W, C] with C even. Received: {event_shape}")
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
-    network = ZeroConv2D(event_shape[-1], dtype=self.dtype.name, name=f"{name}_conv")
+    network = ZeroConv2D(event_shape[-1], num_groups=2, dtype=self.dtype.name, name=f"{name}_conv")
     network.build((None, *event_shape[:-1], event_shape[-1] // 2))
     self.network = network
     self._adopt(network.variables)
@@ -78,8 +78,7 @@ class FactorOut(OnePassBijector):
     return tf.concat([kept, leaving], axis=-1), log_det
 
   def _gaussian(self, kept):
-    h = self.network(kept)
-    return h[..., 0::2], h[..., 1::2]
+    return tf.split(self.network.run(kept, *self.network.fold(*kept.shape[1:3])), 2, axis=-1)
 
 
 class TopPrior(OnePassBijector):
@@ -143,7 +142,7 @@ class TopPrior(OnePassBijector):
     height, width, channels = self._event_shapes[True]
     h = tf.zeros([1, height, width, 2 * channels], self.dtype)
     if self.learn_top:
-      border = border_response(tf.convert_to_tensor(self.border_kernel), height, width)
+      border = border_response(self.border_kernel.value, height, width)
       h += (border + self.bias) * tf.exp(LOG_SCALE_FACTOR * self.log_scale)
     if self.num_classes is not None:
       # As a gather: the product with a one-hot vector, without the vector.

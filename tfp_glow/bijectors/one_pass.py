@@ -86,23 +86,31 @@ class OnePassBijector(tfb.Bijector):
     """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
     return self._inverse_and_log_det(y)[0]
 
+  # How `Scan` runs many alike: `_prepare` for all of them at once, `_enter` once, `_apply` of each, `_leave` once.
+
   def _prepare(self, value, event_shape, inverse):
     """What depends on the parameters alone, and so need not be computed step by step.
 
-    `Scan` calls it once for all of its steps: `value` then returns the parameter of all steps, stacked along a first
-    dimension, and everything returned must have that dimension, too.
-
     Args:
-      value: Callable, from a `keras.Variable` of this bijector to its value.
+      value: Callable, from a `keras.Variable` of this bijector to its value; or to those of many alike, stacked along a
+        first dimension, which all that is returned then has, too.
       event_shape: Static shape of one event.
       inverse: Python `bool`: for which direction.
 
     Returns:
-      weights: Nest of tensors, handed to `_apply`.
+      weights: Nest of floating tensors, handed to `_apply`.
       log_det: The part of the direction's log-det that does not depend on the input.
     """
     del value, event_shape, inverse
     return (), tf.zeros([], self.dtype)
+
+  def _enter(self, values):
+    """Values in the form in which `_apply` takes and returns them."""
+    return values
+
+  def _leave(self, values):
+    """The inverse of `_enter`."""
+    return values
 
   def _apply(self, inputs, weights, inverse):
     """The rest of the work of `_prepare`: returns value and the part of the log-det that depends on the input."""
@@ -113,10 +121,38 @@ class OnePassBijector(tfb.Bijector):
     """The `keras.Variable`s that `_apply` reads by itself."""
     return self._keras_variables()
 
+  def _rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
+    """Gradients of `_apply` without its inputs, which are computed from its outputs.
+
+    Args:
+      outputs: What `_apply` returned.
+      weights: What it was given.
+      weights_back: The weights of the other direction.
+      variables: List of the values of `_variables_of_apply`, which a call of `_apply` reads as well.
+      d_outputs: Gradient with respect to `outputs`.
+      d_log_det: Gradient with respect to the log-det that `_apply` returned, `[N]`.
+      inverse: The direction of `_apply`.
+
+    Returns:
+      inputs: What `_apply` was given.
+      d_inputs: The gradient with respect to it.
+      d_weights: Nest as `weights`.
+      d_variables: List as `variables`.
+    """
+    inputs, _ = self._apply(outputs, weights_back, not inverse)
+
+    def apply(inputs, weights, variables):
+      del variables  # They are read by `_apply` itself.
+      again, log_det = self._apply(inputs, weights, inverse)
+      return again, tf.broadcast_to(log_det, tf.shape(d_log_det))
+
+    _, pull_back = with_pull_back(apply, (inputs, weights, variables))
+    return inputs, *pull_back((d_outputs, d_log_det))
+
   def _prepare_and_apply(self, inputs, inverse):
-    weights, constant = self._prepare(lambda v: v.value, inputs.shape[1:], inverse)
-    outputs, log_det = self._apply(inputs, weights, inverse)
-    return outputs, log_det + constant
+    weights, constant = self._prepare(lambda v: tf.convert_to_tensor(v.value), inputs.shape[1:], inverse)
+    outputs, log_det = self._apply(self._enter(inputs), weights, inverse)
+    return self._leave(outputs), log_det + constant
 
   # Variables. Keras' `StatelessScope`, which `Scan` uses to run one step with the weights of another, knows
   # `keras.Variable`s; `tf.Module`, `tf.train.Checkpoint` and TFP know `tf.Variable`s. Each pair shares its storage.
@@ -284,6 +320,7 @@ class OnePassBijector(tfb.Bijector):
     count = value.shape[:value.shape.rank - event.rank].num_elements()
     return tf.reshape(value, [-1 if count is None else count] + sizes)
 
+  @tf.autograph.experimental.do_not_convert
   def _evaluate(self, inputs, inverse, kwargs):
     batch_rank = inputs.shape.rank - self._event_shapes[inverse].rank
     batch_shape = tf.shape(inputs)[:batch_rank]
@@ -361,6 +398,31 @@ def _flat_argument(name, value, batch_shape, static_batch_shape):
     raise ValueError(f"`{name}` must have the shape of the batch, {static_batch_shape}, or broadcast to it. "
                      f"Received: {value.shape}")
   return tf.reshape(tf.broadcast_to(value, batch_shape), [-1])
+
+
+def with_pull_back(function, arguments):
+  """Evaluates a function, and makes the one that pulls gradients back through it.
+
+  Args:
+    function: Callable, from `arguments` to a nest of tensors.
+    arguments: Tuple of nests of tensors.
+
+  Returns:
+    outputs: What the function returns.
+    pull_back: Callable, from the gradients of the outputs to those of `arguments`, zero where they have none.
+  """
+  flat = tf.nest.flatten(arguments)
+  floating = [tensor for tensor in flat if tensor.dtype.is_floating]
+  with tf.GradientTape() as tape:
+    tape.watch(floating)
+    outputs = function(*arguments)
+
+  def pull_back(d_outputs):
+    found = iter(tape.gradient(outputs, floating, d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+    return tf.nest.pack_sequence_as(
+        arguments, [next(found) if tensor.dtype.is_floating else tf.zeros_like(tensor) for tensor in flat])
+
+  return outputs, pull_back
 
 
 def channels_event_shape(num_channels, event_ndims):

@@ -7,7 +7,10 @@ import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector
 
-_GRADIENTS = ("autodiff",)
+_GRADIENTS = ("autodiff", "reversible")
+
+# Up to so many steps are laid out one after the other: a loop costs time at every step, and saves none to start.
+_MAX_UNROLLED = 4
 
 
 class Scan(OnePassBijector):
@@ -31,7 +34,10 @@ class Scan(OnePassBijector):
         All steps must be alike but for the values of their parameters.
       num_steps: Python `int`, `K`, at least 1.
       event_shape: Static shape of one event, e.g. `[H, W, C]`.
-      gradient: `"autodiff"`: backpropagation through the loop, which keeps the activations of every step.
+      gradient: `"autodiff"`: backpropagation through the steps, which keeps the activations of all of them.
+        `"reversible"`: the activations of each step are computed again from its output, so that the memory for them does
+        not depend on `K`. Of a coupling this costs one more evaluation of its network (a third more time); of steps that
+        are not made of this package's layers, two.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
@@ -48,6 +54,7 @@ class Scan(OnePassBijector):
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self._num_steps = int(num_steps)
+    self._gradient = gradient
     steps = [_make(make_step, k, self._event_shapes[True], self.dtype) for k in range(num_steps)]
     # The first step serves as the template: run with slices of the stacks in place of its own variables, which are
     # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
@@ -84,34 +91,109 @@ class Scan(OnePassBijector):
     return self._run(y, inverse=True)
 
   def _run(self, inputs, inverse):
-    weights, constants = self._template._prepare(
-        lambda variable: self.stacked(variable).value, inputs.shape[1:], inverse)
-    in_loop = self._template._variables_of_apply()
-    sliced = tf.nest.flatten(weights) + [self.stacked(variable).value for variable in in_loop]
-    outputs, log_det = self._loop(inputs, sliced, weights, in_loop, inverse)
+    values = {id(variable): tf.convert_to_tensor(self.stacked(variable).value) for variable in self._template_variables}
+    prepare = lambda inverse: self._template._prepare(lambda v: values[id(v)], inputs.shape[1:], inverse)
+    weights, constants = prepare(inverse)
+    stacks = weights, [values[id(variable)] for variable in self._template._variables_of_apply()]
+    entered = self._template._enter(inputs)
+    if self._gradient == "reversible":
+      outputs, log_det = self._apply_steps_reversibly(entered, stacks, lambda: prepare(not inverse)[0], inverse)
+    else:
+      outputs, log_det = self._apply_steps(entered, stacks, inverse)
     # Exact where the constant is the same for all steps and so not stacked.
     constant = tf.reduce_sum(tf.broadcast_to(constants, [self._num_steps]))
-    return outputs, log_det + constant
+    return self._template._leave(outputs), log_det + constant
 
-  def _loop(self, inputs, sliced, weights, in_loop, inverse):
-    """Runs the steps with parameters `sliced`, tensors `[K, ...]`."""
-    # Read from arrays: the gradient of `stacked[k]` would be a sum of K tensors of the size of the stack.
-    arrays = [tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t) for t in sliced]
-    num_weights = len(tf.nest.flatten(weights))
+  def _apply_steps(self, inputs, stacks, inverse):
+    """All steps, with weights and variables `stacks`; returns values and the log-dets that depend on them, `[N]`."""
 
-    def step(k, value, log_det):
-      index = k if inverse else self._num_steps - 1 - k
-      slices = [array.read(index) for array in arrays]
-      with keras.StatelessScope(state_mapping=list(zip(in_loop, slices[num_weights:]))):
-        value, step_log_det = self._template._apply(
-            value, tf.nest.pack_sequence_as(weights, slices[:num_weights]), inverse)
-      return k + 1, value, log_det + step_log_det
+    def step(slices, value, log_det):
+      weights, variables = slices
+      with self._scope(variables):
+        value, step_log_det = self._template._apply(value, weights, inverse)
+      return (value, log_det + step_log_det), []
 
-    log_det = tf.zeros(tf.shape(inputs)[:1], inputs.dtype)
-    _, outputs, log_det = tf.while_loop(
-        lambda k, *_: k < self._num_steps, step, (0, inputs, log_det), maximum_iterations=self._num_steps,
-        shape_invariants=(tf.TensorShape([]), inputs.shape, inputs.shape[:1]))
-    return outputs, log_det
+    first = tf.nest.flatten(inputs)[0]
+    log_det = tf.zeros(tf.shape(first)[:1], first.dtype)
+    return self._repeat(step, (inputs, log_det), stacks, [], inverse)[0]
+
+  def _apply_steps_reversibly(self, inputs, stacks, make_weights_back, inverse):
+    """`_apply_steps`, which keeps its outputs alone for the gradients."""
+
+    @tf.custom_gradient
+    def run(*flat):
+      inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
+      outputs, log_det = self._apply_steps(inputs_again, stacks_again, inverse)
+
+      def gradients(*d_flat):
+        d_outputs = tf.nest.pack_sequence_as(outputs, d_flat[:-1])
+        return self._rebuild_steps(outputs, stacks_again, make_weights_back(), d_outputs, d_flat[-1], inverse)
+
+      return (*tf.nest.flatten(outputs), log_det), gradients
+
+    *outputs, log_det = run(*tf.nest.flatten((inputs, stacks)))
+    return tf.nest.pack_sequence_as(inputs, outputs), log_det
+
+  def _rebuild_steps(self, outputs, stacks, weights_back, d_outputs, d_log_det, inverse):
+    """The gradients of `_apply_steps`, with respect to its inputs and to all of `stacks`, one after the other."""
+
+    def step(slices, outputs, d_outputs):
+      (weights, variables), weights_back = slices
+      with self._scope(variables):
+        inputs, d_inputs, *d_slices = self._template._rebuild(
+            outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse)
+      return (inputs, d_inputs), tf.nest.flatten(d_slices)
+
+    (_, d_inputs), d_stacks = self._repeat(
+        step, (outputs, d_outputs), (stacks, weights_back), tf.nest.flatten(stacks), not inverse)
+    return tf.nest.flatten(d_inputs) + d_stacks
+
+  def _scope(self, variables):
+    """Has the template take these values for its variables."""
+    return keras.StatelessScope(state_mapping=list(zip(self._template._variables_of_apply(), variables)))
+
+  def _repeat(self, step, state, stacks, results_like, first_to_last):
+    """Runs a function on slice after slice of `stacks`.
+
+    Args:
+      step: Callable, from slices and state to the next state and a list of results.
+      state: Tuple of tensors.
+      stacks: Nest of tensors `[K, ...]`.
+      results_like: List of tensors `[K, ...]` that the results have the shapes of, once stacked.
+      first_to_last: Python `bool`: else it starts at the last slice.
+
+    Returns:
+      state: What the last call returned.
+      results: List of tensors `[K, ...]`.
+    """
+    index = lambda i: i if first_to_last else self._num_steps - 1 - i
+    if self._num_steps <= _MAX_UNROLLED:
+      columns = [tf.unstack(stack) for stack in tf.nest.flatten(stacks)]
+      results = [None] * self._num_steps
+      for k in map(index, range(self._num_steps)):
+        state, results[k] = step(tf.nest.pack_sequence_as(stacks, [column[k] for column in columns]), *state)
+      return state, [tf.stack(parts) for parts in zip(*results)]
+    read = self._reader(stacks)
+    array_like = lambda t: tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:])
+
+    def body(i, state, arrays):
+      state, results = step(read(index(i)), *state)
+      return i + 1, state, [array.write(index(i), result) for array, result in zip(arrays, results)]
+
+    arrays = [array_like(t) for t in results_like]
+    invariants = (tf.TensorShape([]), tf.nest.map_structure(lambda t: t.shape, state), [tf.TensorShape(None)] * len(arrays))
+    _, state, arrays = tf.while_loop(lambda i, *_: i < self._num_steps, body, (0, state, arrays),
+                                     maximum_iterations=self._num_steps, shape_invariants=invariants)
+    return state, [array.stack() for array in arrays]
+
+  def _reader(self, stacks):
+    """From an index to the slices, in a loop."""
+    flat = tf.nest.flatten(stacks)
+    if self._gradient == "reversible":
+      return lambda k: tf.nest.pack_sequence_as(stacks, [stack[k] for stack in flat])
+    # The gradient of `stack[k]` would be a sum of K tensors of the size of the stack.
+    arrays = [tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t) for t in flat]
+    return lambda k: tf.nest.pack_sequence_as(stacks, [array.read(k) for array in arrays])
 
   def _initialize(self, y):
     """Step after step, with the template as the workbench."""

@@ -1,11 +1,12 @@
 """Glow: the step of flow and the multi-scale bijector."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from tfp_glow import networks
 from tfp_glow.bijectors.actnorm import ActNorm
-from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, generator
+from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
 from tfp_glow.bijectors.one_pass import OnePassBijector, num_positions
@@ -61,10 +62,10 @@ class GlowStep(OnePassBijector):
     log_det_actnorm = tf.reduce_sum(log_scale, -1)
     log_det = num_positions(event_shape, self.dtype) * (log_det + (log_det_actnorm if inverse else -log_det_actnorm))
     if inverse:
-      matrix = tf.exp(log_scale)[..., tf.newaxis] * matrix
-      bias = tf.reduce_sum(shift[..., tf.newaxis] * matrix, -2)
+      matrix = tf.expand_dims(tf.exp(log_scale), -1) * matrix
+      bias = tf.reduce_sum(tf.expand_dims(shift, -1) * matrix, -2)
     else:
-      matrix, bias = matrix * tf.exp(-log_scale)[..., tf.newaxis, :], -shift
+      matrix, bias = matrix * tf.expand_dims(tf.exp(-log_scale), -2), -shift
     coupling_weights, _ = self.coupling._prepare(value, event_shape, inverse)
     return (_of_halves(matrix, bias), coupling_weights), log_det
 
@@ -105,20 +106,19 @@ class GlowStep(OnePassBijector):
 
 def _of_halves(matrix, bias):
   """The matrix of `z @ matrix + bias`, split for `z` in two tensors, `concat(z1, 1)` and `z2` (see `_Coupling`)."""
-  where = matrix.shape[-1] // 2
-  # The channel of ones adds the bias, and stays: one column more.
-  top = tf.concat([matrix[..., :where, :], bias[..., tf.newaxis, :]], axis=-2)
-  widen = lambda m, ones: tf.concat([m[..., :where], ones, m[..., where:]], axis=-1)
-  column = tf.broadcast_to(tf.one_hot(where, where + 1, dtype=matrix.dtype)[:, tf.newaxis], top.shape[:-1] + [1])
-  bottom = matrix[..., where:, :]
-  return widen(top, column), widen(bottom, tf.zeros_like(bottom[..., :1]))
+  where, batch = matrix.shape[-1] // 2, matrix.shape[:-2].as_list()
+  # The channel of ones adds the bias, and stays: one row and one column more.
+  rows = tf.split(tf.concat([matrix, tf.expand_dims(bias, -2)], axis=-2), [where, -1, 1], axis=-2)
+  columns = tf.split(tf.concat([rows[0], rows[2], rows[1]], axis=-2), [where, -1], axis=-1)
+  ones = np.broadcast_to(np.eye(matrix.shape[-1] + 1)[:, where:where + 1], batch + [matrix.shape[-1] + 1, 1])
+  return tuple(tf.split(tf.concat([columns[0], tf.constant(ones, matrix.dtype), columns[1]], axis=-1), [where + 1, -1], axis=-2))
 
 
 def _product(halves, matrix):
   """The two tensors of `z @ matrix + bias`; the matrix is from `_of_halves`."""
   (first, second), (top, bottom) = halves, matrix
   outputs = tf.matmul(_rows(first), top) + tf.matmul(_rows(second), bottom)
-  outputs = tf.reshape(outputs, tf.concat([tf.shape(first)[:-1], [top.shape[-1]]], axis=0))
+  outputs = tf.reshape(outputs, [-1, *_sizes(first)[1:-1], top.shape[-1]])
   return tuple(tf.split(outputs, [first.shape[-1], -1], axis=-1))
 
 
@@ -126,9 +126,13 @@ def _undo_product(outputs, matrix, matrix_back, d_outputs):
   """From outputs of `_product`, and their gradients: its inputs, and the gradients of inputs and matrix."""
   inputs = _product(outputs, matrix_back)
   d_rows = _rows(tf.concat(d_outputs, axis=-1))
-  d_inputs = tuple(tf.reshape(tf.matmul(d_rows, part, transpose_b=True), tf.shape(half))
+  d_inputs = tuple(tf.reshape(tf.matmul(d_rows, part, transpose_b=True), [-1, *_sizes(half)[1:]])
                    for part, half in zip(matrix, inputs))
   return inputs, d_inputs, tuple(tf.matmul(_rows(half), d_rows, transpose_a=True) for half in inputs)
+
+
+def _sizes(x):
+  return [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
 
 
 def _rows(x):
@@ -210,10 +214,10 @@ class GlowBijector(OnePassBijector):
     self.blocks = []
     self.splits = []
     for block, event_shape in enumerate(self._block_shapes):
-      make_step = _step_maker(event_shape[-1], _COUPLINGS[coupling], permutation, network_fn, num_hidden, seeds,
-                              self.dtype)
+      make_step, redraw = _step_maker(event_shape[-1], _COUPLINGS[coupling], permutation, network_fn, num_hidden, seeds,
+                                      self.dtype)
       self.blocks.append(self._add_child(
-          Scan(make_step, num_steps_per_block, event_shape, gradient, self.dtype, name=f"block{block}")))
+          Scan(make_step, num_steps_per_block, event_shape, gradient, redraw, self.dtype, name=f"block{block}")))
       if block < num_glow_blocks - 1:
         self.splits.append(self._add_child(FactorOut(event_shape, self.dtype, name=f"split{block}")))
     self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top"))
@@ -342,25 +346,41 @@ class _Seeds:
 
 
 def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, seeds, dtype):
-  """The `make_step` of a block."""
+  """The `make_step` and the `redraw` of a block (see `Scan`)."""
   num_changed = num_channels - num_channels // 2
   num_outputs = 2 * num_changed if coupling is AffineCoupling else num_changed
 
   def make_network():
     if network_fn is not None:
       return network_fn(num_outputs)
-    return networks.CouplingNetwork(num_outputs, num_hidden, num_outputs // num_changed, seeds.next(), dtype=dtype.name,
-                                    name="network")
+    return networks.CouplingNetwork(num_outputs, num_hidden, num_outputs // num_changed, seeds.next(),
+                                    dtype=_network_policy(dtype), name="network")
 
-  def make_permutation():
-    if permutation == "conv1x1":
-      return InvertibleConv1x1(num_channels, seeds.next(), dtype=dtype)
+  def draw_indices():
     if permutation == "reverse":
-      return ChannelPermutation(np.arange(num_channels)[::-1], dtype=dtype)
-    return ChannelPermutation(generator(seeds.next()).permutation(num_channels), dtype=dtype)
+      return np.arange(num_channels)[::-1]
+    return networks.generator(seeds.next()).permutation(num_channels)
 
-  return lambda k: GlowStep(ActNorm(num_channels, dtype=dtype), make_permutation(), coupling(make_network(),
-                                                                                          dtype=dtype))
+  def make_step(k):
+    del k
+    permute = (InvertibleConv1x1(num_channels, seeds.next(), dtype=dtype) if permutation == "conv1x1" else
+               ChannelPermutation(draw_indices(), dtype=dtype))
+    return GlowStep(ActNorm(num_channels, dtype=dtype), permute, coupling(make_network(), dtype=dtype))
+
+  def redraw(step):
+    values = {"indices": draw_indices()} if permutation != "conv1x1" else lu_factors(
+        random_rotation(num_channels, seeds.next()), num_channels)
+    drawn = [(getattr(step.permutation, key), value) for key, value in values.items()]
+    drawn = {id(variable): value for variable, value in drawn + step.coupling.network.redraw(seeds.next())}
+    return [drawn.get(id(variable), np.zeros(variable.shape)) for variable in step._keras_variables()]
+
+  return make_step, redraw if network_fn is None else None
+
+
+def _network_policy(dtype):
+  """Keras' global dtype policy, if it may compute in less than the flow's precision but keeps variables in that."""
+  policy = keras.config.dtype_policy()
+  return policy if policy.variable_dtype == dtype.name else dtype.name
 
 
 def _block_shapes(output_shape, num_blocks):

@@ -1,10 +1,18 @@
 """Coupling networks: Keras layers."""
 
+import random
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 # The original trains `log_scale / 3` in place of `log_scale`, which makes its updates three times as large.
 LOG_SCALE_FACTOR = 3.
+
+
+def generator(seed):
+  """NumPy's, from a seed; `None`: another each time, but the same after `keras.utils.set_random_seed`."""
+  return np.random.default_rng(random.randrange(2**31) if seed is None else seed)
 
 
 def activation_statistics(x):
@@ -51,6 +59,11 @@ def append_ones(inputs):
   return tf.concat([inputs, tf.ones_like(inputs[..., :1])], axis=-1)
 
 
+def before_channels(x, num_dims):
+  """From `[..., C]` to `[..., 1, ..., 1, C]`, with so many dimensions of size 1; `[..., C]` is known when built."""
+  return tf.reshape(x, x.shape[:-1].as_list() + [1] * num_dims + [x.shape[-1]])
+
+
 def value_of(variable):
   """The value of a `keras.Variable` itself; instead of it the methods `fold` also take functions that give stacks."""
   return tf.convert_to_tensor(variable.value)
@@ -94,9 +107,13 @@ class ActNormConv2D(_Folding):
   def build(self, input_shape):
     size, channels = self.kernel_size, input_shape[-1]
     self.kernel = self.add_weight(name="kernel", shape=[size, size, channels + self.sees_border, self.filters],
-                                  initializer=keras.initializers.RandomNormal(stddev=0.05, seed=self.seed))
+                                  initializer=lambda shape, dtype: tf.constant(self.draw_kernel(shape, self.seed), dtype))
     self.shift = self.add_weight(name="shift", shape=[self.filters], initializer="zeros")
     self.log_scale = self.add_weight(name="log_scale", shape=[self.filters], initializer="zeros")
+
+  def draw_kernel(self, shape, seed):
+    """Initial values of a kernel, an array."""
+    return generator(seed).normal(0., 0.05, shape)
 
   def fold(self, value=value_of):
     """The whole layer as `relu(conv(x) + bias)`.
@@ -114,7 +131,7 @@ class ActNormConv2D(_Folding):
   def _fold(self, kernel, shift, scale):
     if self.sees_border:
       shift -= tf.reduce_sum(kernel[..., -1, :], [-3, -2])
-    return kernel * scale[..., tf.newaxis, tf.newaxis, tf.newaxis, :], shift * scale
+    return kernel * before_channels(scale, 3), shift * scale
 
   def run(self, inputs, kernel, bias):
     """The layer, of what `fold` returned; the input's last channel is that of ones where the border is seen."""
@@ -127,7 +144,7 @@ class ActNormConv2D(_Folding):
     # As a matrix product a 1x1 convolution is faster on CPUs. TensorFlow fuses the three if nothing comes between.
     flat = tf.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), tf.reshape(kernel, kernel.shape[-2:]))
     flat = activation(tf.nn.bias_add(flat, bias))
-    return tf.reshape(flat, tf.concat([tf.shape(inputs)[:-1], [self.filters]], axis=0))
+    return tf.reshape(flat, [-1, *_height_and_width(inputs), self.filters])
 
   def call(self, inputs):
     return self.run(self._with_ones(inputs), *self.fold())
@@ -187,10 +204,10 @@ class ZeroConv2D(_Folding):
       kernel: Tensor `[..., 3, 3, channels, filters]`.
       additive_map: Tensor `[..., height, width, filters]`.
     """
-    scale = tf.exp(LOG_SCALE_FACTOR * value(self.log_scale))[..., tf.newaxis, tf.newaxis, :]
+    scale = tf.exp(LOG_SCALE_FACTOR * value(self.log_scale))
     border = border_response(value(self.border_kernel), height, width)
-    additive_map = (border + value(self.bias)[..., tf.newaxis, tf.newaxis, :]) * scale
-    return value(self.kernel) * scale[..., tf.newaxis, :], additive_map + offset
+    additive_map = (border + before_channels(value(self.bias), 2)) * before_channels(scale, 2)
+    return value(self.kernel) * before_channels(scale, 3), additive_map + offset
 
   def run(self, inputs, kernel, additive_map):
     """The layer, of what `fold` returned."""
@@ -207,8 +224,7 @@ class ZeroConv2D(_Folding):
 
 
 def _height_and_width(x):
-  dynamic = tf.shape(x)
-  return [dynamic[i] if x.shape[i] is None else x.shape[i] for i in (1, 2)]
+  return [tf.shape(x)[i] if x.shape[i] is None else x.shape[i] for i in (1, 2)]
 
 
 @keras.saving.register_keras_serializable("tfp_glow")
@@ -234,9 +250,9 @@ class CouplingNetwork(_Folding):
     self.num_hidden = num_hidden
     self.num_groups = num_groups
     self.seed = seed
-    part = lambda index: None if seed is None else seed + index
-    self.first = ActNormConv2D(num_hidden, 3, part(0), dtype=self.dtype_policy, name="first")
-    self.second = ActNormConv2D(num_hidden, 1, part(1), dtype=self.dtype_policy, name="second")
+    self.first, self.second = (
+        ActNormConv2D(num_hidden, size, _part_of_seed(seed, i), dtype=self.dtype_policy, name=name)
+        for i, (size, name) in enumerate(((3, "first"), (1, "second"))))
     self.last = ZeroConv2D(num_output_channels, num_groups, dtype=self.dtype_policy, name="last")
 
   def build(self, input_shape):
@@ -244,6 +260,11 @@ class CouplingNetwork(_Folding):
     self.first.build(input_shape)
     self.second.build(hidden_shape)
     self.last.build(hidden_shape)
+
+  def redraw(self, seed):
+    """What another network like this, with another seed, starts from: `(variable of this one, array)`, zeros left out."""
+    return [(layer.kernel, layer.draw_kernel(layer.kernel.shape, _part_of_seed(seed, i)))
+            for i, layer in enumerate((self.first, self.second))]
 
   def fold(self, height, width, value=value_of, offset=0.):
     """All that does not depend on the inputs, for `run`; arguments as in `ZeroConv2D.fold`."""
@@ -267,6 +288,10 @@ class CouplingNetwork(_Folding):
   def get_config(self):
     return {**super().get_config(), "num_output_channels": self.num_output_channels, "num_hidden": self.num_hidden,
             "num_groups": self.num_groups, "seed": self.seed}
+
+
+def _part_of_seed(seed, index):
+  return None if seed is None else seed + index
 
 
 def is_built(network):

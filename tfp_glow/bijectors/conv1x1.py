@@ -1,12 +1,11 @@
 """The invertible 1x1 convolution."""
 
-import random
-
 import numpy as np
 import scipy.linalg
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape, num_positions
+from tfp_glow.networks import generator
 
 
 class InvertibleConv1x1(OnePassBijector):
@@ -110,11 +109,6 @@ def random_rotation(num_channels, seed):
   """A random orthogonal matrix `[C, C]`, float64, uniformly distributed."""
   q, r = np.linalg.qr(generator(seed).standard_normal([num_channels, num_channels]))
   return q * np.sign(np.diag(r))
-
-
-def generator(seed):
-  """NumPy's, from a seed; `None`: another each time, but the same after `keras.utils.set_random_seed`."""
-  return np.random.default_rng(random.randrange(2**31) if seed is None else seed)
 
 
 def lu_factors(matrix, num_channels):

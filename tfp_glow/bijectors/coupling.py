@@ -202,7 +202,7 @@ class AffineCoupling(_Coupling):
     return 2 * num_changed
 
   def _offset(self, num_changed):
-    return tf.repeat(tf.constant([0., 2.], self.dtype), num_changed)
+    return tf.constant([0.] * num_changed + [2.] * num_changed, self.dtype)
 
   def _transform(self, inputs, parameters, inverse):
     shift, raw = parameters

@@ -3,6 +3,7 @@
 import numbers
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector
@@ -25,8 +26,8 @@ class Scan(OnePassBijector):
     `flowjax.bijections.Scan` (https://github.com/danielward27/flowjax).
   """
 
-  def __init__(self, make_step, num_steps, event_shape, gradient="autodiff", dtype=None, validate_args=False,
-               name="scan"):
+  def __init__(self, make_step, num_steps, event_shape, gradient="autodiff", redraw=None, dtype=None,
+               validate_args=False, name="scan"):
     """Creates the steps and stacks their parameters.
 
     Args:
@@ -38,6 +39,8 @@ class Scan(OnePassBijector):
         `"reversible"`: the activations of each step are computed again from its output, so that the memory for them does
         not depend on `K`. Of a coupling this costs one more evaluation of its network (a third more time); of steps that
         are not made of this package's layers, two.
+      redraw: Callable, from the first step to the initial values of the next one, in the order of its variables: called in
+        place of `make_step` for all steps but the first, as it is quicker to draw values than to build layers.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
@@ -55,14 +58,17 @@ class Scan(OnePassBijector):
                      validate_args=validate_args, parameters=parameters, name=name)
     self._num_steps = int(num_steps)
     self._gradient = gradient
-    steps = [_make(make_step, k, self._event_shapes[True], self.dtype) for k in range(num_steps)]
+    make = lambda k: _make(make_step, k, self._event_shapes[True], self.dtype)
     # The first step serves as the template: run with slices of the stacks in place of its own variables, which are
     # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
-    self._template = self._no_dependency(steps[0])
-    self._template_variables = self._no_dependency(steps[0]._keras_variables())
-    self._stacks = self._no_dependency(
-        [self._add_variable(alike[0].path.replace("/", "_"), tf.stack([v.value for v in alike]), alike[0].trainable)
-         for alike in zip(*_alike(steps))])
+    self._template = self._no_dependency(make(0))
+    self._template_variables = self._no_dependency(self._template._keras_variables())
+    more = range(1, num_steps)
+    rows = [redraw(self._template) for _ in more] if redraw else _values_of([self._template] + [make(k) for k in more])
+    self._stacks = self._no_dependency([
+        self._add_variable(first.path.replace("/", "_"), np.stack([first.numpy(), *column]).astype(first.dtype),
+                           first.trainable)
+        for first, *column in zip(self._template_variables, *rows)])
 
   _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
 
@@ -190,7 +196,7 @@ class Scan(OnePassBijector):
     """From an index to the slices, in a loop."""
     flat = tf.nest.flatten(stacks)
     if self._gradient == "reversible":
-      return lambda k: tf.nest.pack_sequence_as(stacks, [stack[k] for stack in flat])
+      return lambda k: tf.nest.pack_sequence_as(stacks, [tf.gather(stack, k) for stack in flat])
     # The gradient of `stack[k]` would be a sum of K tensors of the size of the stack.
     arrays = [tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t) for t in flat]
     return lambda k: tf.nest.pack_sequence_as(stacks, [array.read(k) for array in arrays])
@@ -223,8 +229,8 @@ def _make(make_step, k, event_shape, dtype):
   return step
 
 
-def _alike(steps):
-  """The variables of each step, if they differ in nothing but their values."""
+def _values_of(steps):
+  """The values of the variables of all steps but the first, a list each, if they differ from its in nothing else."""
   variables = [step._keras_variables() for step in steps]
   first, *others = [[(tuple(v.shape), v.dtype, v.trainable) for v in of_step] for of_step in variables]
   for k, other in enumerate(others, 1):
@@ -232,4 +238,4 @@ def _alike(steps):
       raise ValueError("`make_step` must return steps that differ in nothing but the values of their parameters. "
                        f"Received: step 0 is {type(steps[0]).__name__} with {first}, step {k} is "
                        f"{type(steps[k]).__name__} with {other}")
-  return variables
+  return [[v.numpy() for v in of_step] for of_step in variables[1:]]

@@ -210,8 +210,8 @@ def test_parameters_are_complete_through_a_transformed_distribution():
   variables = distribution.trainable_variables
   for variable, gradient in zip(variables, tape.gradient(loss, variables)):
     assert gradient is not None and np.abs(gradient).max() > 0., variable.name
-  # Of a step: actnorm 2, convolution 3, network 4 + 3 + 4; a split 4, the top 3.
-  assert len(variables) == 2 * (2 + 3 + 11) + 4 + 3
+  # Of a step: actnorm 2, convolution 3, network 3 + 3 + 4; a split 4, the top 3.
+  assert len(variables) == 2 * (2 + 3 + 10) + 4 + 3
 
 
 def test_labels_are_checked():

@@ -11,9 +11,9 @@ import tfp_glow
 IMAGES = small_models.images(20)
 
 
-def _train(strategy):
+def _train(strategy, **kwargs):
   with strategy.scope():
-    model = small_models.compiled(optimizer=keras.optimizers.Adam(1e-2))
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(**kwargs)), keras.optimizers.Adam(1e-2))
   # The last of the batches of 8, 8 and 4 is small.
   history = model.fit(IMAGES, batch_size=8, epochs=2, shuffle=False, validation_data=(IMAGES[:7],), verbose=0).history
   return model, history
@@ -54,6 +54,17 @@ def test_evaluation_sampling_and_export_work_with_replicas(models, tmp_path):
   mirrored.export(tmp_path / "saved_model")
   answer = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["log_prob"](images=tf.constant(IMAGES))
   np.testing.assert_allclose(answer["log_prob"], mirrored.log_prob(IMAGES), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_reversible_gradients_with_replicas(models):
+  (_, expected), _ = models
+  model, found = _train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), gradient="reversible")
+  for key in ("loss", "val_bits_per_dim"):
+    np.testing.assert_allclose(found[key], expected[key], rtol=1e-4)
+  for variable in model.distribution.variables:
+    first, second = [copy.numpy() for copy in variable.values]
+    np.testing.assert_array_equal(first, second, err_msg=variable.name)
 
 
 def test_a_replica_without_images():

@@ -272,6 +272,26 @@ def test_class_conditional():
     model.sample(3, labels=[0, 1, 3])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("policy, tolerance", [("float32", 1e-4), ("mixed_bfloat16", 1e-2)])
+def test_reversible_training_is_that_of_autodiff(policy, tolerance):
+  before = keras.config.dtype_policy()
+  losses = {}
+  for gradient in ("autodiff", "reversible"):
+    try:
+      keras.config.set_dtype_policy(policy)
+      distribution = small_models.distribution(gradient=gradient, num_steps_per_block=3)
+    finally:
+      keras.config.set_dtype_policy(before)
+    model = small_models.compiled(tfp_glow.FlowModel(distribution))
+    losses[gradient] = model.fit(IMAGES, batch_size=8, epochs=3, shuffle=False, verbose=0).history["bits_per_dim"]
+    assert model.distribution.bijector.blocks[0].template.coupling.network.compute_dtype == policy.removeprefix("mixed_")
+    assert {v.dtype for v in distribution.trainable_variables} == {tf.float32}
+    np.testing.assert_array_equal(model.decode(model.encode(IMAGES)), IMAGES)
+  np.testing.assert_allclose(losses["reversible"], losses["autodiff"], rtol=tolerance)
+  assert losses["reversible"][-1] < losses["reversible"][0] - 0.1
+
+
 def test_empty_batches():
   model = tfp_glow.FlowModel(small_models.distribution())
   z = model.encode(IMAGES[:0])

@@ -21,7 +21,7 @@ _ALLOWED = {
     "version": set(),
     "latent": set(),
     "bijectors.actnorm": {"bijectors.one_pass", "networks"},
-    "bijectors.conv1x1": {"bijectors.one_pass"},
+    "bijectors.conv1x1": {"bijectors.one_pass", "networks"},
     "bijectors.permutation": {"bijectors.one_pass"},
     "bijectors.coupling": {"bijectors.one_pass", "networks"},
     "bijectors.squeeze": {"bijectors.one_pass"},

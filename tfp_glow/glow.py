@@ -176,7 +176,9 @@ class GlowBijector(OnePassBijector):
       output_shape: `(H, W, C)` of an image; `H` and `W` divisible by `2 ** num_glow_blocks`.
       num_glow_blocks: Python `int`, the paper's number of levels.
       num_steps_per_block: Python `int`, steps of flow in a block, the paper's depth `K`.
-      num_hidden: Python `int`, channels of the hidden layers of the default network.
+      num_hidden: Python `int`, channels of the hidden layers of the default network. It computes in the precision of
+        Keras' global dtype policy: after `keras.config.set_dtype_policy("mixed_bfloat16")` in bfloat16, while all
+        variables, the rest of the flow and its log-dets keep `dtype`.
       coupling: `"affine"` or `"additive"`.
       permutation: `"conv1x1"`, `"reverse"` or `"shuffle"`.
       network_fn: Callable, from `num_output_channels` to a Keras layer from `[N, h, w, c]` to
@@ -185,7 +187,8 @@ class GlowBijector(OnePassBijector):
       num_classes: Python `int`: the top prior depends on `labels`, which must be passed as
         `bijector_kwargs={"labels": labels}`. `None`: no classes.
       learn_top: Python `bool`: whether the Gaussian of the top latent is learned.
-      gradient: See `Scan`.
+      gradient: `"autodiff"` is the faster; `"reversible"` needs memory for the activations of one step of each block
+        only, whatever `num_steps_per_block`. See `Scan`.
       seed: Python `int`: same seed, same initial values (but for those of your own `network_fn`). `None`: others each
         time (after `keras.utils.set_random_seed`, the same).
       dtype: Floating dtype of parameters, images and latents. Default: Keras' `floatx`.

@@ -207,7 +207,7 @@ class ZeroConv2D(_Folding):
     scale = tf.exp(LOG_SCALE_FACTOR * value(self.log_scale))
     border = border_response(value(self.border_kernel), height, width)
     additive_map = (border + before_channels(value(self.bias), 2)) * before_channels(scale, 2)
-    return value(self.kernel) * before_channels(scale, 3), additive_map + offset
+    return value(self.kernel) * before_channels(scale, 3), additive_map + tf.cast(offset, additive_map.dtype)
 
   def run(self, inputs, kernel, additive_map):
     """The layer, of what `fold` returned."""

@@ -10,9 +10,6 @@ from tfp_glow.bijectors.one_pass import OnePassBijector
 
 _GRADIENTS = ("autodiff", "reversible")
 
-# Up to so many steps are laid out one after the other: a loop costs time at every step, and saves none to start.
-_MAX_UNROLLED = 4
-
 
 class Scan(OnePassBijector):
   """`K` steps that differ in nothing but their parameters.
@@ -173,12 +170,6 @@ class Scan(OnePassBijector):
       results: List of tensors `[K, ...]`.
     """
     index = lambda i: i if first_to_last else self._num_steps - 1 - i
-    if self._num_steps <= _MAX_UNROLLED:
-      columns = [tf.unstack(stack) for stack in tf.nest.flatten(stacks)]
-      results = [None] * self._num_steps
-      for k in map(index, range(self._num_steps)):
-        state, results[k] = step(tf.nest.pack_sequence_as(stacks, [column[k] for column in columns]), *state)
-      return state, [tf.stack(parts) for parts in zip(*results)]
     read = self._reader(stacks)
     array_like = lambda t: tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:])
 

@@ -56,18 +56,25 @@ class GlowStep(OnePassBijector):
     return self._prepare_and_apply(y, inverse=True)
 
   def _prepare(self, value, event_shape, inverse):
+    matrix, log_det = self._matrix(value, inverse)
+    weights, _ = self.coupling._prepare(value, event_shape, inverse)
+    return (matrix, weights), num_positions(event_shape, self.dtype) * log_det
+
+  def _prepare_back(self, value, event_shape, inverse):
+    return self._matrix(value, not inverse)[0], self.coupling._prepare_back(value, event_shape, inverse)
+
+  def _matrix(self, value, inverse):
+    """Actnorm and permutation, for `_product`, and their log-det at one position."""
     shift = value(self.actnorm.shift)
     log_scale = networks.LOG_SCALE_FACTOR * value(self.actnorm.log_scale)
     matrix, log_det = self.permutation.matrix(value, inverse)
     log_det_actnorm = tf.reduce_sum(log_scale, -1)
-    log_det = num_positions(event_shape, self.dtype) * (log_det + (log_det_actnorm if inverse else -log_det_actnorm))
     if inverse:
       matrix = tf.expand_dims(tf.exp(log_scale), -1) * matrix
       bias = tf.reduce_sum(tf.expand_dims(shift, -1) * matrix, -2)
     else:
       matrix, bias = matrix * tf.expand_dims(tf.exp(-log_scale), -2), -shift
-    coupling_weights, _ = self.coupling._prepare(value, event_shape, inverse)
-    return (_of_halves(matrix, bias), coupling_weights), log_det
+    return _of_halves(matrix, bias), log_det + (log_det_actnorm if inverse else -log_det_actnorm)
 
   def _enter(self, values):
     return self.coupling._enter(values)

@@ -92,6 +92,9 @@ class _Coupling(OnePassBijector):
     num_changed = event_shape[-1] - event_shape[-1] // 2
     return self.network.fold(*event_shape[:2], value, self._offset(num_changed)), nothing
 
+  def _prepare_back(self, value, event_shape, inverse):
+    return ()
+
   def _offset(self, num_changed):
     """What is added to the network's outputs, group after group."""
     del num_changed
@@ -183,7 +186,7 @@ class AffineCoupling(_Coupling):
     Args:
       network: Keras layer or model, from `[N, H, W, C // 2]` to `[N, H, W, 2 * (C - C // 2)]`; or, with `event_ndims` 1,
         from `[N, C // 2]` to `[N, 2 * (C - C // 2)]`. It may have a method `initialize(inputs)` for data-dependent
-        initialisation, which returns its outputs.
+        initialisation, which returns its outputs; a `Scan` calls it in a `tf.function`.
       event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.

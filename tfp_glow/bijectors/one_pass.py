@@ -36,6 +36,9 @@ class OnePassBijector(tfb.Bijector):
 
   As everywhere in this package `forward` is the generative direction, latent to data.
 
+  A value and then its log-det, as `log_prob` asks for them, are one evaluation, as long as weights and gradient tapes stay
+  what they were. Under a persistent tape, or two nested ones, which TensorFlow does not tell apart, they are two.
+
   References:
     The contract is that of distrax (https://github.com/google-deepmind/distrax).
   """
@@ -104,6 +107,10 @@ class OnePassBijector(tfb.Bijector):
     del value, event_shape, inverse
     return (), tf.zeros([], self.dtype)
 
+  def _prepare_back(self, value, event_shape, inverse):
+    """What `_rebuild` of this direction needs besides the weights of `_apply`; arguments as in `_prepare`."""
+    return self._prepare(value, event_shape, not inverse)[0]
+
   def _enter(self, values):
     """Values in the form in which `_apply` takes and returns them."""
     return values
@@ -127,7 +134,7 @@ class OnePassBijector(tfb.Bijector):
     Args:
       outputs: What `_apply` returned.
       weights: What it was given.
-      weights_back: The weights of the other direction.
+      weights_back: From `_prepare_back`.
       variables: List of the values of `_variables_of_apply`, which a call of `_apply` reads as well.
       d_outputs: Gradient with respect to `outputs`.
       d_log_det: Gradient with respect to the log-det that `_apply` returned, `[N]`.

@@ -95,12 +95,13 @@ class Scan(OnePassBijector):
 
   def _run(self, inputs, inverse):
     values = {id(variable): tf.convert_to_tensor(self.stacked(variable).value) for variable in self._template_variables}
-    prepare = lambda inverse: self._template._prepare(lambda v: values[id(v)], inputs.shape[1:], inverse)
-    weights, constants = prepare(inverse)
+    arguments = (lambda variable: values[id(variable)]), inputs.shape[1:], inverse
+    weights, constants = self._template._prepare(*arguments)
     stacks = weights, [values[id(variable)] for variable in self._template._variables_of_apply()]
     entered = self._template._enter(inputs)
     if self._gradient == "reversible":
-      outputs, log_det = self._apply_steps_reversibly(entered, stacks, lambda: prepare(not inverse)[0], inverse)
+      prepare_back = lambda: self._template._prepare_back(*arguments)
+      outputs, log_det = self._apply_steps_reversibly(entered, stacks, prepare_back, inverse)
     else:
       outputs, log_det = self._apply_steps(entered, stacks, inverse)
     # Exact where the constant is the same for all steps and so not stacked.
@@ -120,7 +121,7 @@ class Scan(OnePassBijector):
     log_det = tf.zeros(tf.shape(first)[:1], first.dtype)
     return self._repeat(step, (inputs, log_det), stacks, [], inverse)[0]
 
-  def _apply_steps_reversibly(self, inputs, stacks, make_weights_back, inverse):
+  def _apply_steps_reversibly(self, inputs, stacks, prepare_back, inverse):
     """`_apply_steps`, which keeps its outputs alone for the gradients."""
 
     @tf.custom_gradient
@@ -130,7 +131,7 @@ class Scan(OnePassBijector):
 
       def gradients(*d_flat):
         d_outputs = tf.nest.pack_sequence_as(outputs, d_flat[:-1])
-        return self._rebuild_steps(outputs, stacks_again, make_weights_back(), d_outputs, d_flat[-1], inverse)
+        return self._rebuild_steps(outputs, stacks_again, prepare_back(), d_outputs, d_flat[-1], inverse)
 
       return (*tf.nest.flatten(outputs), log_det), gradients
 
@@ -194,15 +195,20 @@ class Scan(OnePassBijector):
 
   def _initialize(self, y):
     """Step after step, with the template as the workbench."""
-    columns = {id(variable): [] for variable in self._template_variables}
-    for k in range(self._num_steps):
-      for variable in self._template_variables:
-        variable.assign(self.stacked(variable).value[k])
+
+    @tf.function(autograph=False)  # Traced once: to run all operations of all steps one by one would take longer.
+    def initialize_step(y, values):
+      for variable, value in zip(self._template_variables, values):
+        variable.assign(value)
       y = self._template._initialize(y)
-      for variable in self._template_variables:
-        columns[id(variable)].append(tf.convert_to_tensor(variable.value))
-    for variable in self._template_variables:
-      self.stacked(variable).assign(tf.stack(columns[id(variable)]))
+      return y, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
+
+    rows = []
+    for values in zip(*(tf.unstack(stack.value) for stack in self._stacks)):
+      y, row = initialize_step(y, list(values))
+      rows.append(row)
+    for stack, *column in zip(self._stacks, *rows):
+      stack.assign(tf.stack(column))
     return y
 
 

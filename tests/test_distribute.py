@@ -9,6 +9,7 @@ import tensorflow as tf
 import tfp_glow
 
 IMAGES = small_models.images(20)
+pytestmark = pytest.mark.slow
 
 
 def _train(strategy, **kwargs):
@@ -56,7 +57,6 @@ def test_evaluation_sampling_and_export_work_with_replicas(models, tmp_path):
   np.testing.assert_allclose(answer["log_prob"], mirrored.log_prob(IMAGES), rtol=1e-5)
 
 
-@pytest.mark.slow
 def test_reversible_gradients_with_replicas(models):
   (_, expected), _ = models
   model, found = _train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), gradient="reversible")

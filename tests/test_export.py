@@ -46,6 +46,7 @@ def _serve(path, folder, **inputs):
   return dict(np.load(folder / "outputs.npz"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_a_process_with_tensorflow_alone_gets_equal_results(tmp_path, num_classes):
   model = tfp_glow.FlowModel(small_models.distribution(num_classes=num_classes), num_bits=8)

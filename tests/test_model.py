@@ -143,6 +143,7 @@ def test_every_form_of_input_gives_the_same_training(kind, eager_bits):
 # Everything of Keras.
 
 
+@pytest.mark.slow
 def test_with_everything_of_keras_at_once(tmp_path):
   data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)
   schedule = keras.optimizers.schedules.CosineDecay(1e-2, decay_steps=12, warmup_steps=3, warmup_target=1e-2)
@@ -173,6 +174,7 @@ def test_ema_follows_the_weights():
     np.testing.assert_allclose(average, (a + b) / 2., rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_graph_eager_and_xla_train_alike():
   histories = []
   for options in ({}, {"run_eagerly": True}, {"jit_compile": True}):
@@ -205,6 +207,7 @@ def test_trains_a_realnvp():
   np.testing.assert_allclose(model.decode(model.encode(data)), data, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_trains_a_multivariate_normal_to_the_moments_of_the_data():
   scale = tfp.util.TransformedVariable(np.eye(3, dtype=np.float32), tfb.FillScaleTriL(), name="scale")
   loc = tf.Variable(tf.zeros([3]), name="loc")

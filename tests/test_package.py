@@ -70,6 +70,7 @@ def test_only_one_file_knows_the_internal_cache():
   assert [name for name, path in _modules().items() if "_cache" in path.read_text()] in ([], ["bijectors.one_pass"])
 
 
+@pytest.mark.slow
 def test_import_prints_nothing_of_its_own():
   def prints(statement):
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", statement], capture_output=True, text=True, check=True,

@@ -191,6 +191,7 @@ def _assert_same_gradients(actual, expected, tolerance):
     np.testing.assert_allclose(a, b, rtol=0., atol=tolerance * scale)
 
 
+@pytest.mark.slow  # Those of any step and any network, below, are the fast part.
 @pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-8), ("float32", 1e-4)])
 @pytest.mark.parametrize("inverse", [True, False])
 @pytest.mark.parametrize("coupling, permutation", [

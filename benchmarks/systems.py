@@ -50,14 +50,14 @@ def make(name, architecture):
 
 
 def _tensorflow_system(distribution, optimizer, variables, images):
+  """`variables`: the distribution's trainable ones, as the optimizer takes them."""
   import tensorflow as tf  # pylint: disable=import-outside-toplevel
-  values = [v.value if hasattr(v, "value") and not callable(v.value) else v for v in variables]
 
   @tf.function(autograph=False)
   def step(x):
     with tf.GradientTape() as tape:
       loss = -tf.reduce_mean(distribution.log_prob(x))
-    optimizer.apply_gradients(zip(tape.gradient(loss, values), variables))
+    optimizer.apply_gradients(zip(tape.gradient(loss, distribution.trainable_variables), variables))
     return loss
 
   log_prob = tf.function(distribution.log_prob, autograph=False)

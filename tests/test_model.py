@@ -340,11 +340,18 @@ def _empty_of_unknown_size():
     (lambda m: m.sample(2, seed=0.5), ValueError, "`seed`.*Received: 0.5"),
     (lambda m: m.compile("adam", loss="mse"), ValueError, "`loss` must not be given.*Received: loss='mse'"),
     (lambda m: m.compile("adam", "mse"), TypeError, "positional"),
-    (lambda m: m.save("model.keras"), NotImplementedError, "save_weights"),
 ])
 def test_bad_input(trained, call, error, match):
   with pytest.raises(error, match=match):
     call(trained)
+
+
+def test_a_refused_save_leaves_the_file_alone(trained, tmp_path):
+  path = tmp_path / "model.keras"
+  path.write_text("of yesterday")
+  with pytest.raises(NotImplementedError, match="save_weights"):
+    trained.save(path)
+  assert path.read_text() == "of yesterday"
 
 
 @pytest.mark.parametrize("make, error, match", [

@@ -368,3 +368,19 @@ def test_time_limit_ends_training_within_an_epoch():
 def test_time_limit_must_be_positive(seconds):
   with pytest.raises(ValueError, match="`seconds` must be positive. Received"):
     callbacks.TimeLimit(seconds)
+
+
+def test_an_ignored_ctrl_c_stays_ignored():
+  class Press(keras.callbacks.Callback):
+
+    def on_train_batch_end(self, batch, logs=None):
+      signal.raise_signal(signal.SIGINT)
+
+  model = keras.Sequential([keras.layers.Dense(1)])
+  model.compile("sgd", "mse")
+  stop, before = callbacks.StopOnInterrupt(), signal.signal(signal.SIGINT, signal.SIG_IGN)
+  try:
+    history = model.fit(np.ones([4, 1]), np.ones([4, 1]), batch_size=1, epochs=2, verbose=0, callbacks=[stop, Press()])
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert len(history.epoch) == 2 and not stop.interrupted

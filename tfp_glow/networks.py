@@ -107,13 +107,9 @@ class ActNormConv2D(_Folding):
   def build(self, input_shape):
     size, channels = self.kernel_size, input_shape[-1]
     self.kernel = self.add_weight(name="kernel", shape=[size, size, channels + self.sees_border, self.filters],
-                                  initializer=lambda shape, dtype: tf.constant(self.draw_kernel(shape, self.seed), dtype))
+                                  initializer=lambda shape, dtype: tf.constant(_draw_kernel(shape, self.seed), dtype))
     self.shift = self.add_weight(name="shift", shape=[self.filters], initializer="zeros")
     self.log_scale = self.add_weight(name="log_scale", shape=[self.filters], initializer="zeros")
-
-  def draw_kernel(self, shape, seed):
-    """Initial values of a kernel, an array."""
-    return generator(seed).normal(0., 0.05, shape)
 
   def fold(self, value=value_of):
     """The whole layer as `relu(conv(x) + bias)`.
@@ -139,7 +135,7 @@ class ActNormConv2D(_Folding):
 
   def _convolve(self, inputs, kernel, bias, activation):
     inputs, kernel, bias = self._cast(inputs, kernel, bias)
-    if self.kernel_size > 1:
+    if self.sees_border:
       return activation(tf.nn.bias_add(tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME"), bias))
     # As a matrix product a 1x1 convolution is faster on CPUs. TensorFlow fuses the three if nothing comes between.
     flat = tf.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), tf.reshape(kernel, kernel.shape[-2:]))
@@ -198,7 +194,7 @@ class ZeroConv2D(_Folding):
       height: Height of the image.
       width: Width of the image.
       value: As in `ActNormConv2D.fold`.
-      offset: Tensor `[filters]`, added to the outputs.
+      offset: Array `[filters]`, added to the outputs.
 
     Returns:
       kernel: Tensor `[..., 3, 3, channels, filters]`.
@@ -263,7 +259,7 @@ class CouplingNetwork(_Folding):
 
   def redraw(self, seed):
     """What another network like this, with another seed, starts from: `(variable of this one, array)`, zeros left out."""
-    return [(layer.kernel, layer.draw_kernel(layer.kernel.shape, _part_of_seed(seed, i)))
+    return [(layer.kernel, _draw_kernel(layer.kernel.shape, _part_of_seed(seed, i)))
             for i, layer in enumerate((self.first, self.second))]
 
   def fold(self, height, width, value=value_of, offset=0.):
@@ -288,6 +284,10 @@ class CouplingNetwork(_Folding):
   def get_config(self):
     return {**super().get_config(), "num_output_channels": self.num_output_channels, "num_hidden": self.num_hidden,
             "num_groups": self.num_groups, "seed": self.seed}
+
+
+def _draw_kernel(shape, seed):
+  return generator(seed).normal(0., 0.05, shape)
 
 
 def _part_of_seed(seed, index):

@@ -1,5 +1,6 @@
 """Coupling layers."""
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_glow import networks
@@ -14,8 +15,8 @@ class _Coupling(OnePassBijector):
   longer than to change them. The channel of ones is for `networks.ActNormConv2D`.
   """
 
-  # The network's output channels alternate between so many parameters of the transformation.
-  _num_groups = 1
+  # The network's output channels alternate between parameters of the transformation: what is added to each of them.
+  _offsets = (0.,)
 
   def __init__(self, network, event_ndims, dtype, validate_args, parameters, name):
     super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
@@ -24,9 +25,6 @@ class _Coupling(OnePassBijector):
     self._num_channels = None
     if networks.is_built(network):
       self._adopt(network.variables)
-
-  def _num_network_outputs(self, num_changed):
-    raise NotImplementedError
 
   def _transform(self, inputs, parameters, inverse):
     """The second half, changed with the network's outputs, a tensor for each group; and the log-det of that."""
@@ -61,7 +59,7 @@ class _Coupling(OnePassBijector):
     was_built = networks.is_built(self.network)
     kept = num_channels // 2
     networks.build(self.network, event_shape[:-1].concatenate(kept),
-                   self._num_network_outputs(num_channels - kept), self.dtype)
+                   len(self._offsets) * (num_channels - kept), self.dtype)
     if not was_built:
       self._adopt(self.network.variables)
     self._num_channels = num_channels
@@ -69,7 +67,7 @@ class _Coupling(OnePassBijector):
   @property
   def _folds(self):
     """Whether the network can take its weights as tensors, folded before, and gives its outputs apart."""
-    return isinstance(self.network, networks.CouplingNetwork) and self.network.num_groups == self._num_groups
+    return isinstance(self.network, networks.CouplingNetwork) and self.network.num_groups == len(self._offsets)
 
   def _forward_and_log_det(self, x):
     return self._prepare_and_apply(x, inverse=False)
@@ -89,16 +87,11 @@ class _Coupling(OnePassBijector):
     nothing = tf.zeros([], self.dtype)
     if not self._folds:
       return (), nothing
-    num_changed = event_shape[-1] - event_shape[-1] // 2
-    return self.network.fold(*event_shape[:2], value, self._offset(num_changed)), nothing
+    offsets = np.repeat(self._offsets, event_shape[-1] - event_shape[-1] // 2)
+    return self.network.fold(*event_shape[:2], value, offsets), nothing
 
   def _prepare_back(self, value, event_shape, inverse):
     return ()
-
-  def _offset(self, num_changed):
-    """What is added to the network's outputs, group after group."""
-    del num_changed
-    return tf.zeros([], self.dtype)
 
   def _variables_of_apply(self):
     return [] if self._folds else self._keras_variables()
@@ -146,17 +139,13 @@ class _Coupling(OnePassBijector):
     # A network of lower precision must not lower that of the flow.
     if self._folds:
       h = tf.cast(self.network.run(kept, weights), self.dtype)
-      return tf.split(h, self._num_groups, axis=-1)
+      return tf.split(h, len(self._offsets), axis=-1)
     return self._groups(self.network(kept[..., :-1]))
 
   def _groups(self, h):
     """The network's outputs as it orders them, taken apart."""
     h = tf.cast(h, self.dtype)
-    groups = [h[..., i::self._num_groups] for i in range(self._num_groups)]
-    offset = self._offset(groups[0].shape[-1])
-    if offset.shape.rank:
-      groups = [group + part for group, part in zip(groups, tf.split(offset, self._num_groups))]
-    return groups
+    return [h[..., i::len(self._offsets)] + offset for i, offset in enumerate(self._offsets)]
 
 
 class AffineCoupling(_Coupling):
@@ -180,6 +169,8 @@ class AffineCoupling(_Coupling):
     Kingma and Dhariwal, "Glow" (2018), table 1; the sigmoid and the interleaved channels are those of the original code.
   """
 
+  _offsets = (0., 2.)
+
   def __init__(self, network, event_ndims=3, dtype=None, validate_args=False, name="affine_coupling"):
     """Creates the coupling.
 
@@ -198,14 +189,6 @@ class AffineCoupling(_Coupling):
     """
     parameters = dict(locals())
     super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
-
-  _num_groups = 2
-
-  def _num_network_outputs(self, num_changed):
-    return 2 * num_changed
-
-  def _offset(self, num_changed):
-    return tf.constant([0.] * num_changed + [2.] * num_changed, self.dtype)
 
   def _transform(self, inputs, parameters, inverse):
     shift, raw = parameters
@@ -257,9 +240,6 @@ class AdditiveCoupling(_Coupling):
     """
     parameters = dict(locals())
     super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
-
-  def _num_network_outputs(self, num_changed):
-    return num_changed
 
   def _transform(self, inputs, parameters, inverse):
     shift, = parameters

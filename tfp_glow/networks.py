@@ -70,7 +70,11 @@ def value_of(variable):
 
 
 class _Folding(keras.layers.Layer):
-  """Layers that fold all that follows a convolution into its kernel and bias."""
+  """Layers that fold all that follows a convolution into its kernel and bias.
+
+  `fold` does what is small, for many layers at once; the product of kernel and scale is left to `run`, as a copy of all
+  kernels would take as much memory as the parameters, and its gradients twice that.
+  """
 
   def __init__(self, **kwargs):
     # Parameters are folded in their own precision, then cast.
@@ -112,13 +116,14 @@ class ActNormConv2D(_Folding):
     self.log_scale = self.add_weight(name="log_scale", shape=[self.filters], initializer="zeros")
 
   def fold(self, value=value_of):
-    """The whole layer as `relu(conv(x) + bias)`.
+    """The whole layer as `relu(conv(x, kernel * scale) + bias)`.
 
     Args:
       value: Callable, from a variable of this layer to its value, or to those of many layers along a first dimension.
 
     Returns:
       kernel: Tensor `[..., size, size, channels (+ 1), filters]`.
+      scale: Tensor `[..., filters]`.
       bias: Tensor `[..., filters]`.
     """
     scale = tf.exp(LOG_SCALE_FACTOR * value(self.log_scale))
@@ -127,14 +132,14 @@ class ActNormConv2D(_Folding):
   def _fold(self, kernel, shift, scale):
     if self.sees_border:
       shift -= tf.reduce_sum(kernel[..., -1, :], [-3, -2])
-    return kernel * before_channels(scale, 3), shift * scale
+    return kernel, scale, shift * scale
 
-  def run(self, inputs, kernel, bias):
+  def run(self, inputs, kernel, scale, bias):
     """The layer, of what `fold` returned; the input's last channel is that of ones where the border is seen."""
-    return self._convolve(inputs, kernel, bias, tf.nn.relu)
+    return self._convolve(inputs, kernel, scale, bias, tf.nn.relu)
 
-  def _convolve(self, inputs, kernel, bias, activation):
-    inputs, kernel, bias = self._cast(inputs, kernel, bias)
+  def _convolve(self, inputs, kernel, scale, bias, activation):
+    inputs, kernel, bias = self._cast(inputs, kernel * scale, bias)
     if self.sees_border:
       return activation(tf.nn.bias_add(tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME"), bias))
     # As a matrix product a 1x1 convolution is faster on CPUs. TensorFlow fuses the three if nothing comes between.
@@ -147,8 +152,8 @@ class ActNormConv2D(_Folding):
 
   def initialize(self, inputs):
     """Sets `shift` and `log_scale` from the batch `inputs`; returns the outputs."""
-    kernel, bias = self._fold(value_of(self.kernel), tf.zeros_like(self.shift), tf.ones_like(self.shift))
-    shift, log_scale = activation_statistics(self._convolve(self._with_ones(inputs), kernel, bias, tf.identity))
+    weights = self._fold(value_of(self.kernel), tf.zeros_like(self.shift), tf.ones_like(self.shift))
+    shift, log_scale = activation_statistics(self._convolve(self._with_ones(inputs), *weights, tf.identity))
     self.shift.assign(shift)
     self.log_scale.assign(log_scale)
     return self(inputs)
@@ -188,7 +193,7 @@ class ZeroConv2D(_Folding):
     self.log_scale = add("log_scale", [self.filters])
 
   def fold(self, height, width, value=value_of, offset=0.):
-    """The whole layer as `conv(x) + additive_map`.
+    """The whole layer as `conv(x, kernel * scale) + additive_map`.
 
     Args:
       height: Height of the image.
@@ -198,16 +203,17 @@ class ZeroConv2D(_Folding):
 
     Returns:
       kernel: Tensor `[..., 3, 3, channels, filters]`.
+      scale: Tensor `[..., filters]`.
       additive_map: Tensor `[..., height, width, filters]`.
     """
     scale = tf.exp(LOG_SCALE_FACTOR * value(self.log_scale))
     border = border_response(value(self.border_kernel), height, width)
     additive_map = (border + before_channels(value(self.bias), 2)) * before_channels(scale, 2)
-    return value(self.kernel) * before_channels(scale, 3), additive_map + tf.cast(offset, additive_map.dtype)
+    return value(self.kernel), scale, additive_map + tf.cast(offset, additive_map.dtype)
 
-  def run(self, inputs, kernel, additive_map):
+  def run(self, inputs, kernel, scale, additive_map):
     """The layer, of what `fold` returned."""
-    inputs, kernel, additive_map = self._cast(inputs, kernel, additive_map)
+    inputs, kernel, additive_map = self._cast(inputs, kernel * scale, additive_map)
     return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME") + additive_map
 
   def call(self, inputs):

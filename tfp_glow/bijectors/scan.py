@@ -60,12 +60,14 @@ class Scan(OnePassBijector):
     # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
     self._template = self._no_dependency(make(0))
     self._template_variables = self._no_dependency(self._template._keras_variables())
-    more = range(1, num_steps)
-    rows = [redraw(self._template) for _ in more] if redraw else _values_of([self._template] + [make(k) for k in more])
+    values_of_step = (lambda k: redraw(self._template)) if redraw else (lambda k: _values_of(make(k), k, self._template))
+    arrays = [np.repeat(variable.numpy()[np.newaxis], num_steps, axis=0) for variable in self._template_variables]
+    for k in range(1, num_steps):
+      for array, value in zip(arrays, values_of_step(k)):
+        array[k] = value
     self._stacks = self._no_dependency([
-        self._add_variable(first.path.replace("/", "_"), np.stack([first.numpy(), *column]).astype(first.dtype),
-                           first.trainable)
-        for first, *column in zip(self._template_variables, *rows)])
+        self._add_variable(variable.path.replace("/", "_"), array, variable.trainable)
+        for variable, array in zip(self._template_variables, arrays)])
 
   _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
 
@@ -226,13 +228,10 @@ def _make(make_step, k, event_shape, dtype):
   return step
 
 
-def _values_of(steps):
-  """The values of the variables of all steps but the first, a list each, if they differ from its in nothing else."""
-  variables = [step._keras_variables() for step in steps]
-  first, *others = [[(tuple(v.shape), v.dtype, v.trainable) for v in of_step] for of_step in variables]
-  for k, other in enumerate(others, 1):
-    if type(steps[k]) is not type(steps[0]) or other != first:
-      raise ValueError("`make_step` must return steps that differ in nothing but the values of their parameters. "
-                       f"Received: step 0 is {type(steps[0]).__name__} with {first}, step {k} is "
-                       f"{type(steps[k]).__name__} with {other}")
-  return [[v.numpy() for v in of_step] for of_step in variables[1:]]
+def _values_of(step, k, first):
+  """The values of the variables of step `k`, if it differs from the first in nothing else."""
+  describe = lambda step: f"{type(step).__name__} with {[(v.shape, v.dtype, v.trainable) for v in step._keras_variables()]}"
+  if describe(step) != describe(first):
+    raise ValueError("`make_step` must return steps that differ in nothing but the values of their parameters. "
+                     f"Received: step 0 is {describe(first)}, step {k} is {describe(step)}")
+  return [v.numpy() for v in step._keras_variables()]

@@ -1,9 +1,12 @@
 """One measurement of one system, in this process; prints its result as a line of JSON. `run.py` calls it."""
 
 import argparse
+import concurrent.futures
 import dataclasses
+import itertools
 import json
 import math
+import multiprocessing
 import os
 import resource
 import statistics
@@ -112,10 +115,11 @@ def _fit(args, architecture):
 
 def _quality(args, architecture):
   """Test bits per dimension on Fashion-MNIST, 8 bits, after so many seconds of training, start-up included."""
-  from tfp_glow import data  # pylint: disable=import-outside-toplevel
-  load = lambda split: data.load_images("fashion_mnist", split, batch_size=architecture.batch_size, image_size=32,
-                                        seed=0).repeat().as_numpy_iterator()
-  train, test = load("train"), load("test")
+  # In a process of its own: TensorFlow's pipelines and PyTorch in one process crash.
+  with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+    train, test = pool.map(_fashion_mnist, ("train", "test"))
+  size = architecture.batch_size
+  batches = itertools.cycle(train[i:i + size] for i in range(0, len(train) - size + 1, size))
   _import(args.system)
   rng = np.random.default_rng(0)
   # The same uniform noise for all: 8 bits.
@@ -124,12 +128,17 @@ def _quality(args, architecture):
   system = systems.make(args.system, architecture)
   num_steps = 0
   while time.perf_counter() - start < args.seconds:
-    loss = system.step(dequantize(next(train)))
+    loss = system.step(dequantize(next(batches)))
     num_steps += 1
     if not math.isfinite(loss):
       return {"bits_per_dim": math.nan, "steps": num_steps}
-  nats = np.concatenate([system.log_prob(dequantize(next(test))) for _ in range(64)])
+  nats = np.concatenate([system.log_prob(dequantize(test[i:i + size])) for i in range(0, 64 * size, size)])
   return {"bits_per_dim": float(8. - nats.mean() / architecture.num_dims / math.log(2.)), "steps": num_steps}
+
+
+def _fashion_mnist(split):
+  from tfp_glow import data  # pylint: disable=import-outside-toplevel
+  return np.concatenate(list(data.load_images("fashion_mnist", split, 1000, image_size=32, seed=0).as_numpy_iterator()))
 
 
 _MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "fit": _fit, "quality": _quality}

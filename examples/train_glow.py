@@ -16,6 +16,9 @@ The folder then holds:
   results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
 
 Ctrl-C ends the training, and all of these are made of what has been learned until then; a second Ctrl-C ends at once.
+
+Until it has finished, the folder also holds training_state/, written after each epoch: the same command goes on from there,
+however the run was ended, and comes to the same weights as if it had not been.
 """
 
 import argparse
@@ -49,6 +52,10 @@ WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json
 SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
 CURVE = "training_curve.png"
 OUTPUTS = (WEIGHTS, SAVED_MODEL, SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, CURVE, RESULTS)
+STATE = "training_state"
+
+# What may change when a run goes on.
+NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir")
 
 TEMPERATURES = (0., .5, .7, .8, 1.)
 NUM_COLUMNS = 16
@@ -70,16 +77,23 @@ def main():
   try:
     splits = load_splits(args)
     model = make_model(args, splits["train"].element_spec.shape[1:])
-    prepare_output(args)
+    compile_model(model, args, len(splits["train"]))
+    state = prepare_output(args)
+    first_epoch = state.restore(model)
   except (ValueError, OSError, ImportError, RuntimeError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
     return EXIT_USAGE
-  history, bits_per_dim, interrupted = train(model, splits, args)
+  bits_per_dim, interrupted = train(model, splits, state, first_epoch, args)
   if not math.isfinite(bits_per_dim):
     print(f"Training diverged: bits per dim {bits_per_dim}. A lower --learning-rate may help.", file=sys.stderr)
     return EXIT_FAILED
-  results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(history.epoch), "interrupted": interrupted}
-  save_results(model, splits["test"], history, results, start, args)
+  results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(state.history["bits_per_dim"]),
+             "training_seconds": round(state.seconds, 1), "interrupted": interrupted}
+  save_results(model, splits["test"], state.history, results, start, args)
+  if not interrupted:
+    state.delete()
+  elif state.exists():
+    print("The same command goes on from the last epoch that was finished; with --overwrite it starts anew.")
   return EXIT_INTERRUPTED if interrupted else 0
 
 
@@ -106,7 +120,8 @@ def parse_args():
   add("--time-limit", type=positive_float, help="minutes after which training ends, whatever --epochs (none)")
   add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   add("--output", type=pathlib.Path, default=pathlib.Path("output"), help="folder of the results (%(default)s)")
-  add("--overwrite", action="store_true", help="whether results of an earlier run in --output may be lost")
+  add("--overwrite", action="store_true",
+      help="whether results of an earlier run in --output may be lost, and an unfinished one begins anew")
   args = parser.parse_args()
   if args.num_bits is None:
     args.num_bits = 4 if args.data == "digits" else 8
@@ -117,7 +132,8 @@ def parse_args():
                  f"Received: {args.image_size}")
   if args.output.exists() and not args.output.is_dir():
     parser.error(f"--output must be a folder. Received: {args.output}")
-  if any((args.output / name).exists() for name in OUTPUTS) and not args.overwrite:
+  has_results = any((args.output / name).exists() for name in OUTPUTS)
+  if has_results and not args.overwrite and not training_state(args).exists():
     parser.error("--output must be a folder without the results of an earlier run; --overwrite replaces them. "
                  f"Received: {args.output}")
   return args
@@ -154,10 +170,13 @@ def _number(text, number_type, is_valid, description):
 
 
 def load_splits(args):
-  """Batches of images to train, to choose the best epoch (validation), and to report (test)."""
+  """Batches of images to train, to choose the best epoch (validation), and to report (test).
+
+  `"train"` is one epoch; `"train_epochs"` is a function from a `range` of epochs to the dataset of them.
+  """
   load = functools.partial(data.load_images, args.data, batch_size=args.batch_size, image_size=args.image_size,
                            seed=args.seed, data_dir=args.data_dir)
-  train_images, test_images = load("train"), load("test")
+  train_split, test_images = "train", load("test")
   height, width = test_images.element_spec.shape[1:3]
   if args.max_shift > min(height, width):
     raise ValueError(f"--max-shift must not be larger than the images, {height}x{width}. Received: {args.max_shift:g}")
@@ -165,26 +184,39 @@ def load_splits(args):
     validation_images = load("validation")
   except ValueError as error:
     try:  # Many a data set of TFDS has none.
-      train_images, validation_images = load("train[:95%]"), load("train[95%:]")
+      train_split, validation_images = "train[:95%]", load("train[95%:]")
     except ValueError:
       raise error from None
-  return {"train": train_images, "validation": validation_images, "test": test_images}
+  return {"train": load(train_split), "train_epochs": functools.partial(load, train_split),
+          "validation": validation_images, "test": test_images}
 
 
-def augment(images, args):
-  """Random shifts and mirror images of a dataset of batches."""
-  _, height, width, _ = images.element_spec.shape
-  layers = []
-  if args.max_shift:
-    # Uniform shifts, rounded to whole pixels by the interpolation.
-    vertical, horizontal = args.max_shift / height, args.max_shift / width
-    layers.append(keras.layers.RandomTranslation((-vertical, vertical), (-horizontal, horizontal), seed=args.seed,
-                                                 fill_mode="constant", fill_value=0., interpolation="nearest"))
-  if args.flip:
-    layers.append(keras.layers.RandomFlip("horizontal", seed=args.seed))
-  for layer in layers:
-    images = images.map(lambda batch, layer=layer: tf.cast(layer(batch), tf.uint8))
+def augment(images, args, first_step):
+  """Random shifts and mirror images of a dataset of batches, which depend on the step at which a batch comes alone."""
+
+  def augment_batch(batch, step):
+    seeds = tf.random.experimental.stateless_split([args.seed, step], 2)
+    if args.max_shift:
+      batch = shift_randomly(batch, args.max_shift, seeds[0])
+    if args.flip:
+      is_mirrored = tf.random.stateless_uniform(tf.shape(batch)[:1], seeds[1]) < 0.5
+      batch = tf.where(is_mirrored[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(batch, [2]), batch)
+    return batch
+
+  steps = tf.data.Dataset.counter(first_step)
+  images = tf.data.Dataset.zip(images, steps).map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE)
   return images.prefetch(tf.data.AUTOTUNE)
+
+
+def shift_randomly(batch, max_shift, seed):
+  """Shifts each image by amounts uniform up to `max_shift` in both directions, rounded to pixels; zeros move in."""
+  _, height, width, _ = batch.shape
+  margin = round(max_shift)
+  offsets = tf.random.stateless_uniform([tf.shape(batch)[0], 2], seed, -max_shift, max_shift)
+  rows, columns = (tf.range(size) + tf.cast(tf.round(offsets[:, i:i + 1]), tf.int32) + margin
+                   for i, size in enumerate((height, width)))
+  padded = tf.pad(batch, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
+  return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
 
 
 def make_model(args, image_shape):
@@ -196,37 +228,59 @@ def make_model(args, image_shape):
   return tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=args.num_bits, seed=args.seed)
 
 
+def compile_model(model, args, steps_per_epoch):
+  """Chooses the optimizer."""
+  model.compile(keras.optimizers.Adam(learning_rate_schedule(args, steps_per_epoch), global_clipnorm=MAX_GRADIENT_NORM))
+
+
+def training_state(args):
+  """The callback that keeps the state of the run."""
+  settings = {key: value for key, value in vars(args).items() if key not in NOT_OF_THE_RUN}
+  return callbacks.TrainingState(args.output / STATE, settings)
+
+
 def prepare_output(args):
-  """Makes the folder, and clears it of the results of an earlier run, lest those of two runs lie side by side."""
+  """Makes the folder, clears it of the results of an earlier run, lest those of two lie side by side; returns the state."""
   args.output.mkdir(parents=True, exist_ok=True)
+  state = training_state(args)
+  if args.overwrite:
+    state.delete()
   for name in OUTPUTS:
     path = args.output / name
+    if name == WEIGHTS and state.exists():
+      continue  # The best so far.
     if path.is_dir():
       shutil.rmtree(path)
     else:
       path.unlink(missing_ok=True)
+  return state
 
 
-def train(model, splits, args):
+def train(model, splits, state, first_epoch, args):
   """Trains until the last epoch, the time limit or Ctrl-C, and leaves the best weights in the model and in its file.
 
   Returns:
-    history: `keras.callbacks.History`.
     bits_per_dim: Of the validation split.
     interrupted: Whether Ctrl-C was pressed.
   """
-  # Not from the shifted images: their pipeline would then have drawn random numbers ahead, nobody knows how many.
-  model.adapt(splits["train"])
-  model.compile(keras.optimizers.Adam(learning_rate_schedule(args, len(splits["train"])),
-                                      global_clipnorm=MAX_GRADIENT_NORM))
-  history = keras.callbacks.History()
-  checkpoint = keras.callbacks.ModelCheckpoint(args.output / WEIGHTS, monitor="val_bits_per_dim", mode="min",
-                                               save_best_only=True, save_weights_only=True)
-  limit = [callbacks.TimeLimit(60. * args.time_limit)] if args.time_limit else []
+  checkpoint = keras.callbacks.ModelCheckpoint(
+      args.output / WEIGHTS, monitor="val_bits_per_dim", mode="min", save_best_only=True, save_weights_only=True,
+      initial_value_threshold=min(state.history.get("val_bits_per_dim", []), default=None))
+  # As long as is left of it, when the run goes on.
+  limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
   interrupt = callbacks.StopOnInterrupt()
-  model.fit(augment(splits["train"], args), validation_data=splits["validation"], epochs=args.epochs, shuffle=False,
-            callbacks=[history, checkpoint, keras.callbacks.TerminateOnNaN(), interrupt, *limit])
-  return history, keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
+  if first_epoch:
+    print(f"Going on after epoch {first_epoch} of {args.epochs}.")
+  else:
+    model.adapt(splits["train"])
+  epochs = range(first_epoch, args.epochs)
+  if epochs:
+    steps_per_epoch = len(splits["train"])
+    images = augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
+    model.fit(images, validation_data=splits["validation"], steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
+              epochs=epochs.stop, shuffle=False,
+              callbacks=[checkpoint, state, keras.callbacks.TerminateOnNaN(), interrupt, *limit])
+  return keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
 
 
 def end_at_once(*_):
@@ -284,7 +338,7 @@ def save_pictures(model, test_images, history, test_bits_per_dim, args):
   first, second = np.split(images, [NUM_COLUMNS])
   rows = [row for part in (first, second) if len(part) for row in (part, model.decode(model.encode(part)))]
   save_grid(args.output / RECONSTRUCTIONS, rows, ["original", "decoded"] * (len(rows) // 2))
-  save_curve(args.output / CURVE, history.history, test_bits_per_dim)
+  save_curve(args.output / CURVE, history, test_bits_per_dim)
 
 
 def interpolations(model, images):

@@ -37,7 +37,8 @@ def no_network(monkeypatch):
 @pytest.mark.parametrize("argument, value", [
     ("batch_size", 0), ("batch_size", -1), ("batch_size", 2.0), ("batch_size", True), ("batch_size", None),
     ("image_size", 0), ("image_size", (8, 8)), ("image_size", 8.0), ("split", ""), ("split", None), ("split", "all"),
-    ("name_or_folder", ""), ("name_or_folder", None), ("name_or_folder", 3)])
+    ("name_or_folder", ""), ("name_or_folder", None), ("name_or_folder", 3), ("epochs", 3), ("epochs", range(2, 2)),
+    ("epochs", range(0, 4, 2)), ("epochs", range(-1, 2))])
 def test_bad_arguments_are_named(argument, value):
   arguments = {"name_or_folder": "digits", "split": "train", "batch_size": 4, "image_size": 8, argument: value}
   with pytest.raises(ValueError, match=rf"`{argument}`.*Received: {argument}=") as caught:
@@ -59,6 +60,27 @@ def test_shuffles_reproducibly_and_anew_on_each_pass(source, tmp_path):
   np.testing.assert_array_equal(second, again_second)
   assert (first != second).any() and (first != passes(seed=2)[0]).any()
   assert keys(first) == keys(second) and len(keys(first)) == len(first)
+
+
+@pytest.mark.parametrize("source", ["digits", "folder", "tfds"])
+def test_the_order_of_an_epoch_depends_on_its_number_alone(source, tiny_images, tmp_path, monkeypatch):
+  if source == "tfds":  # Files and records are shuffled.
+    import tensorflow_datasets as tfds
+    monkeypatch.setattr(data, "_TFDS_SHUFFLE_BUFFER", 7)
+    tfds.builder(tiny_images, data_dir=tmp_path).download_and_prepare(
+        download_config=tfds.download.DownloadConfig(num_shards=6))
+  name = fill(tmp_path, 40) if source == "folder" else {"digits": "digits", "tfds": tiny_images}[source]
+  load = lambda epochs, seed=1: data.load_images(name, "train", 16, seed=seed, data_dir=tmp_path, epochs=epochs)
+  tf.random.set_seed(0)  # With 0, TensorFlow compares seeds.
+  dataset = load(range(4))
+  epochs = np.split(arrays(dataset), 4)
+  assert len(dataset) == len(list(dataset)) == 4 * len(load(range(1)))
+  np.testing.assert_array_equal(arrays(dataset), np.concatenate(epochs))  # On each pass.
+  tf.random.set_seed(0)
+  np.testing.assert_array_equal(arrays(load(range(2, 4))), np.concatenate(epochs[2:]))
+  assert (epochs[0] != epochs[1]).any() and (epochs[0] != arrays(load(range(1), seed=2))).any()
+  for epoch in epochs:
+    assert keys(epoch) == keys(epochs[0]) and len(keys(epoch)) == len(epoch)
 
 
 @pytest.mark.parametrize("source", ["digits", "folder"])

@@ -53,8 +53,9 @@ def results(folder):
   return json.loads((folder / "results.json").read_text())
 
 
-def check_outputs(folder):
-  assert {path.name for path in folder.iterdir()} == set(train_glow.OUTPUTS)
+def check_outputs(folder, is_finished=True):
+  expected = set(train_glow.OUTPUTS) | (set() if is_finished else {train_glow.STATE})
+  assert {path.name for path in folder.iterdir()} == expected
   margin, gap, tile = 100, 4, 68
   sizes = {"samples.png": (margin + gap + 16 * tile, gap + 5 * tile),
            "interpolations.png": (gap + 16 * tile, gap + 8 * tile),
@@ -146,13 +147,13 @@ class Running:
       self._lines.put(line)
     self._lines.put(None)
 
-  def interrupt_at(self, text):
-    """Presses Ctrl-C when `text` is printed."""
+  def send_at(self, text, number):
+    """Sends a signal when `text` is printed."""
     while text not in self.output:
       line = self._lines.get(timeout=TIMEOUT)
       assert line is not None, f"ended before {text!r}:\n{self.output}"
       self.output += line
-    self._process.send_signal(signal.SIGINT)
+    self._process.send_signal(number)
 
   def finish(self):
     """Returns the exit code."""
@@ -173,19 +174,19 @@ class Running:
 @slow
 def test_ctrl_c_saves_what_there_is(tmp_path):
   with Running("--epochs=10000", f"--output={tmp_path}") as script:
-    script.interrupt_at("Epoch 3/10000")
+    script.send_at("Epoch 3/10000", signal.SIGINT)
     assert script.finish() == 130, script.output
   assert "Interrupted: training ends with this batch" in script.output
-  assert "Traceback" not in script.output
-  check_outputs(tmp_path)
+  assert "Traceback" not in script.output and "The same command goes on" in script.output
+  check_outputs(tmp_path, is_finished=False)
   assert results(tmp_path)["interrupted"] and 2 < results(tmp_path)["epochs"] < 10000
 
 
 @slow
 def test_second_ctrl_c_ends_at_once(tmp_path):
   with Running("--epochs=10000", f"--output={tmp_path}") as script:
-    script.interrupt_at("Epoch 2/10000")
-    script.interrupt_at("Ctrl-C again ends at once")
+    script.send_at("Epoch 2/10000", signal.SIGINT)
+    script.send_at("Ctrl-C again ends at once", signal.SIGINT)
     assert script.finish() == 130, script.output
   assert "the results are not complete" in script.output and "Traceback" not in script.output
   assert not (tmp_path / "results.json").exists()
@@ -207,8 +208,37 @@ def test_ctrl_c_before_the_first_epoch_ends(monkeypatch, tmp_path):
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   finally:
     signal.signal(signal.SIGINT, before)
-  check_outputs(tmp_path)
+  check_outputs(tmp_path)  # No epoch has been finished: there is no state.
   assert results(tmp_path)["epochs"] == 1
+
+
+@slow
+def test_a_killed_run_goes_on_by_itself(finished, monkeypatch, tmp_path, capsys):
+  _, whole = finished
+  with Running("--epochs=2", f"--output={tmp_path}") as script:
+    script.send_at("Epoch 2/2", signal.SIGKILL)
+    assert script.finish() == -signal.SIGKILL
+  assert call(monkeypatch, "--epochs=2", "--num-steps=2", "--output", tmp_path) == 2
+  error = capsys.readouterr().err
+  assert "`settings`" in error and "'num_steps': 2" in error
+  assert call(monkeypatch, "--epochs=2", "--output", tmp_path) == 0
+  assert "Going on after epoch 1 of 2" in capsys.readouterr().out
+  check_outputs(tmp_path)
+  for key in ("bits_per_dim", "validation_bits_per_dim", "epochs"):
+    assert results(tmp_path)[key] == results(whole)[key]
+  for name in ("samples.png", "training_curve.png"):
+    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+
+
+def test_overwrite_begins_anew(monkeypatch, tmp_path, capsys):
+  (tmp_path / "training_state").mkdir()
+  (tmp_path / "training_state" / "epoch-1.index").write_text("damaged")
+  (tmp_path / "model.weights.h5").write_text("the best so far")
+  assert call(monkeypatch, "--output", tmp_path) == 2
+  assert "damaged" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 2
+  monkeypatch.setattr(sys, "argv", ["train_glow.py", "--overwrite", f"--output={tmp_path}"])
+  state = train_glow.prepare_output(train_glow.parse_args())
+  assert not state.exists() and not list(tmp_path.iterdir())
 
 
 @slow
@@ -283,17 +313,17 @@ def test_earlier_results_are_kept(monkeypatch, tmp_path, capsys):
 
 
 def test_overwrite_clears_results_and_nothing_else(tmp_path):
-  (tmp_path / "saved_model").mkdir()
-  for name in ("saved_model/saved_model.pb", "results.json", "notes.txt"):
+  for name in ("saved_model/saved_model.pb", "results.json", "notes.txt", "training_state/epoch-1.index"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("")
-  train_glow.prepare_output(argparse.Namespace(output=tmp_path))
+  train_glow.prepare_output(argparse.Namespace(output=tmp_path, overwrite=True))
   assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_shifts_are_whole_pixels_and_all_are_made():
   images = np.random.default_rng(0).integers(1, 256, (500, 6, 5, 1)).astype(np.uint8)
   args = argparse.Namespace(max_shift=1.49, flip=False, seed=0)
-  shifted = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args).as_numpy_iterator())
+  shifted = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
   padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
   windows = [padded[:, i:i + 6, j:j + 5] for i in range(3) for j in range(3)]
   matches = np.array([(window == shifted).all((1, 2, 3)) for window in windows])
@@ -301,10 +331,19 @@ def test_shifts_are_whole_pixels_and_all_are_made():
   assert (matches.sum(1) > 25).all()  # about 56 of each
 
 
+def test_shifts_and_flips_depend_on_the_step_alone():
+  images = tf.data.Dataset.from_tensors(np.random.default_rng(0).integers(1, 256, (50, 6, 5, 1)).astype(np.uint8))
+  args = argparse.Namespace(max_shift=1.49, flip=True, seed=0)
+  augment = lambda images, first_step: list(train_glow.augment(images, args, first_step).as_numpy_iterator())
+  first, second, third = augment(images.repeat(3), 0)
+  np.testing.assert_array_equal(augment(images.repeat(2), 1), [second, third])
+  assert (first != second).any()
+
+
 def test_flips_mirror_half_of_the_images():
   images = np.random.default_rng(0).integers(0, 256, (200, 6, 5, 3)).astype(np.uint8)
   args = argparse.Namespace(max_shift=0, flip=True, seed=0)
-  flipped = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args).as_numpy_iterator())
+  flipped = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
   same = (flipped == images).all((1, 2, 3))
   np.testing.assert_array_equal(flipped[~same], images[~same, :, ::-1])
   assert 60 < same.sum() < 140
@@ -318,7 +357,10 @@ def test_data_without_validation_split_gives_up_a_part_of_train(monkeypatch):
 
   monkeypatch.setattr(train_glow.data, "load_images", load_images)
   args = argparse.Namespace(data="x", batch_size=1, image_size=None, seed=0, data_dir=None, max_shift=0, flip=False)
-  sizes = {key: next(iter(split)).numpy()[0, 0, 0, 0] for key, split in train_glow.load_splits(args).items()}
+  splits = train_glow.load_splits(args)
+  splits["train_epochs"] = splits["train_epochs"](epochs=range(1))
+  sizes = {key: next(iter(split)).numpy()[0, 0, 0, 0] for key, split in splits.items()}
+  assert sizes.pop("train_epochs") == sizes["train"]
   assert sizes == {"train": len("train[:95%]"), "validation": len("train[95%:]"), "test": len("test")}
 
 

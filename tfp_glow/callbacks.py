@@ -1,10 +1,18 @@
 """Keras callbacks."""
 
+import json
+import pathlib
+import shutil
 import signal
 import threading
 import time
 
 import keras
+import tensorflow as tf
+
+# How TensorFlow's checkpoints name what is in them.
+_PROGRESS_KEY = "progress/.ATTRIBUTES/py_state"
+_VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class TimeLimit(keras.callbacks.Callback):
@@ -67,3 +75,185 @@ class StopOnInterrupt(keras.callbacks.Callback):
     if self._previous is not None:
       signal.signal(signal.SIGINT, self._previous)
       self._previous = None
+
+
+class TrainingState(keras.callbacks.Callback):
+  """Keeps the state of training in a folder, so that a run that was killed goes on as if it had not been.
+
+  Written at the end of each epoch: the weights, all of the optimizer (its step, and with that the position in a
+  learning-rate schedule; moments; EMA), the history, and the seconds of training. The dequantization noise of `FlowModel`
+  depends on the step; the order of the data depends on the epoch where `data.load_images` is given `epochs`. So a
+  resumed run ends with the weights of an uninterrupted one.
+
+  Unlike that of `keras.callbacks.BackupAndRestore` the state is never found half written: a new one is written beside the
+  last, which is kept. Under a `tf.distribute` strategy of many workers the chief alone writes; all must see its folder.
+
+  #### Example
+
+  ```python
+  import tempfile
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model.compile("adam")
+  state = tfp_glow.callbacks.TrainingState(tempfile.mkdtemp())
+  epochs = range(state.restore(model), 2)      # From the first epoch that has not been finished.
+  if epochs:
+    images = tfp_glow.data.load_images("digits", "train", batch_size=256, epochs=epochs)
+    model.fit(images, steps_per_epoch=len(images) // len(epochs), initial_epoch=epochs.start, epochs=epochs.stop,
+              callbacks=[state])
+  state.delete()
+  ```
+
+  Attributes:
+    history: Python `dict`, from the names of metrics to their values after each epoch of the run, resumed or not.
+    seconds: Python `float`, seconds of training until the end of the last epoch, resumed or not.
+  """
+
+  def __init__(self, folder, settings=None):
+    """Creates the callback; callbacks that keep something at the end of an epoch should come before it.
+
+    Args:
+      folder: Where the state is kept; nothing else should be.
+      settings: What must not change within a run: a Python `dict` that JSON can hold.
+    """
+    super().__init__()
+    self.history = {}
+    self.seconds = 0.
+    self._folder = pathlib.Path(folder)
+    self._settings = json.loads(json.dumps(settings))  # As they will be read: a tuple is a list.
+    self._progress = _Progress()
+    self._checkpoint = None
+
+  def exists(self):
+    """Whether there is a state to go on from."""
+    return bool(self._complete())
+
+  def restore(self, model):
+    """Puts the last state into a model, if there is one; nothing is changed unless all of it can be read and fits.
+
+    Args:
+      model: Keras model, built, and compiled with the optimizer that is to go on.
+
+    Returns:
+      Number of finished epochs, 0 if there is no state: the `initial_epoch` of `fit`.
+
+    Raises:
+      ValueError: if the model is not compiled, or the state is damaged, or is of another model, optimizer, or of other
+        settings.
+    """
+    if not getattr(model, "compiled", False):
+      raise ValueError(f"`model` must be compiled: its optimizer is part of the state. Received: {model!r}")
+    self._checkpoint = _checkpoint_of(model, self._progress)
+    complete = self._complete()
+    if not complete:
+      return 0
+    prefix = self._prefix(complete[-1])
+    try:
+      # All of it: TensorFlow compares checksums as it reads.
+      reader = tf.train.load_checkpoint(prefix)
+      tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
+    except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader is not of one mind.
+      remedy = f"to go on from epoch {complete[-2]}" if len(complete) > 1 else "to begin anew"
+      raise ValueError(f"`folder` must hold a whole training state, but the last one is damaged: {error}. Delete the files "
+                       f"{prefix}.* {remedy}. Received: {self._folder}") from error
+    progress = json.loads(tensors.pop(_PROGRESS_KEY, "null"))
+    if progress and progress["settings"] != self._settings:
+      raise ValueError("`settings` must be those of the run whose training state is in `folder`, "
+                       f"{progress['settings']}. Received: {self._settings}")
+    self._check_fits(model, tensors)
+    self._checkpoint.read(prefix).assert_consumed()
+    self.history, self.seconds = progress["history"], progress["seconds"]
+    return complete[-1]
+
+  def delete(self):
+    """Removes the folder, when the run is over."""
+    shutil.rmtree(self._folder, ignore_errors=True)
+
+  def on_train_begin(self, logs=None):
+    if self._checkpoint is None:
+      self._checkpoint = _checkpoint_of(self.model, self._progress)
+    self._start = time.monotonic() - self.seconds
+
+  def on_train_batch_end(self, batch, logs=None):
+    self._num_batches = batch + 1
+
+  def on_epoch_end(self, epoch, logs=None):
+    self.seconds = time.monotonic() - self._start
+    for name, value in (logs or {}).items():
+      self.history.setdefault(name, []).append(float(value))
+    # An epoch that was cut short would be taken for whole.
+    num_batches = self.params.get("steps")
+    is_whole = self._num_batches >= num_batches if num_batches else not self.model.stop_training
+    if is_whole and self.model.distribute_strategy.extended.should_checkpoint:
+      self._save(epoch + 1)
+
+  def _save(self, num_epochs):
+    self._progress.value = {"settings": self._settings, "history": self.history, "seconds": self.seconds}
+    last = max(self._complete(), default=0)
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._checkpoint.write(self._prefix(num_epochs))
+      for path in self._folder.glob("epoch-*"):
+        if _number_of(path) not in (last, num_epochs):  # What a killed run left unfinished, too.
+          shutil.rmtree(path) if path.is_dir() else path.unlink()
+    except (tf.errors.OpError, OSError) as error:
+      kept = f"that after epoch {last} is still there" if last else "there is none yet"
+      raise OSError(f"`folder` must take the training state after epoch {num_epochs}, but writing it failed ({kept}): "
+                    f"{error}. Received: {self._folder}") from error
+
+  def _prefix(self, num_epochs):
+    return str(self._folder / f"epoch-{num_epochs}")
+
+  def _complete(self):
+    """The numbers of the epochs whose state is there: the index gets its name when all else is written."""
+    return sorted(_number_of(path) for path in self._folder.glob("epoch-*.index"))
+
+  def _check_fits(self, model, tensors):
+    expected = {_key(kind, i): (variable.path, tuple(variable.shape)) for kind, variables in _variables_of(model).items()
+                for i, variable in enumerate(variables)}
+    found = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(_VALUE)}
+    odd = [f"{path} {shape}, not {found.get(name, 'there')}" for name, (path, shape) in expected.items()
+           if found.get(name) != shape] + [f"no {name}" for name in found.keys() - expected.keys()]
+    if odd:
+      raise ValueError("`folder` must hold the training state of the same model and optimizer, or none: expected "
+                       f"{'; '.join(odd[:3])}. Received: {self._folder}")
+
+
+class _Progress(tf.train.experimental.PythonState):
+  """Python's part of a checkpoint."""
+
+  def __init__(self):
+    super().__init__()
+    self.value = {}
+
+  def serialize(self):
+    return json.dumps(self.value)
+
+  def deserialize(self, string_value):
+    self.value = json.loads(string_value)
+
+
+def _variables_of(model):
+  if not model.optimizer.built:
+    with model.distribute_strategy.scope():
+      model.optimizer.build(model.trainable_variables)
+  return {"weights": model.weights, "optimizer": model.optimizer.variables}
+
+
+def _checkpoint_of(model, progress):
+  # By position: names that Keras gives depend on what else has been made in the process.
+  variables = {kind: {str(i): variable.value for i, variable in enumerate(variables)}
+               for kind, variables in _variables_of(model).items()}
+  return tf.train.Checkpoint(progress=progress, **variables)
+
+
+def _key(kind, position):
+  return f"{kind}/{position}{_VALUE}"
+
+
+def _number_of(path):
+  return int(path.name.removeprefix("epoch-").split(".")[0].split("_")[0])

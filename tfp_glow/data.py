@@ -58,7 +58,7 @@ class _ImageFile(NamedTuple):
 
 
 def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labels=False, seed=0, data_dir=None,
-                shuffle=None, drop_remainder=False):
+                shuffle=None, drop_remainder=False, epochs=None):
   """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
 
   There are three kinds of sources:
@@ -94,6 +94,9 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
     data_dir: Where TFDS keeps its prepared data. None: the default of TFDS.
     shuffle: Whether to shuffle, anew on each pass. None: only `"train"` and parts of it; others have a fixed order.
     drop_remainder: Whether to drop a last batch with fewer images.
+    epochs: `range` of the epochs that the dataset is to hold, one after the other, as a run needs that may be resumed: the
+      order of each depends on nothing but the seed and its number. See `callbacks.TrainingState`. None: one pass, and another
+      order each time the dataset is iterated.
 
   Returns:
     A `tf.data.Dataset` of known length, of uint8 batches `[B, H, W, C]` with static height, width and channels, or of
@@ -109,6 +112,8 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
   for name, value in (("batch_size", batch_size), ("image_size", 1 if image_size is None else image_size)):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
       raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+  if epochs is not None and not (isinstance(epochs, range) and epochs and epochs.step == 1 and epochs.start >= 0):
+    raise ValueError(f"`epochs` must be a `range` such as range(3, 10), not empty, or None. Received: epochs={epochs!r}")
   if not isinstance(split, str) or not split:
     raise ValueError(f"`split` must be a string such as 'train', 'validation' or 'test'. Received: split={split!r}")
   if shuffle is None:
@@ -118,26 +123,38 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
   elif name_or_folder == "digits":
     source = _digits_source(split, image_size, with_labels)
   else:
-    source = _tfds_source(name_or_folder, split, image_size, with_labels, shuffle, seed, data_dir)
-  return _batches(source, batch_size, shuffle, seed, drop_remainder)
+    source = _tfds_source(name_or_folder, split, image_size, with_labels, shuffle, seed, data_dir, epochs is None)
+  return _batches(source, batch_size, shuffle, seed, drop_remainder, epochs)
 
 
-def _batches(source, batch_size, shuffle, seed, drop_remainder):
+def _batches(source, batch_size, shuffle, seed, drop_remainder, epochs):
   num_images = int(source.examples.cardinality())
   if drop_remainder and 0 <= num_images < batch_size:
     raise ValueError(f"`batch_size` must be at most the number of images ({num_images}) where `drop_remainder` is "
                      f"True. Received: batch_size={batch_size}")
-  dataset = source.examples
-  if shuffle:
-    # Before decoding: the buffer then holds paths or compressed images.
-    dataset = dataset.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=True)
 
   def decode(encoded, *label):
     image = source.decode(encoded)
     return (image, *label) if label else image
 
-  dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-  return dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
+  def one_pass(seed):
+    dataset = source.examples
+    if shuffle:
+      # Before decoding: the buffer then holds paths or compressed images.
+      dataset = dataset.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
+    return dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size, drop_remainder=drop_remainder)
+
+  if epochs is None:
+    return one_pass(seed).prefetch(tf.data.AUTOTUNE)
+
+  def epoch_of(number):
+    # In the graph of this function: `shuffle` compares a global seed of 0 with a seed that is a tensor, and fails.
+    tf.compat.v1.set_random_seed(1)
+    return one_pass(tf.random.stateless_uniform([], [seed, number], maxval=2**31, dtype=tf.int64))
+
+  dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of)
+  num_batches = len(epochs) * int(one_pass(seed).cardinality())
+  return dataset.apply(tf.data.experimental.assert_cardinality(num_batches)).prefetch(tf.data.AUTOTUNE)
 
 
 def _is_path(name_or_folder):
@@ -337,7 +354,7 @@ def _read_image(path, image_size, num_channels):
   return np.asarray(image).reshape(image.height, image.width, num_channels)
 
 
-def _tfds_source(name, split, image_size, with_labels, shuffle, seed, data_dir):
+def _tfds_source(name, split, image_size, with_labels, shuffle, seed, data_dir, reshuffle):
   """A data set of TFDS, prepared on first use."""
   tfds = _require("tensorflow_datasets", "a string that is not an existing folder", name)
   builder = _tfds_builder(tfds, name, data_dir)
@@ -352,7 +369,8 @@ def _tfds_source(name, split, image_size, with_labels, shuffle, seed, data_dir):
   decoders = tfds.decode.PartialDecoding({key: True for key in keys}, decoders={keys[0]: tfds.decode.SkipDecoding()})
   try:
     examples = builder.as_dataset(split=_or_validation(split, splits), shuffle_files=shuffle, decoders=decoders,
-                                  read_config=tfds.ReadConfig(shuffle_seed=seed))
+                                  read_config=tfds.ReadConfig(
+                                      shuffle_seed=seed, shuffle_reshuffle_each_iteration=reshuffle))
   except ValueError as error:
     raise ValueError(f"`split` must be one of {[str(key) for key in splits]} for {name!r}, or a part: 'train[90%:]' to "
                      f"validate or test, with 'train[:90%]' to train ({error}). Received: split={split!r}") from error

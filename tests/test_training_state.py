@@ -1,0 +1,240 @@
+"""Tests of `callbacks.TrainingState`: runs that are killed, and states that cannot be gone on from."""
+
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import keras
+import numpy as np
+import pytest
+import small_models
+
+import tfp_glow
+from tfp_glow import callbacks
+
+IMAGES = small_models.images(20)
+SCRIPT = pathlib.Path(__file__).parent / "killable_runs.py"
+NUM_KILLS = 20
+
+
+def _model(optimizer=None):
+  schedule = keras.optimizers.schedules.CosineDecay(1e-2, decay_steps=12)
+  optimizer = optimizer or keras.optimizers.Adam(schedule, use_ema=True, ema_momentum=0.5)
+  return small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), optimizer, run_eagerly=True)
+
+
+def _fit(folder, epochs, model=None, callback=None, settings=None):
+  """Trains to the end of `epochs` epochs of three steps; returns the model and the callback."""
+  model = model or _model()
+  state = callbacks.TrainingState(folder, settings)
+  model.fit(IMAGES, batch_size=8, shuffle=False, initial_epoch=state.restore(model), epochs=epochs, verbose=0,
+            callbacks=[state] + ([callback] if callback else []))
+  return model, state
+
+
+def _everything_in(model):
+  return [v.numpy() for v in model.weights + model.optimizer.variables]
+
+
+def _assert_equal(found, expected):
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """Of a run that has finished two epochs of three steps."""
+  _fit(tmp_path / "state", 2, settings={"width": (8, 8)})
+  return tmp_path / "state"
+
+
+def test_a_run_goes_on_as_if_it_had_not_been_ended(folder, tmp_path):
+  model, state = _fit(folder, 4, settings={"width": (8, 8)})
+  expected, whole = _fit(tmp_path / "whole", 4)
+  assert model.optimizer.iterations.numpy() == 12
+  _assert_equal(_everything_in(model), _everything_in(expected))
+  assert state.history == whole.history and len(state.history["loss"]) == 4
+  assert sorted(path.name for path in folder.glob("*.index")) == ["epoch-3.index", "epoch-4.index"]
+  assert state.exists()
+  state.delete()
+  assert not folder.exists() and not state.exists()
+
+
+def test_seconds_add_up(folder):
+  state = callbacks.TrainingState(folder, {"width": (8, 8)})
+  assert state.seconds == 0.
+  state.restore(_model())
+  before = state.seconds
+  assert before > 0.
+  _, state = _fit(folder, 3, settings={"width": (8, 8)})
+  assert state.seconds > before
+
+
+@pytest.mark.parametrize("with_steps", [True, False])
+def test_an_epoch_that_was_cut_short_is_not_kept(folder, with_steps):
+  class Stop(keras.callbacks.Callback):
+
+    def on_train_batch_end(self, batch, logs=None):
+      self.model.stop_training = batch == 1
+
+  model, state = _model(), callbacks.TrainingState(folder, {"width": (8, 8)})
+  batches = (IMAGES[i:i + 8] for i in range(0, 20, 8))  # Of a generator Keras does not know the length.
+  model.fit(IMAGES if with_steps else ((batch,) for batch in batches), batch_size=8 if with_steps else None, shuffle=False,
+            initial_epoch=state.restore(model), epochs=4, verbose=0, callbacks=[Stop(), state])
+  assert len(state.history["loss"]) == 3  # But it is told of.
+  again = callbacks.TrainingState(folder, {"width": (8, 8)})
+  assert again.restore(_model()) == 2 and len(again.history["loss"]) == 2
+
+
+def _run_of(server, folder, result):
+  """Starts a run; returns its process id."""
+  server.stdin.write(f"{folder} {result}\n")
+  server.stdin.flush()
+  return int(server.stdout.readline())
+
+
+def _unfinished(folder):
+  """Files of states that were being written, and when they changed."""
+  paths = list(folder.glob("epoch-*"))
+  names = {path.name for path in paths}
+  found = set()
+  for path in paths:
+    if path.name.split(".")[0].split("_")[0] + ".index" not in names:
+      try:
+        found.add((path.name, path.stat().st_mtime_ns))
+      except FileNotFoundError:
+        pass  # Finished meanwhile.
+  return found
+
+
+@pytest.mark.slow
+def test_killed_runs_end_like_one_that_was_left_alone(tmp_path):
+  rng = random.Random(0)
+  folder, states, mid_write = tmp_path / "state", set(), 0
+  last = lambda: max((int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.index")), default=0)
+
+  def wait_until(condition):
+    end = time.monotonic() + 30.
+    while not condition():
+      assert time.monotonic() < end
+      time.sleep(0.0003)
+
+  with subprocess.Popen([sys.executable, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    try:
+      for kill in range(NUM_KILLS):
+        process = _run_of(server, folder, tmp_path / "killed.npz")
+        before = _unfinished(folder)
+        num_epochs = last() + rng.randrange(3)
+        wait_until(lambda: last() >= num_epochs)
+        if kill % 2:
+          wait_until(lambda: not _unfinished(folder) <= before)
+        else:
+          time.sleep(rng.uniform(0., 1.))
+        os.kill(process, signal.SIGKILL)
+        assert int(server.stdout.readline()) == signal.SIGKILL
+        mid_write += not _unfinished(folder) <= before
+        states.add(tuple(sorted(path.name for path in folder.glob("*.index"))))
+        assert not (tmp_path / "killed.npz").exists()
+      for path, result in ((folder, "killed"), (tmp_path / "other", "whole")):
+        _run_of(server, path, tmp_path / f"{result}.npz")
+        assert int(server.stdout.readline()) == 0
+    finally:
+      server.kill()
+  assert mid_write >= NUM_KILLS // 4 and len(states) > 4, "the kills came too late or too early to show anything"
+  killed, whole = (np.load(tmp_path / f"{name}.npz") for name in ("killed", "whole"))
+  assert sorted(killed.files) == sorted(whole.files) and len(whole["loss"]) == 60
+  for name in whole.files:
+    np.testing.assert_array_equal(killed[name], whole[name], err_msg=name)
+
+
+# What cannot be gone on from.
+
+
+def _truncate(path):
+  path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+
+
+def _flip_a_bit(path):
+  content = bytearray(path.read_bytes())
+  content[len(content) // 2] ^= 1
+  path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage, suffix", [
+    (_truncate, "data-00000-of-00001"), (_flip_a_bit, "data-00000-of-00001"), (pathlib.Path.unlink, "data-00000-of-00001"),
+    (_truncate, "index"), (lambda path: path.write_text("not a checkpoint"), "index")])
+def test_a_damaged_state_is_an_error_and_the_one_before_is_still_there(folder, damage, suffix):
+  damage(folder / f"epoch-2.{suffix}")
+  model = _model()
+  model.optimizer.build(model.trainable_variables)
+  before = _everything_in(model)
+  state = callbacks.TrainingState(folder, {"width": (8, 8)})
+  with pytest.raises(ValueError, match=rf"(?s)`folder`.*damaged.*epoch-2\.\* to go on from epoch 1.*Received: {folder}"):
+    state.restore(model)
+  _assert_equal(_everything_in(model), before)
+  for path in folder.glob("epoch-2.*"):
+    path.unlink()
+  assert state.restore(model) == 1 and model.optimizer.iterations.numpy() == 3
+
+
+def test_the_only_state_damaged(folder):
+  for path in folder.glob("epoch-1.*"):
+    path.unlink()
+  _truncate(folder / "epoch-2.index")
+  with pytest.raises(ValueError, match="to begin anew"):
+    callbacks.TrainingState(folder, {"width": (8, 8)}).restore(_model())
+
+
+@pytest.mark.parametrize("make, match", [
+    (lambda: _model(keras.optimizers.SGD(1e-2)), "same model and optimizer.*learning_rate"),
+    (lambda: small_models.compiled(tfp_glow.FlowModel(small_models.gaussian((4, 4, 3)))), "same model and optimizer"),
+    (lambda: tfp_glow.FlowModel(small_models.gaussian()), "`model` must be compiled"),
+])
+def test_the_state_of_another_model(folder, make, match):
+  model = make()
+  before = [v.numpy() for v in model.weights]
+  with pytest.raises(ValueError, match=match):
+    callbacks.TrainingState(folder, {"width": (8, 8)}).restore(model)
+  _assert_equal([v.numpy() for v in model.weights], before)
+
+
+def test_the_state_of_other_settings(folder):
+  with pytest.raises(ValueError, match=r"`settings`.*\[8, 8\].*Received: {'width': \[9, 8\]}"):
+    callbacks.TrainingState(folder, {"width": (9, 8)}).restore(_model())
+
+
+def test_a_checkpoint_of_something_else(folder):
+  import tensorflow as tf
+  tf.train.Checkpoint(v=tf.Variable(1.)).write(str(folder / "epoch-3"))
+  with pytest.raises(ValueError, match="same model and optimizer"):
+    callbacks.TrainingState(folder, {"width": (8, 8)}).restore(_model())
+
+
+def test_a_full_disk_is_an_error_and_the_last_state_is_still_there(folder):
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # No file may grow beyond so many bytes.
+  try:
+    with pytest.raises(OSError, match=rf"(?s)`folder`.*that after epoch 2 is still there.*Received: {folder}"):
+      _fit(folder, 3, settings={"width": (8, 8)})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, before)
+  model, _ = _fit(folder, 3, settings={"width": (8, 8)})
+  assert model.optimizer.iterations.numpy() == 9
+  assert not _unfinished(folder)
+
+
+def test_what_a_killed_run_left_is_cleared_away(folder):
+  (folder / "epoch-3_temp").mkdir()
+  (folder / "epoch-3.data-00000-of-00001").write_text("unfinished")
+  shutil.copy(folder / "epoch-2.index", folder / "epoch-2.index.tempstate123")
+  _fit(folder, 4, settings={"width": (8, 8)})
+  assert sorted(path.name for path in folder.iterdir()) == [
+      f"epoch-{k}.{suffix}" for k in (3, 4) for suffix in ("data-00000-of-00001", "index")]

@@ -278,7 +278,7 @@ def train(model, splits, state, first_epoch, args):
     steps_per_epoch = len(splits["train"])
     images = augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
     model.fit(images, validation_data=splits["validation"], steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
-              epochs=epochs.stop, shuffle=False,
+              epochs=epochs.stop,
               callbacks=[checkpoint, state, keras.callbacks.TerminateOnNaN(), interrupt, *limit])
   return keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
 

@@ -31,8 +31,8 @@ def train(folder, result):
   epochs = range(state.restore(model), NUM_EPOCHS)
   if epochs:
     images = tfp_glow.data.load_images("digits", "train", batch_size=720, epochs=epochs)
-    model.fit(images, steps_per_epoch=STEPS_PER_EPOCH, initial_epoch=epochs.start, epochs=NUM_EPOCHS, shuffle=False,
-              verbose=0, callbacks=[state])
+    model.fit(images, steps_per_epoch=STEPS_PER_EPOCH, initial_epoch=epochs.start, epochs=NUM_EPOCHS, verbose=0,
+              callbacks=[state])
   variables = {str(i): v.numpy() for i, v in enumerate(model.weights + model.optimizer.variables)}
   np.savez(result, learning_rate=model.optimizer.learning_rate, loss=state.history["loss"], **variables)
 

@@ -155,16 +155,24 @@ class Codec:
     """Keyword arguments of the bijector for these labels.
 
     Raises:
-      ValueError: if labels are missing, or given where there are no classes.
+      ValueError: if labels are missing, given where there are no classes, or not of shape `[N]`.
       TypeError: if they are not integers.
     """
+    if labels is not None and not hasattr(labels, "shape"):
+      labels = tf.convert_to_tensor(labels)
+    self.check_labels_spec(labels)
+    return {} if labels is None else {"labels": tf.cast(labels, tf.int32)}
+
+  def check_labels_spec(self, labels):
+    """Checks `None` or anything with a `dtype` and a `shape`; raises as `condition`."""
     if (labels is None) != (self.num_classes is None):
       raise ValueError(
           f"`labels` must be given: the model has {self.num_classes} classes. Received: None" if labels is None else
           f"`labels` must be None: the model has no classes. Received: {labels!r}")
     if labels is None:
-      return {}
-    labels = tf.convert_to_tensor(labels)
-    if not labels.dtype.is_integer:
-      raise TypeError(f"`labels` must be integers. Received: {labels.dtype.name}")
-    return {"labels": tf.cast(labels, tf.int32)}
+      return
+    dtype, shape = tf.as_dtype(labels.dtype), tf.TensorShape(labels.shape)
+    if not dtype.is_integer:
+      raise TypeError(f"`labels` must be integers. Received: {dtype.name}")
+    if shape.rank not in (None, 0, 1):
+      raise ValueError(f"`labels` must be one integer for each image, shape [N]. Received: shape {shape}")

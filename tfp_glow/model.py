@@ -160,6 +160,8 @@ class FlowModel(keras.Model):
     if self._needs_adapt():
       batch, x = _first_batch(x, y, batch_size)
       self.adapt(batch)
+    if isinstance(x, tf.data.Dataset):
+      kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
     return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
 
   def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
@@ -202,6 +204,27 @@ class FlowModel(keras.Model):
   def save(self, *args, **kwargs):
     """Not to be had yet: raises before Keras empties the file that it was to write."""
     return self.get_config()
+
+  def load_weights(self, filepath, **kwargs):
+    """As `keras.Model.load_weights`; but if the file does not fit, nothing has changed.
+
+    Args:
+      filepath: What `save_weights` wrote.
+      **kwargs: Of `keras.Model.load_weights`.
+
+    Raises:
+      ValueError: if the weights are of a model with another architecture.
+      OSError: if the file cannot be read.
+    """
+    variables = self.weights + (self.optimizer.variables if self.compiled else [])
+    before = [v.numpy() for v in variables]
+    try:
+      super().load_weights(filepath, **kwargs)
+    except ValueError as error:
+      for variable, value in zip(variables, before):
+        variable.assign(value)
+      raise ValueError("`filepath` must hold the weights of a model with the same levels, steps, width, coupling, permutation "
+                       f"and image size: {error} Received: {filepath}") from error
 
   def get_config(self):
     raise NotImplementedError(
@@ -252,7 +275,7 @@ class FlowModel(keras.Model):
 
     Raises:
       TypeError: if the dtype of `images` does not fit, or the distribution has no latents.
-      ValueError: if the shape of `images` does not fit, or `labels` are missing or too many.
+      ValueError: if the shape of `images` does not fit, they are not finite, or `labels` are missing or too many.
     """
     return self._encode(*self._checked(images, labels)).numpy()
 
@@ -268,16 +291,17 @@ class FlowModel(keras.Model):
 
     Raises:
       TypeError: if the distribution has no latents.
-      ValueError: if the shape of `z` does not fit, or `labels` are missing or too many.
+      ValueError: if the shape of `z` does not fit, it is not finite, or `labels` are missing or too many.
     """
     z = tf.convert_to_tensor(z, self._codec.bijector.dtype)
     latent_shape = tf.TensorShape([None]).concatenate(self.distribution.distribution.event_shape)
     if not z.shape.is_compatible_with(latent_shape):
       raise ValueError(f"`z` must have shape {latent_shape}. Received: {z.shape}")
+    _check_finite("z", z)
     return self._decode(z, self._checked_labels(labels, len(z))).numpy()
 
   def sample(self, num_samples, temperature=1., labels=None, seed=None):
-    """New images.
+    """New images: before `adapt` or `fit`, those of a flow that has seen nothing, which is near the identity.
 
     Args:
       num_samples: Python `int`.
@@ -343,6 +367,8 @@ class FlowModel(keras.Model):
       raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
     images, labels = self._unpack(data)
     self._codec.check_spec(images)
+    if self._codec.num_classes is not None:  # Others may come with labels, which are not used.
+      self._codec.check_labels_spec(labels)
     if self._codec.num_classes is not None and isinstance(labels, np.ndarray):
       self._checked_labels(labels, len(images))
 
@@ -371,6 +397,8 @@ class FlowModel(keras.Model):
 
   def _checked(self, images, labels):
     images = self._codec.check_images(images)
+    if images.dtype.is_floating:
+      _check_finite("images", images)
     return images, self._checked_labels(labels, len(images))
 
   def _checked_labels(self, labels, count):
@@ -428,6 +456,12 @@ def _with_first(batch, rest):
   """A generator, as Keras takes no other iterators."""
   yield batch
   yield from rest
+
+
+def _check_finite(name, values):
+  odd = int(tf.reduce_sum(tf.cast(~tf.math.is_finite(values), tf.int32)))
+  if odd:
+    raise ValueError(f"`{name}` must be finite. Received: {odd} of {tf.size(values)} values that are NaN or infinite")
 
 
 def _sum_over_replicas(count):

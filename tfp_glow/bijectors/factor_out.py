@@ -1,5 +1,6 @@
 """What leaves the flow: channels that become latents, whitened by a learned Gaussian."""
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector
@@ -138,7 +139,7 @@ class TopPrior(OnePassBijector):
     return _whiten(y, *self._gaussian(labels))
 
   def _gaussian(self, labels):
-    self._check_labels(labels)
+    labels = self._checked_labels(labels)
     height, width, channels = self._event_shapes[True]
     h = tf.zeros([1, height, width, 2 * channels], self.dtype)
     if self.learn_top:
@@ -146,21 +147,28 @@ class TopPrior(OnePassBijector):
       h += (border + self.bias) * tf.exp(LOG_SCALE_FACTOR * self.log_scale)
     if self.num_classes is not None:
       # As a gather: the product with a one-hot vector, without the vector.
-      by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), tf.cast(labels, tf.int32)) + self.class_bias
+      by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), labels) + self.class_bias
+      # XLA leaves assertions out: there, the class of a label out of range has a mean of NaN rather than one of the others.
+      by_class = tf.where(self._in_range(labels)[:, tf.newaxis], by_class, np.nan)
       h += (by_class * tf.exp(LOG_SCALE_FACTOR * self.class_log_scale))[:, tf.newaxis, tf.newaxis]
     return h[..., :channels], h[..., channels:]
 
-  def _check_labels(self, labels):
+  def _checked_labels(self, labels):
     if (labels is None) != (self.num_classes is None):
       raise ValueError("`labels` must be given exactly where there are classes: to a bijector made with `num_classes` "
                        "pass `bijector_kwargs={'labels': labels}`, to one made without pass none. "
                        f"Received: labels={labels}, num_classes={self.num_classes}")
     if labels is None:
-      return
+      return None
     if not labels.dtype.is_integer:
       raise TypeError(f"`labels` must be integers. Received: {labels.dtype}")
-    in_range = tf.reduce_all((labels >= 0) & (tf.cast(labels, tf.int64) < self.num_classes))
+    message, in_range = f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: ", tf.reduce_all(self._in_range(labels))
     if not tf.executing_eagerly():
-      tf.debugging.Assert(in_range, [f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: ", labels])
-    elif not in_range:
-      raise ValueError(f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: {labels}")
+      with tf.control_dependencies([tf.debugging.Assert(in_range, [message, labels])]):
+        return tf.identity(labels)
+    if not in_range:
+      raise ValueError(f"{message}{labels}")
+    return labels
+
+  def _in_range(self, labels):
+    return (labels >= 0) & (tf.cast(labels, tf.int64) < self.num_classes)

@@ -1,0 +1,157 @@
+"""What users get wrong, one line each: an error that names the argument, or the stated behaviour; and nothing is lost."""
+
+import keras
+import numpy as np
+import pytest
+import small_models
+import tensorflow as tf
+
+import tfp_glow
+
+IMAGES = small_models.images(24)
+LABELS = np.arange(24) % 3
+_FLOAT = (IMAGES / 256.).astype(np.float32)
+_WITH_NAN = np.where(np.arange(24 * 32).reshape(IMAGES.shape) == 5, np.nan, _FLOAT).astype(np.float32)
+
+
+def _dataset(*parts):
+  return tf.data.Dataset.from_tensor_slices(parts if len(parts) > 1 else parts[0]).batch(8)
+
+
+@pytest.fixture(scope="module")
+def models():
+  make = lambda num_bits=8, **kwargs: small_models.compiled(tfp_glow.FlowModel(
+      small_models.distribution(**kwargs), num_bits), keras.optimizers.Adam(1e-3), run_eagerly=True)
+  return {"uint8": make(), "continuous": make(None), "conditional": make(num_classes=3)}
+
+
+_SHAPE, _UINT8, _FLOATING = r"`images` must have shape \[None, 4, 4, 2\]", "`images` must be uint8", "`images` must be floating"
+_CASES = [
+    ("uint8", IMAGES[..., 0], None, ValueError, rf"{_SHAPE}. Received: "),  # rank
+    ("uint8", IMAGES[0], None, ValueError, rf"{_SHAPE}. Received: "),
+    ("uint8", IMAGES[..., :1], None, ValueError, rf"{_SHAPE}. Received: "),  # channels
+    ("uint8", IMAGES[:, :3], None, ValueError, rf"{_SHAPE}. Received: "),  # size
+    ("uint8", _FLOAT, None, TypeError, rf"{_UINT8}.*Received: float32"),
+    ("uint8", IMAGES.astype(np.int64), None, TypeError, rf"{_UINT8}.*Received: int64"),
+    ("continuous", IMAGES, None, TypeError, rf"{_FLOATING}.*Received: uint8"),
+    ("conditional", IMAGES, None, ValueError, "`labels` must be given: the model has 3 classes. Received: None"),
+    ("conditional", IMAGES, LABELS.astype(np.float32), TypeError, "`labels` must be integers. Received: float32"),
+    ("conditional", IMAGES, LABELS.astype(str), TypeError, "`labels` must be integers. Received: string"),
+    ("conditional", IMAGES, np.eye(3, dtype=int)[LABELS], ValueError, r"`labels` must be one integer.*Received: shape"),
+]
+
+
+@pytest.mark.parametrize("call", ["fit", "fit a dataset", "evaluate", "validation_data", "log_prob"])
+@pytest.mark.parametrize("name, images, labels, error, match", _CASES)
+def test_images_and_labels(models, call, name, images, labels, error, match):
+  model = models[name]
+  before = [v.numpy() for v in model.weights]
+  pair = (images,) if labels is None else (images, labels)
+  good = {"uint8": (IMAGES,), "continuous": (_FLOAT,), "conditional": (IMAGES, LABELS)}[name]
+  calls = {
+      "fit": lambda: model.fit(*pair, verbose=0),
+      "fit a dataset": lambda: model.fit(_dataset(*pair), verbose=0),
+      "evaluate": lambda: model.evaluate(_dataset(*pair), verbose=0),
+      "validation_data": lambda: model.fit(*good, validation_data=pair, verbose=0),  # Before it has trained an epoch.
+      "log_prob": lambda: model.log_prob(*pair),
+  }
+  with pytest.raises(error, match=match):
+    calls[call]()
+  for a, b in zip(before, model.weights):
+    np.testing.assert_array_equal(a, b.numpy())
+
+
+@pytest.mark.parametrize("labels", [LABELS - 1, LABELS + 1])
+def test_labels_out_of_range(models, labels):
+  model = models["conditional"]
+  for call in (lambda: model.fit(IMAGES, labels, verbose=0), lambda: model.encode(IMAGES, labels),
+               lambda: model.sample(24, labels=labels)):
+    with pytest.raises(ValueError, match=r"`labels` must be 24 integers in 0 \.\. 2"):
+      call()
+  with pytest.raises(ValueError, match=r"`labels` must lie in 0 \.\. 2"):
+    model.fit(_dataset(IMAGES, labels), verbose=0)
+
+
+@pytest.mark.slow
+def test_labels_out_of_range_with_xla():
+  """Which leaves assertions out."""
+  distribution = small_models.distribution(num_classes=3)
+  log_prob = tf.function(lambda labels: distribution.log_prob(
+      tf.constant(_FLOAT), bijector_kwargs={"labels": labels}), jit_compile=True, autograph=False)
+  found = log_prob(tf.constant(LABELS + 1, tf.int32))
+  np.testing.assert_array_equal(np.isnan(found), LABELS == 2)
+
+
+@pytest.mark.slow
+def test_labels_out_of_range_in_a_graph():
+  model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(num_classes=3)))
+  with pytest.raises(tf.errors.InvalidArgumentError, match=r"`labels` must lie in 0 \.\. 2"):
+    model.fit(_dataset(IMAGES, LABELS + 1), verbose=0)
+
+
+def test_values_beyond_num_bits_lose_their_lowest_bits():
+  """Images are always 0 .. 255, whatever `num_bits`."""
+  model = tfp_glow.FlowModel(small_models.distribution(), num_bits=5)
+  np.testing.assert_array_equal(model.encode(IMAGES), model.encode(IMAGES // 8 * 8))
+  np.testing.assert_array_equal(model.decode(model.encode(IMAGES)), IMAGES // 8 * 8)
+
+
+@pytest.mark.parametrize("call, argument", [
+    (lambda m: m.encode(_WITH_NAN), "images"), (lambda m: m.log_prob(_WITH_NAN), "images"),
+    (lambda m: m.decode(np.full([1, 32], np.inf)), "z")])
+def test_not_finite(models, call, argument):
+  with pytest.raises(ValueError, match=rf"`{argument}` must be finite. Received: \d+ of \d+ values"):
+    call(models["continuous"])
+
+
+def test_samples_before_adapt_are_those_of_a_flow_that_has_seen_nothing():
+  model = tfp_glow.FlowModel(small_models.distribution())
+  assert not model.distribution.bijector.initialized
+  np.testing.assert_array_equal(model.sample(4, seed=0), model.sample(4, seed=0))
+
+
+@pytest.mark.parametrize("call", [lambda m: m.fit(IMAGES), lambda m: m.evaluate(IMAGES)])
+def test_compile_is_missing(call):
+  with pytest.raises(ValueError, match="compile"):
+    call(tfp_glow.FlowModel(small_models.gaussian()))
+
+
+@pytest.mark.parametrize("options", [{"num_hidden": 16}, {"num_steps_per_block": 3}, {"num_glow_blocks": 2},
+                                     {"coupling": "additive"}, {"permutation": "reverse"}])
+def test_weights_of_another_configuration(tmp_path, options):
+  path = tmp_path / "model.weights.h5"
+  other = tfp_glow.FlowModel(small_models.distribution(seed=5))
+  other.adapt(IMAGES)
+  other.save_weights(path)
+  model = tfp_glow.FlowModel(small_models.distribution(**options))
+  before = [v.numpy() for v in model.weights]
+  with pytest.raises(ValueError, match=rf"(?s)`filepath`.*same levels, steps, width.*Received: {path}$"):
+    model.load_weights(path)
+  for a, b in zip(before, model.weights):
+    np.testing.assert_array_equal(a, b.numpy())
+
+
+@pytest.mark.parametrize("content", [b"", b"not weights", None])
+def test_weights_that_cannot_be_read(tmp_path, content):
+  path = tmp_path / "model.weights.h5"
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  if content is None:  # Truncated.
+    model.save_weights(path)
+    content = path.read_bytes()[:-1000]
+  path.write_bytes(content)
+  before = [v.numpy() for v in model.weights]
+  with pytest.raises(OSError):
+    model.load_weights(path)
+  for a, b in zip(before, model.weights):
+    np.testing.assert_array_equal(a, b.numpy())
+
+
+@pytest.mark.parametrize("options, match", [
+    ({"output_shape": (5, 4, 1)}, "`output_shape`.*divisible by 2 .*Received: "),
+    ({"output_shape": (6, 6, 1), "num_glow_blocks": 2}, r"divisible by 2 \*\* `num_glow_blocks` = 4.*Received: \(6, 6, 1\)"),
+    ({"output_shape": (4, 4)}, r"`output_shape` must be \(height, width, channels\).*Received: \(4, 4\)"),
+    ({"output_shape": (4, 4, 0)}, r"`output_shape`.*Received: \(4, 4, 0\)"),
+])
+def test_sizes_of_a_glow(options, match):
+  with pytest.raises(ValueError, match=match):
+    tfp_glow.GlowBijector(**{"num_glow_blocks": 1, "num_steps_per_block": 1, "num_hidden": 4, **options})

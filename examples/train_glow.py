@@ -19,6 +19,7 @@ Ctrl-C ends the training, and all of these are made of what has been learned unt
 """
 
 import argparse
+import atexit
 import functools
 import json
 import math
@@ -28,6 +29,7 @@ import platform
 import shutil
 import signal
 import sys
+import tempfile
 import time
 
 import keras
@@ -68,8 +70,10 @@ def main():
   args = parse_args()
   keras.utils.set_random_seed(args.seed)
   try:
+    strategy = make_strategy(args)
     splits = load_splits(args)
-    model = make_model(args, splits["train"].element_spec.shape[1:])
+    with strategy.scope():
+      model = make_model(args, splits["train"].element_spec.shape[1:])
     prepare_output(args)
   except (ValueError, OSError, ImportError, RuntimeError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
@@ -81,6 +85,20 @@ def main():
   results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(history.epoch), "interrupted": interrupted}
   save_results(model, splits["test"], history, results, start, args)
   return EXIT_INTERRUPTED if interrupted else 0
+
+
+def make_strategy(args):
+  """Where to train. Of several workers all but the chief print nothing, and leave nothing in their output folders."""
+  if args.strategy == "none":
+    return tf.distribute.get_strategy()
+  if args.strategy == "mirrored":
+    return tf.distribute.MirroredStrategy()
+  strategy = tf.distribute.MultiWorkerMirroredStrategy()
+  if not strategy.extended.should_checkpoint:
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    args.output = pathlib.Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, args.output)
+  return strategy
 
 
 def parse_args():
@@ -104,6 +122,8 @@ def parse_args():
       "their column and two thirds in their row (0.75 for the digits, else 0)")
   add("--flip", action="store_true", help="training images are mirrored at random")
   add("--time-limit", type=positive_float, help="minutes after which training ends, whatever --epochs (none)")
+  add("--strategy", choices=("none", "mirrored", "multiworker"), default="none",
+      help="train on one device, on all GPUs of this machine, or on all machines of TF_CONFIG (%(default)s)")
   add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   add("--output", type=pathlib.Path, default=pathlib.Path("output"), help="folder of the results (%(default)s)")
   add("--overwrite", action="store_true", help="whether results of an earlier run in --output may be lost")
@@ -115,6 +135,9 @@ def parse_args():
   if args.image_size and args.image_size % 2**args.num_blocks:
     parser.error(f"--image-size must be divisible by 2 ** num_blocks = {2**args.num_blocks}, as every block halves it. "
                  f"Received: {args.image_size}")
+  if args.time_limit and args.strategy == "multiworker":
+    parser.error("--time-limit must not be given with --strategy=multiworker: each worker has a clock of its own. "
+                 f"Received: {args.time_limit:g}")
   if args.output.exists() and not args.output.is_dir():
     parser.error(f"--output must be a folder. Received: {args.output}")
   if any((args.output / name).exists() for name in OUTPUTS) and not args.overwrite:
@@ -217,15 +240,18 @@ def train(model, splits, args):
   """
   # Not from the shifted images: their pipeline would then have drawn random numbers ahead, nobody knows how many.
   model.adapt(splits["train"])
-  model.compile(keras.optimizers.Adam(learning_rate_schedule(args, len(splits["train"])),
-                                      global_clipnorm=MAX_GRADIENT_NORM))
+  with model.distribute_strategy.scope():
+    model.compile(keras.optimizers.Adam(learning_rate_schedule(args, len(splits["train"])),
+                                        global_clipnorm=MAX_GRADIENT_NORM))
   history = keras.callbacks.History()
   checkpoint = keras.callbacks.ModelCheckpoint(args.output / WEIGHTS, monitor="val_bits_per_dim", mode="min",
                                                save_best_only=True, save_weights_only=True)
   limit = [callbacks.TimeLimit(60. * args.time_limit)] if args.time_limit else []
   interrupt = callbacks.StopOnInterrupt()
+  # One worker cannot stop by itself: Ctrl-C ends it at once, and its death the others.
+  own = [] if args.strategy == "multiworker" else [interrupt]
   model.fit(augment(splits["train"], args), validation_data=splits["validation"], epochs=args.epochs, shuffle=False,
-            callbacks=[history, checkpoint, keras.callbacks.TerminateOnNaN(), interrupt, *limit])
+            callbacks=[history, checkpoint, keras.callbacks.TerminateOnNaN(), *own, *limit])
   return history, keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
 
 

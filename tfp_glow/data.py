@@ -137,7 +137,10 @@ def _batches(source, batch_size, shuffle, seed, drop_remainder):
     return (image, *label) if label else image
 
   dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-  return dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(tf.data.AUTOTUNE)
+  # Several workers share each batch. By files, TensorFlow's first choice, their batches would be others than one process'.
+  options = tf.data.Options()
+  options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+  return dataset.batch(batch_size, drop_remainder=drop_remainder).with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
 def _is_path(name_or_folder):

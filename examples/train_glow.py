@@ -17,11 +17,12 @@ The folder then holds:
 
 Ctrl-C ends the training, and all of these are made of what has been learned until then; a second Ctrl-C ends at once.
 
-Until it has finished, the folder also holds training_state/, written after each epoch: the same command goes on from there,
-however the run was ended, and comes to the same weights as if it had not been.
+Until it has finished, the folder also holds training_state/, written after each epoch: the same command goes on from
+there, however the run was ended, and comes to the same weights as if it had not been.
 """
 
 import argparse
+import atexit
 import functools
 import json
 import math
@@ -31,6 +32,7 @@ import platform
 import shutil
 import signal
 import sys
+import tempfile
 import time
 
 import keras
@@ -41,7 +43,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_glow
-from tfp_glow import callbacks, data, latent
+from tfp_glow import callbacks, data, latent, replicas
 
 matplotlib.use("Agg")  # Pictures go to files: no display is needed.
 from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
@@ -55,7 +57,7 @@ OUTPUTS = (WEIGHTS, SAVED_MODEL, SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, CURVE
 STATE = "training_state"
 
 # What may change when a run goes on.
-NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir")
+NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy")
 
 TEMPERATURES = (0., .5, .7, .8, 1.)
 NUM_COLUMNS = 16
@@ -75,9 +77,11 @@ def main():
   args = parse_args()
   keras.utils.set_random_seed(args.seed)
   try:
+    strategy = make_strategy(args)
     splits = load_splits(args)
-    model = make_model(args, splits["train"].element_spec.shape[1:])
-    compile_model(model, args, len(splits["train"]))
+    with strategy.scope():
+      model = make_model(args, splits["train"].element_spec.shape[1:])
+      compile_model(model, args, len(splits["train"]))
     state = prepare_output(args)
     first_epoch = state.restore(model)
   except (ValueError, OSError, ImportError, RuntimeError) as error:
@@ -95,6 +99,20 @@ def main():
   elif state.exists():
     print("The same command goes on from the last epoch that was finished; with --overwrite it starts anew.")
   return EXIT_INTERRUPTED if interrupted else 0
+
+
+def make_strategy(args):
+  """Where to train. Of several workers all but the chief print nothing, and leave nothing in their output folders."""
+  if args.strategy == "none":
+    return tf.distribute.get_strategy()
+  if args.strategy == "mirrored":
+    return tf.distribute.MirroredStrategy()
+  strategy = tf.distribute.MultiWorkerMirroredStrategy()
+  if not strategy.extended.should_checkpoint:
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")
+    args.output = pathlib.Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, args.output)
+  return strategy
 
 
 def parse_args():
@@ -118,6 +136,8 @@ def parse_args():
       "their column and two thirds in their row (0.75 for the digits, else 0)")
   add("--flip", action="store_true", help="training images are mirrored at random")
   add("--time-limit", type=positive_float, help="minutes after which training ends, whatever --epochs (none)")
+  add("--strategy", choices=("none", "mirrored", "multiworker"), default="none",
+      help="train on one device, on all GPUs of this machine, or on all machines of TF_CONFIG (%(default)s)")
   add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   add("--output", type=pathlib.Path, default=pathlib.Path("output"), help="folder of the results (%(default)s)")
   add("--overwrite", action="store_true",
@@ -130,6 +150,9 @@ def parse_args():
   if args.image_size and args.image_size % 2**args.num_blocks:
     parser.error(f"--image-size must be divisible by 2 ** num_blocks = {2**args.num_blocks}, as every block halves it. "
                  f"Received: {args.image_size}")
+  if args.time_limit and args.strategy == "multiworker":
+    parser.error("--time-limit must not be given with --strategy=multiworker: each worker has a clock of its own. "
+                 f"Received: {args.time_limit:g}")
   if args.output.exists() and not args.output.is_dir():
     parser.error(f"--output must be a folder. Received: {args.output}")
   has_results = any((args.output / name).exists() for name in OUTPUTS)
@@ -240,7 +263,7 @@ def training_state(args):
 
 
 def prepare_output(args):
-  """Makes the folder, clears it of the results of an earlier run, lest those of two lie side by side; returns the state."""
+  """Makes the folder, and clears it, lest results of two runs lie side by side; returns the training state."""
   args.output.mkdir(parents=True, exist_ok=True)
   state = training_state(args)
   if args.overwrite:
@@ -269,6 +292,8 @@ def train(model, splits, state, first_epoch, args):
   # As long as is left of it, when the run goes on.
   limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
   interrupt = callbacks.StopOnInterrupt()
+  # One worker cannot stop by itself: Ctrl-C ends it at once, and its death the others.
+  own = [] if args.strategy == "multiworker" else [interrupt]
   if first_epoch:
     print(f"Going on after epoch {first_epoch} of {args.epochs}.")
   else:
@@ -279,7 +304,7 @@ def train(model, splits, state, first_epoch, args):
     images = augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
     model.fit(images, validation_data=splits["validation"], steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
               epochs=epochs.stop,
-              callbacks=[checkpoint, state, keras.callbacks.TerminateOnNaN(), interrupt, *limit])
+              callbacks=[checkpoint, state, keras.callbacks.TerminateOnNaN(), *own, *limit])
   return keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
 
 
@@ -299,9 +324,11 @@ def learning_rate_schedule(args, steps_per_epoch):
 
 def keep_best(model, validation_images, checkpoint):
   """Chooses between the weights at hand, which may be those of an unfinished epoch, and the best saved ones."""
-  bits_per_dim = evaluate(model, validation_images)
+  strategy, bits_per_dim = model.distribute_strategy, evaluate(model, validation_images)
   if checkpoint.best is not None and not bits_per_dim < checkpoint.best:
-    model.load_weights(checkpoint.filepath)
+    if replicas.is_chief(strategy):  # Of a run that has been resumed the others may not have the file.
+      model.load_weights(checkpoint.filepath)
+    replicas.take_from_chief([v.value for v in model.weights], strategy)
     return float(checkpoint.best)
   model.save_weights(checkpoint.filepath)
   return bits_per_dim

@@ -1,10 +1,18 @@
-"""Two logical CPU devices, for the tests of `tf.distribute`; must happen before TensorFlow starts."""
+"""Four logical CPU devices, for the tests of `tf.distribute`; must happen before TensorFlow starts."""
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import pytest  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 tf.config.set_logical_device_configuration(
-    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2)
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4)
+
+
+@pytest.fixture(scope="session")
+def one_device():
+  """What one device makes of `distributed_runs.train`: the model and its history."""
+  import distributed_runs  # pylint: disable=import-outside-toplevel
+  return distributed_runs.train(tf.distribute.get_strategy())

@@ -105,6 +105,12 @@ def test_length_and_remainder():
     data.load_images("digits", "test", 1000, drop_remainder=True)
 
 
+def test_workers_share_each_batch():
+  """By files, what TensorFlow prefers, their batches would be others than those of one process."""
+  policy = data.load_images("digits", "train", 7).options().experimental_distribute.auto_shard_policy
+  assert policy == tf.data.experimental.AutoShardPolicy.DATA
+
+
 def test_keras_fits_on_it():
   import keras
   model = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(10)])

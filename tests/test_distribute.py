@@ -1,5 +1,8 @@
-"""Two replicas on the two logical CPU devices of `conftest.py`."""
+"""Two and four replicas on the logical CPU devices of `conftest.py`."""
 
+import functools
+
+import distributed_runs
 import keras
 import numpy as np
 import pytest
@@ -8,77 +11,151 @@ import tensorflow as tf
 
 import tfp_glow
 
-IMAGES = small_models.images(20)
+IMAGES = distributed_runs.IMAGES
 pytestmark = pytest.mark.slow
 
 
-def _train(strategy, **kwargs):
-  with strategy.scope():
-    model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(**kwargs)), keras.optimizers.Adam(1e-2))
-  # The last of the batches of 8, 8 and 4 is small.
-  history = model.fit(IMAGES, batch_size=8, epochs=2, shuffle=False, validation_data=(IMAGES[:7],), verbose=0).history
-  return model, history
+@functools.cache
+def _mirrored(count):
+  """One strategy of each size: TensorFlow takes the collective operations of two for one another."""
+
+  class Strategy(tf.distribute.MirroredStrategy):
+    _collective_key_base = 100 * count
+
+  strategy = Strategy([f"CPU:{i}" for i in range(count)])
+  assert strategy.num_replicas_in_sync == count
+  return strategy
+
+
+# The last batch, of 3 images, is uneven for two replicas, and leaves one of four without any.
 
 
 @pytest.fixture(scope="module")
-def models():
-  replicas = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-  assert replicas.num_replicas_in_sync == 2
-  return _train(tf.distribute.get_strategy()), _train(replicas)
+def two():
+  return distributed_runs.train(_mirrored(2))
 
 
-def test_loss_is_that_of_one_device(models):
-  (_, single), (_, mirrored) = models
-  for key in ("loss", "bits_per_dim", "val_bits_per_dim"):
-    np.testing.assert_allclose(mirrored[key], single[key], rtol=1e-5)
+@pytest.fixture(scope="module")
+def four():
+  return distributed_runs.train(_mirrored(4))
 
 
-def test_weights_are_those_of_one_device(models):
-  (single, _), (mirrored, _) = models
-  for a, b in zip(single.distribution.variables, mirrored.distribution.variables):
-    np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-5, err_msg=a.name)
+@pytest.fixture(params=["two", "four"])
+def mirrored(request):
+  return request.getfixturevalue(request.param)
 
 
-def test_replicas_are_equal(models):
-  _, (mirrored, _) = models
-  for variable in mirrored.distribution.variables:
-    first, second = [copy.numpy() for copy in variable.values]
-    np.testing.assert_array_equal(first, second, err_msg=variable.name)
+def test_loss_is_that_of_one_device(mirrored, one_device):
+  assert mirrored[1].keys() == one_device[1].keys() == {"loss", "bits_per_dim", "val_loss", "val_bits_per_dim"}
+  for key, values in one_device[1].items():
+    np.testing.assert_allclose(mirrored[1][key], values, rtol=1e-5)
 
 
-def test_evaluation_sampling_and_export_work_with_replicas(models, tmp_path):
-  (single, _), (mirrored, _) = models
-  np.testing.assert_allclose(mirrored.predict(IMAGES, batch_size=8, verbose=0),
-                             single.predict(IMAGES, batch_size=8, verbose=0), rtol=1e-4)
-  np.testing.assert_array_equal(mirrored.decode(mirrored.encode(IMAGES)), IMAGES)
-  assert mirrored.sample(2, seed=0).shape == (2, *small_models.SHAPE)
-  mirrored.export(tmp_path / "saved_model")
-  answer = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["log_prob"](images=tf.constant(IMAGES))
-  np.testing.assert_allclose(answer["log_prob"], mirrored.log_prob(IMAGES), rtol=1e-5)
+def test_initialisation_and_weights_are_those_of_one_device(mirrored, one_device):
+  for of_mirrored, of_one in ((mirrored[0].adapted_weights, one_device[0].adapted_weights),
+                              (distributed_runs.values_of(mirrored[0]), distributed_runs.values_of(one_device[0]))):
+    for a, b in zip(of_mirrored, of_one, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_reversible_gradients_with_replicas(models):
-  (_, expected), _ = models
-  model, found = _train(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]), gradient="reversible")
-  for key in ("loss", "val_bits_per_dim"):
-    np.testing.assert_allclose(found[key], expected[key], rtol=1e-4)
+def _check_replicas(model):
   for variable in model.distribution.variables:
-    first, second = [copy.numpy() for copy in variable.values]
-    np.testing.assert_array_equal(first, second, err_msg=variable.name)
+    first, *others = [copy.numpy() for copy in variable.values]
+    for other in others:
+      np.testing.assert_array_equal(first, other, err_msg=variable.name)
 
 
-def test_a_replica_without_images():
-  """A batch smaller than the number of replicas."""
-  histories = []
-  for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+def test_replicas_are_equal(mirrored):
+  _check_replicas(mirrored[0])
+
+
+def test_replicas_are_equal_after_initialisation():
+  with _mirrored(4).scope():
+    model = tfp_glow.FlowModel(small_models.distribution())
+  before = distributed_runs.values_of(model)
+  model.adapt(IMAGES)
+  assert any((a != b).any() for a, b in zip(before, distributed_runs.values_of(model)))
+  _check_replicas(model)
+
+
+def test_evaluation_sampling_and_export_work_with_replicas(two, one_device, tmp_path):
+  model, single = two[0], one_device[0]
+  np.testing.assert_allclose(model.predict(IMAGES, batch_size=8, verbose=0),
+                             single.predict(IMAGES, batch_size=8, verbose=0), rtol=1e-4)
+  np.testing.assert_array_equal(model.decode(model.encode(IMAGES)), IMAGES)
+  assert model.sample(2, seed=0).shape == (2, *small_models.SHAPE)
+  model.export(tmp_path / "saved_model")
+  answer = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["log_prob"](images=tf.constant(IMAGES))
+  np.testing.assert_allclose(answer["log_prob"], model.log_prob(IMAGES), rtol=1e-5)
+
+
+def test_weights_go_from_replicas_to_replicas_and_to_one_device(mirrored, tmp_path):
+  model = mirrored[0]
+  model.save_weights(tmp_path / "model.weights.h5")
+  with model.distribute_strategy.scope():
+    same = tfp_glow.FlowModel(small_models.distribution(seed=2))
+  other = tfp_glow.FlowModel(small_models.distribution(seed=2))
+  for restored in (same, other):
+    restored.load_weights(tmp_path / "model.weights.h5")
+    for a, b in zip(distributed_runs.values_of(model), distributed_runs.values_of(restored), strict=True):
+      np.testing.assert_array_equal(a, b)
+  _check_replicas(same)
+
+
+def test_evaluation_and_prediction_with_four_replicas():
+  """In their order, one replica without any of the last batch."""
+  with _mirrored(4).scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
+  single = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
+  for method in ("evaluate", "predict"):
+    found, expected = (getattr(m, method)(IMAGES, batch_size=8, verbose=0) for m in (model, single))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_metrics_of_a_batch_are_those_of_all_replicas():
+  """What callbacks see during an epoch; the second batch leaves a replica without images."""
+  all_logs = []
+  for strategy in (tf.distribute.get_strategy(), _mirrored(2)):
     with strategy.scope():
-      model = small_models.compiled()
-    histories.append(model.fit(IMAGES[:5], batch_size=4, epochs=2, shuffle=False, verbose=0).history["bits_per_dim"])
-  np.testing.assert_allclose(histories[1], histories[0], rtol=1e-5)
+      model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
+    found = []
+    record = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs, found=found: found.append([logs["loss"], logs["bits_per_dim"]]))
+    model.fit(IMAGES[:6], batch_size=5, shuffle=False, verbose=0, callbacks=[record])
+    all_logs.append(found)
+  assert np.shape(all_logs) == (2, 2, 2)
+  np.testing.assert_allclose(all_logs[1], all_logs[0], rtol=1e-5)
+
+
+def test_gradients_are_clipped_as_on_one_device():
+  weights = []
+  for strategy in (tf.distribute.get_strategy(), _mirrored(2)):
+    with strategy.scope():
+      model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.SGD(1., global_clipnorm=.1))
+    model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0)
+    weights.append(distributed_runs.values_of(model))
+  for a, b in zip(*weights, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_noise_of_replicas_differs_and_is_that_of_one_device():
+  strategy, seed = _mirrored(4), tf.constant([3, 5])
+  noise_of = tf.function(tfp_glow.dequantize.image_noise)
+  batch = next(iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(IMAGES[:8]).unbatch().batch(8))))
+  noise = strategy.experimental_local_results(strategy.run(noise_of, args=(batch, seed)))
+  assert len({part.numpy().tobytes() for part in noise}) == 4
+  np.testing.assert_array_equal(tf.concat(noise, 0), noise_of(tf.constant(IMAGES[:8]), seed))
+
+
+def test_reversible_gradients_with_replicas(one_device):
+  model, found = distributed_runs.train(_mirrored(2), gradient="reversible")
+  for key in ("loss", "val_bits_per_dim"):
+    np.testing.assert_allclose(found[key], one_device[1][key], rtol=1e-4)
+  _check_replicas(model)
 
 
 def test_initialising_inside_a_replica_is_an_error():
-  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+  strategy = _mirrored(2)
   with strategy.scope():
     actnorm = tfp_glow.ActNorm(2)
   with pytest.raises(RuntimeError, match="replicas"):

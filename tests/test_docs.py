@@ -1,7 +1,11 @@
-"""Every snippet of the README and of the docstrings runs; its commands are those that `.ci/run` runs."""
+"""Every snippet of the README, of `docs` and of the docstrings runs; its commands are those that `.ci/run` runs."""
 
+import json
 import pathlib
 import re
+import runpy
+import shlex
+import sys
 import textwrap
 
 import pytest
@@ -10,10 +14,12 @@ import tfp_glow
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAGES = {path.stem: path.read_text() for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]}
 
 
 def _snippets():
-  found = [(f"README-{i}", code) for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", README, re.M | re.S))]
+  found = [(f"{page}-{i}", code) for page, text in PAGES.items()
+           for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", text, re.M | re.S))]
   for path in sorted(pathlib.Path(tfp_glow.__file__).parent.rglob("*.py")):
     code = re.findall(r"^ *```python\n(.*?)^ *```", path.read_text(), re.M | re.S)
     found += [(f"{path.stem}-{i}", textwrap.dedent(snippet)) for i, snippet in enumerate(code)]
@@ -42,5 +48,23 @@ def test_commands_are_those_of_continuous_integration():
 
 
 def test_files_that_the_readme_names_exist():
-  for name in set(re.findall(r"(?:docs|tests|examples)/[\w/.]+\w", README)):
+  for name in set(re.findall(r"(?:docs|tests|examples)/[\w/.]+\w", "".join(PAGES.values()))):
     assert (ROOT / name).exists(), name
+
+
+_COMMANDS = sorted({command for text in PAGES.values() for command in re.findall(r"python (examples/.+?)(?:`|\n)", text)})
+
+
+@pytest.mark.parametrize("command", _COMMANDS)
+def test_example_takes_the_options_of_the_pages(command, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  script, *options = shlex.split(command)
+  monkeypatch.setattr(sys, "argv", [script, *(option for option in options if option != "--help")])
+  runpy.run_path(str(ROOT / script))["parse_args"]()
+
+
+def test_workers_of_the_pages_are_one_cluster():
+  configurations = [json.loads(text) for text in re.findall(r"TF_CONFIG='(.+?)'\n", PAGES["distributed"], re.S)]
+  (workers,) = {tuple(configuration["cluster"]["worker"]) for configuration in configurations}
+  assert [configuration["task"] for configuration in configurations] == [
+      {"type": "worker", "index": index} for index in range(len(workers))]

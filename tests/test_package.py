@@ -19,6 +19,7 @@ _ALLOWED = {
     "dequantize": set(),
     "data": set(),
     "version": set(),
+    "replicas": set(),
     "latent": set(),
     "bijectors.actnorm": {"bijectors.one_pass", "networks"},
     "bijectors.conv1x1": {"bijectors.one_pass", "networks"},
@@ -32,8 +33,8 @@ _ALLOWED = {
     "original": {"glow", "bijectors.conv1x1"},
     "codec": {"dequantize"},
     "export": {"codec"},
-    "model": {"codec", "export"},
-    "callbacks": {"model"},
+    "model": {"codec", "export", "replicas"},
+    "callbacks": {"model", "replicas"},
 }
 
 

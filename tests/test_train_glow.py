@@ -275,6 +275,8 @@ def test_folder_of_colour_images_with_other_settings(monkeypatch, tmp_path):
     (["--max-shift=inf"], "--max-shift: must be a number of at least 0. Received: 'inf'"),
     (["--num-bits=9"], "--num-bits: invalid choice: 9"),
     (["--coupling=cubic"], "--coupling: invalid choice: 'cubic'"),
+    (["--strategy=two"], "--strategy: invalid choice: 'two'"),
+    (["--strategy=multiworker", "--time-limit=1"], "--time-limit must not be given with --strategy=multiworker"),
     (["--image-size=6", "--num-blocks=2"], "--image-size must be divisible by 2 ** num_blocks = 4"),
 ])
 def test_bad_arguments(monkeypatch, tmp_path, capsys, options, message):
@@ -364,6 +366,12 @@ def test_data_without_validation_split_gives_up_a_part_of_train(monkeypatch):
   assert sizes == {"train": len("train[:95%]"), "validation": len("train[95%:]"), "test": len("test")}
 
 
+def test_mirrored_strategy_takes_all_devices():
+  strategy = train_glow.make_strategy(argparse.Namespace(strategy="mirrored"))
+  assert isinstance(strategy, tf.distribute.MirroredStrategy)
+  assert strategy.num_replicas_in_sync == len(tf.config.list_logical_devices("CPU")) > 1
+
+
 def test_learning_rate_warms_up_and_falls_to_zero():
   schedule = train_glow.learning_rate_schedule(argparse.Namespace(epochs=10, learning_rate=1e-2), steps_per_epoch=20)
   rates = [float(schedule(step)) for step in range(201)]
@@ -376,6 +384,7 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 def test_best_weights_are_kept(best, now, expected):
   calls = []
   model = types.SimpleNamespace(
+      distribute_strategy=tf.distribute.get_strategy(), weights=[],
       evaluate=lambda *_, **__: {"bits_per_dim": now}, load_weights=lambda path: calls.append("load"),
       save_weights=lambda path: calls.append("save"))
   bits = train_glow.keep_best(model, None, types.SimpleNamespace(best=best, filepath="weights"))

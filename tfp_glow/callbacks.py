@@ -10,6 +10,8 @@ import time
 import keras
 import tensorflow as tf
 
+from tfp_glow import replicas
+
 # How TensorFlow's checkpoints name what is in them.
 _PROGRESS_KEY = "progress/.ATTRIBUTES/py_state"
 _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
@@ -81,12 +83,12 @@ class TrainingState(keras.callbacks.Callback):
   """Keeps the state of training in a folder, so that a run that was killed goes on as if it had not been.
 
   Written at the end of each epoch: the weights, all of the optimizer (its step, and with that the position in a
-  learning-rate schedule; moments; EMA), the history, and the seconds of training. The dequantization noise of `FlowModel`
-  depends on the step; the order of the data depends on the epoch where `data.load_images` is given `epochs`. So a
+  learning-rate schedule; moments; EMA), the history, and the seconds of training. The dequantization noise of
+  `FlowModel` depends on the step; the order of the data depends on the epoch where `data.load_images` is given `epochs`. So a
   resumed run ends with the weights of an uninterrupted one.
 
-  Unlike that of `keras.callbacks.BackupAndRestore` the state is never found half written: a new one is written beside the
-  last, which is kept. Under a `tf.distribute` strategy of many workers the chief alone writes; all must see its folder.
+  Unlike that of `keras.callbacks.BackupAndRestore` the state is never found half written: a new one is written beside
+  the last, which is kept. Of several workers (`tf.distribute`) the chief alone writes and reads; it tells the others.
 
   #### Example
 
@@ -148,9 +150,20 @@ class TrainingState(keras.callbacks.Callback):
     if not getattr(model, "compiled", False):
       raise ValueError(f"`model` must be compiled: its optimizer is part of the state. Received: {model!r}")
     self._checkpoint = _checkpoint_of(model, self._progress)
+    strategy = model.distribute_strategy
+    progress = self._read(model) if replicas.is_chief(strategy) else None
+    progress = json.loads(replicas.bytes_from_chief(json.dumps(progress).encode(), strategy))
+    if progress is None:
+      return 0
+    replicas.take_from_chief([v.value for variables in _variables_of(model).values() for v in variables], strategy)
+    self.history, self.seconds = progress["history"], progress["seconds"]
+    return progress["num_epochs"]
+
+  def _read(self, model):
+    """Python's part of the last state, when the rest has been put into the model; `None` if there is no state."""
     complete = self._complete()
     if not complete:
-      return 0
+      return None
     prefix = self._prefix(complete[-1])
     try:
       # All of it: TensorFlow compares checksums as it reads.
@@ -158,16 +171,15 @@ class TrainingState(keras.callbacks.Callback):
       tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader is not of one mind.
       remedy = f"to go on from epoch {complete[-2]}" if len(complete) > 1 else "to begin anew"
-      raise ValueError(f"`folder` must hold a whole training state, but the last one is damaged: {error}. Delete the files "
-                       f"{prefix}.* {remedy}. Received: {self._folder}") from error
+      raise ValueError(f"`folder` must hold a whole training state, but the last one is damaged: {error}. Delete the "
+                       f"files {prefix}.* {remedy}. Received: {self._folder}") from error
     progress = json.loads(tensors.pop(_PROGRESS_KEY, "null"))
     if progress and progress["settings"] != self._settings:
       raise ValueError("`settings` must be those of the run whose training state is in `folder`, "
                        f"{progress['settings']}. Received: {self._settings}")
     self._check_fits(model, tensors)
     self._checkpoint.read(prefix).assert_consumed()
-    self.history, self.seconds = progress["history"], progress["seconds"]
-    return complete[-1]
+    return {**progress, "num_epochs": complete[-1]}
 
   def delete(self):
     """Removes the folder, when the run is over."""
@@ -188,7 +200,7 @@ class TrainingState(keras.callbacks.Callback):
     # An epoch that was cut short would be taken for whole.
     num_batches = self.params.get("steps")
     is_whole = self._num_batches >= num_batches if num_batches else not self.model.stop_training
-    if is_whole and self.model.distribute_strategy.extended.should_checkpoint:
+    if is_whole and replicas.is_chief(self.model.distribute_strategy):
       self._save(epoch + 1)
 
   def _save(self, num_epochs):

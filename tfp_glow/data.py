@@ -144,8 +144,11 @@ def _batches(source, batch_size, shuffle, seed, drop_remainder, epochs):
       dataset = dataset.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
     return dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size, drop_remainder=drop_remainder)
 
+  # Several workers share each batch. By files, TensorFlow's first choice, their batches would be others than one process'.
+  options = tf.data.Options()
+  options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
   if epochs is None:
-    return one_pass(seed).prefetch(tf.data.AUTOTUNE)
+    return one_pass(seed).with_options(options).prefetch(tf.data.AUTOTUNE)
 
   def epoch_of(number):
     # In the graph of this function: `shuffle` compares a global seed of 0 with a seed that is a tensor, and fails.
@@ -154,7 +157,8 @@ def _batches(source, batch_size, shuffle, seed, drop_remainder, epochs):
 
   dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of)
   num_batches = len(epochs) * int(one_pass(seed).cardinality())
-  return dataset.apply(tf.data.experimental.assert_cardinality(num_batches)).prefetch(tf.data.AUTOTUNE)
+  dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
+  return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
 def _is_path(name_or_folder):

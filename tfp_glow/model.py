@@ -8,6 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow import export
+from tfp_glow import replicas
 from tfp_glow.codec import Codec
 
 tfb = tfp.bijectors
@@ -96,7 +97,7 @@ class FlowModel(keras.Model):
     """As `keras.Model.compile`; the loss is fixed.
 
     Args:
-      optimizer: Keras optimizer, or its name.
+      optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
       jit_compile: Whether XLA compiles the steps. `"auto"`: not on CPUs, where its convolutions are slower; else as
         Keras decides.
       **kwargs: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of `keras.Model.compile`.
@@ -114,10 +115,15 @@ class FlowModel(keras.Model):
     # A metric of `compile`, not of the model: callbacks learn its direction from those only.
     bits_per_dim = keras.metrics.MeanMetricWrapper(lambda _, bits: bits, name="bits_per_dim")
     bits_per_dim._direction = "down"
-    super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=[bits_per_dim], **kwargs)
+    with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
+      super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=[bits_per_dim], **kwargs)
+    # Keras clips each replica's share of the gradients and adds up what is left. Here `train_step` has added them up.
+    getattr(self.optimizer, "inner_optimizer", self.optimizer)._all_reduce_sum_gradients = list
 
   def adapt(self, data):
     """Data-dependent initialisation from one batch: of the distribution's bijector, or of the parts of its `tfb.Chain`.
+
+    With several workers all must call it, each with a batch of its own or with the same one; the result is the chief's.
 
     Args:
       data: A batch, or a `tf.data.Dataset` whose first batch is used.
@@ -135,6 +141,7 @@ class FlowModel(keras.Model):
         if not is_last:
           values = bijector.inverse(values)
       self._adapted.assign(1.)
+    replicas.take_from_chief([v.value for v in self._adopted], self.distribute_strategy)
 
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
@@ -236,10 +243,12 @@ class FlowModel(keras.Model):
     with tf.GradientTape() as tape:
       bits = self._bits(images, labels, self._noise_seed(_TRAIN, self.optimizer.iterations))
       # Over all replicas: they may have got unequal shares of the batch, which may be empty.
-      loss = tf.math.divide_no_nan(tf.reduce_sum(bits), tf.cast(_sum_over_replicas(tf.shape(bits)[0]), bits.dtype))
+      loss = tf.math.divide_no_nan(tf.reduce_sum(bits), tf.cast(replicas.sum_over_replicas(tf.shape(bits)[0]), bits.dtype))
       scaled_loss = self.optimizer.scale_loss(loss)
     variables = self.trainable_variables
     gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+    summed = iter(replicas.sum_over_replicas([g for g in gradients if g is not None]))
+    gradients = [g if g is None else next(summed) for g in gradients]
     self.optimizer.apply_gradients(zip(gradients, variables))
     return self._update_metrics(bits)
 
@@ -382,7 +391,12 @@ class FlowModel(keras.Model):
   def _update_metrics(self, bits):
     self._loss_tracker.update_state(bits)
     self._compile_metrics.update_state(bits, bits)
-    return self.get_metrics_result()
+    # Keras would report the mean of the replicas' means, however many images each has seen.
+    total, count = replicas.sum_over_replicas([tf.identity(v) for v in self._loss_tracker.variables])
+    mean = tf.math.divide_no_nan(total, count)
+    if replicas.has_workers(self.distribute_strategy):
+      mean = mean[tf.newaxis]  # Keras averages over the workers by `strategy.reduce(..., axis=0)`: not a scalar.
+    return dict.fromkeys(self.get_metrics_result(), mean)
 
   def _unpack(self, data):
     """Images and labels of a batch."""
@@ -462,11 +476,6 @@ def _check_finite(name, values):
   odd = int(tf.reduce_sum(tf.cast(~tf.math.is_finite(values), tf.int32)))
   if odd:
     raise ValueError(f"`{name}` must be finite. Received: {odd} of {tf.size(values)} values that are NaN or infinite")
-
-
-def _sum_over_replicas(count):
-  context = tf.distribute.get_replica_context()
-  return context.all_reduce(tf.distribute.ReduceOp.SUM, count) if context.num_replicas_in_sync > 1 else count
 
 
 def _seed_pair(seed):

@@ -1,0 +1,164 @@
+"""What the tests of `tf.distribute` train, on one device, on replicas, and in worker processes on loopback."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import runpy
+import signal
+import socket
+import sys
+import time
+
+import keras
+import numpy as np
+import small_models
+import tensorflow as tf
+
+import tfp_glow
+
+IMAGES = small_models.images(19)
+TIMEOUT = 180  # seconds, far more than needed
+
+# Each worker is a process of its own, forked from one that has imported TensorFlow but not started it.
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["tfp_glow"])
+
+
+def train(strategy, first_batch=None, **kwargs):
+  """A model trained on batches of 8, 8 and 3, and its history."""
+  with strategy.scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(**kwargs)))
+  model.adapt(IMAGES[:8] if first_batch is None else first_batch)
+  model.adapted_weights = values_of(model)
+  history = model.fit(IMAGES, batch_size=8, epochs=2, shuffle=False, validation_data=(IMAGES[:7],), verbose=0).history
+  return model, history
+
+
+def train_gaussian(strategy):
+  """The same in no time, of shuffled data."""
+  with strategy.scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
+  data = tf.data.Dataset.from_tensor_slices(IMAGES).shuffle(len(IMAGES), seed=0).batch(8)
+  return model, model.fit(data, epochs=2, verbose=0).history
+
+
+def values_of(model):
+  return [v.numpy() for v in model.distribution.variables]
+
+
+# What the workers do. Each reports, and then trains until it is killed.
+
+
+def glow_worker(index, folder):
+  """Starts from other weights and other images than the chief."""
+  strategy = tf.distribute.MultiWorkerMirroredStrategy()
+  model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], seed=1 + index)
+  report = {"adapted": model.adapted_weights, "weights": values_of(model), "history": history,
+            "evaluation": model.evaluate(IMAGES, batch_size=8, verbose=0, return_dict=True)}
+  if index == 0:
+    report["sample"] = model.sample(2, seed=0)
+    model.save_weights(folder / "model.weights.h5")
+    model.export(folder / "saved_model")
+  _report(report, index, folder)
+  _train_on(model, index, folder)
+
+
+def gaussian_worker(index, folder):
+  model, history = train_gaussian(tf.distribute.MultiWorkerMirroredStrategy())
+  _report({"weights": values_of(model), "history": history,
+           "evaluation": model.evaluate(IMAGES, batch_size=7, verbose=0, return_dict=True),
+           "prediction": model.predict(IMAGES, batch_size=8, verbose=0)}, index, folder)
+  _train_on(model, index, folder)
+
+
+def example_worker(index, folder, script, *options):
+  """The script, each worker with an output folder of its own, as on machines of their own."""
+  sys.argv = [str(script), *options, f"--output={folder / f'output_{index}'}"]
+  runpy.run_path(str(script), run_name="__main__")
+
+
+def _report(values, index, folder):
+  as_lists = keras.tree.map_structure(lambda value: np.asarray(value).tolist(), values)
+  (folder / f"unfinished_{index}").write_text(json.dumps(as_lists))
+  (folder / f"unfinished_{index}").rename(folder / f"report_{index}")
+
+
+def _train_on(model, index, folder):
+  tell = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: (folder / f"training_{index}").touch())
+  model.fit(IMAGES, batch_size=8, epochs=10**9, shuffle=False, verbose=0, callbacks=[tell])
+
+
+# The processes.
+
+
+class Workers:
+  """Worker processes on loopback; none outlives the `with` block."""
+
+  def __init__(self, count, work, folder, *args):
+    addresses = _free_addresses(count)
+    self._folder = folder
+    self._processes = [_CONTEXT.Process(target=_begin, args=(work, index, addresses, folder, *args), daemon=True)
+                       for index in range(count)]
+
+  def __enter__(self):
+    for process in self._processes:
+      process.start()
+    return self
+
+  def __exit__(self, *_):
+    for process in self._processes:
+      process.kill()
+      process.join()
+
+  def reports(self):
+    """What the workers reported."""
+    return [json.loads(self._wait_for(f"report_{index}").read_text()) for index in range(len(self._processes))]
+
+  def kill(self, index, at=None):
+    """Kills a worker in the middle of training, or when the chief prints a text."""
+    if at is not None:
+      self._wait_until(lambda: at in self.output(0)[0], at)
+    else:
+      for i in range(len(self._processes)):
+        self._wait_for(f"training_{i}")
+    self._processes[index].kill()
+
+  def exit_code(self, index):
+    self._processes[index].join(TIMEOUT)
+    assert self._processes[index].exitcode is not None, f"worker {index} hangs:\n{self.output(index)}"
+    return self._processes[index].exitcode
+
+  def output(self, index):
+    """What a worker has printed."""
+    paths = self._folder / f"stdout_{index}", self._folder / f"stderr_{index}"
+    return tuple(path.read_text() if path.exists() else "" for path in paths)
+
+  def _wait_for(self, name):
+    self._wait_until((self._folder / name).exists, name)
+    return self._folder / name
+
+  def _wait_until(self, condition, name):
+    end = time.monotonic() + TIMEOUT
+    while not condition():
+      for index, process in enumerate(self._processes):
+        assert process.is_alive(), f"worker {index} ended:\n{self.output(index)[1]}"
+      assert time.monotonic() < end, f"no {name}: {[self.output(i)[1] for i in range(len(self._processes))]}"
+      time.sleep(0.05)
+
+
+def _begin(work, index, addresses, folder, *args):
+  signal.alarm(4 * TIMEOUT)  # Ends the process, should nobody be left to kill it.
+  for number, name in ((1, "stdout"), (2, "stderr")):
+    os.dup2(os.open(folder / f"{name}_{index}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+  os.environ["TF_CONFIG"] = json.dumps(
+      {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
+  work(index, folder, *args)
+
+
+def _free_addresses(count):
+  with contextlib.ExitStack() as stack:
+    sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+    for one in sockets:
+      one.bind(("127.0.0.1", 0))
+    return [f"127.0.0.1:{one.getsockname()[1]}" for one in sockets]

@@ -1,0 +1,113 @@
+"""Two and three worker processes on loopback train one model."""
+
+import json
+
+import distributed_runs
+import numpy as np
+import pytest
+import small_models
+import tensorflow as tf
+import test_train_glow
+
+import tfp_glow
+
+IMAGES = distributed_runs.IMAGES
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+  """Two workers, their reports and the folder of the chief; then the second is killed."""
+  folder = tmp_path_factory.mktemp("two")
+  with distributed_runs.Workers(2, distributed_runs.glow_worker, folder) as workers:
+    reports = workers.reports()
+    workers.kill(1)
+    yield workers, reports, folder
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+  """Three workers and their reports; then the chief is killed."""
+  with distributed_runs.Workers(3, distributed_runs.gaussian_worker, tmp_path_factory.mktemp("three")) as workers:
+    reports = workers.reports()
+    workers.kill(0)
+    yield workers, reports
+
+
+def test_initialisation_is_that_of_the_chief(two, one_device):
+  chief, other = (report["adapted"] for report in two[1])
+  for a, b, expected in zip(chief, other, one_device[0].adapted_weights, strict=True):
+    np.testing.assert_array_equal(a, b)
+    np.testing.assert_allclose(a, expected, atol=1e-5)
+
+
+def test_two_workers_train_as_one_process(two, one_device):
+  model, history = one_device
+  _check_training(two[1], model, history)
+  evaluation = model.evaluate(IMAGES, batch_size=8, verbose=0)[0]
+  np.testing.assert_allclose([report["evaluation"]["bits_per_dim"] for report in two[1]], evaluation, rtol=1e-5)
+
+
+def test_three_workers_train_as_one_process(three):
+  model, history = distributed_runs.train_gaussian(tf.distribute.get_strategy())
+  _check_training(three[1], model, history)
+  evaluation, prediction = model.evaluate(IMAGES, verbose=0)[0], model.predict(IMAGES, verbose=0)
+  for report in three[1]:
+    np.testing.assert_allclose(report["evaluation"]["bits_per_dim"], evaluation, rtol=1e-5)
+    np.testing.assert_allclose(report["prediction"], prediction, rtol=1e-5)
+
+
+def _check_training(reports, model, history):
+  for report in reports:
+    assert report["history"].keys() == history.keys() and report["history"] == reports[0]["history"]
+    for key, values in history.items():
+      np.testing.assert_allclose(report["history"][key], values, rtol=1e-5)
+    for a, b, expected in zip(report["weights"], reports[0]["weights"], distributed_runs.values_of(model), strict=True):
+      np.testing.assert_array_equal(a, b)
+      np.testing.assert_allclose(a, expected, atol=1e-5)
+
+
+def test_the_chief_alone_samples_saves_and_exports(two):
+  _, (chief, _), folder = two
+  model = tfp_glow.FlowModel(small_models.distribution(seed=5))
+  model.load_weights(folder / "model.weights.h5")
+  for a, b in zip(chief["weights"], distributed_runs.values_of(model), strict=True):
+    np.testing.assert_array_equal(a, b)
+  np.testing.assert_array_equal(chief["sample"], model.sample(2, seed=0))
+  answer = tf.saved_model.load(str(folder / "saved_model")).signatures["log_prob"](images=tf.constant(IMAGES))
+  np.testing.assert_allclose(answer["log_prob"], model.log_prob(IMAGES), rtol=1e-5)
+
+
+def test_example_with_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
+  options = [*test_train_glow.TINY, "--epochs=2", "--strategy=multiworker"]
+  make = lambda: distributed_runs.Workers(2, distributed_runs.example_worker, tmp_path, test_train_glow.SCRIPT, *options)
+  with make() as workers:
+    workers.kill(1, at="Epoch 2/2")
+    assert workers.exit_code(0) != 0
+  assert (tmp_path / "output_0" / "training_state").exists()
+  with make() as workers:
+    assert [workers.exit_code(index) for index in range(2)] == [0, 0], workers.output(0)[1]
+    assert "Going on after epoch 1 of 2" in workers.output(0)[0] and workers.output(1)[0] == ""
+  assert not (tmp_path / "output_1").exists() and not (tmp_path / "output_0" / "training_state").exists()
+  results = json.loads((tmp_path / "output_0" / "results.json").read_text())
+  assert test_train_glow.call(monkeypatch, "--epochs=2", "--output", tmp_path / "alone") == 0
+  alone = json.loads((tmp_path / "alone" / "results.json").read_text())
+  assert results["epochs"] == alone["epochs"] == 2
+  np.testing.assert_allclose(results["bits_per_dim"], alone["bits_per_dim"], rtol=1e-4)
+
+
+# At the end: the deaths have had time to be noticed.
+
+
+def test_a_killed_worker_ends_the_chief_with_an_error(two):
+  _check_end(two[0], 0, killed=1)
+
+
+def test_a_killed_chief_ends_the_workers_with_an_error(three):
+  for index in (1, 2):
+    _check_end(three[0], index, killed=0)
+
+
+def _check_end(workers, index, killed):
+  assert workers.exit_code(index) != 0
+  assert f"task:{killed}" in workers.output(index)[1]

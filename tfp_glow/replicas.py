@@ -1,0 +1,57 @@
+"""What replicas and worker processes tell each other under a `tf.distribute.Strategy`."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def sum_over_replicas(values):
+  """The sum of a tensor over all replicas, or of each of a list of tensors of one dtype; to be called in each replica."""
+  context = tf.distribute.get_replica_context()
+  return context.all_reduce(tf.distribute.ReduceOp.SUM, values) if context.num_replicas_in_sync > 1 else values
+
+
+def has_workers(strategy):
+  """Whether other processes train the same model."""
+  return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and strategy.extended._in_multi_worker_mode()
+
+
+def is_chief(strategy):
+  """Whether this process is the one that writes files; `True` where there are no others."""
+  return strategy.extended.should_checkpoint
+
+
+def take_from_chief(variables, strategy):
+  """Gives variables the values that they have on the chief, bit by bit; all workers must call it.
+
+  Args:
+    variables: List of `tf.Variable`s.
+    strategy: `tf.distribute.Strategy`; where there are no other workers nothing happens.
+  """
+  if not has_workers(strategy):
+    return
+  read = lambda: [tf.cast(v, tf.int32) if v.dtype == tf.bool else v.read_value() for v in variables]
+  with strategy.scope():
+    for variable, value in zip(variables, _from_chief(read, strategy)):
+      variable.assign(tf.cast(value, variable.dtype))
+
+
+def bytes_from_chief(content, strategy):
+  """The `bytes` that the chief gives; all workers must call it, with any of their own."""
+  if not has_workers(strategy):
+    return content
+  length, = _from_chief(lambda: [tf.constant(len(content))], strategy)
+  own = np.frombuffer(content, np.uint8).astype(np.int32) if is_chief(strategy) else np.zeros(int(length), np.int32)
+  found, = _from_chief(lambda: [tf.constant(own)], strategy)
+  return found.numpy().astype(np.uint8).tobytes()
+
+
+def _from_chief(read, strategy):
+  """The tensors that `read` returns on the chief's first replica."""
+
+  def values_of_first_replica():
+    is_first = tf.distribute.get_replica_context().replica_id_in_sync_group == 0
+    # One by one: the dtypes differ.
+    return [sum_over_replicas(tf.where(is_first, value, tf.zeros_like(value))) for value in read()]
+
+  values = tf.function(lambda: strategy.run(values_of_first_replica), autograph=False)()
+  return [strategy.experimental_local_results(value)[0] for value in values]

@@ -74,9 +74,10 @@ def main():
   except (ValueError, OSError, ImportError, RuntimeError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
     return EXIT_USAGE
-  history, bits_per_dim, interrupted = train(model, splits, args)
-  if not math.isfinite(bits_per_dim):
-    print(f"Training diverged: bits per dim {bits_per_dim}. A lower --learning-rate may help.", file=sys.stderr)
+  try:
+    history, bits_per_dim, interrupted = train(model, splits, args)
+  except FloatingPointError as error:
+    print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / WEIGHTS}.", file=sys.stderr)
     return EXIT_FAILED
   results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(history.epoch), "interrupted": interrupted}
   save_results(model, splits["test"], history, results, start, args)
@@ -214,6 +215,9 @@ def train(model, splits, args):
     history: `keras.callbacks.History`.
     bits_per_dim: Of the validation split.
     interrupted: Whether Ctrl-C was pressed.
+
+  Raises:
+    FloatingPointError: if training diverges.
   """
   # Not from the shifted images: their pipeline would then have drawn random numbers ahead, nobody knows how many.
   model.adapt(splits["train"])
@@ -225,7 +229,7 @@ def train(model, splits, args):
   limit = [callbacks.TimeLimit(60. * args.time_limit)] if args.time_limit else []
   interrupt = callbacks.StopOnInterrupt()
   model.fit(augment(splits["train"], args), validation_data=splits["validation"], epochs=args.epochs, shuffle=False,
-            callbacks=[history, checkpoint, keras.callbacks.TerminateOnNaN(), interrupt, *limit])
+            callbacks=[history, checkpoint, interrupt, *limit])
   return history, keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
 
 
@@ -249,6 +253,8 @@ def keep_best(model, validation_images, checkpoint):
   if checkpoint.best is not None and not bits_per_dim < checkpoint.best:
     model.load_weights(checkpoint.filepath)
     return float(checkpoint.best)
+  if not math.isfinite(bits_per_dim):
+    raise FloatingPointError(f"Bits per dimension of the validation split must be finite. Received: {bits_per_dim}")
   model.save_weights(checkpoint.filepath)
   return bits_per_dim
 

@@ -22,15 +22,20 @@ _WARM_UP_CALLS = 3
 def main():
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("system", choices=("convolutions", "tfp_glow", "tfb.Glow", "normflows"))
+  parser.add_argument("system", choices=("convolutions", "tfp_glow", "FlowModel", "tfb.Glow", "normflows"))
   parser.add_argument("measurement", choices=tuple(_MEASUREMENTS))
   parser.add_argument("--calls", type=int, default=10, help="timed calls (%(default)s)")
+  stress = parser.add_argument_group("of `health`, where `--calls` are the training steps")
+  stress.add_argument("--kinds", nargs="+", default=["real", "constant", "extreme"], help="of images (%(default)s)")
+  stress.add_argument("--bits", nargs="+", type=int, default=[1, 8], help="of the images (%(default)s)")
+  stress.add_argument("--rates", nargs="+", type=float, default=[1e-4, 1e-3, 1e-2, 3e-2], help="to learn (%(default)s)")
+  stress.add_argument("--seeds", type=int, default=3, help="trainings of each setting (%(default)s)")
   parser.add_argument("--seconds", type=float, default=120., help="of training, for `quality` (%(default)s)")
   for field in dataclasses.fields(systems.Architecture):
     if field.name != "image_shape":
       parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
   args = parser.parse_args()
-  image_shape = (32, 32, 1) if args.measurement == "quality" else (32, 32, 3)
+  image_shape = {"quality": (32, 32, 1), "invertibility": (32, 32, 1), "health": (8, 8, 1)}.get(args.measurement, (32, 32, 3))
   fields = {field.name: getattr(args, field.name, image_shape) for field in dataclasses.fields(systems.Architecture)}
   print(json.dumps(_MEASUREMENTS[args.measurement](args, systems.Architecture(**fields))))
 
@@ -141,7 +146,84 @@ def _fashion_mnist(split):
   return np.concatenate(list(data.load_images("fashion_mnist", split, 1000, image_size=32, seed=0).as_numpy_iterator()))
 
 
-_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "fit": _fit, "quality": _quality}
+def _health(args, architecture):
+  """Which of many short trainings stay finite, and 1,000 samples after each; a dict for each training.
+
+  Adam with the warm-up and the clipping of `examples/train_glow.py`, whose loss is in bits per dimension.
+  """
+  clip_norm = 100. * architecture.num_dims * math.log(2.)
+  system = systems.make(args.system, dataclasses.replace(architecture, clip_norm=clip_norm))
+  results = []
+  for kind, num_bits, rate, seed in itertools.product(args.kinds, args.bits, args.rates, range(args.seeds)):
+    batches = _stress_batches(kind, num_bits, architecture, seed)
+    system.restart(seed, next(batches))
+    trained = _trains(system, batches, rate, args.calls)
+    sampled = trained and all(np.isfinite(system.sample(100)).all() for _ in range(10))
+    results.append({"kind": kind, "num_bits": num_bits, "learning_rate": rate, "seed": seed,
+                    "batch_size": architecture.batch_size, "trained": trained, "sampled": sampled})
+  return results
+
+
+def _trains(system, batches, learning_rate, num_steps):
+  """Whether the loss of every step, and the one after the last, is finite."""
+  num_warm_up_steps = max(1, num_steps // 20)
+  for step in range(num_steps):
+    progress = max(0., (step - num_warm_up_steps) / (num_steps - num_warm_up_steps))
+    rate = learning_rate * min(step / num_warm_up_steps, (1. + math.cos(math.pi * progress)) / 2.)
+    system.set_learning_rate(rate)
+    if not math.isfinite(system.step(next(batches))):
+      return False
+  return bool(np.isfinite(system.log_prob(next(batches))).all())
+
+
+def _stress_batches(kind, num_bits, architecture, seed):
+  """An endless row of dequantized batches: `"real"`, `"constant"` (all 128) or `"extreme"` (each value 0 or 255)."""
+  from tfp_glow import data  # pylint: disable=import-outside-toplevel
+  rng = np.random.default_rng(seed)
+  shape = (architecture.batch_size, *architecture.image_shape)
+  draw = {"constant": lambda: np.full(shape, 128), "extreme": lambda: 255 * rng.integers(0, 2, shape)}.get(kind)
+  if kind == "real":
+    images = data.load_images("fashion_mnist", "test", batch_size=architecture.batch_size, seed=seed,
+                              image_size=architecture.image_shape[0]).repeat().as_numpy_iterator()
+    draw = lambda: next(images)
+  while True:
+    values = draw().astype(np.int64) // 2**(8 - num_bits)
+    yield ((values + rng.random(shape)) / 2**num_bits - 0.5).astype(np.float32)
+
+
+def _invertibility(args, architecture):
+  """Errors of the way to the latents and back, after training on Fashion-MNIST with the settings of the example."""
+  # pylint: disable=import-outside-toplevel
+  import keras
+  import tensorflow as tf
+  import tensorflow_probability as tfp
+  import tfp_glow
+  from tfp_glow import data
+  load = lambda split: data.load_images("fashion_mnist", split, batch_size=architecture.batch_size, image_size=32, seed=0)
+  glow = tfp_glow.GlowBijector(architecture.image_shape, architecture.num_levels, architecture.num_steps,
+                               architecture.num_hidden, gradient=architecture.gradient, seed=0)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
+  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow))
+  num_warm_up_steps = max(1, args.calls // 20)
+  rates = keras.optimizers.schedules.CosineDecay(0., args.calls - num_warm_up_steps, warmup_steps=num_warm_up_steps,
+                                                 warmup_target=architecture.learning_rate)
+  model.compile(keras.optimizers.Adam(rates, global_clipnorm=100.))
+  history = model.fit(load("train").repeat().take(args.calls), verbose=0).history
+  shape = (64, *architecture.image_shape)
+  images = {"held-out images": np.concatenate(list(load("test").take(4).as_numpy_iterator())),
+            "noise": np.random.default_rng(0).integers(0, 256, shape, np.uint8),
+            **{f"constant {value}": np.full(shape, value, np.uint8) for value in (0, 127, 255)}}
+  results = {}
+  for name, batch in images.items():
+    x = tfp_glow.dequantize.dequantize(tf.constant(batch), 8, 0.5)
+    # As arrays: of a tensor TFP would know where it came from.
+    error = np.abs(x - glow.forward(glow.inverse(x).numpy())).max()
+    results[name] = {"error": float(error), "changed": int((model.decode(model.encode(batch)) != batch).sum())}
+  return {"bits_per_dim": history["bits_per_dim"][-1], "images": results}
+
+
+_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "fit": _fit, "quality": _quality, "health": _health,
+                 "invertibility": _invertibility}
 
 if __name__ == "__main__":
   main()

@@ -7,6 +7,7 @@ Settings of the peers are the best of those that were tried:
 """
 
 import dataclasses
+import math
 from typing import Callable
 
 import numpy as np
@@ -24,6 +25,7 @@ class Architecture:
   gradient: str = "autodiff"
   policy: str = "float32"
   learning_rate: float = 1e-4
+  clip_norm: float = math.inf  # Of the gradients' global norm.
 
   @property
   def num_dims(self):
@@ -39,18 +41,51 @@ class System:
   """What can be timed. Every call returns when its result is there."""
   step: Callable  # One training step on a batch (NumPy, float32); returns the loss in nats per image.
   log_prob: Callable  # Of a batch, `[N]`, nats.
-  sample: Callable  # A batch of new images.
+  sample: Callable  # New images: a batch, or as many as asked for.
   num_parameters: int
+  set_learning_rate: Callable  # Of the next steps.
+  restart: Callable = None  # With the weights of another seed, initialised from a batch, and a fresh optimizer.
 
 
 def make(name, architecture):
   """Builds a system, initialised from a batch where it does that."""
-  return {"convolutions": _convolutions, "tfp_glow": _tfp_glow, "tfb.Glow": _tfb_glow, "normflows": _normflows}[name](
-      architecture)
+  return {"convolutions": _convolutions, "tfp_glow": _tfp_glow, "FlowModel": _flow_model, "tfb.Glow": _tfb_glow,
+          "normflows": _normflows}[name](architecture)
 
 
-def _tensorflow_system(distribution, optimizer, variables, images):
-  """`variables`: the distribution's trainable ones, as the optimizer takes them."""
+def _tensorflow_system(make_distribution, initialize, make_optimizer, make_step, images):
+  """A system of what these four functions make.
+
+  Args:
+    make_distribution: From a seed to a `tfd.TransformedDistribution`.
+    initialize: From a distribution and a batch to nothing.
+    make_optimizer: From variables to an optimizer and these variables, as it takes them.
+    make_step: From all three to a function that trains on a batch and returns the loss.
+    images: A batch.
+  """
+  import tensorflow as tf  # pylint: disable=import-outside-toplevel
+  distribution = make_distribution(0)
+  initialize(distribution, images)
+  optimizer, variables = make_optimizer(distribution.trainable_variables)
+  step = make_step(distribution, optimizer, variables)
+  log_prob = tf.function(distribution.log_prob, autograph=False)
+  sample = tf.function(lambda seed, count: distribution.sample(count, seed=seed), autograph=False)
+  seeds = iter(range(2**31))
+
+  def restart(seed, x):
+    for variable, fresh in zip(distribution.variables, make_distribution(seed).variables):
+      variable.assign(fresh)
+    for variable in optimizer.variables:
+      variable.assign(tf.zeros_like(variable))
+    initialize(distribution, x)
+
+  return System(lambda x: float(step(x)), lambda x: log_prob(x).numpy(),
+                lambda count=len(images): sample(tf.constant([0, next(seeds)]), count).numpy(),
+                sum(int(np.prod(v.shape)) for v in variables),
+                lambda rate: optimizer.learning_rate.assign(rate), restart)
+
+
+def _make_bare_step(distribution, optimizer, variables):
   import tensorflow as tf  # pylint: disable=import-outside-toplevel
 
   @tf.function(autograph=False)
@@ -60,50 +95,88 @@ def _tensorflow_system(distribution, optimizer, variables, images):
     optimizer.apply_gradients(zip(tape.gradient(loss, distribution.trainable_variables), variables))
     return loss
 
-  log_prob = tf.function(distribution.log_prob, autograph=False)
-  sample = tf.function(lambda seed: distribution.sample(len(images), seed=seed), autograph=False)
-  seeds = iter(range(2**31))
-  return System(lambda x: float(step(x)), lambda x: log_prob(x).numpy(),
-                lambda: sample(tf.constant([0, next(seeds)])).numpy(), sum(int(np.prod(v.shape)) for v in variables))
+  return step
+
+
+def _clipping(architecture):
+  """Keyword arguments of both kinds of Keras' optimizers."""
+  return {"global_clipnorm": architecture.clip_norm} if math.isfinite(architecture.clip_norm) else {}
 
 
 def _keras_adam(architecture, tf_variables):
   import keras  # pylint: disable=import-outside-toplevel
-  optimizer = keras.optimizers.Adam(architecture.learning_rate)
+  optimizer = keras.optimizers.Adam(architecture.learning_rate, **_clipping(architecture))
   variables = [keras.Variable(v) for v in tf_variables]
   optimizer.build(variables)
   return optimizer, variables
 
 
-def _tfp_glow(architecture):
+def _tfp_glow(architecture, make_step=_make_bare_step):
   # pylint: disable=import-outside-toplevel
   import keras
   import tensorflow_probability as tfp
   import tfp_glow
   keras.config.set_dtype_policy(architecture.policy)
-  glow = tfp_glow.GlowBijector(
-      architecture.image_shape, architecture.num_levels, architecture.num_steps, architecture.num_hidden,
-      architecture.coupling, gradient=architecture.gradient, seed=0)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
-  distribution = tfp.distributions.TransformedDistribution(base, glow)
-  images = architecture.images()
-  glow.initialize(images)
-  return _tensorflow_system(distribution, *_keras_adam(architecture, distribution.trainable_variables), images)
+
+  def make_distribution(seed):
+    glow = tfp_glow.GlowBijector(
+        architecture.image_shape, architecture.num_levels, architecture.num_steps, architecture.num_hidden,
+        architecture.coupling, gradient=architecture.gradient, seed=seed)
+    base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
+    return tfp.distributions.TransformedDistribution(base, glow)
+
+  return _tensorflow_system(make_distribution, lambda distribution, x: distribution.bijector.initialize(x),
+                            lambda variables: _keras_adam(architecture, variables), make_step, architecture.images())
+
+
+def _flow_model(architecture):
+  """As `_tfp_glow`, trained by `FlowModel`, whose loss is in bits per dimension, with what that does against overflow."""
+  # pylint: disable=import-outside-toplevel
+  import tensorflow as tf
+  import tfp_glow
+  nats = architecture.num_dims * math.log(2.)
+
+  def make_step(distribution, optimizer, variables):
+    del variables  # They share their storage with those of the model.
+    model = tfp_glow.FlowModel(distribution, num_bits=None)
+    model.compile(optimizer)
+    model._maybe_symbolic_build()  # Makes the metrics, outside of the step.
+    train = tf.function(model.train_step, autograph=False)
+
+    def step(x):
+      model.reset_metrics()
+      try:
+        return nats * train(x)["loss"]
+      except tf.errors.OpError:
+        return math.nan
+
+    return step
+
+  return _tfp_glow(dataclasses.replace(architecture, clip_norm=architecture.clip_norm / nats), make_step)
 
 
 def _tfb_glow(architecture):
   # pylint: disable=import-outside-toplevel
   import tensorflow_probability as tfp
   import tf_keras
-  glow = tfp.bijectors.Glow(
-      architecture.image_shape, num_glow_blocks=architecture.num_levels, num_steps_per_block=architecture.num_steps,
-      coupling_bijector_fn=lambda shape: tfp.bijectors.GlowDefaultNetwork(shape, num_hidden=architecture.num_hidden),
-      exit_bijector_fn=tfp.bijectors.GlowDefaultExitNetwork)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
-  distribution = tfp.distributions.TransformedDistribution(base, glow)
-  optimizer = tf_keras.optimizers.Adam(architecture.learning_rate)
-  optimizer.build(distribution.trainable_variables)
-  return _tensorflow_system(distribution, optimizer, distribution.trainable_variables, architecture.images())
+
+  def make_distribution(seed):
+    tf_keras.utils.set_random_seed(seed)
+    glow = tfp.bijectors.Glow(
+        architecture.image_shape, num_glow_blocks=architecture.num_levels, num_steps_per_block=architecture.num_steps,
+        coupling_bijector_fn=lambda shape: tfp.bijectors.GlowDefaultNetwork(shape, num_hidden=architecture.num_hidden),
+        exit_bijector_fn=tfp.bijectors.GlowDefaultExitNetwork)
+    base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
+    return tfp.distributions.TransformedDistribution(base, glow)
+
+  def make_optimizer(variables):
+    optimizer = tf_keras.optimizers.Adam(architecture.learning_rate, **_clipping(architecture))
+    optimizer.build(variables)
+    return optimizer, variables
+
+  # Its first call initialises it.
+  return _tensorflow_system(make_distribution, lambda distribution, x: distribution.log_prob(x), make_optimizer,
+                            _make_bare_step, architecture.images())
 
 
 def _convolutions(architecture):
@@ -150,7 +223,7 @@ def _convolutions(architecture):
 
   forward = tf.function(run, autograph=False)
   return System(lambda _: float(step()), lambda _: float(forward()), lambda: float(forward()),
-                sum(int(np.prod(v.shape)) for v in variables))
+                sum(int(np.prod(v.shape)) for v in variables), optimizer.learning_rate.assign)
 
 
 def _normflows(architecture):
@@ -158,30 +231,42 @@ def _normflows(architecture):
   import os
   import normflows as nf
   import torch
-  torch.set_num_threads(len(os.sched_getaffinity(0)))
-  torch.manual_seed(0)
+  torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
   num_levels, (height, width, channels) = architecture.num_levels, architecture.image_shape
-  base, merges, flows = [], [], []
-  for level in range(num_levels):
-    steps = [nf.flows.GlowBlock(channels * 2**(num_levels + 1 - level), architecture.num_hidden,
-                                scale=architecture.coupling == "affine", use_lu=True)
-             for _ in range(architecture.num_steps)]
-    flows.append(steps + [nf.flows.Squeeze()])
-    if level:
-      merges.append(nf.flows.Merge())
-    exponent = num_levels - level
-    shape = (channels * 2**(exponent + (level == 0)), height // 2**exponent, width // 2**exponent)
-    base.append(nf.distributions.DiagGaussian(shape))
-  model = nf.MultiscaleFlow(base, flows, merges, class_cond=False)
-  optimizer = torch.optim.Adam(model.parameters(), lr=architecture.learning_rate)
   to_tensor = lambda x: torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
-  with torch.no_grad():
-    model.log_prob(to_tensor(architecture.images()), None)  # Initialises its actnorms.
+
+  def make_model(seed):
+    torch.manual_seed(seed)
+    base, merges, flows = [], [], []
+    for level in range(num_levels):
+      steps = [nf.flows.GlowBlock(channels * 2**(num_levels + 1 - level), architecture.num_hidden,
+                                  scale=architecture.coupling == "affine", use_lu=True)
+               for _ in range(architecture.num_steps)]
+      flows.append(steps + [nf.flows.Squeeze()])
+      if level:
+        merges.append(nf.flows.Merge())
+      exponent = num_levels - level
+      shape = (channels * 2**(exponent + (level == 0)), height // 2**exponent, width // 2**exponent)
+      base.append(nf.distributions.DiagGaussian(shape))
+    return nf.MultiscaleFlow(base, flows, merges, class_cond=False)
+
+  model = optimizer = None
+
+  def restart(seed, x):
+    nonlocal model, optimizer
+    model = make_model(seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=architecture.learning_rate)
+    with torch.no_grad():
+      model.log_prob(to_tensor(x), None)  # Initialises its actnorms.
+
+  restart(0, architecture.images())
 
   def step(x):
     optimizer.zero_grad()
     loss = -model.log_prob(to_tensor(x), None).mean()
     loss.backward()
+    if math.isfinite(architecture.clip_norm):
+      torch.nn.utils.clip_grad_norm_(model.parameters(), architecture.clip_norm)
     optimizer.step()
     return float(loss)
 
@@ -189,8 +274,13 @@ def _normflows(architecture):
     with torch.no_grad():
       return model.log_prob(to_tensor(x), None).numpy()
 
-  def sample():
+  def sample(count=architecture.batch_size):
     with torch.no_grad():
-      return model.sample(architecture.batch_size)[0].numpy()
+      return model.sample(count)[0].numpy()
 
-  return System(step, log_prob, sample, sum(p.numel() for p in model.parameters()))
+  def set_learning_rate(rate):
+    for group in optimizer.param_groups:
+      group["lr"] = rate
+
+  return System(step, log_prob, sample, sum(p.numel() for p in model.parameters()), set_learning_rate,
+                restart)

@@ -87,9 +87,10 @@ def main():
   except (ValueError, OSError, ImportError, RuntimeError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
     return EXIT_USAGE
-  bits_per_dim, interrupted = train(model, splits, state, first_epoch, args)
-  if not math.isfinite(bits_per_dim):
-    print(f"Training diverged: bits per dim {bits_per_dim}. A lower --learning-rate may help.", file=sys.stderr)
+  try:
+    bits_per_dim, interrupted = train(model, splits, state, first_epoch, args)
+  except FloatingPointError as error:
+    print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / WEIGHTS}.", file=sys.stderr)
     return EXIT_FAILED
   results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(state.history["bits_per_dim"]),
              "training_seconds": round(state.seconds, 1), "interrupted": interrupted}
@@ -285,6 +286,9 @@ def train(model, splits, state, first_epoch, args):
   Returns:
     bits_per_dim: Of the validation split.
     interrupted: Whether Ctrl-C was pressed.
+
+  Raises:
+    FloatingPointError: if training diverges.
   """
   checkpoint = keras.callbacks.ModelCheckpoint(
       args.output / WEIGHTS, monitor="val_bits_per_dim", mode="min", save_best_only=True, save_weights_only=True,
@@ -303,8 +307,7 @@ def train(model, splits, state, first_epoch, args):
     steps_per_epoch = len(splits["train"])
     images = augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
     model.fit(images, validation_data=splits["validation"], steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
-              epochs=epochs.stop,
-              callbacks=[checkpoint, state, keras.callbacks.TerminateOnNaN(), *own, *limit])
+              epochs=epochs.stop, callbacks=[checkpoint, state, *own, *limit])
   return keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
 
 
@@ -330,6 +333,8 @@ def keep_best(model, validation_images, checkpoint):
       model.load_weights(checkpoint.filepath)
     replicas.take_from_chief([v.value for v in model.weights], strategy)
     return float(checkpoint.best)
+  if not math.isfinite(bits_per_dim):
+    raise FloatingPointError(f"Bits per dimension of the validation split must be finite. Received: {bits_per_dim}")
   model.save_weights(checkpoint.filepath)
   return bits_per_dim
 

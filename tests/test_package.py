@@ -33,7 +33,8 @@ _ALLOWED = {
     "original": {"glow", "bijectors.conv1x1"},
     "codec": {"dequantize"},
     "export": {"codec"},
-    "model": {"codec", "export", "replicas"},
+    "health": {"codec"},
+    "model": {"codec", "export", "health", "replicas"},
     "callbacks": {"model", "replicas"},
 }
 

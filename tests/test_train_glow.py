@@ -194,17 +194,17 @@ def test_second_ctrl_c_ends_at_once(tmp_path):
 
 @slow
 def test_ctrl_c_before_the_first_epoch_ends(monkeypatch, tmp_path):
-  class Interrupt(keras.callbacks.TerminateOnNaN):
+  class Interrupt(callbacks.TimeLimit):
 
     def on_train_batch_end(self, batch, logs=None):
       assert batch == 0, "trains on after Ctrl-C"
       signal.raise_signal(signal.SIGINT)
 
-  monkeypatch.setattr(keras.callbacks, "TerminateOnNaN", Interrupt)
+  monkeypatch.setattr(callbacks, "TimeLimit", Interrupt)
   before = signal.getsignal(signal.SIGINT)
   try:
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    assert call(monkeypatch, "--epochs=9", f"--output={tmp_path}") == 130
+    assert call(monkeypatch, "--epochs=9", "--time-limit=9", f"--output={tmp_path}") == 130
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
   finally:
     signal.signal(signal.SIGINT, before)
@@ -244,8 +244,32 @@ def test_overwrite_begins_anew(monkeypatch, tmp_path, capsys):
 @slow
 def test_divergence_is_an_error(monkeypatch, tmp_path, capsys):
   assert call(monkeypatch, "--epochs=2", "--learning-rate=1e30", "--output", tmp_path) == 1
-  assert "diverged" in capsys.readouterr().err
+  error = capsys.readouterr().err
+  assert "Training stopped at step " in error and "is not finite" in error and str(tmp_path / "model.weights.h5") in error
   assert not (tmp_path / "results.json").exists()
+
+
+@slow
+def test_weights_from_before_a_divergence_stay(monkeypatch, tmp_path):
+  class Spoil(keras.callbacks.Callback):
+
+    def __init__(self, _):
+      super().__init__()
+
+    def on_epoch_begin(self, epoch, logs=None):
+      if epoch == 1:
+        variable = self.model.distribution.trainable_variables[0]
+        variable.assign(np.full(variable.shape, np.nan))
+
+  monkeypatch.setattr(callbacks, "TimeLimit", Spoil)
+  assert call(monkeypatch, "--epochs=3", "--time-limit=9", "--output", tmp_path) == 1
+  assert [path.name for path in tmp_path.iterdir()] == ["model.weights.h5"]
+
+
+def test_validation_that_is_not_finite_is_an_error():
+  model = types.SimpleNamespace(evaluate=lambda *_, **__: {"bits_per_dim": math.nan})
+  with pytest.raises(FloatingPointError, match="validation split must be finite. Received: nan"):
+    train_glow.keep_best(model, None, types.SimpleNamespace(best=None, filepath="weights"))
 
 
 @slow

@@ -5,6 +5,7 @@ import tensorflow_probability as tfp
 
 from tfp_glow import dequantize
 
+tfb = tfp.bijectors
 tfd = tfp.distributions
 
 
@@ -61,6 +62,15 @@ class Codec:
       raise TypeError("`distribution` must be a `tfd.TransformedDistribution` to have latents. "
                       f"Received: {self.distribution!r}")
     return self.distribution.bijector
+
+  @property
+  def bijectors(self):
+    """The distribution's bijectors, the parts of a `tfb.Chain` one by one, in the order from data to latents."""
+    bijectors, distribution = [], self.distribution
+    while hasattr(distribution, "bijector"):
+      bijectors += _links(distribution.bijector)
+      distribution = distribution.distribution
+    return bijectors
 
   @property
   def num_classes(self):
@@ -176,3 +186,10 @@ class Codec:
       raise TypeError(f"`labels` must be integers. Received: {dtype.name}")
     if shape.rank not in (None, 0, 1):
       raise ValueError(f"`labels` must be one integer for each image, shape [N]. Received: shape {shape}")
+
+
+def _links(bijector):
+  # `tfb.Chain` makes an instance of its base class where a part of it is no `CompositeTensor`.
+  if isinstance(bijector, tfb.Chain.__bases__[0]):
+    return [link for part in bijector.bijectors for link in _links(part)]
+  return [bijector]

@@ -66,7 +66,7 @@ class GlowStep(OnePassBijector):
   def _matrix(self, value, inverse):
     """Actnorm and permutation, for `_product`, and their log-det at one position."""
     shift = value(self.actnorm.shift)
-    log_scale = networks.LOG_SCALE_FACTOR * value(self.actnorm.log_scale)
+    log_scale = networks.log_scale_of(value(self.actnorm.log_scale))
     matrix, log_det = self.permutation.matrix(value, inverse)
     log_det_actnorm = tf.reduce_sum(log_scale, -1)
     if inverse:
@@ -104,6 +104,11 @@ class GlowStep(OnePassBijector):
 
   def _variables_of_apply(self):
     return self.coupling._variables_of_apply()
+
+  def _walk(self, y):
+    for bijector in (self.actnorm, self.permutation, self.coupling):
+      for name, y, log_det in bijector._walk(y):
+        yield name, y, log_det
 
   def _initialize(self, y):
     for bijector in (self.actnorm, self.permutation, self.coupling):
@@ -310,6 +315,16 @@ class GlowBijector(OnePassBijector):
     x, _ = self._encode(y, labels, lambda block, y: (block._initialize(y), 0.))
     self._initialized.assign(True)
     return x
+
+  def _walk(self, y, labels=None):
+    for index, block in enumerate(self.blocks):
+      y, _ = self._squeeze._inverse_and_log_det(y)
+      for name, y, log_det in block._walk(y):
+        yield name, y, log_det
+      if index < len(self.splits):
+        y, noise, log_det = self.splits[index].split(y)
+        yield self.splits[index].name, noise, log_det
+    yield (self.top.name, *self.top._inverse_and_log_det(y, labels))
 
   def _encode(self, y, labels, run_block):
     parts, log_det = [], 0.

@@ -5,13 +5,9 @@ import random
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
-from tfp_glow import export
-from tfp_glow import replicas
+from tfp_glow import export, health, replicas
 from tfp_glow.codec import Codec
-
-tfb = tfp.bijectors
 
 # First entries of the noise's seed: training, evaluation and initialisation never share their noise.
 _TRAIN, _TEST, _ADAPT = range(3)
@@ -75,6 +71,7 @@ class FlowModel(keras.Model):
     # Keras trains `keras.Variable`s; these share the storage of the distribution's.
     self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
                      for v in distribution.variables]
+    self._failure = None
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
     make = lambda function: tf.function(function, reduce_retracing=True, autograph=False)
     self._encode = make(self._codec.encode)
@@ -98,19 +95,24 @@ class FlowModel(keras.Model):
 
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
-      jit_compile: Whether XLA compiles the steps. `"auto"`: not on CPUs, where its convolutions are slower; else as
-        Keras decides.
+      jit_compile: Whether XLA compiles the steps. `"auto"`: not on CPUs, where its convolutions are slower, and not with
+        several replicas, whose exchange it cannot compile; else as Keras decides.
       **kwargs: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of `keras.Model.compile`.
 
     Raises:
-      ValueError: if a loss or metrics are given: the loss is bits per dimension.
+      ValueError: if a loss or metrics are given: the loss is bits per dimension; or XLA is asked for with replicas.
     """
     for key in ("loss", "loss_weights", "metrics", "weighted_metrics"):
       value = kwargs.pop(key, None)
       if value is not None:
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
                          f"Received: {key}={value!r}")
-    if jit_compile == "auto" and not tf.config.list_logical_devices("GPU") and not tf.config.list_logical_devices("TPU"):
+    has_replicas = self.distribute_strategy.num_replicas_in_sync > 1
+    if jit_compile is True and has_replicas:
+      raise ValueError("`jit_compile` must not be True with several replicas. Received: jit_compile=True, "
+                       f"{self.distribute_strategy.num_replicas_in_sync} replicas")
+    has_accelerator = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")
+    if jit_compile == "auto" and (has_replicas or not has_accelerator):
       jit_compile = False
     # A metric of `compile`, not of the model: callbacks learn its direction from those only.
     bits_per_dim = keras.metrics.MeanMetricWrapper(lambda _, bits: bits, name="bits_per_dim")
@@ -129,16 +131,17 @@ class FlowModel(keras.Model):
       data: A batch, or a `tf.data.Dataset` whose first batch is used.
 
     Raises:
-      ValueError: if `data` is empty.
+      ValueError: if `data` is empty, or holds NaN or infinite values.
     """
     batch = _first_batch(data, None, None)[0] if isinstance(data, tf.data.Dataset) else data
     images, _ = self._unpack(batch)
     with self.distribute_strategy.scope():
       values = self._codec.to_values(images, self._noise_seed(_ADAPT))
-      for bijector, is_last in _data_to_latent(self.distribution):
+      _check_finite("data", values)
+      for bijector in self._codec.bijectors:
         if hasattr(bijector, "initialize"):
           bijector.initialize(values)
-        if not is_last:
+        if bijector is not self._codec.bijectors[-1]:
           values = bijector.inverse(values)
       self._adapted.assign(1.)
     replicas.take_from_chief([v.value for v in self._adopted], self.distribute_strategy)
@@ -157,6 +160,8 @@ class FlowModel(keras.Model):
       `keras.callbacks.History`.
 
     Raises:
+      FloatingPointError: if the loss or a gradient of a training step is not finite. The message names the step, the
+        quantity and the layer where it began; weights and optimizer are left as they were before that step.
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._assert_compile_called("fit")
@@ -169,7 +174,15 @@ class FlowModel(keras.Model):
       self.adapt(batch)
     if isinstance(x, tf.data.Dataset):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
-    return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+    if self.jit_compile:
+      kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), health.StopWhenNotFinite())
+    self._failure = None
+    try:
+      return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+    except tf.errors.OpError:
+      if self._failure is None:
+        raise
+    raise FloatingPointError(self._failure)
 
   def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
     """As `keras.Model.evaluate`; the noise is the same each time.
@@ -230,8 +243,8 @@ class FlowModel(keras.Model):
     except ValueError as error:
       for variable, value in zip(variables, before):
         variable.assign(value)
-      raise ValueError("`filepath` must hold the weights of a model with the same levels, steps, width, coupling, permutation "
-                       f"and image size: {error} Received: {filepath}") from error
+      raise ValueError("`filepath` must hold the weights of a model with the same levels, steps, width, coupling, "
+                       f"permutation and image size: {error} Received: {filepath}") from error
 
   def get_config(self):
     raise NotImplementedError(
@@ -240,17 +253,48 @@ class FlowModel(keras.Model):
 
   def train_step(self, data):
     images, labels = self._unpack(data)
+    noise_seed = self._noise_seed(_TRAIN, self.optimizer.iterations)
     with tf.GradientTape() as tape:
-      bits = self._bits(images, labels, self._noise_seed(_TRAIN, self.optimizer.iterations))
+      bits = self._bits(images, labels, noise_seed)
       # Over all replicas: they may have got unequal shares of the batch, which may be empty.
       loss = tf.math.divide_no_nan(tf.reduce_sum(bits), tf.cast(replicas.sum_over_replicas(tf.shape(bits)[0]), bits.dtype))
       scaled_loss = self.optimizer.scale_loss(loss)
     variables = self.trainable_variables
     gradients = tape.gradient(scaled_loss, [v.value for v in variables])
+    gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+    largest = self._largest_entries(gradients)
+    gradients = health.shortened(gradients, replicas.sum_over_replicas(tf.reduce_sum(largest)))
+    are_finite = tf.concat([[tf.reduce_all(tf.math.is_finite(bits))], tf.math.is_finite(largest)], axis=0)
     summed = iter(replicas.sum_over_replicas([g for g in gradients if g is not None]))
     gradients = [g if g is None else next(summed) for g in gradients]
-    self.optimizer.apply_gradients(zip(gradients, variables))
+    apply = lambda: self.optimizer.apply_gradients(zip(gradients, variables))
+    if self.jit_compile:
+      is_finite = tf.reduce_all(are_finite)
+      tf.cond(is_finite, apply, lambda: tf.identity(self.optimizer.iterations))
+      return self._update_metrics(tf.where(is_finite, bits, np.nan))
+    with tf.control_dependencies([self._stop_unless(are_finite, images, labels, noise_seed)]):
+      apply()
     return self._update_metrics(bits)
+
+  def _largest_entries(self, gradients):
+    if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+      return tf.zeros([len(gradients)], tf.float64)  # It looks for gradients that overflow, and lowers its scale.
+    # A variable without a gradient is Keras' affair.
+    return health.largest_entries([tf.zeros([]) if gradient is None else gradient for gradient in gradients])
+
+  def _stop_unless(self, are_finite, images, labels, noise_seed):
+    """A tensor that is there only if all replicas have found all to be finite; else there is an error."""
+    batch = [images] if self._codec.num_classes is None else [images, labels]
+    is_finite = tf.cond(tf.reduce_all(are_finite), lambda: tf.constant(True),
+                        lambda: tf.py_function(self._stop, [are_finite, noise_seed, *batch], tf.bool))
+    # No replica updates before all have come this far.
+    return replicas.sum_over_replicas(tf.cast(is_finite, tf.int32))
+
+  def _stop(self, are_finite, noise_seed, images, labels=None):
+    what, received = health.first_non_finite(
+        self._codec, images, labels, noise_seed, self.trainable_variables, are_finite[1:].numpy())
+    self._failure = health.message(int(noise_seed[1]) + 1, what, received)
+    raise FloatingPointError(self._failure)
 
   def test_step(self, data):
     images, labels = self._unpack(data)
@@ -429,24 +473,8 @@ class FlowModel(keras.Model):
   def _needs_adapt(self):
     if self._adapted.numpy() > 0.:
       return False
-    waiting = [b for b, _ in _data_to_latent(self.distribution) if hasattr(b, "initialize")]
+    waiting = [bijector for bijector in self._codec.bijectors if hasattr(bijector, "initialize")]
     return any(not getattr(b, "initialized", False) for b in waiting)
-
-
-def _data_to_latent(distribution):
-  """The bijectors of a distribution in the order in which they turn data to latents; and which is the last."""
-  bijectors = []
-  while hasattr(distribution, "bijector"):
-    bijectors += _links(distribution.bijector)
-    distribution = distribution.distribution
-  return [(bijector, bijector is bijectors[-1]) for bijector in bijectors]
-
-
-def _links(bijector):
-  # `tfb.Chain` makes an instance of its base class where a part of it is no `CompositeTensor`.
-  if isinstance(bijector, tfb.Chain.__bases__[0]):
-    return [link for part in bijector.bijectors for link in _links(part)]
-  return [bijector]
 
 
 def _first_batch(x, y, batch_size):
@@ -473,9 +501,17 @@ def _with_first(batch, rest):
 
 
 def _check_finite(name, values):
-  odd = int(tf.reduce_sum(tf.cast(~tf.math.is_finite(values), tf.int32)))
-  if odd:
-    raise ValueError(f"`{name}` must be finite. Received: {odd} of {tf.size(values)} values that are NaN or infinite")
+  if not bool(tf.reduce_all(tf.math.is_finite(values))):
+    raise ValueError(f"`{name}` must be finite. Received: {health.describe(values)}")
+
+
+def _with_callback(callbacks, callback):
+  """What `fit` may be given as `callbacks`, and one before all others, which may write weights."""
+  if isinstance(callbacks, keras.callbacks.CallbackList):
+    callback.set_model(callbacks.model)
+    callbacks.append(callback)
+    return callbacks
+  return [callback, *keras.tree.flatten(callbacks)] if callbacks else [callback]
 
 
 def _seed_pair(seed):

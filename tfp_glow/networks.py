@@ -9,14 +9,40 @@ import tensorflow as tf
 # The original trains `log_scale / 3` in place of `log_scale`, which makes its updates three times as large.
 LOG_SCALE_FACTOR = 3.
 
+# Learned log-scales act as if they lay within plus and minus this: half of float32's range, so that such a scale, its
+# inverse and the squares of both are finite and not 0.
+MAX_LOG_SCALE = 40.
+
 
 def generator(seed):
   """NumPy's, from a seed; `None`: another each time, but the same after `keras.utils.set_random_seed`."""
   return np.random.default_rng(random.randrange(2**31) if seed is None else seed)
 
 
+def bounded(log_scale, bound=MAX_LOG_SCALE):
+  """`log_scale`, clipped to plus and minus `bound`.
+
+  Beyond the bounds the gradient is that at the bound, so that training leads back, but at most 1: where a network makes so
+  little of the scale, that of the squared latent may be anything.
+
+  Args:
+    log_scale: Tensor.
+    bound: Python `float`.
+  """
+
+  @tf.custom_gradient
+  def clip(x):
+    clipped = tf.clip_by_value(x, -bound, bound)
+    return clipped, lambda d_outputs: tf.where(tf.equal(clipped, x), d_outputs, tf.clip_by_value(d_outputs, -1., 1.))
+
+  return clip(log_scale)
+
+
 def activation_statistics(x):
   """The shift and the raw log-scale after which `(x + shift) * exp(3 * log_scale)` has mean 0 and variance 1.
+
+  Of a channel that is constant but for rounding (a batch of one image that has come down to one position, for example)
+  nothing is known of the deviation: its scale is 1. Scaled up step after step, other batches would overflow.
 
   Args:
     x: Tensor `[..., C]`.
@@ -28,7 +54,23 @@ def activation_statistics(x):
   axes = list(range(x.shape.rank - 1))
   shift = -tf.reduce_mean(x, axes)
   deviation = tf.sqrt(tf.reduce_mean(tf.square(x + shift), axes))
-  return shift, -tf.math.log(deviation + 1e-6) / LOG_SCALE_FACTOR
+  log_scale = -tf.math.log(deviation + 1e-6) / LOG_SCALE_FACTOR
+  is_constant = deviation <= 1e-6 * (1. + tf.abs(shift))
+  return shift, tf.where(is_constant, tf.zeros_like(log_scale), log_scale)
+
+
+def within_reach(inputs):
+  """Inputs of a network, clipped to plus and minus 1000.
+
+  Actnorms have made them about 1. (A pixel that is black in all images but one is, with 8 bits, 900 deviations off.) Further
+  out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay invertible.
+  """
+  return tf.clip_by_value(inputs, -1000., 1000.)
+
+
+def log_scale_of(parameter):
+  """What a variable `log_scale` stands for: 3 times it, within bounds."""
+  return bounded(LOG_SCALE_FACTOR * parameter)
 
 
 def border_response(border_kernel, height, width):
@@ -126,7 +168,7 @@ class ActNormConv2D(_Folding):
       scale: Tensor `[..., filters]`.
       bias: Tensor `[..., filters]`.
     """
-    scale = tf.exp(LOG_SCALE_FACTOR * value(self.log_scale))
+    scale = tf.exp(log_scale_of(value(self.log_scale)))
     return self._fold(value(self.kernel), value(self.shift), scale)
 
   def _fold(self, kernel, shift, scale):
@@ -206,7 +248,7 @@ class ZeroConv2D(_Folding):
       scale: Tensor `[..., filters]`.
       additive_map: Tensor `[..., height, width, filters]`.
     """
-    scale = tf.exp(LOG_SCALE_FACTOR * value(self.log_scale))
+    scale = tf.exp(log_scale_of(value(self.log_scale)))
     border = border_response(value(self.border_kernel), height, width)
     additive_map = (border + before_channels(value(self.bias), 2)) * before_channels(scale, 2)
     return value(self.kernel), scale, additive_map + tf.cast(offset, additive_map.dtype)
@@ -232,6 +274,8 @@ def _height_and_width(x):
 @keras.saving.register_keras_serializable("tfp_glow")
 class CouplingNetwork(_Folding):
   """The original's coupling network: 3x3 and 1x1 convolutions with actnorm and relu, then a 3x3 that starts at zero.
+
+  Inputs beyond 1000 it takes for 1000 (`within_reach`).
 
   References:
     Kingma and Dhariwal, "Glow" (2018), section 4.
@@ -275,14 +319,14 @@ class CouplingNetwork(_Folding):
   def run(self, inputs, weights):
     """The network, of what `fold` returned; the last channel of `inputs` is that of ones. See `ZeroConv2D` on outputs."""
     first, second, last = weights
-    return self.last.run(self.second.run(self.first.run(inputs, *first), *second), *last)
+    return self.last.run(self.second.run(self.first.run(within_reach(inputs), *first), *second), *last)
 
   def call(self, inputs):
-    return self.last(self.second(self.first(inputs)))
+    return self.last(self.second(self.first(within_reach(inputs))))
 
   def initialize(self, inputs):
     """Data-dependent initialisation, layer after layer, from the batch `inputs`; returns the outputs."""
-    return self.last(self.second.initialize(self.first.initialize(inputs)))
+    return self.last(self.second.initialize(self.first.initialize(within_reach(inputs))))
 
   def compute_output_shape(self, input_shape):
     return (*input_shape[:-1], self.num_output_channels)

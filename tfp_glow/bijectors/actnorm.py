@@ -3,7 +3,7 @@
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape, num_positions
-from tfp_glow.networks import LOG_SCALE_FACTOR, activation_statistics
+from tfp_glow.networks import activation_statistics, log_scale_of
 
 class ActNorm(OnePassBijector):
   """Per-channel affine map whose parameters are initialised from data.
@@ -46,7 +46,7 @@ class ActNorm(OnePassBijector):
     return self._prepare_and_apply(y, inverse=True)
 
   def _prepare(self, value, event_shape, inverse):
-    log_scale = LOG_SCALE_FACTOR * value(self.log_scale)
+    log_scale = log_scale_of(value(self.log_scale))
     log_det = num_positions(event_shape, log_scale.dtype) * tf.reduce_sum(log_scale, -1)
     return (value(self.shift), log_scale), log_det if inverse else -log_det
 

@@ -5,7 +5,7 @@ import scipy.linalg
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape, num_positions
-from tfp_glow.networks import generator
+from tfp_glow.networks import MAX_LOG_SCALE, bounded, generator
 
 
 class InvertibleConv1x1(OnePassBijector):
@@ -74,6 +74,7 @@ class InvertibleConv1x1(OnePassBijector):
     # In float64: more exact, and faster on CPUs (see `networks.border_response`).
     lower, upper, log_scale, permutation, sign = (
         tf.cast(value(v), tf.float64) for v in (self.lower, self.upper, self.log_scale, self.permutation, self.sign))
+    log_scale = bounded(log_scale)
     lower = tf.linalg.set_diag(tf.linalg.band_part(lower, -1, 0), tf.ones_like(log_scale))
     upper = tf.linalg.set_diag(tf.linalg.band_part(upper, 0, -1), sign * tf.exp(log_scale))
     log_det = tf.cast(tf.reduce_sum(log_scale, -1), self.dtype)
@@ -122,5 +123,9 @@ def lu_factors(matrix, num_channels):
   diagonal = np.diag(upper)
   if np.min(np.abs(diagonal)) <= 1e-12 * np.max(np.abs(diagonal)):
     raise ValueError(f"`matrix` must be invertible. Received: condition number {np.linalg.cond(matrix):.3g}")
-  return {"lower": np.tril(lower, -1), "upper": np.triu(upper, 1), "log_scale": np.log(np.abs(diagonal)),
+  log_scale = np.log(np.abs(diagonal))
+  if np.max(np.abs(log_scale)) > MAX_LOG_SCALE:
+    raise ValueError(f"`matrix` must have pivots between exp(-{MAX_LOG_SCALE:g}) and exp({MAX_LOG_SCALE:g}). "
+                     f"Received: pivots {diagonal}")
+  return {"lower": np.tril(lower, -1), "upper": np.triu(upper, 1), "log_scale": log_scale,
           "sign": np.sign(diagonal), "permutation": permutation}

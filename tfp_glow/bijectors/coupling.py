@@ -6,6 +6,10 @@ import tensorflow as tf
 from tfp_glow import networks
 from tfp_glow.bijectors.one_pass import OnePassBijector, with_pull_back
 
+# The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and soon before that the way back
+# overflows.
+MIN_SCALE = 1e-3
+
 
 class _Coupling(OnePassBijector):
   """Changes the second half of the channels by what a network makes of the first half.
@@ -155,7 +159,7 @@ class AffineCoupling(_Coupling):
   y1, y2 = split(y)
   h = network(y1)
   shift = h[..., 0::2]
-  scale = sigmoid(h[..., 1::2] + 2)
+  scale = max(sigmoid(h[..., 1::2] + 2), 0.001)
   inverse(y) = concat(y1, (y2 + shift) * scale)
   inverse log-det = sum(log(scale))
 
@@ -163,7 +167,8 @@ class AffineCoupling(_Coupling):
   forward log-det = -sum(log(scale))
   ```
 
-  The scale lies between 0 and 1: data to latent contracts, and a network that returns 0 scales by 0.88.
+  The scale lies below 1: data to latent contracts, and a network that returns 0 scales by 0.88. In the original it may
+  reach 0, and the way back divide by it. Not here; else the two are the same.
 
   References:
     Kingma and Dhariwal, "Glow" (2018), table 1; the sigmoid and the interleaved channels are those of the original code.
@@ -192,21 +197,26 @@ class AffineCoupling(_Coupling):
 
   def _transform(self, inputs, parameters, inverse):
     shift, raw = parameters
-    scale = tf.sigmoid(raw)
+    scale = _scale(raw)
     outputs = (inputs + shift) * scale if inverse else inputs / scale - shift
     # Not `log_sigmoid(raw)`, which is ten times as slow on CPUs, and as exact in the sum.
     log_det = tf.reduce_sum(tf.math.log(scale), axis=list(range(1, raw.shape.rank)))
     return outputs, log_det if inverse else -log_det
 
   def _undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
+    # Where the scale is at its least, with the gradient that the sigmoid has there, not 0: training leads back.
     shift, raw = parameters
-    scale = tf.sigmoid(raw)
+    scale = _scale(raw)
     d_log_det = tf.reshape(d_log_det, [-1] + [1] * (raw.shape.rank - 1))
     if inverse:
       inputs, d_inputs = outputs / scale - shift, d_outputs * scale
       return inputs, d_inputs, [d_inputs, (d_outputs * outputs + d_log_det) * (1. - scale)]
     inputs, d_inputs = (outputs + shift) * scale, d_outputs / scale
     return inputs, d_inputs, [-d_outputs, (d_inputs * inputs + d_log_det) * (scale - 1.)]
+
+
+def _scale(raw):
+  return tf.maximum(tf.sigmoid(raw), MIN_SCALE)
 
 
 class AdditiveCoupling(_Coupling):

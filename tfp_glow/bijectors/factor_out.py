@@ -4,7 +4,11 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.networks import LOG_SCALE_FACTOR, ZeroConv2D, border_response
+from tfp_glow.networks import ZeroConv2D, border_response, bounded, log_scale_of, within_reach
+
+# The deviations of the learned Gaussians lie between exp(-8) and exp(8), where that of uint8 images, scaled by actnorms,
+# always does. What a network makes of an odd image may be anything; noise of 1e19 has a square that overflows.
+_MAX_LOG_SCALE = 8.
 
 
 def _whiten(values, mean, log_scale):
@@ -79,7 +83,9 @@ class FactorOut(OnePassBijector):
     return tf.concat([kept, leaving], axis=-1), log_det
 
   def _gaussian(self, kept):
-    return tf.split(self.network.run(kept, *self.network.fold(*kept.shape[1:3])), 2, axis=-1)
+    weights = self.network.fold(*kept.shape[1:3])
+    mean, log_scale = tf.split(self.network.run(within_reach(kept), *weights), 2, axis=-1)
+    return mean, bounded(log_scale, _MAX_LOG_SCALE)
 
 
 class TopPrior(OnePassBijector):
@@ -144,14 +150,14 @@ class TopPrior(OnePassBijector):
     h = tf.zeros([1, height, width, 2 * channels], self.dtype)
     if self.learn_top:
       border = border_response(self.border_kernel.value, height, width)
-      h += (border + self.bias) * tf.exp(LOG_SCALE_FACTOR * self.log_scale)
+      h += (border + self.bias) * tf.exp(log_scale_of(self.log_scale.value))
     if self.num_classes is not None:
       # As a gather: the product with a one-hot vector, without the vector.
       by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), labels) + self.class_bias
-      # XLA leaves assertions out: there, the class of a label out of range has a mean of NaN rather than one of the others.
+      # XLA leaves assertions out: there, a label out of range has a mean of NaN rather than that of another class.
       by_class = tf.where(self._in_range(labels)[:, tf.newaxis], by_class, np.nan)
-      h += (by_class * tf.exp(LOG_SCALE_FACTOR * self.class_log_scale))[:, tf.newaxis, tf.newaxis]
-    return h[..., :channels], h[..., channels:]
+      h += (by_class * tf.exp(log_scale_of(self.class_log_scale.value)))[:, tf.newaxis, tf.newaxis]
+    return h[..., :channels], bounded(h[..., channels:], _MAX_LOG_SCALE)
 
   def _checked_labels(self, labels):
     if (labels is None) != (self.num_classes is None):

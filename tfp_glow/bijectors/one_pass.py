@@ -89,6 +89,10 @@ class OnePassBijector(tfb.Bijector):
     """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
     return self._inverse_and_log_det(y)[0]
 
+  def _walk(self, y, **kwargs):
+    """`inverse`, part after part: yields the name of each, its value and its log-det, as they are computed."""
+    yield (self.name, *self._inverse_and_log_det(y, **kwargs))
+
   # How `Scan` runs many alike: `_prepare` for all of them at once, `_enter` once, `_apply` of each, `_leave` once.
 
   def _prepare(self, value, event_shape, inverse):
@@ -233,6 +237,24 @@ class OnePassBijector(tfb.Bijector):
     """
     with self._name_and_control_scope("inverse_and_log_det"):
       return self._evaluate(self._convert(y, "y", inverse=True), True, kwargs)
+
+  def walk(self, y, **kwargs):
+    """`inverse` part after part, to see where something goes wrong; eagerly, and not for speed.
+
+    Args:
+      y: Tensor `[N] + event_shape`.
+      **kwargs: As in `inverse_and_log_det`.
+
+    Yields:
+      name: Of the part, e.g. `"block1, step of flow 7, affine_coupling"`.
+      value: What it makes of the value before.
+      log_det: Its log-det, `[N]` or a scalar.
+
+    Raises:
+      ValueError: if the shape of `y` does not fit.
+      TypeError: if the dtype of `y` is not that of the bijector.
+    """
+    yield from self._walk(self._convert(y, "y", inverse=True), **kwargs)
 
   def initialize(self, y):
     """Data-dependent initialisation, layer after layer, from one batch of data.

@@ -195,6 +195,16 @@ class Scan(OnePassBijector):
     arrays = [tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t) for t in flat]
     return lambda k: tf.nest.pack_sequence_as(stacks, [array.read(k) for array in arrays])
 
+  def _walk(self, y):
+    for k, values in enumerate(self._rows()):
+      with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
+        for name, y, log_det in self._template._walk(y):
+          yield f"{self.name}, step of flow {k}, {name}", y, log_det
+
+  def _rows(self):
+    """The values of the variables of each step."""
+    return zip(*(tf.unstack(stack.value) for stack in self._stacks))
+
   def _initialize(self, y):
     """Step after step, with the template as the workbench."""
 
@@ -206,7 +216,7 @@ class Scan(OnePassBijector):
       return y, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
 
     rows = []
-    for values in zip(*(tf.unstack(stack.value) for stack in self._stacks)):
+    for values in self._rows():
       y, row = initialize_step(y, list(values))
       rows.append(row)
     for stack, *column in zip(self._stacks, *rows):

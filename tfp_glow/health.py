@@ -1,0 +1,134 @@
+"""Numerical health: which quantity of a training step is not finite first, and what to tell the user."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+# Gradients longer than the root of this are shortened. Their squares, and those of a sum over replicas, must not overflow.
+_MAX_SQUARES = 1e30
+# What the largest entry is then reduced to: still far more than clipping leaves of it.
+_LARGEST_ENTRY = 1e12
+
+
+def largest_entries(gradients):
+  """The largest magnitude in each gradient if they are too long, or not finite, together; else 0.
+
+  Args:
+    gradients: List of floating tensors.
+
+  Returns:
+    float64 tensor `[len(gradients)]`; NaN or infinite where an entry is.
+  """
+  # One pass over the data, without a copy; the rest is for those rare cases in which that overflows.
+  squares = tf.add_n([tf.cast(tf.nn.l2_loss(gradient), tf.float64) for gradient in gradients])
+  entries = lambda: tf.stack([_largest_entry(gradient) for gradient in gradients])
+  return tf.cond(squares < _MAX_SQUARES, lambda: tf.zeros([len(gradients)], tf.float64), entries)
+
+
+def _largest_entry(gradient):
+  # A maximum may pass over a NaN.
+  is_finite = tf.reduce_all(tf.math.is_finite(gradient))
+  return tf.where(is_finite, tf.cast(tf.reduce_max(tf.abs(gradient)), tf.float64), np.nan)
+
+
+def shortened(gradients, largest):
+  """Gradients in the same direction, and so short that their squares do not overflow.
+
+  A norm that overflows makes NaN of all of them in an optimizer that clips, and Adam's averages infinite for ever.
+
+  Args:
+    gradients: List of floating tensors, `None` among them.
+    largest: float64 scalar: at least the largest magnitude of all their entries, if they are too long; else 0.
+
+  Returns:
+    List as `gradients`.
+  """
+  factor = tf.math.divide_no_nan(tf.constant(_LARGEST_ENTRY, tf.float64), largest)
+  present = [gradient for gradient in gradients if gradient is not None]
+  scale = lambda: [tf.cast(factor, g.dtype) * g for g in present]
+  found = iter(tf.cond(largest > 0., scale, lambda: [tf.identity(g) for g in present]))
+  return [None if gradient is None else next(found) for gradient in gradients]
+
+
+def describe(tensor):
+  """How much of a tensor is not finite, and where that begins."""
+  values = np.asarray(tensor)
+  bad = np.argwhere(~np.isfinite(values))
+  if not len(bad):
+    return f"shape {values.shape}, between {values.min():.3g} and {values.max():.3g}" if values.size else "nothing"
+  first = tuple(bad[0].tolist())
+  return f"shape {values.shape}, {len(bad)} of {values.size} NaN or infinite, the first {values[first]} at {list(first)}"
+
+
+def message(step, what, received):
+  """What a user is told when training stops.
+
+  Args:
+    step: Python `int`, the number of the training step, the first is 1.
+    what: Python `str`, the quantity.
+    received: Python `str`.
+  """
+  return (f"Training stopped at step {step}: {what} is not finite. Weights and optimizer are left as they were before "
+          "that step. If the data is sound, a lower learning rate helps, or a warm-up, or clipping (`global_clipnorm` of "
+          f"Keras' optimizers). Received: {received}")
+
+
+def first_non_finite(codec, images, labels, noise_seed, trained, gradients_are_finite):
+  """Computes a training step's loss again, part after part, and finds where it goes wrong.
+
+  Args:
+    codec: `Codec`.
+    images: Tensor `[N] + event_shape`, the batch.
+    labels: Integer tensor `[N]`, or `None`.
+    noise_seed: Integer tensor `[2]` of the dequantization noise.
+    trained: List of variables.
+    gradients_are_finite: Bools, of the gradients that those variables got.
+
+  Returns:
+    what: Python `str`, the quantity with the part of the model that it belongs to.
+    received: Python `str`, what was found there.
+  """
+  for what, tensor in _quantities(codec, images, labels, noise_seed):
+    if not np.isfinite(tensor).all():
+      return what, describe(tensor)
+  # From the latents back to the data: the order of backpropagation.
+  for variable, is_finite in reversed(list(zip(trained, gradients_are_finite, strict=True))):
+    if not is_finite:
+      return f"the gradient of `{variable.name}`", f"that variable with {describe(variable)}"
+  return "the loss", "finite values when computed again: rounding decides"
+
+
+def _quantities(codec, images, labels, noise_seed):
+  """Yields names and tensors, in the order in which one depends on the other."""
+  values = codec.to_values(images, noise_seed)
+  yield "a value of the images", values
+  for variable in codec.distribution.variables:
+    if variable.dtype.is_floating:
+      yield f"the parameter `{variable.name}`", variable
+  for bijector in codec.bijectors:
+    condition = codec.condition(labels) if bijector is codec.distribution.bijector else {}
+    for part, value, log_det in _walk(bijector, values, condition):
+      yield f"the value after {part}", value
+      yield f"the log-determinant of {part}", log_det
+    values = bijector.inverse(values, **condition)
+  yield "the log-probability of the latents", codec.log_density(codec.to_values(images, noise_seed), labels)
+
+
+def _walk(bijector, values, condition):
+  """`OnePassBijector.walk`; of another bijector, the whole."""
+  if hasattr(bijector, "walk"):
+    yield from bijector.walk(values, **condition)
+    return
+  yield (bijector.name, bijector.inverse(values, **condition),
+         bijector.inverse_log_det_jacobian(values, event_ndims=values.shape.rank - 1, **condition))
+
+
+class StopWhenNotFinite(keras.callbacks.Callback):
+  """Ends a training whose steps XLA compiles: they cannot call Python, but skip their update and report NaN."""
+
+  def on_train_batch_end(self, batch, logs=None):
+    if not np.isfinite(logs["loss"]).all():
+      step = int(self.model.optimizer.iterations.numpy()) + 1
+      raise FloatingPointError(message(step, "the loss or a gradient", "steps compiled by XLA; with "
+                                       "`compile(jit_compile=False)` this message names the layer"))

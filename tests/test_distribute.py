@@ -131,7 +131,8 @@ def test_gradients_are_clipped_as_on_one_device():
   weights = []
   for strategy in (tf.distribute.get_strategy(), _mirrored(2)):
     with strategy.scope():
-      model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.SGD(1., global_clipnorm=.1))
+      model = tfp_glow.FlowModel(small_models.gaussian())
+      model.compile(keras.optimizers.SGD(1., global_clipnorm=.1))
     model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0)
     weights.append(distributed_runs.values_of(model))
   for a, b in zip(*weights, strict=True):
@@ -141,7 +142,8 @@ def test_gradients_are_clipped_as_on_one_device():
 def test_noise_of_replicas_differs_and_is_that_of_one_device():
   strategy, seed = _mirrored(4), tf.constant([3, 5])
   noise_of = tf.function(tfp_glow.dequantize.image_noise)
-  batch = next(iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensors(IMAGES[:8]).unbatch().batch(8))))
+  dataset = tf.data.Dataset.from_tensor_slices(IMAGES[:8]).batch(8)
+  batch = next(iter(strategy.experimental_distribute_dataset(dataset)))
   noise = strategy.experimental_local_results(strategy.run(noise_of, args=(batch, seed)))
   assert len({part.numpy().tobytes() for part in noise}) == 4
   np.testing.assert_array_equal(tf.concat(noise, 0), noise_of(tf.constant(IMAGES[:8]), seed))

@@ -52,7 +52,7 @@ def test_files_that_the_readme_names_exist():
     assert (ROOT / name).exists(), name
 
 
-_COMMANDS = sorted({command for text in PAGES.values() for command in re.findall(r"python (examples/.+?)(?:`|\n)", text)})
+_COMMANDS = sorted(set(re.findall(r"python (examples/.+?)(?:`|\n)", "".join(PAGES.values()))))
 
 
 @pytest.mark.parametrize("command", _COMMANDS)

@@ -1,7 +1,7 @@
 """Starts training runs that can be killed: `test_training_state.py` runs this as a process of its own.
 
-Importing TensorFlow takes seconds; here it happens once, and each run is a fork. For each line of standard input, `folder
-result`, it prints the process id of a run, then, when that has ended, what `os.waitpid` says of it.
+Importing TensorFlow takes seconds; here it happens once, and each run is a fork. For each line of standard input,
+`folder result`, it prints the process id of a run, then, when that has ended, what `os.waitpid` says of it.
 """
 
 import os

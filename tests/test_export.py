@@ -33,7 +33,8 @@ results = dict(model.signatures["log_prob"](images=images, **labels))
 results.update(model.signatures["encode"](images=images, **labels))
 results["decoded"] = model.signatures["decode"](latent=results["latent"], **labels)["images"]
 results["samples"] = model.signatures["sample"](
-    num_samples=tf.constant(len(inputs["images"])), temperature=tf.constant(.7), seed=tf.constant([1, 2]), **labels)["images"]
+    num_samples=tf.constant(len(inputs["images"])), temperature=tf.constant(.7), seed=tf.constant([1, 2]),
+    **labels)["images"]
 results["default"] = model.signatures["serving_default"](images=images, **labels)["log_prob"]
 np.savez(outputs, **{key: value.numpy() for key, value in results.items()})
 """

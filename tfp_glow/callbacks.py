@@ -84,8 +84,8 @@ class TrainingState(keras.callbacks.Callback):
 
   Written at the end of each epoch: the weights, all of the optimizer (its step, and with that the position in a
   learning-rate schedule; moments; EMA), the history, and the seconds of training. The dequantization noise of
-  `FlowModel` depends on the step; the order of the data depends on the epoch where `data.load_images` is given `epochs`. So a
-  resumed run ends with the weights of an uninterrupted one.
+  `FlowModel` depends on the step; the order of the data depends on the epoch where `data.load_images` is given
+  `epochs`. So a resumed run ends with the weights of an uninterrupted one.
 
   Unlike that of `keras.callbacks.BackupAndRestore` the state is never found half written: a new one is written beside
   the last, which is kept. Of several workers (`tf.distribute`) the chief alone writes and reads; it tells the others.

@@ -94,9 +94,9 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
     data_dir: Where TFDS keeps its prepared data. None: the default of TFDS.
     shuffle: Whether to shuffle, anew on each pass. None: only `"train"` and parts of it; others have a fixed order.
     drop_remainder: Whether to drop a last batch with fewer images.
-    epochs: `range` of the epochs that the dataset is to hold, one after the other, as a run needs that may be resumed: the
-      order of each depends on nothing but the seed and its number. See `callbacks.TrainingState`. None: one pass, and another
-      order each time the dataset is iterated.
+    epochs: `range` of the epochs that the dataset is to hold, one after the other, as a run needs that may be resumed:
+      the order of each depends on nothing but the seed and its number. See `callbacks.TrainingState`. None: one pass,
+      and another order each time the dataset is iterated.
 
   Returns:
     A `tf.data.Dataset` of known length, of uint8 batches `[B, H, W, C]` with static height, width and channels, or of
@@ -144,7 +144,8 @@ def _batches(source, batch_size, shuffle, seed, drop_remainder, epochs):
       dataset = dataset.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
     return dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size, drop_remainder=drop_remainder)
 
-  # Several workers share each batch. By files, TensorFlow's first choice, their batches would be others than one process'.
+  # Several workers share each batch. By files, TensorFlow's first choice, their batches would be others than one
+  # process'.
   options = tf.data.Options()
   options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
   if epochs is None:

@@ -13,8 +13,8 @@ def save_signatures(codec, path):
   sample(num_samples, temperature, seed) -> images     int32 [], float32 [], int32 [2]
   ```
 
-  A class-conditional model takes `labels`, int32 [N], as well. `serving_default` is `log_prob`. Images are dequantized at
-  the midpoints of their bins, so that answers are deterministic; `log_prob` is in nats per image.
+  A class-conditional model takes `labels`, int32 [N], as well. `serving_default` is `log_prob`. Images are dequantized
+  at the midpoints of their bins, so that answers are deterministic; `log_prob` is in nats per image.
 
   Args:
     codec: `Codec`.

@@ -5,7 +5,8 @@ import numpy as np
 import tensorflow as tf
 
 
-# Gradients longer than the root of this are shortened. Their squares, and those of a sum over replicas, must not overflow.
+# Gradients longer than the root of this are shortened. Their squares, and those of a sum over replicas, must not
+# overflow.
 _MAX_SQUARES = 1e30
 # What the largest entry is then reduced to: still far more than clipping leaves of it.
 _LARGEST_ENTRY = 1e12

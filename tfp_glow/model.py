@@ -95,8 +95,8 @@ class FlowModel(keras.Model):
 
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
-      jit_compile: Whether XLA compiles the steps. `"auto"`: not on CPUs, where its convolutions are slower, and not with
-        several replicas, whose exchange it cannot compile; else as Keras decides.
+      jit_compile: Whether XLA compiles the steps. `"auto"`: not on CPUs, where its convolutions are slower, and not
+        with several replicas, whose exchange it cannot compile; else as Keras decides.
       **kwargs: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of `keras.Model.compile`.
 
     Raises:

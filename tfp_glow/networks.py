@@ -22,8 +22,8 @@ def generator(seed):
 def bounded(log_scale, bound=MAX_LOG_SCALE):
   """`log_scale`, clipped to plus and minus `bound`.
 
-  Beyond the bounds the gradient is that at the bound, so that training leads back, but at most 1: where a network makes so
-  little of the scale, that of the squared latent may be anything.
+  Beyond the bounds the gradient is that at the bound, so that training leads back, but at most 1: where a network makes
+  so little of the scale, that of the squared latent may be anything.
 
   Args:
     log_scale: Tensor.
@@ -62,8 +62,9 @@ def activation_statistics(x):
 def within_reach(inputs):
   """Inputs of a network, clipped to plus and minus 1000.
 
-  Actnorms have made them about 1. (A pixel that is black in all images but one is, with 8 bits, 900 deviations off.) Further
-  out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay invertible.
+  Actnorms have made them about 1. (A pixel that is black in all images but one is, with 8 bits, 900 deviations off.)
+  Further out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay
+  invertible.
   """
   return tf.clip_by_value(inputs, -1000., 1000.)
 
@@ -131,8 +132,9 @@ class ActNormConv2D(_Folding):
   """Convolution, actnorm, relu: `relu((conv(x) + shift) * exp(3 * log_scale))`.
 
   Convolutions larger than 1x1 see the border: they have one more input channel, of ones. At the border, where other
-  channels are padded with zeros, so is this one: it is 1 minus the channel of `border_response`. The constant in this is
-  part of the shift, so that outputs are those of the original, whose kernel for that channel is the negative of this.
+  channels are padded with zeros, so is this one: it is 1 minus the channel of `border_response`. The constant in this
+  is part of the shift, so that outputs are those of the original, whose kernel for that channel is the negative of
+  this.
   """
 
   def __init__(self, filters, kernel_size, seed=None, **kwargs):
@@ -219,8 +221,9 @@ class ZeroConv2D(_Folding):
 
     Args:
       filters: Python `int`, number of output channels.
-      num_groups: Python `int`, 2 if the output channels are to be `shift, scale, shift, scale ...`: `call` returns them so.
-        Variables hold one group after the other, and so do `fold` and `run`, to spare whoever wants them apart the work.
+      num_groups: Python `int`, 2 if the output channels are to be `shift, scale, shift, scale ...`: `call` returns them
+        so. Variables hold one group after the other, and so do `fold` and `run`, to spare whoever wants them apart the
+        work.
       **kwargs: Of `keras.layers.Layer`.
     """
     super().__init__(**kwargs)

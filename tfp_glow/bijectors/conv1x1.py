@@ -17,8 +17,8 @@ class InvertibleConv1x1(OnePassBijector):
   inverse log-det = num_positions * sum(log_scale)
   ```
 
-  `P` is a fixed permutation, `L` unit lower triangular, `U` strictly upper triangular; `sign` is fixed, too. Whatever the
-  trained values, `W` is invertible, and its log-det is a sum.
+  `P` is a fixed permutation, `L` unit lower triangular, `U` strictly upper triangular; `sign` is fixed, too. Whatever
+  the trained values, `W` is invertible, and its log-det is a sum.
 
   References:
     Kingma and Dhariwal, "Glow" (2018), section 3.2, equations 9 to 11.
@@ -38,7 +38,8 @@ class InvertibleConv1x1(OnePassBijector):
       name: Python `str`.
 
     Raises:
-      ValueError: if `num_channels` or `event_ndims` is not a positive `int`, or `matrix` is singular or of another shape.
+      ValueError: if `num_channels` or `event_ndims` is not a positive `int`, or `matrix` is singular or of another
+        shape.
     """
     parameters = dict(locals())
     event_shape = channels_event_shape(num_channels, event_ndims)

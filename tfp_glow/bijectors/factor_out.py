@@ -6,8 +6,9 @@ import tensorflow as tf
 from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.networks import ZeroConv2D, border_response, bounded, log_scale_of, within_reach
 
-# The deviations of the learned Gaussians lie between exp(-8) and exp(8), where that of uint8 images, scaled by actnorms,
-# always does. What a network makes of an odd image may be anything; noise of 1e19 has a square that overflows.
+# The deviations of the learned Gaussians lie between exp(-8) and exp(8), where that of uint8 images, scaled by
+# actnorms, always does. What a network makes of an odd image may be anything; noise of 1e19 has a square that
+# overflows.
 _MAX_LOG_SCALE = 8.
 
 
@@ -33,7 +34,8 @@ class FactorOut(OnePassBijector):
   inverse log-det = -sum(log_scale)
   ```
 
-  The second half of the output is standard normal where the model is right: a latent. `GlowBijector` takes it out there.
+  The second half of the output is standard normal where the model is right: a latent. `GlowBijector` takes it out
+  there.
 
   References:
     Dinh et al., "Density estimation using Real NVP" (2016), section 3.6; the learned Gaussian is that of the original

@@ -29,15 +29,15 @@ _HOLDS_OURS = "_tfp_glow_holds_ours"
 class OnePassBijector(tfb.Bijector):
   """Base class of bijectors that compute value and log-det together.
 
-  Subclasses implement `_forward_and_log_det(x, **kwargs)` and `_inverse_and_log_det(y, **kwargs)`. Both get a tensor with
-  exactly one batch dimension, `[N] + event_shape`, and return the value and a log-det that broadcasts to `[N]`. TFP's
-  `forward`, `inverse`, `forward_log_det_jacobian` and `inverse_log_det_jacobian` follow from them, for any number of
-  leading dimensions.
+  Subclasses implement `_forward_and_log_det(x, **kwargs)` and `_inverse_and_log_det(y, **kwargs)`. Both get a tensor
+  with exactly one batch dimension, `[N] + event_shape`, and return the value and a log-det that broadcasts to `[N]`.
+  TFP's `forward`, `inverse`, `forward_log_det_jacobian` and `inverse_log_det_jacobian` follow from them, for any number
+  of leading dimensions.
 
   As everywhere in this package `forward` is the generative direction, latent to data.
 
-  A value and then its log-det, as `log_prob` asks for them, are one evaluation, as long as weights and gradient tapes stay
-  what they were. Under a persistent tape, or two nested ones, which TensorFlow does not tell apart, they are two.
+  A value and then its log-det, as `log_prob` asks for them, are one evaluation, as long as weights and gradient tapes
+  stay what they were. Under a persistent tape, or two nested ones, which TensorFlow does not tell apart, they are two.
 
   References:
     The contract is that of distrax (https://github.com/google-deepmind/distrax).
@@ -475,8 +475,8 @@ def num_positions(event_shape, dtype):
 class _Pass:
   """One evaluated pass of a bijector.
 
-  The tensor returned keeps this alive, and with it the one given; not the other way round: no cycle, and nothing outlives
-  the user's own reference to what was returned.
+  The tensor returned keeps this alive, and with it the one given; not the other way round: no cycle, and nothing
+  outlives the user's own reference to what was returned.
   """
 
   def __init__(self, bijector, inverse, input_, output, log_det, kwargs):

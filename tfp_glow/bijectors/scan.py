@@ -14,8 +14,8 @@ _GRADIENTS = ("autodiff", "reversible")
 class Scan(OnePassBijector):
   """`K` steps that differ in nothing but their parameters.
 
-  Each parameter of a step is held once, with shape `[K, ...]`, and one step is traced, in a loop: the size of the graph,
-  the time to start and the number of variables do not depend on `K`.
+  Each parameter of a step is held once, with shape `[K, ...]`, and one step is traced, in a loop: the size of the
+  graph, the time to start and the number of variables do not depend on `K`.
 
   `inverse` (data to latent) runs the steps in order, `forward` in reverse.
 
@@ -28,16 +28,16 @@ class Scan(OnePassBijector):
     """Creates the steps and stacks their parameters.
 
     Args:
-      make_step: Callable, from the index of a step (a Python `int`) to a `OnePassBijector` that keeps the event's shape.
-        All steps must be alike but for the values of their parameters.
+      make_step: Callable, from the index of a step (a Python `int`) to a `OnePassBijector` that keeps the event's
+        shape. All steps must be alike but for the values of their parameters.
       num_steps: Python `int`, `K`, at least 1.
       event_shape: Static shape of one event, e.g. `[H, W, C]`.
       gradient: `"autodiff"`: backpropagation through the steps, which keeps the activations of all of them.
-        `"reversible"`: the activations of each step are computed again from its output, so that the memory for them does
-        not depend on `K`. Of a coupling this costs one more evaluation of its network (a third more time); of steps that
-        are not made of this package's layers, two.
-      redraw: Callable, from the first step to the initial values of the next one, in the order of its variables: called in
-        place of `make_step` for all steps but the first, as it is quicker to draw values than to build layers.
+        `"reversible"`: the activations of each step are computed again from its output, so that the memory for them
+        does not depend on `K`. Of a coupling this costs one more evaluation of its network (a third more time); of
+        steps that are not made of this package's layers, two.
+      redraw: Callable, from the first step to the initial values of the next one, in the order of its variables: called
+        in place of `make_step` for all steps but the first, as it is quicker to draw values than to build layers.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.

@@ -32,7 +32,8 @@ _ALLOWED = {
     "original": {"glow", "bijectors.conv1x1"},
     "codec": {"dequantize"},
     "export": {"codec"},
-    "model": {"codec", "export"},
+    "health": set(),
+    "model": {"codec", "export", "health"},
     "callbacks": {"model"},
 }
 

@@ -4,8 +4,8 @@
   python benchmarks/health.py --only stress --seeds 1    a third of the trainings
   python benchmarks/health.py --only invertibility
 
-Stress: short trainings of a small Glow (2 levels of 4 steps, 32 wide, 8x8) with every combination of learning rate, batch
-size, bits and kind of images; all systems with Adam and with the warm-up, the cosine and the clipping of
+Stress: short trainings of a small Glow (2 levels of 4 steps, 32 wide, 8x8) with every combination of learning rate,
+batch size, bits and kind of images; all systems with Adam and with the warm-up, the cosine and the clipping of
 `examples/train_glow.py`. Counted are those whose losses are all finite, and then 1,000 samples at temperature 1.
 Real images are Fashion-MNIST's, which Debian's package `dataset-fashion-mnist` installs.
 """

@@ -77,7 +77,8 @@ def main():
   try:
     history, bits_per_dim, interrupted = train(model, splits, args)
   except FloatingPointError as error:
-    print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / WEIGHTS}.", file=sys.stderr)
+    print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / WEIGHTS}.",
+          file=sys.stderr)
     return EXIT_FAILED
   results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(history.epoch), "interrupted": interrupted}
   save_results(model, splits["test"], history, results, start, args)

@@ -61,7 +61,8 @@ def test_invertibility():
 
 def test_shares_are_of_all_trainings(monkeypatch, capsys):
   measure = lambda system, *_: [
-      {"learning_rate": rate, "trained": True, "sampled": system == "FlowModel" or rate < 1e-2} for rate in health._RATES]
+      {"learning_rate": rate, "trained": True, "sampled": system == "FlowModel" or rate < 1e-2}
+      for rate in health._RATES]
   monkeypatch.setattr(run, "_measure", measure)
   monkeypatch.setattr(run, "_peers", lambda: ["tfb.Glow"])
   health._stress(argparse.Namespace(seeds=1, steps=1))

@@ -22,8 +22,8 @@ def generator(seed):
 def bounded(log_scale, bound=MAX_LOG_SCALE):
   """`log_scale`, clipped to plus and minus `bound`.
 
-  Beyond the bounds the gradient is that at the bound, so that training leads back, but at most 1: where a network makes so
-  little of the scale, that of the squared latent may be anything.
+  Beyond the bounds the gradient is that at the bound, so that training leads back, but at most 1: where a network makes
+  so little of the scale, that of the squared latent may be anything.
 
   Args:
     log_scale: Tensor.
@@ -62,8 +62,9 @@ def activation_statistics(x):
 def within_reach(inputs):
   """Inputs of a network, clipped to plus and minus 1000.
 
-  Actnorms have made them about 1. (A pixel that is black in all images but one is, with 8 bits, 900 deviations off.) Further
-  out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay invertible.
+  Actnorms have made them about 1. (A pixel that is black in all images but one is, with 8 bits, 900 deviations off.)
+  Further out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay
+  invertible.
   """
   return tf.clip_by_value(inputs, -1000., 1000.)
 

@@ -6,8 +6,8 @@ import tensorflow as tf
 from tfp_glow import networks
 from tfp_glow.bijectors.one_pass import OnePassBijector, with_pull_back
 
-# The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and soon before that the way back
-# overflows.
+# The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and long before that the way
+# back overflows.
 MIN_SCALE = 1e-3
 
 

@@ -35,7 +35,8 @@ def main():
     if field.name != "image_shape":
       parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
   args = parser.parse_args()
-  image_shape = {"quality": (32, 32, 1), "invertibility": (32, 32, 1), "health": (8, 8, 1)}.get(args.measurement, (32, 32, 3))
+  image_shape = {"quality": (32, 32, 1), "invertibility": (32, 32, 1), "health": (8, 8, 1)}.get(
+      args.measurement, (32, 32, 3))
   fields = {field.name: getattr(args, field.name, image_shape) for field in dataclasses.fields(systems.Architecture)}
   print(json.dumps(_MEASUREMENTS[args.measurement](args, systems.Architecture(**fields))))
 
@@ -199,7 +200,8 @@ def _invertibility(args, architecture):
   import tensorflow_probability as tfp
   import tfp_glow
   from tfp_glow import data
-  load = lambda split: data.load_images("fashion_mnist", split, batch_size=architecture.batch_size, image_size=32, seed=0)
+  load = lambda split: data.load_images("fashion_mnist", split, batch_size=architecture.batch_size, image_size=32,
+                                        seed=0)
   glow = tfp_glow.GlowBijector(architecture.image_shape, architecture.num_levels, architecture.num_steps,
                                architecture.num_hidden, gradient=architecture.gradient, seed=0)
   base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
@@ -222,8 +224,8 @@ def _invertibility(args, architecture):
   return {"bits_per_dim": history["bits_per_dim"][-1], "images": results}
 
 
-_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "fit": _fit, "quality": _quality, "health": _health,
-                 "invertibility": _invertibility}
+_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "fit": _fit, "quality": _quality,
+                 "health": _health, "invertibility": _invertibility}
 
 if __name__ == "__main__":
   main()

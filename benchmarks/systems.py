@@ -130,7 +130,7 @@ def _tfp_glow(architecture, make_step=_make_bare_step):
 
 
 def _flow_model(architecture):
-  """As `_tfp_glow`, trained by `FlowModel`, whose loss is in bits per dimension, with what that does against overflow."""
+  """As `_tfp_glow`, trained by `FlowModel` with its guards; that one's loss is in bits per dimension."""
   # pylint: disable=import-outside-toplevel
   import tensorflow as tf
   import tfp_glow

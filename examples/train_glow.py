@@ -90,7 +90,8 @@ def main():
   try:
     bits_per_dim, interrupted = train(model, splits, state, first_epoch, args)
   except FloatingPointError as error:
-    print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / WEIGHTS}.", file=sys.stderr)
+    print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / WEIGHTS}.",
+          file=sys.stderr)
     return EXIT_FAILED
   results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(state.history["bits_per_dim"]),
              "training_seconds": round(state.seconds, 1), "interrupted": interrupted}

@@ -13,27 +13,62 @@ FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
 TINY = ("--num_levels=1", "--num_steps=1", "--num_hidden=4", "--batch_size=2", "--calls=1", "--seconds=0.1")
 
 
-def _load_run():
-  spec = importlib.util.spec_from_file_location("run", FOLDER / "run.py")
+def _load(name):
+  spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
   module = importlib.util.module_from_spec(spec)
+  sys.modules[name] = module
   spec.loader.exec_module(module)
   return module
 
 
-run = _load_run()
+run = _load("run")
+health = _load("health")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("system, measurement, keys", [
     ("tfp_glow", "speed", {"step", "log_prob", "sample"}), ("convolutions", "speed", {"step", "log_prob", "sample"}),
     ("tfb.Glow", "start", {"first_step", "later_step"}), ("tfp_glow", "memory", {"peak", "parameters"}),
-    ("tfp_glow", "fit", {"bare", "fit"}), ("normflows", "speed", {"step", "log_prob", "sample"})])
+    ("tfp_glow", "fit", {"bare", "fit"}), ("FlowModel", "speed", {"step", "log_prob", "sample"}),
+    ("normflows", "speed", {"step", "log_prob", "sample"})])
 def test_measurements(system, measurement, keys):
   if system == "normflows":
     pytest.importorskip("normflows", reason="an extra, `benchmarks`")
   found = run._measure(system, measurement, *TINY)
   assert found.keys() == keys
   assert all(math.isfinite(value) and value > 0. for value in found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["FlowModel", "tfb.Glow", "normflows"])
+def test_stress(system):
+  if system == "normflows":
+    pytest.importorskip("normflows", reason="an extra, `benchmarks`")
+  found = run._measure(system, "health", *TINY[:-2], "--calls=2", "--kinds", "constant", "extreme", "--bits", "1",
+                       "--rates", "1e-3", "1e25", "--seeds=1")
+  assert [(f["kind"], f["learning_rate"], f["sampled"]) for f in found] == [
+      (kind, rate, rate == 1e-3) for kind in ("constant", "extreme") for rate in (1e-3, 1e25)]
+
+
+@pytest.mark.slow
+def test_invertibility():
+  pytest.importorskip("tensorflow_datasets", reason="an extra, `data`")
+  if not pathlib.Path("/usr/share/datasets/fashion-mnist").exists():
+    pytest.skip("needs Debian's package dataset-fashion-mnist")
+  found = run._measure("tfp_glow", "invertibility", *TINY)
+  assert len(found["images"]) == 5 and all(f["error"] < 1e-3 and f["changed"] == 0 for f in found["images"].values())
+
+
+def test_shares_are_of_all_trainings(monkeypatch, capsys):
+  measure = lambda system, *_: [
+      {"learning_rate": rate, "trained": True, "sampled": system == "FlowModel" or rate < 1e-2}
+      for rate in health._RATES]
+  monkeypatch.setattr(run, "_measure", measure)
+  monkeypatch.setattr(run, "_peers", lambda: ["tfb.Glow"])
+  health._stress(argparse.Namespace(seeds=1, steps=1))
+  ours, _, peer = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+  assert ours.split("|")[2:4] == [" 8 of 8 ", " 8 of 8 "]
+  assert peer.split("|")[2:] == [" 8 of 8 ", " 4 of 8 ", " 2 of 2 ", " 2 of 2 ", " 0 of 2 ", " 0 of 2 ", ""]
 
 
 def test_a_failed_measurement_ends_the_run():
@@ -68,6 +103,7 @@ def test_peers_that_diverge_do_not_win(monkeypatch, capsys):
   assert capsys.readouterr().out.splitlines()[2].split("|")[2:5] == [" 3.000 ", " 7 ", " 0.001 "]
 
 
-def test_every_measurement_is_described():
-  done = subprocess.run([sys.executable, FOLDER / "run.py", "--help"], capture_output=True, text=True, check=True)
-  assert all(name in done.stdout for name in run._SECTIONS)
+@pytest.mark.parametrize("script", [run, health])
+def test_every_measurement_is_described(script):
+  done = subprocess.run([sys.executable, script.__file__, "--help"], capture_output=True, text=True, check=True)
+  assert all(name in done.stdout for name in script._SECTIONS)

@@ -162,3 +162,19 @@ def test_initialising_inside_a_replica_is_an_error():
     actnorm = tfp_glow.ActNorm(2)
   with pytest.raises(RuntimeError, match="replicas"):
     strategy.run(lambda: actnorm.initialize(tf.ones([3, 4, 4, 2])))
+
+
+def test_no_replica_updates_if_one_has_values_that_are_not_finite():
+  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+  with strategy.scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(), num_bits=None))
+  images = np.random.default_rng(0).standard_normal([8, *small_models.SHAPE]).astype(np.float32)
+  model.fit(images, batch_size=8, epochs=1, verbose=0)
+  variables = [*model.distribution.variables, *(v.value for v in model.optimizer.variables)]
+  before = [[copy.numpy() for copy in v.values] for v in variables]
+  images[6, 1, 1, 1] = np.nan  # The second replica's half.
+  with pytest.raises(FloatingPointError, match="step 2: a value of the images is not finite.*shape \\(4, 4, 4, 2\\)"):
+    model.fit(images, batch_size=8, epochs=1, shuffle=False, verbose=0)
+  for variable, copies in zip(variables, before):
+    for copy, value in zip(variable.values, copies, strict=True):
+      np.testing.assert_array_equal(copy.numpy(), value, err_msg=variable.name)

@@ -226,15 +226,11 @@ def _stop(model, data, **kwargs):
   return str(error.value)
 
 
-def _trained(**kwargs):
-  model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=3)), **kwargs)
-  model.fit(IMAGES[:16], batch_size=8, epochs=1, verbose=0)
-  return model
-
-
-@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"steps_per_execution": 2}], ids=str)
+@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 2}], ids=str)
 def test_an_overflow_is_named_by_layer_and_step(options):
-  model = _trained(**options)
+  model = small_models.compiled(
+      tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=3)), **options)
+  model.fit(IMAGES[:16], batch_size=8, epochs=1, verbose=0)
   block = model.distribution.bijector.blocks[0]
   _assign(block.stacked(block.template.coupling.network.last.bias), 1, 1e38)
   _assign(block.stacked(block.template.coupling.network.last.log_scale), 1, 3.)
@@ -244,20 +240,21 @@ def test_an_overflow_is_named_by_layer_and_step(options):
 
 
 def test_a_parameter_is_named():
-  model = _trained()
-  block = model.distribution.bijector.blocks[0]
-  _assign(block.stacked(block.template.actnorm.shift), 2, np.nan)
+  model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
+  _assign(_variable(model, "shift"), 2, np.nan)
   message = _stop(model, IMAGES)
-  assert "the parameter `block0_actnorm_shift" in message and "8 of 24 NaN or infinite, the first nan at [2, 0]" in message
+  assert "step 1: the parameter `shift" in message and "8 of 32 NaN or infinite, the first nan at [2, 0, 0]" in message
 
 
-@pytest.mark.parametrize("model_options", [{}, {"num_classes": 3}], ids=str)
-def test_images_are_named(model_options):
-  model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(**model_options), num_bits=None))
+@pytest.mark.parametrize("has_classes", [False, True])
+def test_images_are_named(has_classes):
+  classes = lambda: small_models.distribution(num_classes=3, num_steps_per_block=1)
+  distribution = classes() if has_classes else small_models.gaussian()
+  model = small_models.compiled(tfp_glow.FlowModel(distribution, num_bits=None))
   images = RNG.standard_normal([24, *small_models.SHAPE]).astype(np.float32)
   model.adapt(images)
   images[17, 1, 2, 1] = np.inf
-  labels = {"y": np.arange(24) % 3} if model_options else {}
+  labels = {"y": np.arange(24) % 3} if has_classes else {}
   message = _stop(model, images, **labels)
   assert "step 3: a value of the images" in message
   assert message.endswith("Received: shape (8, 4, 4, 2), 1 of 256 NaN or infinite, the first inf at [1, 1, 2, 1]")
@@ -280,11 +277,10 @@ def test_an_overflow_of_the_likelihood_is_named():
   assert "step 2: the log-probability of the latents" in _stop(model, IMAGES)
 
 
-@pytest.mark.slow
 def test_xla_skips_the_update_and_stops():
-  model = _trained(jit_compile=True)
-  block = model.distribution.bijector.blocks[0]
-  _assign(block.stacked(block.template.actnorm.shift), 2, np.nan)
+  model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), jit_compile=True)
+  model.fit(IMAGES[:16], batch_size=8, epochs=1, verbose=0)
+  _assign(_variable(model, "shift"), 2, np.nan)
   message = _stop(model, IMAGES)
   assert "step 3: the loss or a gradient is not finite" in message and "jit_compile=False" in message
 
@@ -301,8 +297,7 @@ def test_a_loss_scale_may_overflow():
 def test_other_errors_are_not_taken_for_this_one():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)
-  broken = data.map(lambda x: tf.ensure_shape(x + tf.cast(tf.debugging.check_numerics(tf.constant(np.inf), "x"), tf.uint8),
-                                              [None, *small_models.SHAPE]))
+  broken = data.map(lambda x: x + tf.cast(tf.debugging.check_numerics(tf.constant(np.inf), "x"), tf.uint8))
   with pytest.raises(tf.errors.InvalidArgumentError):
     model.fit(broken, epochs=1, verbose=0)
 
@@ -322,3 +317,20 @@ def test_adapt_refuses_values_that_are_not_finite(value):
 def test_what_is_described():
   assert health.describe(tf.constant([1., -2.5])) == "shape (2,), between -2.5 and 1"
   assert health.describe(tf.zeros([0])) == "nothing"
+
+
+# Inversion.
+
+
+@pytest.mark.slow
+def test_a_trained_flow_is_still_exactly_invertible():
+  shape = (8, 8, 1)
+  model = tfp_glow.FlowModel(small_models.distribution(shape, num_glow_blocks=2, num_steps_per_block=16))
+  model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=100.))
+  model.fit(small_models.images(256, shape), batch_size=16, epochs=8, verbose=0)
+  glow = model.distribution.bijector
+  for images in (small_models.images(32, shape, seed=1), *(np.full([2, *shape], v, np.uint8) for v in (0, 127, 255))):
+    x = tfp_glow.dequantize.dequantize(tf.constant(images), 8, 0.5)
+    # As arrays: of a tensor TFP would know where it came from.
+    assert np.abs(x - glow.forward(glow.inverse(x).numpy())).max() < 1e-3
+    np.testing.assert_array_equal(model.decode(model.encode(images)), images)

@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-
 # Gradients longer than the root of this are shortened. Their squares, and those of a sum over replicas, must not
 # overflow.
 _MAX_SQUARES = 1e30
@@ -59,7 +58,8 @@ def describe(tensor):
   if not len(bad):
     return f"shape {values.shape}, between {values.min():.3g} and {values.max():.3g}" if values.size else "nothing"
   first = tuple(bad[0].tolist())
-  return f"shape {values.shape}, {len(bad)} of {values.size} NaN or infinite, the first {values[first]} at {list(first)}"
+  return (f"shape {values.shape}, {len(bad)} of {values.size} NaN or infinite, "
+          f"the first {values[first]} at {list(first)}")
 
 
 def message(step, what, received):
@@ -71,8 +71,8 @@ def message(step, what, received):
     received: Python `str`.
   """
   return (f"Training stopped at step {step}: {what} is not finite. Weights and optimizer are left as they were before "
-          "that step. If the data is sound, a lower learning rate helps, or a warm-up, or clipping (`global_clipnorm` of "
-          f"Keras' optimizers). Received: {received}")
+          "that step. If the data is sound, a lower learning rate helps, or a warm-up, or clipping (`global_clipnorm` "
+          f"of Keras' optimizers). Received: {received}")
 
 
 def first_non_finite(codec, images, labels, noise_seed, trained, gradients_are_finite):

@@ -6,7 +6,7 @@ import tensorflow as tf
 from tfp_glow import networks
 from tfp_glow.bijectors.one_pass import OnePassBijector, with_pull_back
 
-# The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and soon before that the way
+# The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and long before that the way
 # back overflows.
 MIN_SCALE = 1e-3
 
@@ -171,8 +171,7 @@ class AffineCoupling(_Coupling):
   reach 0, and the way back divide by it. Not here; else the two are the same.
 
   References:
-    Kingma and Dhariwal, "Glow" (2018), table 1; the sigmoid and the interleaved channels are those of the original
-    code.
+    Kingma and Dhariwal, "Glow" (2018), table 1; the sigmoid and the interleaved channels are those of the original code.
   """
 
   _offsets = (0., 2.)
@@ -181,8 +180,8 @@ class AffineCoupling(_Coupling):
     """Creates the coupling.
 
     Args:
-      network: Keras layer or model, from `[N, H, W, C // 2]` to `[N, H, W, 2 * (C - C // 2)]`; or, with `event_ndims`
-        1, from `[N, C // 2]` to `[N, 2 * (C - C // 2)]`. It may have a method `initialize(inputs)` for data-dependent
+      network: Keras layer or model, from `[N, H, W, C // 2]` to `[N, H, W, 2 * (C - C // 2)]`; or, with `event_ndims` 1,
+        from `[N, C // 2]` to `[N, 2 * (C - C // 2)]`. It may have a method `initialize(inputs)` for data-dependent
         initialisation, which returns its outputs; a `Scan` calls it in a `tf.function`.
       event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
       dtype: See `OnePassBijector`.

@@ -6,9 +6,9 @@ import tensorflow as tf
 from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.networks import ZeroConv2D, border_response, bounded, log_scale_of, within_reach
 
-# The deviations of the learned Gaussians lie between exp(-8) and exp(8), where that of uint8 images, scaled by
-# actnorms, always does. What a network makes of an odd image may be anything; noise of 1e19 has a square that
-# overflows.
+# The deviations of the learned Gaussians lie between exp(-8) and exp(8): with 8 bits and actnorms, a deviation of
+# exp(-6) is that of the dequantization noise. What a network makes of an odd image may be anything, and noise of 1e19
+# has a square that overflows.
 _MAX_LOG_SCALE = 8.
 
 

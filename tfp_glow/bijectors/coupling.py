@@ -171,7 +171,8 @@ class AffineCoupling(_Coupling):
   reach 0, and the way back divide by it. Not here; else the two are the same.
 
   References:
-    Kingma and Dhariwal, "Glow" (2018), table 1; the sigmoid and the interleaved channels are those of the original code.
+    Kingma and Dhariwal, "Glow" (2018), table 1; the sigmoid and the interleaved channels are those of the original
+    code.
   """
 
   _offsets = (0., 2.)
@@ -180,8 +181,8 @@ class AffineCoupling(_Coupling):
     """Creates the coupling.
 
     Args:
-      network: Keras layer or model, from `[N, H, W, C // 2]` to `[N, H, W, 2 * (C - C // 2)]`; or, with `event_ndims` 1,
-        from `[N, C // 2]` to `[N, 2 * (C - C // 2)]`. It may have a method `initialize(inputs)` for data-dependent
+      network: Keras layer or model, from `[N, H, W, C // 2]` to `[N, H, W, 2 * (C - C // 2)]`; or, with `event_ndims`
+        1, from `[N, C // 2]` to `[N, 2 * (C - C // 2)]`. It may have a method `initialize(inputs)` for data-dependent
         initialisation, which returns its outputs; a `Scan` calls it in a `tf.function`.
       event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
       dtype: See `OnePassBijector`.

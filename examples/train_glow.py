@@ -17,8 +17,8 @@ The folder then holds:
 
 Ctrl-C ends the training, and all of these are made of what has been learned until then; a second Ctrl-C ends at once.
 
-Until it has finished, the folder also holds training_state/, written after each epoch: the same command goes on from
-there, however the run was ended, and comes to the same weights as if it had not been.
+Until it has finished, the folder also holds training_state/, written after each epoch, and best_until_now.weights.h5:
+the same command goes on from there, however the run was ended, and comes to the same weights as if it had not been.
 """
 
 import argparse
@@ -54,7 +54,7 @@ WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json
 SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
 CURVE = "training_curve.png"
 OUTPUTS = (WEIGHTS, SAVED_MODEL, SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, CURVE, RESULTS)
-STATE = "training_state"
+STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
 
 # What may change when a run goes on.
 NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy")
@@ -82,23 +82,31 @@ def main():
     with strategy.scope():
       model = make_model(args, splits["train"].element_spec.shape[1:])
       compile_model(model, args, len(splits["train"]))
-    state = prepare_output(args)
-    first_epoch = state.restore(model)
+    state = training_state(args)
+    if args.overwrite:
+      state.delete()
+    first_epoch, best_is_there = state.restore(model), False
+    if first_epoch:
+      # Now, not when all epochs have been trained, if it cannot be read.
+      best_is_there = replicas.run_on_chief(lambda: is_loaded(model, args.output / BEST_UNTIL_NOW), strategy)
+      state.restore(model)
+    prepare_output(args, keep_best_until_now=first_epoch > 0)
   except (ValueError, OSError, ImportError, RuntimeError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
     return EXIT_USAGE
   try:
-    bits_per_dim, interrupted = train(model, splits, state, first_epoch, args)
+    bits_per_dim, interrupted = train(model, splits, state, first_epoch, best_is_there, args)
   except FloatingPointError as error:
-    print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / WEIGHTS}.",
-          file=sys.stderr)
+    print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / BEST_UNTIL_NOW}. "
+          "Another --learning-rate is another run: give it another --output, or --overwrite.", file=sys.stderr)
     return EXIT_FAILED
   results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(state.history["bits_per_dim"]),
              "training_seconds": round(state.seconds, 1), "interrupted": interrupted}
   save_results(model, splits["test"], state.history, results, start, args)
-  if not interrupted:
+  if not interrupted or not state.exists():
     state.delete()
-  elif state.exists():
+    (args.output / BEST_UNTIL_NOW).unlink(missing_ok=True)
+  else:
     print("The same command goes on from the last epoch that was finished; with --overwrite it starts anew.")
   return EXIT_INTERRUPTED if interrupted else 0
 
@@ -264,24 +272,42 @@ def training_state(args):
   return callbacks.TrainingState(args.output / STATE, settings)
 
 
-def prepare_output(args):
-  """Makes the folder, and clears it, lest results of two runs lie side by side; returns the training state."""
-  args.output.mkdir(parents=True, exist_ok=True)
-  state = training_state(args)
-  if args.overwrite:
-    state.delete()
-  for name in OUTPUTS:
+def prepare_output(args, keep_best_until_now):
+  """Makes the folder, and clears it of the results of an earlier run, lest those of two lie side by side."""
+  (args.output / STATE).mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
+  for name in (*OUTPUTS, BEST_UNTIL_NOW):
     path = args.output / name
-    if name == WEIGHTS and state.exists():
-      continue  # The best so far.
     if path.is_dir():
       shutil.rmtree(path)
-    else:
+    elif name != BEST_UNTIL_NOW or not keep_best_until_now:
       path.unlink(missing_ok=True)
-  return state
 
 
-def train(model, splits, state, first_epoch, args):
+class BestWeights(keras.callbacks.ModelCheckpoint):
+  """Keeps the best weights of the epochs that have been finished; `keep_best` sees to the last one."""
+
+  def on_train_batch_end(self, batch, logs=None):
+    super().on_train_batch_end(batch, logs)
+    self._is_finished = batch + 1 >= self.params["steps"]
+
+  def on_epoch_end(self, epoch, logs=None):
+    if self._is_finished:
+      super().on_epoch_end(epoch, logs)
+
+
+def is_loaded(model, path):
+  """Whether there are weights to load."""
+  if not path.exists():
+    return False
+  try:
+    model.load_weights(path)
+    return True
+  except (OSError, KeyError) as error:
+    print(f"{path} cannot be read ({error}): the best weights of the epochs before are lost.", file=sys.stderr)
+    return False
+
+
+def train(model, splits, state, first_epoch, best_is_there, args):
   """Trains until the last epoch, the time limit or Ctrl-C, and leaves the best weights in the model and in its file.
 
   Returns:
@@ -291,9 +317,10 @@ def train(model, splits, state, first_epoch, args):
   Raises:
     FloatingPointError: if training diverges.
   """
-  checkpoint = keras.callbacks.ModelCheckpoint(
-      args.output / WEIGHTS, monitor="val_bits_per_dim", mode="min", save_best_only=True, save_weights_only=True,
-      initial_value_threshold=min(state.history.get("val_bits_per_dim", []), default=None))
+  history = state.history.get("val_bits_per_dim", []) if best_is_there else []
+  best = min(filter(math.isfinite, history), default=math.inf)
+  checkpoint = BestWeights(args.output / BEST_UNTIL_NOW, monitor="val_bits_per_dim", mode="min", save_best_only=True,
+                           save_weights_only=True, initial_value_threshold=best)
   # As long as is left of it, when the run goes on.
   limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
   interrupt = callbacks.StopOnInterrupt()
@@ -309,7 +336,9 @@ def train(model, splits, state, first_epoch, args):
     images = augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
     model.fit(images, validation_data=splits["validation"], steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
               epochs=epochs.stop, callbacks=[checkpoint, state, *own, *limit])
-  return keep_best(model, splits["validation"], checkpoint), interrupt.interrupted
+  bits_per_dim = keep_best(model, splits["validation"], checkpoint)
+  model.save_weights(args.output / WEIGHTS)
+  return bits_per_dim, interrupt.interrupted
 
 
 def end_at_once(*_):
@@ -327,16 +356,22 @@ def learning_rate_schedule(args, steps_per_epoch):
 
 
 def keep_best(model, validation_images, checkpoint):
-  """Chooses between the weights at hand, which may be those of an unfinished epoch, and the best saved ones."""
+  """Chooses between the weights at hand, which may be those of an unfinished epoch, and the best saved ones.
+
+  Returns:
+    Bits per dimension of the validation split.
+
+  Raises:
+    FloatingPointError: if there are neither.
+  """
   strategy, bits_per_dim = model.distribute_strategy, evaluate(model, validation_images)
-  if checkpoint.best is not None and not bits_per_dim < checkpoint.best:
+  if math.isfinite(checkpoint.best) and not bits_per_dim < checkpoint.best:
     if replicas.is_chief(strategy):  # Of a run that has been resumed the others may not have the file.
       model.load_weights(checkpoint.filepath)
     replicas.take_from_chief([v.value for v in model.weights], strategy)
     return float(checkpoint.best)
   if not math.isfinite(bits_per_dim):
     raise FloatingPointError(f"Bits per dimension of the validation split must be finite. Received: {bits_per_dim}")
-  model.save_weights(checkpoint.filepath)
   return bits_per_dim
 
 

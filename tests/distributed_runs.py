@@ -12,10 +12,12 @@ import time
 
 import keras
 import numpy as np
+import pytest
 import small_models
 import tensorflow as tf
 
 import tfp_glow
+from tfp_glow import replicas
 
 IMAGES = small_models.images(19)
 TIMEOUT = 180  # seconds, far more than needed
@@ -37,6 +39,7 @@ def train(strategy, first_batch=None, **kwargs):
 
 def train_gaussian(strategy):
   """The same in no time, of shuffled data."""
+  tf.random.set_seed(0)  # The order depends on it, and other tests set it.
   with strategy.scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   data = tf.data.Dataset.from_tensor_slices(IMAGES).shuffle(len(IMAGES), seed=0).batch(8)
@@ -66,10 +69,23 @@ def glow_worker(index, folder):
 
 def gaussian_worker(index, folder):
   model, history = train_gaussian(tf.distribute.MultiWorkerMirroredStrategy())
-  _report({"weights": values_of(model), "history": history,
+  images = (IMAGES / 256.).astype(np.float32)
+  images[0, 0, 0, 0] = np.nan
+  with model.distribute_strategy.scope():
+    continuous = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(), num_bits=None))
+  with pytest.raises(FloatingPointError) as failure:
+    continuous.fit(images, batch_size=6, shuffle=False, verbose=0)
+  with pytest.raises(ValueError) as state_error:
+    replicas.run_on_chief(_fail, model.distribute_strategy)
+  _report({"failure": str(failure.value), "state_error": str(state_error.value),
+           "weights": values_of(model), "history": history,
            "evaluation": model.evaluate(IMAGES, batch_size=7, verbose=0, return_dict=True),
            "prediction": model.predict(IMAGES, batch_size=8, verbose=0)}, index, folder)
   _train_on(model, index, folder)
+
+
+def _fail():
+  raise ValueError("`folder`: an error of the chief")
 
 
 def example_worker(index, folder, script, *options):

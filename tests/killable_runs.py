@@ -20,7 +20,7 @@ NUM_EPOCHS, STEPS_PER_EPOCH = 60, 2
 
 
 def train(folder, result):
-  """Trains to the last epoch, from the state in `folder` if there is one; writes all there is at the end to `result`."""
+  """Trains to the last epoch, from the state in `folder` if there is one; writes all there is then to `result`."""
   # Large enough for a kill to meet the writing of its state.
   parts = tf.Variable(tf.random.stateless_normal([8, 8, 1, 10_000], [0, 0]), name="parts")
   mean = tfp.util.DeferredTensor(parts, lambda parts: tf.reduce_mean(parts, -1), shape=[8, 8, 1])
@@ -33,6 +33,8 @@ def train(folder, result):
     images = tfp_glow.data.load_images("digits", "train", batch_size=720, epochs=epochs)
     model.fit(images, steps_per_epoch=STEPS_PER_EPOCH, initial_epoch=epochs.start, epochs=NUM_EPOCHS, verbose=0,
               callbacks=[state])
+  else:
+    model.optimizer.finalize_variable_values(model.trainable_variables)
   variables = {str(i): v.numpy() for i, v in enumerate(model.weights + model.optimizer.variables)}
   np.savez(result, learning_rate=model.optimizer.learning_rate, loss=state.history["loss"], **variables)
 

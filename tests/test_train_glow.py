@@ -54,7 +54,7 @@ def results(folder):
 
 
 def check_outputs(folder, is_finished=True):
-  expected = set(train_glow.OUTPUTS) | (set() if is_finished else {train_glow.STATE})
+  expected = set(train_glow.OUTPUTS) | (set() if is_finished else {train_glow.STATE, train_glow.BEST_UNTIL_NOW})
   assert {path.name for path in folder.iterdir()} == expected
   margin, gap, tile = 100, 4, 68
   sizes = {"samples.png": (margin + gap + 16 * tile, gap + 5 * tile),
@@ -230,15 +230,12 @@ def test_a_killed_run_goes_on_by_itself(finished, monkeypatch, tmp_path, capsys)
     assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_overwrite_begins_anew(monkeypatch, tmp_path, capsys):
-  (tmp_path / "training_state").mkdir()
-  (tmp_path / "training_state" / "epoch-1.index").write_text("damaged")
-  (tmp_path / "model.weights.h5").write_text("the best so far")
+def test_a_damaged_state_leaves_everything_there(monkeypatch, tmp_path, capsys):
+  for name in ("training_state/epoch-1.index", "best_until_now.weights.h5", "samples.png"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("of yesterday")
   assert call(monkeypatch, "--output", tmp_path) == 2
-  assert "damaged" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 2
-  monkeypatch.setattr(sys, "argv", ["train_glow.py", "--overwrite", f"--output={tmp_path}"])
-  state = train_glow.prepare_output(train_glow.parse_args())
-  assert not state.exists() and not list(tmp_path.iterdir())
+  assert "damaged" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 3
 
 
 @slow
@@ -246,7 +243,7 @@ def test_divergence_is_an_error(monkeypatch, tmp_path, capsys):
   assert call(monkeypatch, "--epochs=2", "--learning-rate=1e30", "--output", tmp_path) == 1
   error = capsys.readouterr().err
   assert "Training stopped at step " in error and "is not finite" in error
-  assert str(tmp_path / "model.weights.h5") in error
+  assert str(tmp_path / train_glow.BEST_UNTIL_NOW) in error
   assert not (tmp_path / "results.json").exists()
 
 
@@ -264,13 +261,14 @@ def test_weights_from_before_a_divergence_stay(monkeypatch, tmp_path):
 
   monkeypatch.setattr(callbacks, "TimeLimit", Spoil)
   assert call(monkeypatch, "--epochs=3", "--time-limit=9", "--output", tmp_path) == 1
-  assert [path.name for path in tmp_path.iterdir()] == ["model.weights.h5"]
+  assert {path.name for path in tmp_path.iterdir()} == {train_glow.STATE, train_glow.BEST_UNTIL_NOW}
 
 
 def test_validation_that_is_not_finite_is_an_error():
-  model = types.SimpleNamespace(evaluate=lambda *_, **__: {"bits_per_dim": math.nan})
+  model = types.SimpleNamespace(
+      distribute_strategy=tf.distribute.get_strategy(), evaluate=lambda *_, **__: {"bits_per_dim": math.nan})
   with pytest.raises(FloatingPointError, match="validation split must be finite. Received: nan"):
-    train_glow.keep_best(model, None, types.SimpleNamespace(best=None, filepath="weights"))
+    train_glow.keep_best(model, None, types.SimpleNamespace(best=math.inf, filepath="weights"))
 
 
 @slow
@@ -340,11 +338,12 @@ def test_earlier_results_are_kept(monkeypatch, tmp_path, capsys):
 
 
 def test_overwrite_clears_results_and_nothing_else(tmp_path):
-  for name in ("saved_model/saved_model.pb", "results.json", "notes.txt", "training_state/epoch-1.index"):
+  for name in ("saved_model/saved_model.pb", "results.json", "notes.txt", "best_until_now.weights.h5"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text("")
-  train_glow.prepare_output(argparse.Namespace(output=tmp_path, overwrite=True))
-  assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+  train_glow.prepare_output(argparse.Namespace(output=tmp_path), keep_best_until_now=False)
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.txt", "training_state"]
+  assert not list((tmp_path / "training_state").iterdir())
 
 
 def test_shifts_are_whole_pixels_and_all_are_made():
@@ -405,15 +404,14 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 @pytest.mark.parametrize("best, now, expected", [
-    (2., 3., "load"), (3., 2., "save"), (None, 2., "save"), (2., math.nan, "load"), (2., 2., "load")])
+    (2., 3., "best"), (3., 2., "now"), (math.inf, 2., "now"), (2., math.nan, "best"), (2., 2., "best")])
 def test_best_weights_are_kept(best, now, expected):
-  calls = []
+  loaded = []
   model = types.SimpleNamespace(
-      distribute_strategy=tf.distribute.get_strategy(), weights=[],
-      evaluate=lambda *_, **__: {"bits_per_dim": now}, load_weights=lambda path: calls.append("load"),
-      save_weights=lambda path: calls.append("save"))
+      distribute_strategy=tf.distribute.get_strategy(), weights=[], evaluate=lambda *_, **__: {"bits_per_dim": now},
+      load_weights=loaded.append)
   bits = train_glow.keep_best(model, None, types.SimpleNamespace(best=best, filepath="weights"))
-  assert calls == [expected] and bits == (best if expected == "load" else now)
+  assert (loaded, bits) == ((["weights"], best) if expected == "best" else ([], now))
 
 
 def test_pictures_enlarge_pixel_by_pixel(tmp_path):

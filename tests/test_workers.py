@@ -58,6 +58,14 @@ def test_three_workers_train_as_one_process(three):
     np.testing.assert_allclose(report["prediction"], prediction, rtol=1e-5)
 
 
+def test_a_worker_whose_share_is_not_finite_stops_all(three):
+  failures = [report["failure"] for report in three[1]]
+  assert sum("a value of the images is not finite" in failure for failure in failures) == 1
+  assert sum("a quantity of another replica is not finite" in failure for failure in failures) == 2
+  for report in three[1]:
+    assert report["state_error"] == "`folder`: an error of the chief"
+
+
 def _check_training(reports, model, history):
   for report in reports:
     assert report["history"].keys() == history.keys() and report["history"] == reports[0]["history"]
@@ -80,20 +88,21 @@ def test_the_chief_alone_samples_saves_and_exports(two):
 
 
 def test_example_with_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
-  options = [*test_train_glow.TINY, "--epochs=2", "--strategy=multiworker"]
-  make = lambda: distributed_runs.Workers(2, distributed_runs.example_worker, tmp_path, test_train_glow.SCRIPT, *options)
+  options = [*test_train_glow.TINY, "--epochs=4", "--strategy=multiworker"]
+  make = lambda: distributed_runs.Workers(
+      2, distributed_runs.example_worker, tmp_path, test_train_glow.SCRIPT, *options)
   with make() as workers:
-    workers.kill(1, at="Epoch 2/2")
+    workers.kill(1, at="Epoch 2/4")
     assert workers.exit_code(0) != 0
   assert (tmp_path / "output_0" / "training_state").exists()
   with make() as workers:
     assert [workers.exit_code(index) for index in range(2)] == [0, 0], workers.output(0)[1]
-    assert "Going on after epoch 1 of 2" in workers.output(0)[0] and workers.output(1)[0] == ""
+    assert re.search("Going on after epoch [123] of 4", workers.output(0)[0]) and workers.output(1)[0] == ""
   assert not (tmp_path / "output_1").exists() and not (tmp_path / "output_0" / "training_state").exists()
   results = json.loads((tmp_path / "output_0" / "results.json").read_text())
-  assert test_train_glow.call(monkeypatch, "--epochs=2", "--output", tmp_path / "alone") == 0
+  assert test_train_glow.call(monkeypatch, "--epochs=4", "--output", tmp_path / "alone") == 0
   alone = json.loads((tmp_path / "alone" / "results.json").read_text())
-  assert results["epochs"] == alone["epochs"] == 2
+  assert results["epochs"] == alone["epochs"] == 4
   np.testing.assert_allclose(results["bits_per_dim"], alone["bits_per_dim"], rtol=1e-4)
 
 

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import signal
 import threading
@@ -87,6 +88,9 @@ class TrainingState(keras.callbacks.Callback):
   `FlowModel` depends on the step; the order of the data depends on the epoch where `data.load_images` is given
   `epochs`. So a resumed run ends with the weights of an uninterrupted one.
 
+  What other callbacks have counted (the patience of `EarlyStopping`, the plateaus of `ReduceLROnPlateau`) is not kept,
+  as Keras gives no access to it. A learning rate that is no schedule is restored, too.
+
   Unlike that of `keras.callbacks.BackupAndRestore` the state is never found half written: a new one is written beside
   the last, which is kept. Of several workers (`tf.distribute`) the chief alone writes and reads; it tells the others.
 
@@ -107,6 +111,8 @@ class TrainingState(keras.callbacks.Callback):
     images = tfp_glow.data.load_images("digits", "train", batch_size=256, epochs=epochs)
     model.fit(images, steps_per_epoch=len(images) // len(epochs), initial_epoch=epochs.start, epochs=epochs.stop,
               callbacks=[state])
+  else:
+    model.optimizer.finalize_variable_values(model.trainable_variables)  # As `fit` does at its end, for EMA.
   state.delete()
   ```
 
@@ -128,7 +134,7 @@ class TrainingState(keras.callbacks.Callback):
     self._folder = pathlib.Path(folder)
     self._settings = json.loads(json.dumps(settings))  # As they will be read: a tuple is a list.
     self._progress = _Progress()
-    self._checkpoint = None
+    self._num_epochs = 0
 
   def exists(self):
     """Whether there is a state to go on from."""
@@ -151,13 +157,12 @@ class TrainingState(keras.callbacks.Callback):
       raise ValueError(f"`model` must be compiled: its optimizer is part of the state. Received: {model!r}")
     self._checkpoint = _checkpoint_of(model, self._progress)
     strategy = model.distribute_strategy
-    progress = self._read(model) if replicas.is_chief(strategy) else None
-    progress = json.loads(replicas.bytes_from_chief(json.dumps(progress).encode(), strategy))
-    if progress is None:
-      return 0
-    replicas.take_from_chief([v.value for variables in _variables_of(model).values() for v in variables], strategy)
-    self.history, self.seconds = progress["history"], progress["seconds"]
-    return progress["num_epochs"]
+    progress = replicas.run_on_chief(lambda: self._read(model), strategy)
+    self._num_epochs = 0 if progress is None else progress["num_epochs"]
+    if progress is not None:
+      replicas.take_from_chief([v.value for variables in _variables_of(model).values() for v in variables], strategy)
+      self.history, self.seconds = progress["history"], progress["seconds"]
+    return self._num_epochs
 
   def _read(self, model):
     """Python's part of the last state, when the rest has been put into the model; `None` if there is no state."""
@@ -175,8 +180,12 @@ class TrainingState(keras.callbacks.Callback):
                        f"files {prefix}.* {remedy}. Received: {self._folder}") from error
     progress = json.loads(tensors.pop(_PROGRESS_KEY, "null"))
     if progress and progress["settings"] != self._settings:
-      raise ValueError("`settings` must be those of the run whose training state is in `folder`, "
-                       f"{progress['settings']}. Received: {self._settings}")
+      then, now = _differences(progress["settings"], self._settings)
+      raise ValueError(f"`settings` must be those of the run whose training state is in {self._folder}: {then}. "
+                       f"Received: {now}")
+    if progress and progress["optimizer"] != _kind_of(model.optimizer):
+      raise ValueError(f"`model` must be compiled with {progress['optimizer']}, as when its state was kept. "
+                       f"Received: {_kind_of(model.optimizer)}")
     self._check_fits(model, tensors)
     self._checkpoint.read(prefix).assert_consumed()
     return {**progress, "num_epochs": complete[-1]}
@@ -186,9 +195,23 @@ class TrainingState(keras.callbacks.Callback):
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def on_train_begin(self, logs=None):
-    if self._checkpoint is None:
-      self._checkpoint = _checkpoint_of(self.model, self._progress)
+    if replicas.is_chief(self.model.distribute_strategy):
+      self._folder.mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
+    self._checkpoint = _checkpoint_of(self.model, self._progress)  # It may have been compiled anew.
     self._start = time.monotonic() - self.seconds
+    self._is_checked = False
+
+  def on_epoch_begin(self, epoch, logs=None):
+    if not self._is_checked:
+      self._check_follows(epoch)
+    self._is_checked = True
+    self._num_batches = 0
+
+  def _check_follows(self, epoch):
+    kept = self._complete() if replicas.is_chief(self.model.distribute_strategy) else []
+    if epoch != self._num_epochs or kept and kept[-1] != epoch:
+      raise ValueError("`initial_epoch` must be what `restore` returned, and `folder` hold no other run. Received: "
+                       f"epoch {epoch} after {self._num_epochs} finished ones, {self._folder} with states after {kept}")
 
   def on_train_batch_end(self, batch, logs=None):
     self._num_batches = batch + 1
@@ -199,18 +222,21 @@ class TrainingState(keras.callbacks.Callback):
       self.history.setdefault(name, []).append(float(value))
     # An epoch that was cut short would be taken for whole.
     num_batches = self.params.get("steps")
-    is_whole = self._num_batches >= num_batches if num_batches else not self.model.stop_training
-    if is_whole and replicas.is_chief(self.model.distribute_strategy):
+    is_whole = self._num_batches >= num_batches if num_batches else self._num_batches and not self.model.stop_training
+    if not is_whole:
+      return
+    if replicas.is_chief(self.model.distribute_strategy):
       self._save(epoch + 1)
+    self._num_epochs = epoch + 1
 
   def _save(self, num_epochs):
-    self._progress.value = {"settings": self._settings, "history": self.history, "seconds": self.seconds}
+    self._progress.value = {"settings": self._settings, "optimizer": _kind_of(self.model.optimizer),
+                            "history": self.history, "seconds": self.seconds}
     last = max(self._complete(), default=0)
     try:
-      self._folder.mkdir(parents=True, exist_ok=True)
       self._checkpoint.write(self._prefix(num_epochs))
       for path in self._folder.glob("epoch-*"):
-        if _number_of(path) not in (last, num_epochs):  # What a killed run left unfinished, too.
+        if _number_of(path) not in (None, last, num_epochs):  # What a killed run left unfinished, too.
           shutil.rmtree(path) if path.is_dir() else path.unlink()
     except (tf.errors.OpError, OSError) as error:
       kept = f"that after epoch {last} is still there" if last else "there is none yet"
@@ -222,11 +248,11 @@ class TrainingState(keras.callbacks.Callback):
 
   def _complete(self):
     """The numbers of the epochs whose state is there: the index gets its name when all else is written."""
-    return sorted(_number_of(path) for path in self._folder.glob("epoch-*.index"))
+    return sorted(_number_of(path) for path in self._folder.glob("epoch-*.index") if _number_of(path) is not None)
 
   def _check_fits(self, model, tensors):
-    expected = {_key(kind, i): (variable.path, tuple(variable.shape)) for kind, variables in _variables_of(model).items()
-                for i, variable in enumerate(variables)}
+    expected = {_key(kind, i): (variable.path, tuple(variable.shape))
+                for kind, variables in _variables_of(model).items() for i, variable in enumerate(variables)}
     found = {name: tensor.shape for name, tensor in tensors.items() if name.endswith(_VALUE)}
     odd = [f"{path} {shape}, not {found.get(name, 'there')}" for name, (path, shape) in expected.items()
            if found.get(name) != shape] + [f"no {name}" for name in found.keys() - expected.keys()]
@@ -263,9 +289,24 @@ def _checkpoint_of(model, progress):
   return tf.train.Checkpoint(progress=progress, **variables)
 
 
+def _differences(first, second):
+  """What two settings differ in."""
+  if not (isinstance(first, dict) and isinstance(second, dict)):
+    return first, second
+  keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
+  return tuple({key: settings.get(key) for key in keys} for settings in (first, second))
+
+
+def _kind_of(optimizer):
+  inner = getattr(optimizer, "inner_optimizer", None)
+  return type(optimizer).__name__ + (f" of {_kind_of(inner)}" if inner else "")
+
+
 def _key(kind, position):
   return f"{kind}/{position}{_VALUE}"
 
 
 def _number_of(path):
-  return int(path.name.removeprefix("epoch-").split(".")[0].split("_")[0])
+  """The epoch of a file of ours, finished or not; `None` of other files."""
+  match = re.fullmatch(r"epoch-(\d+)([._][^ ]*)?", path.name)
+  return int(match[1]) if match else None

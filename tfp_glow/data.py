@@ -113,7 +113,8 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
       raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
   if epochs is not None and not (isinstance(epochs, range) and epochs and epochs.step == 1 and epochs.start >= 0):
-    raise ValueError(f"`epochs` must be a `range` such as range(3, 10), not empty, or None. Received: epochs={epochs!r}")
+    raise ValueError("`epochs` must be a `range` such as range(3, 10), not empty, or None. "
+                     f"Received: epochs={epochs!r}")
   if not isinstance(split, str) or not split:
     raise ValueError(f"`split` must be a string such as 'train', 'validation' or 'test'. Received: split={split!r}")
   if shuffle is None:

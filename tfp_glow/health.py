@@ -71,8 +71,9 @@ def message(step, what, received):
     received: Python `str`.
   """
   return (f"Training stopped at step {step}: {what} is not finite. Weights and optimizer are left as they were before "
-          "that step. If the data is sound, a lower learning rate helps, or a warm-up, or clipping (`global_clipnorm` "
-          f"of Keras' optimizers). Received: {received}")
+          "that step. If the data is sound, begin again with a lower learning rate, a warm-up, or clipping "
+          "(`global_clipnorm` of Keras' optimizers); the steps before may have spoiled these weights already. "
+          f"Received: {received}")
 
 
 def first_non_finite(codec, images, labels, noise_seed, trained, gradients_are_finite):

@@ -1,6 +1,8 @@
 """`FlowModel`: trains a distribution over images with Keras."""
 
 import random
+import signal
+import threading
 
 import keras
 import numpy as np
@@ -97,10 +99,12 @@ class FlowModel(keras.Model):
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
       jit_compile: Whether XLA compiles the steps. `"auto"`: not on CPUs, where its convolutions are slower, and not
         with several replicas, whose exchange it cannot compile; else as Keras decides.
-      **kwargs: `run_eagerly`, `steps_per_execution` and `auto_scale_loss` of `keras.Model.compile`.
+      **kwargs: `run_eagerly`, `steps_per_execution` (one with several replicas) and `auto_scale_loss` of
+        `keras.Model.compile`.
 
     Raises:
-      ValueError: if a loss or metrics are given: the loss is bits per dimension; or XLA is asked for with replicas.
+      ValueError: if a loss or metrics are given: the loss is bits per dimension; or of several replicas what they
+        cannot do.
     """
     for key in ("loss", "loss_weights", "metrics", "weighted_metrics"):
       value = kwargs.pop(key, None)
@@ -111,6 +115,10 @@ class FlowModel(keras.Model):
     if jit_compile is True and has_replicas:
       raise ValueError("`jit_compile` must not be True with several replicas. Received: jit_compile=True, "
                        f"{self.distribute_strategy.num_replicas_in_sync} replicas")
+    for key, value in (("steps_per_execution", kwargs.get("steps_per_execution", 1)),
+                       ("gradient_accumulation_steps", getattr(optimizer, "gradient_accumulation_steps", None))):
+      if has_replicas and value not in (None, 1):
+        raise ValueError(f"`{key}` must be 1 with several replicas: Keras cannot. Received: {key}={value!r}")
     has_accelerator = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")
     if jit_compile == "auto" and (has_replicas or not has_accelerator):
       jit_compile = False
@@ -119,8 +127,6 @@ class FlowModel(keras.Model):
     bits_per_dim._direction = "down"
     with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
       super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=[bits_per_dim], **kwargs)
-    # Keras clips each replica's share of the gradients and adds up what is left. Here `train_step` has added them up.
-    getattr(self.optimizer, "inner_optimizer", self.optimizer)._all_reduce_sum_gradients = list
 
   def adapt(self, data):
     """Data-dependent initialisation from one batch: of the distribution's bijector, or of the parts of its `tfb.Chain`.
@@ -137,14 +143,17 @@ class FlowModel(keras.Model):
     images, _ = self._unpack(batch)
     with self.distribute_strategy.scope():
       values = self._codec.to_values(images, self._noise_seed(_ADAPT))
-      _check_finite("data", values)
-      for bijector in self._codec.bijectors:
-        if hasattr(bijector, "initialize"):
-          bijector.initialize(values)
-        if bijector is not self._codec.bijectors[-1]:
-          values = bijector.inverse(values)
+      replicas.run_on_chief(lambda: self._initialize(values), self.distribute_strategy)
       self._adapted.assign(1.)
     replicas.take_from_chief([v.value for v in self._adopted], self.distribute_strategy)
+
+  def _initialize(self, values):
+    _check_finite("data", values)
+    for bijector in self._codec.bijectors:
+      if hasattr(bijector, "initialize"):
+        bijector.initialize(values)
+      if bijector is not self._codec.bijectors[-1]:
+        values = bijector.inverse(values)
 
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
@@ -161,7 +170,8 @@ class FlowModel(keras.Model):
 
     Raises:
       FloatingPointError: if the loss or a gradient of a training step is not finite. The message names the step, the
-        quantity and the layer where it began; weights and optimizer are left as they were before that step.
+        quantity and the layer where it began (with XLA the step alone); weights and optimizer are left as they were
+        before that step.
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._assert_compile_called("fit")
@@ -177,11 +187,16 @@ class FlowModel(keras.Model):
     if self.jit_compile:
       kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), health.StopWhenNotFinite())
     self._failure = None
+    is_main = threading.current_thread() is threading.main_thread()
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
       return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
     except tf.errors.OpError:
       if self._failure is None:
         raise
+    finally:
+      if is_main and on_interrupt is not None:
+        signal.signal(signal.SIGINT, on_interrupt)  # Callbacks such as `StopOnInterrupt` are not told of errors.
     raise FloatingPointError(self._failure)
 
   def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
@@ -240,9 +255,11 @@ class FlowModel(keras.Model):
     before = [v.numpy() for v in variables]
     try:
       super().load_weights(filepath, **kwargs)
-    except ValueError as error:
+    except BaseException as error:
       for variable, value in zip(variables, before):
         variable.assign(value)
+      if not isinstance(error, ValueError):
+        raise
       raise ValueError("`filepath` must hold the weights of a model with the same levels, steps, width, coupling, "
                        f"permutation and image size: {error} Received: {filepath}") from error
 
@@ -257,7 +274,8 @@ class FlowModel(keras.Model):
     with tf.GradientTape() as tape:
       bits = self._bits(images, labels, noise_seed)
       # Over all replicas: they may have got unequal shares of the batch, which may be empty.
-      loss = tf.math.divide_no_nan(tf.reduce_sum(bits), tf.cast(replicas.sum_over_replicas(tf.shape(bits)[0]), bits.dtype))
+      num_images = replicas.sum_over_replicas(tf.shape(bits)[0])
+      loss = tf.math.divide_no_nan(tf.reduce_sum(bits), tf.cast(num_images, bits.dtype))
       scaled_loss = self.optimizer.scale_loss(loss)
     variables = self.trainable_variables
     gradients = tape.gradient(scaled_loss, [v.value for v in variables])
@@ -267,9 +285,10 @@ class FlowModel(keras.Model):
     are_finite = tf.concat([[tf.reduce_all(tf.math.is_finite(bits))], tf.math.is_finite(largest)], axis=0)
     summed = iter(replicas.sum_over_replicas([g for g in gradients if g is not None]))
     gradients = [g if g is None else next(summed) for g in gradients]
-    apply = lambda: self.optimizer.apply_gradients(zip(gradients, variables))
+    apply = lambda: _apply_summed(self.optimizer, gradients, variables)
     if self.jit_compile:
-      is_finite = tf.reduce_all(are_finite)
+      # Once this is so, it stays so to the end of the execution, which may be of several steps.
+      is_finite = tf.reduce_all(are_finite) & tf.math.is_finite(self._loss_tracker.total)
       tf.cond(is_finite, apply, lambda: tf.identity(self.optimizer.iterations))
       return self._update_metrics(tf.where(is_finite, bits, np.nan))
     with tf.control_dependencies([self._stop_unless(are_finite, images, labels, noise_seed)]):
@@ -277,24 +296,31 @@ class FlowModel(keras.Model):
     return self._update_metrics(bits)
 
   def _largest_entries(self, gradients):
-    if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-      return tf.zeros([len(gradients)], tf.float64)  # It looks for gradients that overflow, and lowers its scale.
     # A variable without a gradient is Keras' affair.
-    return health.largest_entries([tf.zeros([]) if gradient is None else gradient for gradient in gradients])
+    largest = health.largest_entries([tf.zeros([]) if gradient is None else gradient for gradient in gradients])
+    if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
+      # It looks for gradients that overflow, and lowers its scale; that ends somewhere.
+      largest = tf.where(self.optimizer.dynamic_scale > 1., tf.zeros_like(largest), largest)
+    return largest
 
   def _stop_unless(self, are_finite, images, labels, noise_seed):
-    """A tensor that is there only if all replicas have found all to be finite; else there is an error."""
+    """A tensor that is there only if all replicas have found all to be finite; else there is an error on each."""
     batch = [images] if self._codec.num_classes is None else [images, labels]
-    is_finite = tf.cond(tf.reduce_all(are_finite), lambda: tf.constant(True),
-                        lambda: tf.py_function(self._stop, [are_finite, noise_seed, *batch], tf.bool))
-    # No replica updates before all have come this far.
-    return replicas.sum_over_replicas(tf.cast(is_finite, tf.int32))
+    # Known to all before any of them stops: it would leave others waiting.
+    num_failed = replicas.sum_over_replicas(tf.cast(~tf.reduce_all(are_finite), tf.int32))
+    return tf.cond(tf.equal(num_failed, 0), lambda: tf.constant(True),
+                   lambda: tf.py_function(self._stop, [are_finite, noise_seed, *batch], tf.bool))
 
   def _stop(self, are_finite, noise_seed, images, labels=None):
-    what, received = health.first_non_finite(
-        self._codec, images, labels, noise_seed, self.trainable_variables, are_finite[1:].numpy())
-    self._failure = health.message(int(noise_seed[1]) + 1, what, received)
-    raise FloatingPointError(self._failure)
+    if np.all(are_finite):
+      what, received = "a quantity of another replica", "finite ones here"
+    else:
+      what, received = health.first_non_finite(
+          self._codec, images, labels, noise_seed, self.trainable_variables, are_finite[1:].numpy())
+    failure = health.message(int(noise_seed[1]) + 1, what, received)
+    if self._failure is None or not np.all(are_finite):  # Replicas of this process share it.
+      self._failure = failure
+    raise FloatingPointError(failure)
 
   def test_step(self, data):
     images, labels = self._unpack(data)
@@ -505,11 +531,25 @@ def _check_finite(name, values):
     raise ValueError(f"`{name}` must be finite. Received: {health.describe(values)}")
 
 
+def _apply_summed(optimizer, gradients, variables):
+  """`optimizer.apply_gradients`, of gradients that are already sums over the replicas.
+
+  Keras 3 clips each replica's share of the gradients and adds up what is left. There is no public way around that.
+  """
+  inner = getattr(optimizer, "inner_optimizer", optimizer)
+  inner._all_reduce_sum_gradients = list
+  try:
+    return optimizer.apply_gradients(zip(gradients, variables))
+  finally:
+    vars(inner).pop("_all_reduce_sum_gradients", None)  # Another replica's thread may have been here before.
+
+
 def _with_callback(callbacks, callback):
-  """What `fit` may be given as `callbacks`, and one before all others, which may write weights."""
+  """What `fit` may be given as `callbacks`, and one more: the first, as others may write weights."""
   if isinstance(callbacks, keras.callbacks.CallbackList):
-    callback.set_model(callbacks.model)
-    callbacks.append(callback)
+    if not any(isinstance(other, type(callback)) for other in callbacks.callbacks):
+      callback.set_model(callbacks.model)
+      callbacks.append(callback)
     return callbacks
   return [callback, *keras.tree.flatten(callbacks)] if callbacks else [callback]
 

@@ -1,5 +1,7 @@
 """What replicas and worker processes tell each other under a `tf.distribute.Strategy`."""
 
+import json
+
 import numpy as np
 import tensorflow as tf
 
@@ -35,10 +37,34 @@ def take_from_chief(variables, strategy):
       variable.assign(tf.cast(value, variable.dtype))
 
 
-def bytes_from_chief(content, strategy):
-  """The `bytes` that the chief gives; all workers must call it, with any of their own."""
+def run_on_chief(function, strategy):
+  """Runs a function on the chief alone; all workers must call it.
+
+  Args:
+    function: Callable without arguments; its result must be such that JSON can hold it.
+    strategy: `tf.distribute.Strategy`; where there are no other workers the function is called, and no more.
+
+  Returns:
+    What the function returned on the chief, on all workers.
+
+  Raises:
+    ValueError: on all workers, if the function raised it on the chief: none may wait for others that have given up.
+  """
   if not has_workers(strategy):
-    return content
+    return function()
+  outcome = {}
+  if is_chief(strategy):
+    try:
+      outcome["result"] = function()
+    except ValueError as error:
+      outcome["error"] = str(error)
+  outcome = json.loads(_bytes_from_chief(json.dumps(outcome).encode(), strategy))
+  if "error" in outcome:
+    raise ValueError(outcome["error"])
+  return outcome["result"]
+
+
+def _bytes_from_chief(content, strategy):
   length, = _from_chief(lambda: [tf.constant(len(content))], strategy)
   own = np.frombuffer(content, np.uint8).astype(np.int32) if is_chief(strategy) else np.zeros(int(length), np.int32)
   found, = _from_chief(lambda: [tf.constant(own)], strategy)

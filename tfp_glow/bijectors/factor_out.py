@@ -170,7 +170,8 @@ class TopPrior(OnePassBijector):
       return None
     if not labels.dtype.is_integer:
       raise TypeError(f"`labels` must be integers. Received: {labels.dtype}")
-    message, in_range = f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: ", tf.reduce_all(self._in_range(labels))
+    message = f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: "
+    in_range = tf.reduce_all(self._in_range(labels))
     if not tf.executing_eagerly():
       with tf.control_dependencies([tf.debugging.Assert(in_range, [message, labels])]):
         return tf.identity(labels)

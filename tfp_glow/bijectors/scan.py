@@ -60,10 +60,10 @@ class Scan(OnePassBijector):
     # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
     self._template = self._no_dependency(make(0))
     self._template_variables = self._no_dependency(self._template._keras_variables())
-    values_of_step = (lambda k: redraw(self._template)) if redraw else (lambda k: _values_of(make(k), k, self._template))
+    draw = lambda k: redraw(self._template) if redraw else _values_of(make(k), k, self._template)
     arrays = [np.repeat(variable.numpy()[np.newaxis], num_steps, axis=0) for variable in self._template_variables]
     for k in range(1, num_steps):
-      for array, value in zip(arrays, values_of_step(k)):
+      for array, value in zip(arrays, draw(k)):
         array[k] = value
     self._stacks = self._no_dependency([
         self._add_variable(variable.path.replace("/", "_"), array, variable.trainable)
@@ -240,7 +240,8 @@ def _make(make_step, k, event_shape, dtype):
 
 def _values_of(step, k, first):
   """The values of the variables of step `k`, if it differs from the first in nothing else."""
-  describe = lambda step: f"{type(step).__name__} with {[(v.shape, v.dtype, v.trainable) for v in step._keras_variables()]}"
+  variables = lambda step: [(v.shape, v.dtype, v.trainable) for v in step._keras_variables()]
+  describe = lambda step: f"{type(step).__name__} with {variables(step)}"
   if describe(step) != describe(first):
     raise ValueError("`make_step` must return steps that differ in nothing but the values of their parameters. "
                      f"Received: step 0 is {describe(first)}, step {k} is {describe(step)}")

@@ -308,19 +308,21 @@ class FlowModel(keras.Model):
     batch = [images] if self._codec.num_classes is None else [images, labels]
     # Known to all before any of them stops: it would leave others waiting.
     num_failed = replicas.sum_over_replicas(tf.cast(~tf.reduce_all(are_finite), tf.int32))
-    return tf.cond(tf.equal(num_failed, 0), lambda: tf.constant(True),
-                   lambda: tf.py_function(self._stop, [are_finite, noise_seed, *batch], tf.bool))
+    is_sound = tf.cond(tf.equal(num_failed, 0), lambda: tf.constant(True),
+                       lambda: tf.py_function(self._stop, [are_finite, noise_seed, *batch], tf.bool))
+    # Those of the same process leave it to the replica that has failed to say why, and never get beyond this.
+    return replicas.sum_over_replicas(tf.cast(is_sound, tf.int32))
 
   def _stop(self, are_finite, noise_seed, images, labels=None):
-    if np.all(are_finite):
-      what, received = "a quantity of another replica", "finite ones here"
-    else:
+    if not np.all(are_finite):
       what, received = health.first_non_finite(
           self._codec, images, labels, noise_seed, self.trainable_variables, are_finite[1:].numpy())
-    failure = health.message(int(noise_seed[1]) + 1, what, received)
-    if self._failure is None or not np.all(are_finite):  # Replicas of this process share it.
-      self._failure = failure
-    raise FloatingPointError(failure)
+    elif replicas.has_workers(self.distribute_strategy):
+      what, received = "a quantity of another replica", "finite ones here"
+    else:
+      return True
+    self._failure = health.message(int(noise_seed[1]) + 1, what, received)
+    raise FloatingPointError(self._failure)
 
   def test_step(self, data):
     images, labels = self._unpack(data)

@@ -155,7 +155,7 @@ class TopPrior(OnePassBijector):
       h += (border + self.bias) * tf.exp(log_scale_of(self.log_scale.value))
     if self.num_classes is not None:
       # As a gather: the product with a one-hot vector, without the vector.
-      by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), labels) + self.class_bias
+      by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), tf.cast(labels, tf.int32)) + self.class_bias
       # XLA leaves assertions out: there, a label out of range has a mean of NaN rather than that of another class.
       by_class = tf.where(self._in_range(labels)[:, tf.newaxis], by_class, np.nan)
       h += (by_class * tf.exp(log_scale_of(self.class_log_scale.value)))[:, tf.newaxis, tf.newaxis]

@@ -41,6 +41,7 @@ def test_evaluate_gives_the_same_number_twice_and_for_every_batch_size(trained):
   np.testing.assert_allclose(trained.predict(IMAGES, batch_size=7, verbose=0).mean(), evaluate(8), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_noise_differs_between_steps_but_not_between_runs():
   histories = []
   for _ in range(2):

@@ -1,6 +1,6 @@
 """Numerical health under stress, and invertibility after training; prints the tables of the README.
 
-  python benchmarks/health.py                            all of it: about half an hour on two cores
+  python benchmarks/health.py                            all of it
   python benchmarks/health.py --only stress --seeds 1    a third of the trainings
   python benchmarks/health.py --only invertibility
 

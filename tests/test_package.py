@@ -30,7 +30,8 @@ _ALLOWED = {
     "bijectors.scan": {"bijectors.one_pass"},
     "glow": {"networks"} | {f"bijectors.{name}" for name in (
         "one_pass", "actnorm", "conv1x1", "permutation", "coupling", "squeeze", "factor_out", "scan")},
-    "original": {"glow", "bijectors.conv1x1"},
+    "original_architecture": set(),
+    "original": {"glow", "model", "original_architecture", "bijectors.conv1x1"},
     "codec": {"dequantize"},
     "export": {"codec"},
     "health": set(),

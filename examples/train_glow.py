@@ -44,11 +44,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-import inputs
 import options
 import pictures
 import tfp_glow
 from tfp_glow import callbacks, data, replicas
+import training_data
 
 tfd = tfp.distributions
 
@@ -73,9 +73,9 @@ def main():
   keras.utils.set_random_seed(args.seed)
   try:
     strategy = make_strategy(args)
-    splits = inputs.load_splits(args)
+    splits = training_data.load_splits(args)
     with strategy.scope():
-      model = make_model(args, inputs.image_shape(splits["train"]))
+      model = make_model(args, training_data.image_shape(splits["train"]))
       compile_model(model, args, len(splits["train"]))
     state = training_state(args)
     if args.overwrite:
@@ -218,7 +218,7 @@ def train(model, splits, state, first_epoch, best_is_there, args):
   epochs = range(first_epoch, args.epochs)
   if epochs:
     steps_per_epoch = len(splits["train"])
-    images = inputs.augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
+    images = training_data.augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
     model.fit(images, validation_data=splits["validation"], steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
               epochs=epochs.stop, callbacks=[checkpoint, state, *own, *limit])
   bits_per_dim = keep_best(model, splits["validation"], checkpoint)

@@ -107,7 +107,7 @@ def test_weights_give_the_number(finished, monkeypatch):
   model.load_weights(folder / "model.weights.h5")
   found = results(folder)
   assert found["num_parameters"] == sum(v.shape.num_elements() for v in model.distribution.trainable_variables)
-  splits = train_glow.inputs.load_splits(args)
+  splits = train_glow.training_data.load_splits(args)
   np.testing.assert_allclose(train_glow.evaluate(model, splits["test"]), found["bits_per_dim"], rtol=1e-5)
   np.testing.assert_allclose(train_glow.evaluate(model, splits["validation"]), found["validation_bits_per_dim"],
                              rtol=1e-5)
@@ -345,7 +345,7 @@ def test_overwrite_clears_results_and_nothing_else(tmp_path):
 def test_shifts_are_whole_pixels_and_all_are_made():
   images = np.random.default_rng(0).integers(1, 256, (500, 6, 5, 1)).astype(np.uint8)
   args = argparse.Namespace(max_shift=1.49, shift_fill="zeros", flip=False, seed=0)
-  shifted = next(train_glow.inputs.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
+  shifted = next(train_glow.training_data.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
   padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
   windows = [padded[:, i:i + 6, j:j + 5] for i in range(3) for j in range(3)]
   matches = np.array([(window == shifted).all((1, 2, 3)) for window in windows])
@@ -356,7 +356,7 @@ def test_shifts_are_whole_pixels_and_all_are_made():
 def test_shifts_and_flips_depend_on_the_step_alone():
   images = tf.data.Dataset.from_tensors(np.random.default_rng(0).integers(1, 256, (50, 6, 5, 1)).astype(np.uint8))
   args = argparse.Namespace(max_shift=1.49, shift_fill="zeros", flip=True, seed=0)
-  augment = lambda images, first_step: list(train_glow.inputs.augment(images, args, first_step).as_numpy_iterator())
+  augment = lambda images, first_step: list(train_glow.training_data.augment(images, args, first_step).as_numpy_iterator())
   first, second, third = augment(images.repeat(3), 0)
   np.testing.assert_array_equal(augment(images.repeat(2), 1), [second, third])
   assert (first != second).any()
@@ -365,7 +365,7 @@ def test_shifts_and_flips_depend_on_the_step_alone():
 def test_flips_mirror_half_of_the_images():
   images = np.random.default_rng(0).integers(0, 256, (200, 6, 5, 3)).astype(np.uint8)
   args = argparse.Namespace(max_shift=0, flip=True, seed=0)
-  flipped = next(train_glow.inputs.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
+  flipped = next(train_glow.training_data.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
   same = (flipped == images).all((1, 2, 3))
   np.testing.assert_array_equal(flipped[~same], images[~same, :, ::-1])
   assert 60 < same.sum() < 140
@@ -380,7 +380,7 @@ def test_data_without_validation_split_gives_up_a_part_of_train(monkeypatch):
   monkeypatch.setattr(train_glow.data, "load_images", load_images)
   args = argparse.Namespace(data="x", batch_size=1, image_size=None, shorter_side=None, conditional=False, seed=0,
                             data_dir=None, max_shift=0, flip=False)
-  splits = train_glow.inputs.load_splits(args)
+  splits = train_glow.training_data.load_splits(args)
   splits["train_epochs"] = splits["train_epochs"](epochs=range(1))
   sizes = {key: next(iter(split)).numpy()[0, 0, 0, 0] for key, split in splits.items()}
   assert sizes.pop("train_epochs") == sizes["train"]

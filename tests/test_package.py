@@ -35,7 +35,8 @@ _ALLOWED = {
     "codec": {"dequantize"},
     "export": {"codec"},
     "health": set(),
-    "model": {"codec", "export", "health", "replicas"},
+    "inputs": {"health"},
+    "model": {"codec", "export", "health", "inputs", "networks", "replicas"},
     "callbacks": {"model", "replicas"},
 }
 

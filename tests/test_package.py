@@ -34,7 +34,8 @@ _ALLOWED = {
     "codec": {"dequantize"},
     "export": {"codec"},
     "health": set(),
-    "model": {"codec", "export", "health", "replicas"},
+    "inputs": {"health"},
+    "model": {"codec", "export", "health", "inputs", "networks", "replicas"},
     "callbacks": {"model", "replicas"},
 }
 

@@ -39,6 +39,7 @@ _ALLOWED = {
     "inputs": {"health"},
     "model": {"codec", "export", "health", "inputs", "networks", "replicas"},
     "callbacks": {"model", "replicas"},
+    "evaluation": {"dequantize", "inputs", "model"},
 }
 
 

@@ -34,7 +34,8 @@ _ALLOWED = {
     "codec": {"dequantize"},
     "export": {"codec"},
     "health": set(),
-    "model": {"codec", "export", "health", "replicas"},
+    "serialization": {"bijectors.one_pass"},
+    "model": {"codec", "export", "health", "replicas", "serialization"},
     "callbacks": {"model", "replicas"},
 }
 

@@ -1,5 +1,6 @@
 """`FlowModel`: trains a distribution over images with Keras."""
 
+import json
 import random
 import signal
 import threading
@@ -8,13 +9,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import export, health, replicas
+from tfp_glow import export, health, replicas, serialization
 from tfp_glow.codec import Codec
 
 # First entries of the noise's seed: training, evaluation and initialisation never share their noise.
 _TRAIN, _TEST, _ADAPT = range(3)
 
 
+@keras.saving.register_keras_serializable("tfp_glow")
 class FlowModel(keras.Model):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
@@ -111,6 +113,7 @@ class FlowModel(keras.Model):
       if value is not None:
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
                          f"Received: {key}={value!r}")
+    options = {"jit_compile": jit_compile, **kwargs}
     has_replicas = self.distribute_strategy.num_replicas_in_sync > 1
     if jit_compile is True and has_replicas:
       raise ValueError("`jit_compile` must not be True with several replicas. Received: jit_compile=True, "
@@ -127,6 +130,7 @@ class FlowModel(keras.Model):
     bits_per_dim._direction = "down"
     with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
       super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=[bits_per_dim], **kwargs)
+    self._compile_options = options
 
   def adapt(self, data):
     """Data-dependent initialisation from one batch: of the distribution's bijector, or of the parts of its `tfb.Chain`.
@@ -236,9 +240,26 @@ class FlowModel(keras.Model):
     """Bits per dimension of each image, `[N]`."""
     return self._bits(inputs, labels, self._noise_seed(_TEST))
 
-  def save(self, *args, **kwargs):
-    """Not to be had yet: raises before Keras empties the file that it was to write."""
-    return self.get_config()
+  def save(self, filepath, **kwargs):
+    """As `keras.Model.save`: all that training needs to go on as if it had not stopped, in one file.
+
+    `keras.models.load_model(filepath)` makes the model again, in any process that has imported `tfp_glow`, with its
+    optimizer and as it was compiled. Functions and classes of your own (`network_fn`, say) must be registered by
+    `keras.saving.register_keras_serializable`, also before loading. For other devices load it under the scope of the
+    strategy.
+
+    Args:
+      filepath: Ends in `.keras`.
+      **kwargs: Of `keras.Model.save`.
+
+    Raises:
+      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file; one that is
+        there already is then left as it was.
+    """
+    if str(filepath).endswith((".h5", ".hdf5")):
+      raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
+    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has emptied the file.
+    super().save(filepath, **kwargs)
 
   def load_weights(self, filepath, **kwargs):
     """As `keras.Model.load_weights`; but if the file does not fit, nothing has changed.
@@ -264,9 +285,28 @@ class FlowModel(keras.Model):
                        f"permutation and image size: {error} Received: {filepath}") from error
 
   def get_config(self):
-    raise NotImplementedError(
-        "A `FlowModel` cannot be saved as a whole: use `save_weights` (with `keras.callbacks.ModelCheckpoint`, "
-        "`save_weights_only=True`), or `export` to serve it.")
+    """What `from_config` makes the model from, without its weights; see `save`."""
+    return {"distribution": serialization.distribution_to_config(self.distribution), "num_bits": self.num_bits,
+            "seed": self._seed, "name": self.name}
+
+  @classmethod
+  def from_config(cls, config):
+    """Makes a model from what `get_config` returned."""
+    return cls(**{**config, "distribution": serialization.distribution_from_config(config["distribution"])})
+
+  def get_compile_config(self):
+    """What `compile_from_config` compiles the model with."""
+    if not self.compiled:
+      return {}
+    optimizer = keras.saving.serialize_keras_object(self.optimizer)
+    return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
+
+  def compile_from_config(self, config):
+    """Compiles the model as another was, of whose `get_compile_config` this is."""
+    optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+    self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
+    if config["is_built"]:  # Then the file holds its variables.
+      self._build_optimizer()
 
   def train_step(self, data):
     images, labels = self._unpack(data)
@@ -422,11 +462,15 @@ class FlowModel(keras.Model):
     Their variables must not be made while the step is traced: TensorFlow would trace it twice.
     """
     del iterator, data_batch
+    self._build_optimizer()
+    with self.distribute_strategy.scope():
+      if self.compiled and not self._compile_metrics.built:
+        self._compile_metrics.build(tf.zeros([1]), tf.zeros([1]))
+
+  def _build_optimizer(self):
     with self.distribute_strategy.scope():
       if self.compiled and not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
-      if self.compiled and not self._compile_metrics.built:
-        self._compile_metrics.build(tf.zeros([1]), tf.zeros([1]))
 
   def _check_data(self, x, y, kwargs):
     """Before any work, of what can be checked without drawing from it."""

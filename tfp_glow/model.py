@@ -66,9 +66,7 @@ class FlowModel(keras.Model):
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31 - 8:
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
     self._seed = seed
-    if not getattr(getattr(distribution, "bijector", None), "built", False):
-      # Some bijectors make their variables when they are first called.
-      self._codec.log_density(tf.zeros([1] + self._codec.event_shape.as_list(), distribution.dtype))
+    self._codec.build()
     if not distribution.trainable_variables:
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
                        f"variable does not count). Received: {distribution!r}")
@@ -448,13 +446,22 @@ class FlowModel(keras.Model):
     return self._sample(tf.constant(num_samples, tf.int32), tf.constant(temperature, tf.float32), _seed_pair(seed),
                         labels).numpy()
 
-  def export(self, path):
-    """Writes a SavedModel that needs nothing but TensorFlow; its signatures are those of `export.save_signatures`.
+  def export(self, path, warm_up_batch_sizes=()):
+    """Writes a SavedModel that needs nothing but TensorFlow to serve, by `tfp_glow.export.export_distribution`.
 
     Args:
-      path: Folder to write.
+      path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
+      warm_up_batch_sizes: Python `int`s: TensorFlow Serving, before it answers anybody, will call each signature with so
+        many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
+
+    Raises:
+      TypeError: if `path` is no path.
+      ValueError: if `warm_up_batch_sizes` are not as above.
+      FileExistsError: if there is something else than a SavedModel at `path`.
+      ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
+      OSError: if `path` cannot be written.
     """
-    export.save_signatures(self._codec, path)
+    export.export_distribution(self.distribution, path, self.num_bits, warm_up_batch_sizes)
 
   def _maybe_symbolic_build(self, iterator=None, data_batch=None):
     """Keras would build the model from a batch; there is nothing to build but the optimizer and the metric.

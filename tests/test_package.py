@@ -34,8 +34,9 @@ _ALLOWED = {
     "codec": {"dequantize"},
     "export": {"codec"},
     "health": set(),
+    "inputs": {"health"},
     "serialization": {"bijectors.one_pass"},
-    "model": {"codec", "export", "health", "replicas", "serialization"},
+    "model": {"codec", "export", "health", "inputs", "networks", "replicas", "serialization"},
     "callbacks": {"model", "replicas"},
 }
 

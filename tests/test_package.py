@@ -37,7 +37,8 @@ _ALLOWED = {
     "export": {"codec"},
     "health": set(),
     "inputs": {"health"},
-    "model": {"codec", "export", "health", "inputs", "networks", "replicas"},
+    "serialization": {"bijectors.one_pass"},
+    "model": {"codec", "export", "health", "inputs", "networks", "replicas", "serialization"},
     "callbacks": {"model", "replicas"},
     "evaluation": {"dequantize", "inputs", "model"},
 }

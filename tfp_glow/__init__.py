@@ -3,7 +3,7 @@
 `forward` is the generative direction, latent to data; the formulas of the paper are `inverse`.
 """
 
-from tfp_glow import callbacks, data, evaluation, latent, networks
+from tfp_glow import callbacks, data, evaluation, export, latent, networks
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
@@ -20,5 +20,5 @@ from tfp_glow.version import __version__
 __all__ = [
     "ActNorm", "AdditiveCoupling", "AffineCoupling", "ChannelPermutation", "FactorOut", "FlowModel", "GlowBijector",
     "GlowStep", "InvertibleConv1x1", "OnePassBijector", "Scan", "Squeeze", "TopPrior", "callbacks", "data",
-    "evaluation", "latent", "load_original_checkpoint", "networks", "__version__",
+    "evaluation", "export", "latent", "load_original_checkpoint", "networks", "__version__",
 ]

@@ -39,6 +39,11 @@ class Codec:
     self.distribution = distribution
     self.num_bits = num_bits
 
+  def build(self):
+    """Has those bijectors make their variables that make them when they are first called."""
+    if not getattr(getattr(self.distribution, "bijector", None), "built", False):
+      self.log_density(tf.zeros([1] + self.event_shape.as_list(), self.distribution.dtype))
+
   @property
   def event_shape(self):
     """Shape of one image."""

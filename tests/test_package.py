@@ -35,7 +35,15 @@ _ALLOWED = {
     "export": {"codec"},
     "health": set(),
     "model": {"codec", "export", "health", "replicas"},
-    "callbacks": {"model", "replicas"},
+    "pictures": set(),
+    "callbacks.time_limit": set(),
+    "callbacks.stop_on_interrupt": set(),
+    "callbacks.training_state": {"replicas"},
+    "callbacks.folder_writer": {"model", "replicas"},
+    "callbacks.bits_per_dim_curve": {"callbacks.folder_writer"},
+    "callbacks.picture": {"callbacks.folder_writer", "pictures"},
+    "callbacks.sample_grid": {"callbacks.picture"},
+    "callbacks.latent_interpolation": {"callbacks.picture", "latent"},
 }
 
 

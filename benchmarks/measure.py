@@ -207,8 +207,9 @@ def _invertibility(args, architecture):
   base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
   model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow))
   num_warm_up_steps = max(1, args.calls // 20)
-  rates = keras.optimizers.schedules.CosineDecay(0., max(1, args.calls - num_warm_up_steps), warmup_steps=num_warm_up_steps,
-                                                 warmup_target=architecture.learning_rate)
+  rates = keras.optimizers.schedules.CosineDecay(
+      0., max(1, args.calls - num_warm_up_steps), warmup_steps=num_warm_up_steps,
+      warmup_target=architecture.learning_rate)
   model.compile(keras.optimizers.Adam(rates, global_clipnorm=100.))
   history = model.fit(load("train").repeat().take(args.calls), verbose=0).history
   shape = (64, *architecture.image_shape)

@@ -77,6 +77,13 @@ class Codec:
     """Number of classes, `None` where the images have none."""
     return getattr(getattr(self.distribution, "bijector", None), "num_classes", None)
 
+  @property
+  def num_class_features(self):
+    """Number of the features that a classifier of latents sees; `None` where there are no classes, or no features."""
+    if self.num_classes is None or not hasattr(self.distribution.bijector, "class_features"):
+      return None
+    return self.distribution.bijector.num_class_features
+
   def check_images(self, images):
     """Images as a tensor of the right dtype, with the static shape `[N] + event_shape`.
 
@@ -84,6 +91,8 @@ class Codec:
       TypeError: if the dtype does not fit `num_bits`.
       ValueError: if the shape is not `[N] + event_shape`.
     """
+    if images is None:
+      raise TypeError("`images` must be an array or tensor. Received: None")
     images = tf.convert_to_tensor(images)
     self.check_spec(images)
     return tf.ensure_shape(tf.cast(images, self.image_dtype), [None] + self.event_shape.as_list())
@@ -118,8 +127,17 @@ class Codec:
 
   def log_prob(self, images, labels=None, noise_seed=None):
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
-    log_density = self.log_density(self.to_values(images, noise_seed), labels)
-    return dequantize.discrete_log_prob(log_density, self.num_dims, self.num_bits)
+    return self._log_prob_of_values(self.to_values(images, noise_seed), labels)
+
+  def log_prob_and_features(self, images, labels, noise_seed=None):
+    """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
+    values, condition = self.to_values(images, noise_seed), self.condition(labels)
+    log_prob = self._log_prob_of_values(values, labels)
+    # The bijector knows these latents: it has just computed them.
+    return log_prob, self.bijector.class_features(self.bijector.inverse(values, **condition), **condition)
+
+  def _log_prob_of_values(self, values, labels):
+    return dequantize.discrete_log_prob(self.log_density(values, labels), self.num_dims, self.num_bits)
 
   def log_density(self, values, labels=None):
     """Log-density of dequantized images, `[N]`, in nats."""

@@ -39,8 +39,16 @@ _ALLOWED = {
     "inputs": {"health"},
     "serialization": {"bijectors.one_pass"},
     "model": {"codec", "export", "health", "inputs", "networks", "replicas", "serialization"},
-    "callbacks": {"model", "replicas"},
     "evaluation": {"dequantize", "inputs", "model"},
+    "pictures": set(),
+    "callbacks.time_limit": set(),
+    "callbacks.stop_on_interrupt": set(),
+    "callbacks.training_state": {"replicas"},
+    "callbacks.folder_writer": {"model", "replicas"},
+    "callbacks.bits_per_dim_curve": {"callbacks.folder_writer"},
+    "callbacks.picture": {"callbacks.folder_writer", "pictures"},
+    "callbacks.sample_grid": {"callbacks.picture"},
+    "callbacks.latent_interpolation": {"callbacks.picture", "latent"},
 }
 
 

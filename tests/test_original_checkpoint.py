@@ -263,6 +263,7 @@ def _without(variables, *scopes):
     (["model/1/0/actnorm_scale/logs"], r"model/1/0/actnorm_scale/logs \[1, 1, 1, 8\]"),
     (["model/1/1/"], r"model/1/1/actnorm_center/b \[1, 1, 1, 8\].*model/1/1/invconv/W \[8, 8\].*f1/l_last/logs"),
     (["model/1/0/", "model/1/1/"], r"model/1/0/f1/l_1/W \[3, 3, 5, 3\].*model/1/1/f1/l_1/W \[3, 3, 5, 3\]"),
+    (["model/0/0/", "model/1/0/"], r"model/0/0/actnorm_center/b \[1, 1, 1, 4\].*model/1/0/f1/l_1/W \[3, 3, 5, 3\]"),
     (["model/pool0/"], r"model/pool0/conv/W \[3, 3, 3, 4\], model/pool0/conv/b.*model/pool0/conv/logs \[1, 4\]"),
     (["model/prior/p/W"], r"model/prior/p/W \[3, 3, 17, 16\]"),
     (["model/0/0/invconv/W"], r"model/0/0/invconv/W \[4, 4\]"),

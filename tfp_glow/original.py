@@ -30,7 +30,7 @@ def load_original_checkpoint(path, image_shape, num_bits=8, ema=False):
 
   The model counts as initialised: `fit` goes on from these weights. If the checkpoint holds a classifier, so does the
   model, with `weight_y=0.01`: what the original was trained with is not in the checkpoint, but this is what its README
-  gives.
+  gives. Values beyond the brightest bin are decoded to that bin, 248 with 5 bits, where the original makes them 255.
 
   Args:
     path: Prefix of the checkpoint's files, such as `"logs/model_best_loss.ckpt"`, or a folder that holds one checkpoint
@@ -153,9 +153,9 @@ def _check_variables(shapes, named, expected, keys, architecture, prefix):
   """That there is all of a model, and nothing else but optimizer state and the like."""
   missing = [name for name, key in keys.items() if key not in shapes]
   problems = {
-      "missing": [_describe(keys[name], expected[name]) for name in missing],
-      "unexpected": [_describe(name, shape) for name, shape in sorted(named.items()) if name not in expected],
-      "of another shape": [f"{_describe(key, shapes[key])} instead of {_describe('', expected[name])}"
+      "missing": [f"{keys[name]} {_text(expected[name])}" for name in missing],
+      "unexpected": [f"{name} {_text(shape)}" for name, shape in sorted(named.items()) if name not in expected],
+      "of another shape": [f"{key} {_text(shapes[key])} instead of {_text(expected[name])}"
                            for name, key in keys.items() if shapes.get(key, expected[name]) != expected[name]]}
   if not any(problems.values()):
     return
@@ -166,8 +166,8 @@ def _check_variables(shapes, named, expected, keys, architecture, prefix):
                    f"of one. Compared with {architecture}: {lists}.{hint} Received: {prefix}")
 
 
-def _describe(name, shape):
-  return f"{name} [{', '.join(map(str, shape))}]".strip()
+def _text(shape):
+  return f"[{', '.join(map(str, shape))}]"
 
 
 def _listed(items, count):

@@ -30,7 +30,7 @@ def load_original_checkpoint(path, image_shape, num_bits=8, ema=False):
 
   The model counts as initialised: `fit` goes on from these weights. If the checkpoint holds a classifier, so does the
   model, with `weight_y=0.01`: what the original was trained with is not in the checkpoint, but this is what its README
-  gives. Values beyond the brightest bin are decoded to that bin, 248 with 5 bits, where the original makes them 255.
+  gives.
 
   Args:
     path: Prefix of the checkpoint's files, such as `"logs/model_best_loss.ckpt"`, or a folder that holds one checkpoint

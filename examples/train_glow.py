@@ -26,7 +26,6 @@ Until it has finished, the folder also holds training_state/, written after each
 the same command goes on from there, however the run was ended, and comes to the same weights as if it had not been.
 """
 
-import argparse
 import atexit
 import json
 import math

@@ -178,7 +178,7 @@ def test_full_size(names, monkeypatch):
   args = parse(monkeypatch, "--preset", names[0])
   num_classes = {"cifar10": 10, "imagenet_resized/32x32": 1000}[args.data] if args.conditional else None
   monkeypatch.setattr(train_glow.data, "num_classes", lambda name, data_dir: num_classes)
-  with threadpoolctl.threadpool_limits(1):  # On a busy machine the threads of small matrix products wait for each other.
+  with threadpoolctl.threadpool_limits(1):  # On a busy machine the threads of NumPy wait for each other.
     model = train_glow.make_model(args, (args.image_size, args.image_size, 3))
   glow = model.distribution.bijector
   assert sum(math.prod(v.shape) for v in model.trainable_variables) == number_of_parameters(

@@ -357,7 +357,8 @@ def test_shifts_are_whole_pixels_and_all_are_made(fill, mode):
 def test_shifts_and_flips_depend_on_the_step_alone():
   images = tf.data.Dataset.from_tensors(np.random.default_rng(0).integers(1, 256, (50, 6, 5, 1)).astype(np.uint8))
   args = argparse.Namespace(max_shift=1.49, shift_fill="zeros", flip=True, seed=0)
-  augment = lambda images, first_step: list(train_glow.training_data.augment(images, args, first_step).as_numpy_iterator())
+  augment = lambda images, first_step: list(
+      train_glow.training_data.augment(images, args, first_step).as_numpy_iterator())
   first, second, third = augment(images.repeat(3), 0)
   np.testing.assert_array_equal(augment(images.repeat(2), 1), [second, third])
   assert (first != second).any()

@@ -349,14 +349,6 @@ def test_bad_input(trained, call, error, match):
     call(trained)
 
 
-def test_a_refused_save_leaves_the_file_alone(trained, tmp_path):
-  path = tmp_path / "model.keras"
-  path.write_text("of yesterday")
-  with pytest.raises(NotImplementedError, match="save_weights"):
-    trained.save(path)
-  assert path.read_text() == "of yesterday"
-
-
 @pytest.mark.parametrize("make, error, match", [
     (lambda: tfp_glow.FlowModel(keras.layers.Dense(1)), TypeError, "`distribution`.*Received: "),
     (lambda: tfp_glow.FlowModel(tfd.Normal([0., 0.], 1.)), ValueError, "batch_shape"),

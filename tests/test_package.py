@@ -31,13 +31,24 @@ _ALLOWED = {
     "bijectors.scan": {"bijectors.one_pass"},
     "glow": {"networks"} | {f"bijectors.{name}" for name in (
         "one_pass", "actnorm", "conv1x1", "permutation", "coupling", "squeeze", "factor_out", "scan")},
-    "original": {"glow", "bijectors.conv1x1"},
+    "original_architecture": set(),
+    "original": {"glow", "model", "original_architecture", "bijectors.conv1x1"},
     "codec": {"dequantize"},
     "export": {"codec"},
     "health": set(),
     "inputs": {"health"},
-    "model": {"codec", "export", "health", "inputs", "networks", "replicas"},
-    "callbacks": {"model", "replicas"},
+    "serialization": {"bijectors.one_pass"},
+    "model": {"codec", "export", "health", "inputs", "networks", "replicas", "serialization"},
+    "evaluation": {"dequantize", "inputs", "model"},
+    "pictures": set(),
+    "callbacks.time_limit": set(),
+    "callbacks.stop_on_interrupt": set(),
+    "callbacks.training_state": {"replicas"},
+    "callbacks.folder_writer": {"model", "replicas"},
+    "callbacks.bits_per_dim_curve": {"callbacks.folder_writer"},
+    "callbacks.picture": {"callbacks.folder_writer", "pictures"},
+    "callbacks.sample_grid": {"callbacks.picture"},
+    "callbacks.latent_interpolation": {"callbacks.picture", "latent"},
 }
 
 

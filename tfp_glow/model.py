@@ -1,6 +1,7 @@
 """`FlowModel`: trains a distribution over images with Keras."""
 
 import contextlib
+import json
 import random
 import signal
 import threading
@@ -9,13 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import export, health, inputs, networks, replicas
+from tfp_glow import export, health, inputs, networks, replicas, serialization
 from tfp_glow.codec import Codec
 
 # First entries of the noise's seed: training, evaluation and initialisation never share their noise.
 _TRAIN, _TEST, _ADAPT = range(3)
 
 
+@keras.saving.register_keras_serializable("tfp_glow")
 class FlowModel(keras.Model):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
@@ -73,9 +75,7 @@ class FlowModel(keras.Model):
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
     self._seed = seed
     self._weight_y = _checked_weight_y(weight_y, self._codec)
-    if not getattr(getattr(distribution, "bijector", None), "built", False):
-      # Some bijectors make their variables when they are first called.
-      self._codec.log_density(tf.zeros([1] + self._codec.event_shape.as_list(), distribution.dtype))
+    self._codec.build()
     if not distribution.trainable_variables:
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
                        f"variable does not count). Received: {distribution!r}")
@@ -127,6 +127,7 @@ class FlowModel(keras.Model):
       if value is not None:
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
                          f"Received: {key}={value!r}")
+    options = {"jit_compile": jit_compile, **kwargs}
     has_replicas = self.distribute_strategy.num_replicas_in_sync > 1
     if jit_compile is True and has_replicas:
       raise ValueError("`jit_compile` must not be True with several replicas. Received: jit_compile=True, "
@@ -140,6 +141,7 @@ class FlowModel(keras.Model):
       jit_compile = False
     with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
       super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=self._make_metrics(), **kwargs)
+    self._compile_options = options
 
   def _make_metrics(self):
     """Means of the columns of `_terms`. Of `compile`, not of the model: callbacks learn a direction from those only."""
@@ -286,9 +288,26 @@ class FlowModel(keras.Model):
     """Bits per dimension of each image, `[N]`."""
     return self._bits(images, labels, self._noise_seed(_TEST))
 
-  def save(self, *args, **kwargs):
-    """Not to be had yet: raises before Keras empties the file that it was to write."""
-    return self.get_config()
+  def save(self, filepath, **kwargs):
+    """As `keras.Model.save`: all that training needs to go on as if it had not stopped, in one file.
+
+    `keras.models.load_model(filepath)` makes the model again, in any process that has imported `tfp_glow`, with its
+    optimizer and as it was compiled. Functions and classes of your own (`network_fn`, say) must be registered by
+    `keras.saving.register_keras_serializable`, also before loading. For other devices load it under the scope of the
+    strategy.
+
+    Args:
+      filepath: Ends in `.keras`.
+      **kwargs: Of `keras.Model.save`.
+
+    Raises:
+      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file; one that is
+        there already is then left as it was.
+    """
+    if str(filepath).endswith((".h5", ".hdf5")):
+      raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
+    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has emptied the file.
+    super().save(filepath, **kwargs)
 
   def load_weights(self, filepath, **kwargs):
     """As `keras.Model.load_weights`; but if the file does not fit, nothing has changed.
@@ -314,9 +333,28 @@ class FlowModel(keras.Model):
                        f"permutation and image size: {error} Received: {filepath}") from error
 
   def get_config(self):
-    raise NotImplementedError(
-        "A `FlowModel` cannot be saved as a whole: use `save_weights` (with `keras.callbacks.ModelCheckpoint`, "
-        "`save_weights_only=True`), or `export` to serve it.")
+    """What `from_config` makes the model from, without its weights; see `save`."""
+    return {"distribution": serialization.distribution_to_config(self.distribution), "num_bits": self.num_bits,
+            "seed": self._seed, "weight_y": self._weight_y, "name": self.name}
+
+  @classmethod
+  def from_config(cls, config):
+    """Makes a model from what `get_config` returned."""
+    return cls(**{**config, "distribution": serialization.distribution_from_config(config["distribution"])})
+
+  def get_compile_config(self):
+    """What `compile_from_config` compiles the model with."""
+    if not self.compiled:
+      return {}
+    optimizer = keras.saving.serialize_keras_object(self.optimizer)
+    return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
+
+  def compile_from_config(self, config):
+    """Compiles the model as another was, of whose `get_compile_config` this is."""
+    optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+    self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
+    if config["is_built"]:  # Then the file holds its variables.
+      self._build_optimizer()
 
   def train_step(self, data):
     images, labels = inputs.unpack(data)
@@ -457,6 +495,8 @@ class FlowModel(keras.Model):
     Args:
       num_samples: Python `int`.
       temperature: The latents' deviation from their mean is multiplied by it: below 1, likelier and less varied images.
+        One number, or a list of one for each level of the latents: the first to leave first, the top last, as
+        `GlowBijector.split_latent` returns them.
       labels: For class-conditional models, an integer tensor `[num_samples]`, or one label for all.
       seed: Python `int` or a pair of them: same seed, same images. `None`: others each time.
 
@@ -468,23 +508,26 @@ class FlowModel(keras.Model):
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
       raise ValueError(f"`num_samples` must be a positive `int`. Received: {num_samples!r}")
-    if np.ndim(temperature) or not isinstance(np.asarray(temperature).item(), (int, float)) or not (
-        0. <= temperature < np.inf):
-      raise ValueError(f"`temperature` must be a finite number of at least 0. Received: {temperature!r}")
-    if temperature != 1. and not hasattr(self.distribution, "bijector"):
-      raise ValueError("`temperature` must be 1 for a distribution without latents. "
-                       f"Received: {temperature!r} for {self.distribution!r}")
+    temperature = self._codec.check_temperature(temperature)
     labels = inputs.checked_labels(self._codec, labels, num_samples)
-    return self._sample(tf.constant(num_samples, tf.int32), tf.constant(temperature, tf.float32), _seed_pair(seed),
-                        labels).numpy()
+    return self._sample(tf.constant(num_samples, tf.int32), temperature, _seed_pair(seed), labels).numpy()
 
-  def export(self, path):
-    """Writes a SavedModel that needs nothing but TensorFlow; its signatures are those of `export.save_signatures`.
+  def export(self, path, warm_up_batch_sizes=()):
+    """Writes a SavedModel that needs nothing but TensorFlow to serve, by `tfp_glow.export.export_distribution`.
 
     Args:
-      path: Folder to write.
+      path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
+      warm_up_batch_sizes: Python `int`s: TensorFlow Serving, before it answers anybody, will call each signature with so
+        many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
+
+    Raises:
+      TypeError: if `path` is no path.
+      ValueError: if `warm_up_batch_sizes` are not as above.
+      FileExistsError: if there is something else than a SavedModel at `path`.
+      ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
+      OSError: if `path` cannot be written.
     """
-    export.save_signatures(self._codec, path)
+    export.export_distribution(self.distribution, path, self.num_bits, warm_up_batch_sizes)
 
   def _maybe_symbolic_build(self, iterator=None, data_batch=None):
     """Keras would build the model from a batch; there is nothing to build but the optimizer and the metric.
@@ -492,12 +535,16 @@ class FlowModel(keras.Model):
     Their variables must not be made while the step is traced: TensorFlow would trace it twice.
     """
     del iterator, data_batch
+    self._build_optimizer()
     with self.distribute_strategy.scope():
-      if self.compiled and not self.optimizer.built:
-        self.optimizer.build(self.trainable_variables)
       if self.compiled and not self._compile_metrics.built:
         terms = tf.zeros([1, 1 if self.classifier is None else 3])
         self._compile_metrics.build(terms, terms)
+
+  def _build_optimizer(self):
+    with self.distribute_strategy.scope():
+      if self.compiled and not self.optimizer.built:
+        self.optimizer.build(self.trainable_variables)
 
   def _bits(self, images, labels, noise_seed):
     labels = None if self._codec.num_classes is None else labels

@@ -27,6 +27,8 @@ from typing import NamedTuple
 import keras
 import matplotlib
 import numpy as np
+import options
+import run_pictures
 from sklearn.neural_network import MLPClassifier
 import train_glow
 
@@ -111,12 +113,12 @@ def parse_args():
   add = parser.add_argument
   add("run", type=pathlib.Path, nargs="?", default=pathlib.Path("output"),
       help="output folder of a finished run of examples/train_glow.py (%(default)s)")
-  add("--edit", type=train_glow.non_negative_int, nargs=2, action="append", metavar=("FROM", "TO"),
+  add("--edit", type=options.non_negative_int, nargs=2, action="append", metavar=("FROM", "TO"),
       help="numbers of two classes of the data; may be given again (3 8 and 4 9 for the digits, 5 7 and 0 2 for "
       "fashion_mnist, else 0 1)")
   add("--strengths", type=finite_float, nargs="+", default=list(DEFAULT_STRENGTHS), metavar="STRENGTH",
       help="multiples of the difference of the means that are added (0 0.5 1 1.5 2)")
-  add("--seed", type=train_glow.non_negative_int, default=0, help="of the classifier and the samples (%(default)s)")
+  add("--seed", type=options.non_negative_int, default=0, help="of the classifier and the samples (%(default)s)")
   add("--output", type=pathlib.Path, help="folder of the results, where earlier ones are replaced (RUN/edits)")
   args = parser.parse_args()
   args.output = args.output or args.run / "edits"
@@ -143,7 +145,7 @@ def load_settings(run):
 def load_images(settings, split, count):
   """The first `count` images of a split of the data of a run, or all (`None`)."""
   batches = data.load_images(settings.data, split, BATCH_SIZE, settings.image_size, with_labels=True,
-                             seed=settings.seed, data_dir=settings.data_dir)
+                             shorter_side=settings.shorter_side, seed=settings.seed, data_dir=settings.data_dir)
   batches = batches.take(-1 if count is None else math.ceil(count / BATCH_SIZE))
   images, labels = (np.concatenate(parts)[:count] for parts in zip(*batches.as_numpy_iterator()))
   return Images(images, labels)
@@ -293,7 +295,7 @@ def save_samples(path, model, classifier, temperatures, seed):
     `num_classes` is how many classes occur: `exp(entropy)` of the shares of the samples that are taken for each.
   """
   samples = np.stack([model.sample(NUM_SAMPLES, temperature, seed=seed) for temperature in temperatures.values()])
-  train_glow.save_grid(path, samples[:, :NUM_COLUMNS], list(temperatures))
+  run_pictures.save_grid(path, samples[:, :NUM_COLUMNS], list(temperatures))
   probabilities = classify(classifier, samples)
   shares = np.eye(probabilities.shape[-1])[probabilities.argmax(axis=-1)].mean(axis=1)
   numbers = {"temperature": list(temperatures),

@@ -107,7 +107,7 @@ def test_weights_give_the_number(finished, monkeypatch):
   model.load_weights(folder / "model.weights.h5")
   found = results(folder)
   assert found["num_parameters"] == sum(v.shape.num_elements() for v in model.distribution.trainable_variables)
-  splits = train_glow.load_splits(args)
+  splits = train_glow.training_data.load_splits(args)
   np.testing.assert_allclose(train_glow.evaluate(model, splits["test"]), found["bits_per_dim"], rtol=1e-5)
   np.testing.assert_allclose(train_glow.evaluate(model, splits["validation"]), found["validation_bits_per_dim"],
                              rtol=1e-5)
@@ -344,8 +344,8 @@ def test_overwrite_clears_results_and_nothing_else(tmp_path):
 
 def test_shifts_are_whole_pixels_and_all_are_made():
   images = np.random.default_rng(0).integers(1, 256, (500, 6, 5, 1)).astype(np.uint8)
-  args = argparse.Namespace(max_shift=1.49, flip=False, seed=0)
-  shifted = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
+  args = argparse.Namespace(max_shift=1.49, shift_fill="zeros", flip=False, seed=0)
+  shifted = next(train_glow.training_data.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
   padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
   windows = [padded[:, i:i + 6, j:j + 5] for i in range(3) for j in range(3)]
   matches = np.array([(window == shifted).all((1, 2, 3)) for window in windows])
@@ -355,8 +355,8 @@ def test_shifts_are_whole_pixels_and_all_are_made():
 
 def test_shifts_and_flips_depend_on_the_step_alone():
   images = tf.data.Dataset.from_tensors(np.random.default_rng(0).integers(1, 256, (50, 6, 5, 1)).astype(np.uint8))
-  args = argparse.Namespace(max_shift=1.49, flip=True, seed=0)
-  augment = lambda images, first_step: list(train_glow.augment(images, args, first_step).as_numpy_iterator())
+  args = argparse.Namespace(max_shift=1.49, shift_fill="zeros", flip=True, seed=0)
+  augment = lambda images, first_step: list(train_glow.training_data.augment(images, args, first_step).as_numpy_iterator())
   first, second, third = augment(images.repeat(3), 0)
   np.testing.assert_array_equal(augment(images.repeat(2), 1), [second, third])
   assert (first != second).any()
@@ -365,7 +365,7 @@ def test_shifts_and_flips_depend_on_the_step_alone():
 def test_flips_mirror_half_of_the_images():
   images = np.random.default_rng(0).integers(0, 256, (200, 6, 5, 3)).astype(np.uint8)
   args = argparse.Namespace(max_shift=0, flip=True, seed=0)
-  flipped = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
+  flipped = next(train_glow.training_data.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
   same = (flipped == images).all((1, 2, 3))
   np.testing.assert_array_equal(flipped[~same], images[~same, :, ::-1])
   assert 60 < same.sum() < 140
@@ -378,8 +378,9 @@ def test_data_without_validation_split_gives_up_a_part_of_train(monkeypatch):
     return tf.data.Dataset.from_tensors(np.full([1, 4, 4, 1], len(split), np.uint8))
 
   monkeypatch.setattr(train_glow.data, "load_images", load_images)
-  args = argparse.Namespace(data="x", batch_size=1, image_size=None, seed=0, data_dir=None, max_shift=0, flip=False)
-  splits = train_glow.load_splits(args)
+  args = argparse.Namespace(data="x", batch_size=1, image_size=None, shorter_side=None, conditional=False, seed=0,
+                            data_dir=None, max_shift=0, flip=False)
+  splits = train_glow.training_data.load_splits(args)
   splits["train_epochs"] = splits["train_epochs"](epochs=range(1))
   sizes = {key: next(iter(split)).numpy()[0, 0, 0, 0] for key, split in splits.items()}
   assert sizes.pop("train_epochs") == sizes["train"]
@@ -393,7 +394,8 @@ def test_mirrored_strategy_takes_all_devices():
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-  schedule = train_glow.learning_rate_schedule(argparse.Namespace(epochs=10, learning_rate=1e-2), steps_per_epoch=20)
+  args = argparse.Namespace(epochs=10, learning_rate=1e-2, schedule="cosine", warm_up_steps=None)
+  schedule = train_glow.learning_rate_schedule(args, steps_per_epoch=20)
   rates = [float(schedule(step)) for step in range(201)]
   assert rates[0] == 0. and rates[-1] == pytest.approx(0., abs=1e-9)
   assert max(rates) == pytest.approx(1e-2) and rates.index(max(rates)) == 10
@@ -412,7 +414,7 @@ def test_best_weights_are_kept(best, now, expected):
 
 def test_pictures_enlarge_pixel_by_pixel(tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3)).astype(np.uint8)
-  train_glow.save_grid(tmp_path / "grid.png", images)
+  train_glow.pictures.save_grid(tmp_path / "grid.png", images)
   picture = np.asarray(Image.open(tmp_path / "grid.png"))
   assert picture.shape == (4 + 2 * 68, 4 + 3 * 68, 3)
   np.testing.assert_array_equal(picture[72:136, 140:204], images[1, 2].repeat(4, 0).repeat(4, 1))

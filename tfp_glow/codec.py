@@ -1,5 +1,8 @@
 """`Codec`: what a distribution says of images, and the images it makes."""
 
+import numbers
+
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -83,6 +86,13 @@ class Codec:
     return getattr(getattr(self.distribution, "bijector", None), "num_classes", None)
 
   @property
+  def num_levels(self):
+    """Number of the latent's levels; `None` where the bijector does not split latents."""
+    if not hasattr(getattr(self.distribution, "bijector", None), "split_latent"):
+      return None
+    return len(self._split_latent_of_ones())
+
+  @property
   def num_class_features(self):
     """Number of the features that a classifier of latents sees; `None` where there are no classes, or no features."""
     if self.num_classes is None or not hasattr(self.distribution.bijector, "class_features"):
@@ -161,12 +171,33 @@ class Codec:
     """Images `[N] + event_shape` of latents `z`."""
     return self.to_images(self.bijector.forward(z, **self.condition(labels)))
 
+  def check_temperature(self, temperature):
+    """Temperatures, for `sample`, as a tensor.
+
+    Raises:
+      ValueError: if they are not one finite number of at least 0 or, where the bijector has levels, one for each of
+        them; or not 1 for a distribution without latents.
+    """
+    values = np.asarray(temperature, object)
+    if values.ndim > 1 or not all(isinstance(value, numbers.Real) and 0. <= value < np.inf for value in values.flat):
+      raise ValueError("`temperature` must be a finite number of at least 0, or a list of one for each level. "
+                       f"Received: {temperature!r}")
+    if values.ndim and len(values) != self.num_levels:
+      levels = f"{self.num_levels} levels" if self.num_levels else "a bijector without levels"
+      raise ValueError("`temperature` must be one number, or a list of one for each part that the bijector's "
+                       f"`split_latent` returns. Received: {temperature!r} for {levels}")
+    if not hasattr(self.distribution, "bijector") and values != 1.:
+      raise ValueError("`temperature` must be 1 for a distribution without latents. "
+                       f"Received: {temperature!r} for {self.distribution!r}")
+    return tf.constant(values.astype(np.float32))
+
   def sample(self, num_samples, temperature, seed, labels=None):
     """New images `[num_samples] + event_shape`.
 
     Args:
       num_samples: Integer scalar.
-      temperature: Floating scalar that the latents' deviation from their mean is multiplied by.
+      temperature: Floating scalar that the latents' deviation from their mean is multiplied by; or `[num_levels]`, one
+        for each part that the bijector's `split_latent` returns.
       seed: Integer tensor `[2]`.
       labels: Integer tensor `[num_samples]`.
     """
@@ -174,15 +205,27 @@ class Codec:
       return self.to_images(self.distribution.sample(num_samples, seed=seed))
     base = self.distribution.distribution
     z = base.sample(num_samples, seed=seed)
+    temperature = self._temperature_of_latents(tf.cast(temperature, z.dtype))
     as_drawn = tf.equal(temperature, 1.)
     try:
       mean = base.mean()
       # As drawn, where nothing is asked for: a mean may be NaN.
-      z = tf.where(as_drawn, z, mean + tf.cast(temperature, z.dtype) * (z - mean))
+      z = tf.where(as_drawn, z, mean + temperature * (z - mean))
     except NotImplementedError:
-      tf.debugging.Assert(as_drawn, ["`temperature` must be 1 for latents without a mean. Received: ", temperature])
+      tf.debugging.Assert(tf.reduce_all(as_drawn),
+                          ["`temperature` must be 1 for latents without a mean. Received: ", temperature])
     z = tf.ensure_shape(z, [None] + base.event_shape.as_list())
     return self.decode(z, labels)
+
+  def _temperature_of_latents(self, temperature):
+    """The temperature of each value of a latent, or of all."""
+    if self.num_levels is None:
+      return temperature
+    by_level = tf.unstack(tf.broadcast_to(temperature, [self.num_levels]))
+    return self.bijector.join_latent([value * ones for value, ones in zip(by_level, self._split_latent_of_ones())])
+
+  def _split_latent_of_ones(self):
+    return self.bijector.split_latent(tf.ones(self.distribution.distribution.event_shape, self.bijector.dtype))
 
   def condition(self, labels):
     """Keyword arguments of the bijector for these labels.

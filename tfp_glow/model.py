@@ -495,6 +495,8 @@ class FlowModel(keras.Model):
     Args:
       num_samples: Python `int`.
       temperature: The latents' deviation from their mean is multiplied by it: below 1, likelier and less varied images.
+        One number, or a list of one for each level of the latents: the first to leave first, the top last, as
+        `GlowBijector.split_latent` returns them.
       labels: For class-conditional models, an integer tensor `[num_samples]`, or one label for all.
       seed: Python `int` or a pair of them: same seed, same images. `None`: others each time.
 
@@ -506,15 +508,9 @@ class FlowModel(keras.Model):
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
       raise ValueError(f"`num_samples` must be a positive `int`. Received: {num_samples!r}")
-    if np.ndim(temperature) or not isinstance(np.asarray(temperature).item(), (int, float)) or not (
-        0. <= temperature < np.inf):
-      raise ValueError(f"`temperature` must be a finite number of at least 0. Received: {temperature!r}")
-    if temperature != 1. and not hasattr(self.distribution, "bijector"):
-      raise ValueError("`temperature` must be 1 for a distribution without latents. "
-                       f"Received: {temperature!r} for {self.distribution!r}")
+    temperature = self._codec.check_temperature(temperature)
     labels = inputs.checked_labels(self._codec, labels, num_samples)
-    return self._sample(tf.constant(num_samples, tf.int32), tf.constant(temperature, tf.float32), _seed_pair(seed),
-                        labels).numpy()
+    return self._sample(tf.constant(num_samples, tf.int32), temperature, _seed_pair(seed), labels).numpy()
 
   def export(self, path, warm_up_batch_sizes=()):
     """Writes a SavedModel that needs nothing but TensorFlow to serve, by `tfp_glow.export.export_distribution`.

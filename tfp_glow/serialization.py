@@ -257,10 +257,10 @@ def _not_to_be_found(config):
 
 
 def _cannot(path, value):
-  return (f"`{path}` must be made of numbers, arrays, `tf.Variable`s, and distributions and bijectors of TFP or `tfp_glow`, "
-          "or be registered with Keras, to be saved. Either decorate the named function, or the class with `get_config`, "
-          'with `@keras.saving.register_keras_serializable("my_package")`; or use `save_weights`, and `load_weights` into '
-          f"a model made by your own code. Received: {value!r}")
+  return (f"`{path}` must be made of numbers, arrays, `tf.Variable`s, and distributions and bijectors of TFP or "
+          "`tfp_glow`, or be registered with Keras, to be saved. Either decorate the named function, or the class with "
+          '`get_config`, with `@keras.saving.register_keras_serializable("my_package")`; or use `save_weights`, and '
+          f"`load_weights` into a model made by your own code. Received: {value!r}")
 
 
 def _dtype(name):
@@ -278,8 +278,8 @@ def _array(content):
 def _registered(name):
   found = keras.saving.get_registered_object(name)
   if found is None:
-    raise ValueError(f"{name!r} must be registered with Keras before the file is loaded: import the module that decorates "
-                     "it with `@keras.saving.register_keras_serializable`, or pass it in `custom_objects`. "
+    raise ValueError(f"{name!r} must be registered with Keras before the file is loaded: import the module that "
+                     "decorates it with `@keras.saving.register_keras_serializable`, or pass it in `custom_objects`. "
                      f"Received: a file that names {name!r}")
   return found
 

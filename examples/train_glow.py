@@ -12,6 +12,7 @@ The folder then holds:
   samples.png           samples, a row for each temperature
   interpolations.png    straight lines in latent space between images of the test split
   reconstructions.png   images of the test split, encoded and decoded
+  test_images/          these images, each in a file, as examples/serve.py can show them
   training_curve.png    bits per dimension, epoch by epoch
   results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
 
@@ -52,8 +53,8 @@ tfd = tfp.distributions
 
 WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json"
 SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
-CURVE = "training_curve.png"
-OUTPUTS = (WEIGHTS, SAVED_MODEL, SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, CURVE, RESULTS)
+TEST_IMAGES, CURVE = "test_images", "training_curve.png"
+OUTPUTS = (WEIGHTS, SAVED_MODEL, SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, TEST_IMAGES, CURVE, RESULTS)
 STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
 
 # What may change when a run goes on.
@@ -406,6 +407,7 @@ def save_pictures(model, test_images, history, test_bits_per_dim, args):
   first, second = np.split(images, [NUM_COLUMNS])
   rows = [row for part in (first, second) if len(part) for row in (part, model.decode(model.encode(part)))]
   save_grid(args.output / RECONSTRUCTIONS, rows, ["original", "decoded"] * (len(rows) // 2))
+  save_files(args.output / TEST_IMAGES, images)
   save_curve(args.output / CURVE, history, test_bits_per_dim)
 
 
@@ -432,6 +434,13 @@ def save_grid(path, rows, labels=None):
       place = margin - GAP, GAP + i * height + (height - GAP) // 2
       ImageDraw.Draw(picture).text(place, labels[i], fill="black", anchor="rm", font=ImageFont.load_default(18))
   picture.save(path)
+
+
+def save_files(folder, images):
+  """Writes images to the files 00.png, 01.png, ... of a new folder."""
+  folder.mkdir()
+  for i, image in enumerate(images):
+    keras.utils.array_to_img(image, scale=False).save(folder / f"{i:02}.png")
 
 
 def save_curve(path, history, test_bits_per_dim):

@@ -12,11 +12,11 @@ import types
 import pytest
 
 import tfp_glow
-from tfp_glow import dequantize, export, original, pictures
+from tfp_glow import dequantize, original, pictures
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = [value for name in tfp_glow.__all__ if isinstance(value := getattr(tfp_glow, name), types.ModuleType)]
-MODULES += [dequantize, export, original, pictures]
+MODULES += [dequantize, original, pictures]
 
 
 def _public_names():
@@ -63,7 +63,7 @@ def test_reference_is_built_without_warnings(tmp_path):
   assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
   pages = {path.relative_to(tmp_path / "site").parent.as_posix(): path.read_text(encoding="utf-8")
            for path in (tmp_path / "site").rglob("index.html")}
-  assert {".", "coming_from", "distributed", "troubleshooting", "reference", "reference/data"} <= pages.keys()
+  assert {".", "coming_from", "distributed", "serving", "troubleshooting", "reference", "reference/data"} <= pages.keys()
   anchors = set(re.findall(r'id="(tfp_glow[\w.]*)"', "".join(pages.values())))
   assert NAMES.keys() <= anchors
   for name, page in pages.items():

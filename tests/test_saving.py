@@ -85,8 +85,7 @@ def _shared_parts():
 
 
 _GLOWS = {
-    "defaults": _glow(num_glow_blocks=2), "additive": _glow(coupling="additive"),
-    "reverse": _glow(permutation="reverse"),
+    "defaults": _glow(num_glow_blocks=2), "additive": _glow(coupling="additive", permutation="reverse"),
     "shuffle": _glow(permutation="shuffle", seed=None), "classes": _glow(num_classes=3),
     "float64": _glow(dtype="float64", learn_top=False),
     "reversible": _glow(gradient="reversible", validate_args=True), "network_fn": _glow(network_fn=make_network),

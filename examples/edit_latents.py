@@ -27,6 +27,8 @@ from typing import NamedTuple
 import keras
 import matplotlib
 import numpy as np
+import options
+import run_pictures
 from sklearn.neural_network import MLPClassifier
 import train_glow
 
@@ -44,7 +46,7 @@ CLASS_NAMES = {"fashion_mnist": (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")}
 DEFAULT_EDITS = {"digits": [[3, 8], [4, 9]], "fashion_mnist": [[5, 7], [0, 2]]}
 
-DEFAULT_STRENGTHS = (0., 0.5, 1., 1.5, 2.)
+DEFAULT_STRENGTHS = (0., 0.25, 0.5, 0.75, 1., 1.25, 1.5)
 SAMPLE_TEMPERATURES = (0., 0.25, 0.6, 0.7, 0.8, 0.9, 1.)  # Those of figure 8 of the paper.
 NUM_INTERPOLATION_STEPS = 9
 
@@ -111,12 +113,12 @@ def parse_args():
   add = parser.add_argument
   add("run", type=pathlib.Path, nargs="?", default=pathlib.Path("output"),
       help="output folder of a finished run of examples/train_glow.py (%(default)s)")
-  add("--edit", type=train_glow.non_negative_int, nargs=2, action="append", metavar=("FROM", "TO"),
+  add("--edit", type=options.non_negative_int, nargs=2, action="append", metavar=("FROM", "TO"),
       help="numbers of two classes of the data; may be given again (3 8 and 4 9 for the digits, 5 7 and 0 2 for "
       "fashion_mnist, else 0 1)")
   add("--strengths", type=finite_float, nargs="+", default=list(DEFAULT_STRENGTHS), metavar="STRENGTH",
-      help="multiples of the difference of the means that are added (0 0.5 1 1.5 2)")
-  add("--seed", type=train_glow.non_negative_int, default=0, help="of the classifier and the samples (%(default)s)")
+      help="multiples of the difference of the means that are added (0 to 1.5 in steps of 0.25)")
+  add("--seed", type=options.non_negative_int, default=0, help="of the classifier and the samples (%(default)s)")
   add("--output", type=pathlib.Path, help="folder of the results, where earlier ones are replaced (RUN/edits)")
   args = parser.parse_args()
   args.output = args.output or args.run / "edits"
@@ -143,7 +145,7 @@ def load_settings(run):
 def load_images(settings, split, count):
   """The first `count` images of a split of the data of a run, or all (`None`)."""
   batches = data.load_images(settings.data, split, BATCH_SIZE, settings.image_size, with_labels=True,
-                             seed=settings.seed, data_dir=settings.data_dir)
+                             shorter_side=settings.shorter_side, seed=settings.seed, data_dir=settings.data_dir)
   batches = batches.take(-1 if count is None else math.ceil(count / BATCH_SIZE))
   images, labels = (np.concatenate(parts)[:count] for parts in zip(*batches.as_numpy_iterator()))
   return Images(images, labels)
@@ -170,7 +172,7 @@ def load_model(run, settings, image_shape):
 
 def fit_classifier(train, seed):
   """A classifier of real images; it stops when it no longer improves for a tenth of them, which it is not fitted to."""
-  classifier = MLPClassifier((128,), early_stopping=True, random_state=seed)
+  classifier = MLPClassifier((128,), early_stopping=True, n_iter_no_change=20, random_state=seed)
   return classifier.fit(flat(train.images), train.labels)
 
 
@@ -225,12 +227,14 @@ def save_edits(path, model, classifier, train, test, edits, names, strengths):
     images = decode(model, moved_latents(model, train, test, edit, strengths))
     title = " to ".join(names[label] for label in edit)
     numbers = {"strength": list(strengths), **along_path(classifier, images, edit)}
-    measured.append({"from": names[edit[0]], "to": names[edit[1]], "num_images": images.shape[1], **numbers})
-    print_table(f"{title}: {images.shape[1]} images of the test split", numbers)
+    real = along_path(classifier, test.of_class(edit[1])[np.newaxis], edit)["share_of_to"][0]
+    measured.append({"from": names[edit[0]], "to": names[edit[1]], "num_images": images.shape[1],
+                     "share_of_real_to": real, **numbers})
+    named = with_names(numbers, edit, names)
+    print_table(f"{title}: {images.shape[1]} images of the test split ({real:.3f} of the real images "
+                f"of {names[edit[1]]} are taken for it)", named)
     rows = list(np.swapaxes(images[:, :NUM_ROWS], 0, 1))
-    curves = {f"taken for {names[edit[1]]}": numbers["share_of_to"],
-              f"taken for {names[edit[0]]}": numbers["share_of_from"],
-              f"probability of {names[edit[1]]}": numbers["probability_of_to"]}
+    curves = {name: named[name] for name in named if name.startswith("taken")}
     panels.append(Panel(title, "strength", list(strengths), rows, [""] * len(rows), curves))
   save_panels(path, panels)
   return measured
@@ -260,7 +264,8 @@ def save_interpolations(path, model, classifier, test, edits, names):
       # Of standard normal latents it would be about 1.
       norm = np.linalg.norm(z, axis=-1).mean(axis=1) / math.sqrt(z.shape[-1])
       numbers[way] = {"share": shares, **along_path(classifier, images, edit), "norm": norm.tolist()}
-      print_table(f"{title}, {way}: {z.shape[1]} pairs of images of the test split", numbers[way])
+      print_table(f"{title}, {way}: {z.shape[1]} pairs of images of the test split",
+                  with_names(numbers[way], edit, names))
       rows[way] = np.swapaxes(images[:, :NUM_ROWS // 2], 0, 1)
       curves[f"probability of {names[edit[1]]}, {way}"] = numbers[way]["probability_of_to"]
     measured.append({"from": names[edit[0]], "to": names[edit[1]], "num_pairs": len(ends[0]), **numbers})
@@ -293,7 +298,7 @@ def save_samples(path, model, classifier, temperatures, seed):
     `num_classes` is how many classes occur: `exp(entropy)` of the shares of the samples that are taken for each.
   """
   samples = np.stack([model.sample(NUM_SAMPLES, temperature, seed=seed) for temperature in temperatures.values()])
-  train_glow.save_grid(path, samples[:, :NUM_COLUMNS], list(temperatures))
+  run_pictures.save_grid(path, samples[:, :NUM_COLUMNS], list(temperatures))
   probabilities = classify(classifier, samples)
   shares = np.eye(probabilities.shape[-1])[probabilities.argmax(axis=-1)].mean(axis=1)
   numbers = {"temperature": list(temperatures),
@@ -303,12 +308,22 @@ def save_samples(path, model, classifier, temperatures, seed):
   return {**numbers, "temperature": list(temperatures.values())}
 
 
+def with_names(numbers, edit, names):
+  """What `along_path` returns, and what else there is, for people."""
+  source, target = (names[label] for label in edit)
+  headings = {"probability_of_to": f"probability of {target}", "share_of_to": f"taken for {target}",
+              "share_of_from": f"taken for {source}"}
+  return {headings.get(key, key): values for key, values in numbers.items()}
+
+
 def print_table(title, columns):
   """Prints lists of numbers, or names, side by side."""
   as_text = lambda value: value if isinstance(value, str) else f"{value:.3f}"
-  print(f"\n{title}\n" + "".join(f"{name:>18}" for name in columns))
-  for row in zip(*columns.values()):
-    print("".join(f"{as_text(value):>18}" for value in row))
+  rows = [list(columns), *([as_text(value) for value in row] for row in zip(*columns.values()))]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  print(f"\n{title}")
+  for row in rows:
+    print("  ".join(text.rjust(width) for text, width in zip(row, widths)))
 
 
 def save_panels(path, panels):
@@ -329,8 +344,9 @@ def save_panels(path, panels):
     left.set(title=panel.title, xlabel=panel.name_of_positions)
     for name, values in panel.curves.items():
       right.plot(panel.positions, values, marker=".", label=name)
-    right.set(xlabel=panel.name_of_positions, ylim=(-0.03, 1.03))
-    right.legend(fontsize="small")
+    right.set(xlabel=panel.name_of_positions, ylim=(-0.03, 1.35), yticks=np.linspace(0., 1., 6))
+    right.set_box_aspect(picture.shape[0] / picture.shape[1] * num_columns / 5)  # As high as the rows.
+    right.legend(loc="upper left", fontsize="small")
   figure.savefig(path)
   plt.close(figure)
 

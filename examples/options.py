@@ -11,7 +11,7 @@ def make_parser(description):
   """An `argparse.ArgumentParser` of all options, with the defaults of the digits."""
   parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add("--preset", choices=PRESETS, help="an experiment of the paper, whose settings take the place of the defaults below")
+  add("--preset", choices=PRESETS, help="an experiment of the paper; its settings take the place of the defaults below")
   add("--data", default="digits", help="'digits', the name of a TFDS data set, or a folder of images (%(default)s)")
   add("--data-dir", help="where TFDS keeps its data sets (TFDS's default)")
   add("--image-size", type=positive_int, help="height and width of the images (as they are)")

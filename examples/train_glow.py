@@ -17,6 +17,7 @@ The folder then holds:
   samples.png           samples, a row for each temperature, or for each of ten classes
   interpolations.png    straight lines in latent space between images of the test split
   reconstructions.png   images of the test split, encoded and decoded
+  test_images/          these images, each in a file, as examples/serve.py can show them
   training_curve.png    bits per dimension, epoch by epoch
   results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
 
@@ -26,7 +27,6 @@ Until it has finished, the folder also holds training_state/, written after each
 the same command goes on from there, however the run was ended, and comes to the same weights as if it had not been.
 """
 
-import argparse
 import atexit
 import json
 import math
@@ -45,7 +45,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import options
-import pictures
+import run_pictures
 import tfp_glow
 from tfp_glow import callbacks, data, replicas
 import training_data
@@ -53,7 +53,7 @@ import training_data
 tfd = tfp.distributions
 
 WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json"
-OUTPUTS = (WEIGHTS, SAVED_MODEL, *pictures.FILES, RESULTS)
+OUTPUTS = (WEIGHTS, SAVED_MODEL, *run_pictures.FILES, RESULTS)
 STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
 
 # What may change when a run goes on.
@@ -271,7 +271,7 @@ def save_results(model, test_images, history, results, start, args):
       "settings": {**vars(args), "output": str(args.output)},
       "versions": versions(),
   }
-  pictures.save_pictures(model, test_images, history, results["bits_per_dim"], args.output, args.seed)
+  run_pictures.save_pictures(model, test_images, history, results["bits_per_dim"], args.output, args.seed)
   model.export(args.output / SAVED_MODEL)
   results["seconds"] = round(time.monotonic() - start, 1)
   (args.output / RESULTS).write_text(json.dumps(results, indent=2) + "\n")

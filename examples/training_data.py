@@ -8,7 +8,8 @@ from tfp_glow import data
 
 
 def load_splits(args):
-  """Batches of images to train, to choose the best epoch (validation), and to report (test); with labels if conditional.
+  """Batches of images to train, to choose the best epoch (validation), and to report (test); of pairs with labels for
+  class-conditional models.
 
   `"train"` is one epoch; `"train_epochs"` is a function from a `range` of epochs to the dataset of them.
   """

@@ -9,8 +9,10 @@ import sys
 import numpy as np
 from PIL import Image
 import pytest
+import tensorflow as tf
 import test_train_glow
 from test_train_glow import train_glow
+import threadpoolctl
 
 from presets import PRESETS
 
@@ -176,7 +178,8 @@ def test_full_size(names, monkeypatch):
   args = parse(monkeypatch, "--preset", names[0])
   num_classes = {"cifar10": 10, "imagenet_resized/32x32": 1000}[args.data] if args.conditional else None
   monkeypatch.setattr(train_glow.data, "num_classes", lambda name, data_dir: num_classes)
-  model = train_glow.make_model(args, (args.image_size, args.image_size, 3))
+  with threadpoolctl.threadpool_limits(1):  # On a busy machine the threads of NumPy wait for each other.
+    model = train_glow.make_model(args, (args.image_size, args.image_size, 3))
   glow = model.distribution.bijector
   assert sum(math.prod(v.shape) for v in model.trainable_variables) == number_of_parameters(
       args.num_blocks, args.num_steps, args.coupling, num_classes)
@@ -197,11 +200,20 @@ def mock_data():
     yield
 
 
-_SMALL = ["--num-steps=1", "--num-hidden=4", "--batch-size=8", "--epochs=1"]
+_SMALL = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=8", "--epochs=1"]
+
+
+@pytest.fixture
+def eager():
+  """Without the graphs, which take longer to trace than a step takes."""
+  tf.config.run_functions_eagerly(True)
+  yield
+  tf.config.run_functions_eagerly(False)
 
 
 @slow
-@pytest.mark.usefixtures("mock_data")
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
+@pytest.mark.usefixtures("mock_data", "eager")
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_starts(name, monkeypatch, tmp_path):
   taken = []
@@ -218,7 +230,7 @@ def test_each_preset_starts(name, monkeypatch, tmp_path):
 @slow
 @pytest.mark.usefixtures("mock_data")
 def test_class_conditional_run_leaves_everything(monkeypatch, tmp_path):
-  options = ["--preset=cifar10_conditional", *_SMALL, "--num-blocks=1"]
+  options = ["--preset=cifar10_conditional", *_SMALL]
   monkeypatch.setattr(sys, "argv", ["train_glow.py", *options, f"--output={tmp_path}"])
   assert train_glow.main() == 0
   assert {path.name for path in tmp_path.iterdir()} == set(train_glow.OUTPUTS)

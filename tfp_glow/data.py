@@ -77,9 +77,9 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, shorter_s
       always the whole of TFDS's train split.
     batch_size: Number of images in a batch.
     image_size: Height and width of the returned images. None: those of the source.
-    shorter_side: What the shorter side of an image is reduced to, at least `image_size`, before a square of that size is
-      cut out: at random where images are shuffled, else in the middle. With 96 and `image_size=64` these are the LSUN
-      images of Dinh et al. (2016). None: the largest central square is cut out first, and then reduced.
+    shorter_side: What the shorter side of an image is reduced to, at least `image_size`, before a square of that size
+      is cut out: at random where images are shuffled, else in the middle. With 96 and `image_size=64` these are the
+      LSUN images of Dinh et al. (2016). None: the largest central square is cut out first, and then reduced.
     with_labels: Whether to return pairs `(images, labels)`, with int64 labels `[B]`.
     seed: Seed of the shuffling, which (as always in TensorFlow) also depends on the global seed if one is set.
     data_dir: Where TFDS keeps its prepared data. None: the default of TFDS.

@@ -5,22 +5,21 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tfp_glow import latent
+from tfp_glow import latent, pictures
 
 matplotlib.use("Agg")  # Pictures go to files: no display is needed.
 from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
 
 SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
-CURVE = "training_curve.png"
-FILES = (SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, CURVE)
+TEST_IMAGES, CURVE = "test_images", "training_curve.png"
+FILES = (SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, TEST_IMAGES, CURVE)
 
 TEMPERATURES = (0., .5, .7, .8, 1.)
 TEMPERATURE_OF_CLASSES = .7
 MAX_CLASSES = 10
 NUM_COLUMNS = 16
 NUM_INTERPOLATIONS = 8
-TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that a person sees those of 8x8.
-GAP = 4  # Pixels between them.
+LABEL_WIDTH = 100
 
 
 def save_pictures(model, test_images, history, test_bits_per_dim, folder, seed):
@@ -47,6 +46,7 @@ def save_pictures(model, test_images, history, test_bits_per_dim, folder, seed):
       z = model.encode(images[part], of_labels(part))
       rows += [images[part], model.decode(z, of_labels(part))]
   save_grid(folder / RECONSTRUCTIONS, rows, ["original", "decoded"] * (len(rows) // 2))
+  _save_files(folder / TEST_IMAGES, images)
   save_curve(folder / CURVE, history, test_bits_per_dim)
 
 
@@ -70,19 +70,21 @@ def _interpolations(model, images, labels):
 
 def save_grid(path, rows, labels=None):
   """Writes rows of images, enlarged pixel by pixel, with labels before the rows."""
-  height, width = rows[0].shape[1:3]
-  zoom = max(1, TILE_SIZE // height)
-  height, width, margin = zoom * height + GAP, zoom * width + GAP, 100 if labels else 0
-  picture = Image.new("RGB", (margin + GAP + width * max(map(len, rows)), GAP + height * len(rows)), "white")
-  for i, row in enumerate(rows):
-    for j, image in enumerate(row):
-      tile = keras.utils.array_to_img(image, scale=False)
-      tile = tile.resize((width - GAP, height - GAP), Image.Resampling.NEAREST)
-      picture.paste(tile, (margin + GAP + j * width, GAP + i * height))
-    if labels:
-      place = margin - GAP, GAP + i * height + (height - GAP) // 2
-      ImageDraw.Draw(picture).text(place, labels[i], fill="black", anchor="rm", font=ImageFont.load_default(18))
+  grid = keras.utils.array_to_img(pictures.tile(rows), scale=False)
+  margin = LABEL_WIDTH if labels else 0
+  picture = Image.new("RGB", (margin + grid.width, grid.height), "white")
+  picture.paste(grid, (margin, 0))
+  for i, label in enumerate(labels or ()):
+    place = margin - pictures.GAP, grid.height * (2 * i + 1) // (2 * len(rows))
+    ImageDraw.Draw(picture).text(place, label, fill="black", anchor="rm", font=ImageFont.load_default(18))
   picture.save(path)
+
+
+def _save_files(folder, images):
+  """Writes images to the files 00.png, 01.png, ... of a new folder."""
+  folder.mkdir()
+  for i, image in enumerate(images):
+    keras.utils.array_to_img(image, scale=False).save(folder / f"{i:02}.png")
 
 
 def save_curve(path, history, test_bits_per_dim):

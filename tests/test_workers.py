@@ -4,6 +4,7 @@ import json
 import re
 
 import distributed_runs
+import keras
 import numpy as np
 import pytest
 import small_models
@@ -28,11 +29,12 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-  """Three workers and their reports; then the chief is killed."""
-  with distributed_runs.Workers(3, distributed_runs.gaussian_worker, tmp_path_factory.mktemp("three")) as workers:
+  """Three workers, their reports and the folder of all; then the chief is killed."""
+  folder = tmp_path_factory.mktemp("three")
+  with distributed_runs.Workers(3, distributed_runs.gaussian_worker, folder) as workers:
     reports = workers.reports()
     workers.kill(0)
-    yield workers, reports
+    yield workers, reports, folder
 
 
 def test_initialisation_is_that_of_the_chief(two, one_device):
@@ -66,6 +68,16 @@ def test_a_worker_whose_share_is_not_finite_stops_all(three):
     assert report["state_error"] == "`folder`: an error of the chief"
 
 
+def test_the_chief_alone_draws(three, tmp_path):
+  assert sorted(path.name for path in three[2].glob("drawn*")) == ["drawn_by_0", "drawn_by_the_chief"]
+  distributed_runs.draw(tf.distribute.get_strategy(), 0, tmp_path)
+  for folder in ("drawn_by_0", "drawn_by_the_chief"):
+    drawn, expected = ({path.name: path for path in (root / folder).iterdir()} for root in (three[2], tmp_path))
+    assert drawn.keys() == expected.keys() and len(drawn) == 6
+    for name in ("samples_0001.png", "interpolations_0001.png"):
+      assert drawn[name].read_bytes() == expected[name].read_bytes()
+
+
 def _check_training(reports, model, history):
   for report in reports:
     assert report["history"].keys() == history.keys() and report["history"] == reports[0]["history"]
@@ -83,6 +95,9 @@ def test_the_chief_alone_samples_saves_and_exports(two):
   for a, b in zip(chief["weights"], distributed_runs.values_of(model), strict=True):
     np.testing.assert_array_equal(a, b)
   np.testing.assert_array_equal(chief["sample"], model.sample(2, seed=0))
+  whole = keras.models.load_model(folder / "model.keras")
+  for a, b in zip(chief["weights"], distributed_runs.values_of(whole), strict=True):
+    np.testing.assert_array_equal(a, b)
   answer = tf.saved_model.load(str(folder / "saved_model")).signatures["log_prob"](images=tf.constant(IMAGES))
   np.testing.assert_allclose(answer["log_prob"], model.log_prob(IMAGES), rtol=1e-5)
 

@@ -27,7 +27,8 @@ def main():
     measure = lambda system, measurement, *options: run._measure(
         system, measurement, f"--folder={folder}", *architecture, *options)
     sizes = measure("tfp_glow", "export")
-    print(f"File of `save`: {sizes['FlowModel']:.1f} MiB, folder of `export`: {sizes['SavedModel']:.1f} MiB", flush=True)
+    print(f"File of `save`: {sizes['FlowModel']:.1f} MiB, folder of `export`: {sizes['SavedModel']:.1f} MiB",
+          flush=True)
     for name in args.only or _SECTIONS:
       print(f"\n### {name}\n", flush=True)
       _SECTIONS[name](measure, args.rounds)

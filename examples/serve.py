@@ -1,5 +1,4 @@
-"""Serves a web page for an exported Glow: bits per dimension of images, sliders that change them, images between two
-others, and samples.
+"""Serves a web page on which an exported Glow can be tried: bits per dimension, sliders, interpolations, samples.
 
   python examples/train_glow.py
   python examples/serve.py output/saved_model --images output/test_images
@@ -53,8 +52,7 @@ def main():
   try:
     model = ServedModel(args.saved_model, args.classes)
     app = make_app(model, load_directions(args.directions, model), load_examples(args.images, model))
-    server = waitress.create_server(
-        app, host=args.host, port=args.port, max_request_body_size=MAX_REQUEST_BYTES, ident=None)
+    server = waitress.create_server(app, host=args.host, port=args.port, max_request_body_size=MAX_REQUEST_BYTES)
   except (ValueError, OSError, tf.errors.OpError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
     return EXIT_USAGE
@@ -77,8 +75,15 @@ def parse_args():
   add("--host", default="127.0.0.1",
       help="address to listen at; at the default, only this machine can open the page, at 0.0.0.0 everyone who reaches "
       "this machine (%(default)s)")
-  add("--port", type=int, default=8000, help="(%(default)s)")
+  add("--port", type=port_number, default=8000, help="(%(default)s)")
   return parser.parse_args()
+
+
+def port_number(text):
+  """An argparse type."""
+  if not (text.isdecimal() and 0 < int(text) < 2**16):  # The system would take larger ones for others.
+    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {2**16 - 1}. Received: {text!r}")
+  return int(text)
 
 
 class ServedModel:
@@ -270,7 +275,6 @@ def make_app(model, directions, examples):
   """
   app = flask.Flask(__name__, static_folder=PAGE, static_url_path="")
   app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
-  app.json.sort_keys = False
   fields = RequestFields(model, directions)
 
   @app.get("/")

@@ -407,7 +407,7 @@ _ARRAY = {"dtype": "float32", "shape": [1], "base64": "AACAPw=="}
         "module": "os", "class_name": "system", "config": {}, "registered_name": "system"}}}, scale=1.), "system"),
     (_object("tfp.distributions.Normal", loc={"keras": {"number": 1, "config": {
         "module": "keras.ops", "class_name": "function", "config": "exp", "registered_name": "exp"}}}, scale=1.),
-     "of a layer.*`distribution.loc`"),
+     "of a layer.*for `distribution.loc`"),
     (_object("tfp.bijectors.Exp"), "must be that of a distribution"),
     ([], "must be that of a distribution"),
     ({"object": 3}, "`distribution`"),

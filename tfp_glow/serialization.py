@@ -172,7 +172,7 @@ class _Decoder:
   def _decode_keras(self, content, path):
     value = keras.saving.deserialize_keras_object(content["config"])
     if not hasattr(value, "get_config"):  # A function of Keras', say, for something else to call.
-      raise ValueError(f"`config` must be that of a layer or another object of Keras, for `{path}`. Received: {value!r}")
+      raise ValueError(f"`config` must be that of a layer or another object of Keras for `{path}`. Received: {value!r}")
     return self._keep(content, value)
 
   def _keep(self, content, value):

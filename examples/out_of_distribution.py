@@ -107,7 +107,8 @@ def odd_images(images, args):
   }
   if args.data != "digits":
     digits = first_images(data.load_images("digits", "test", batch_size=64), args.num_images)
-    digits = tf.clip_by_value(tf.image.resize(digits, [20, 20], "bicubic"), 0., 255.)  # The size that they have in MNIST.
+    # The size that they have in MNIST.
+    digits = tf.clip_by_value(tf.image.resize(digits, [20, 20], "bicubic"), 0., 255.)
     kinds["digits"] = np.pad(tf.cast(digits, tf.uint8), [(0, 0), (6, 6), (6, 6), (0, 0)])
   return kinds
 

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "tfp_glow"
 
 # Modules that users need beside those that `tfp_glow` names.
-MORE_MODULES = ("dequantize", "export", "original", "pictures")
+MORE_MODULES = ("dequantize", "original", "pictures")
 
 
 def on_files(files, config):

@@ -12,6 +12,7 @@ The folder output/edits then holds:
   interpolations.png      images between two of the test split, along straight lines and along arcs in latent space
   temperatures.png        samples, a row for each temperature
   level_temperatures.png  samples that vary in one level of the latents only
+  directions.npz          what was added: `examples/serve.py --directions` makes sliders of it
   edits.json              the numbers: what a classifier says of all of these, and of many more images than are drawn
 
 The classifier is a small neural network of scikit-learn, which has seen real images of the training split only.
@@ -31,28 +32,29 @@ import options
 import run_pictures
 from sklearn.neural_network import MLPClassifier
 import train_glow
+import training_data
 
-from tfp_glow import data, latent
+from tfp_glow import latent
 
 matplotlib.use("Agg")  # Pictures go to files: no display is needed.
 from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
 
 EDITS, INTERPOLATIONS, TEMPERATURES = "edits.png", "interpolations.png", "temperatures.png"
-LEVEL_TEMPERATURES, NUMBERS = "level_temperatures.png", "edits.json"
-OUTPUTS = (EDITS, INTERPOLATIONS, TEMPERATURES, LEVEL_TEMPERATURES, NUMBERS)
+LEVEL_TEMPERATURES, DIRECTIONS, NUMBERS = "level_temperatures.png", "directions.npz", "edits.json"
+OUTPUTS = (EDITS, INTERPOLATIONS, TEMPERATURES, LEVEL_TEMPERATURES, DIRECTIONS, NUMBERS)
 
 # Of other data, numbers are the names of the classes, and class 0 becomes class 1.
 CLASS_NAMES = {"fashion_mnist": (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")}
 DEFAULT_EDITS = {"digits": [[3, 8], [4, 9]], "fashion_mnist": [[5, 7], [0, 2]]}
 
-DEFAULT_STRENGTHS = (0., 0.5, 1., 1.5, 2.)
+DEFAULT_STRENGTHS = (0., 0.25, 0.5, 0.75, 1., 1.25, 1.5)
 SAMPLE_TEMPERATURES = (0., 0.25, 0.6, 0.7, 0.8, 0.9, 1.)  # Those of figure 8 of the paper.
 NUM_INTERPOLATION_STEPS = 9
 
 BATCH_SIZE = 100
-NUM_TRAIN_IMAGES = 10_000  # For the classifier and the directions.
-NUM_TEST_IMAGES = 200  # Of each class.
+NUM_IMAGES = 10_000  # Of each split, at most: for the classifier, the directions, the moves.
+NUM_MOVED = 200  # Of each class, at most.
 NUM_SAMPLES = 200  # At each temperature.
 NUM_COLUMNS = 16  # Of them in a row.
 NUM_ROWS = 4  # Of images in a picture of an edit; two for each pair in that of an interpolation.
@@ -65,7 +67,7 @@ class Images(NamedTuple):
 
   def of_class(self, label):
     """Those images of a class that are moved."""
-    return self.images[self.labels == label][:NUM_TEST_IMAGES]
+    return self.images[self.labels == label][:NUM_MOVED]
 
 
 class Panel(NamedTuple):
@@ -84,7 +86,7 @@ def main():
   keras.utils.set_random_seed(args.seed)
   try:
     settings = load_settings(args.run)
-    train, test = load_images(settings, "train", NUM_TRAIN_IMAGES), load_images(settings, "test", None)
+    train, test = load_images(settings)
     edits = checked_edits(args.edit or DEFAULT_EDITS.get(settings.data, [[0, 1]]), train, test)
     model = load_model(args.run, settings, train.images.shape[1:])
     args.output.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,9 @@ def main():
   accuracy = float(classifier.score(flat(test.images), test.labels))
   print(f"The classifier is right for {accuracy:.1%} of the images of the test split.")
   results = {"run": str(args.run), "seed": args.seed, "classifier_accuracy": accuracy}
-  results["edits"] = save_edits(args.output / EDITS, model, classifier, train, test, edits, names, args.strengths)
+  directions = [class_direction(model, train, edit) for edit in edits]
+  np.savez(args.output / DIRECTIONS, **{name_of(edit, names): array for edit, array in zip(edits, directions)})
+  results["edits"] = save_edits(args.output / EDITS, model, classifier, test, edits, names, directions, args.strengths)
   results["interpolations"] = save_interpolations(args.output / INTERPOLATIONS, model, classifier, test, edits, names)
   temperatures = {f"T = {value:g}": value for value in SAMPLE_TEMPERATURES}
   results["temperatures"] = save_samples(args.output / TEMPERATURES, model, classifier, temperatures, args.seed)
@@ -117,7 +121,7 @@ def parse_args():
       help="numbers of two classes of the data; may be given again (3 8 and 4 9 for the digits, 5 7 and 0 2 for "
       "fashion_mnist, else 0 1)")
   add("--strengths", type=finite_float, nargs="+", default=list(DEFAULT_STRENGTHS), metavar="STRENGTH",
-      help="multiples of the difference of the means that are added (0 0.5 1 1.5 2)")
+      help="multiples of the difference of the means that are added (0 to 1.5 in steps of 0.25)")
   add("--seed", type=options.non_negative_int, default=0, help="of the classifier and the samples (%(default)s)")
   add("--output", type=pathlib.Path, help="folder of the results, where earlier ones are replaced (RUN/edits)")
   args = parser.parse_args()
@@ -142,13 +146,16 @@ def load_settings(run):
                      f"({type(error).__name__}: {error}). Received: {run}") from error
 
 
-def load_images(settings, split, count):
-  """The first `count` images of a split of the data of a run, or all (`None`)."""
-  batches = data.load_images(settings.data, split, BATCH_SIZE, settings.image_size, with_labels=True,
-                             shorter_side=settings.shorter_side, seed=settings.seed, data_dir=settings.data_dir)
-  batches = batches.take(-1 if count is None else math.ceil(count / BATCH_SIZE))
-  images, labels = (np.concatenate(parts)[:count] for parts in zip(*batches.as_numpy_iterator()))
-  return Images(images, labels)
+def load_images(settings):
+  """Images of the training and of the test split that a model was trained and tested with."""
+  settings = {**vars(settings), "conditional": True, "batch_size": BATCH_SIZE}
+  splits = training_data.load_splits(argparse.Namespace(**settings))
+  return _first_images(splits["train"]), _first_images(splits["test"])
+
+
+def _first_images(batches):
+  batches = batches.take(math.ceil(NUM_IMAGES / BATCH_SIZE))
+  return Images(*(np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator())))
 
 
 def checked_edits(edits, train, test):
@@ -164,7 +171,7 @@ def load_model(run, settings, image_shape):
   """The trained model."""
   model = train_glow.make_model(settings, image_shape)
   if model.distribution.bijector.num_classes is not None:
-    raise ValueError("the run must be one without classes: the latents of those with classes leave the class out. "
+    raise ValueError("the run must be one without --conditional, as the latents of its images are to hold their classes. "
                      f"Received: {run}")
   model.load_weights(run / train_glow.WEIGHTS)
   return model
@@ -172,7 +179,7 @@ def load_model(run, settings, image_shape):
 
 def fit_classifier(train, seed):
   """A classifier of real images; it stops when it no longer improves for a tenth of them, which it is not fitted to."""
-  classifier = MLPClassifier((128,), early_stopping=True, random_state=seed)
+  classifier = MLPClassifier((128,), early_stopping=True, n_iter_no_change=20, random_state=seed)
   return classifier.fit(flat(train.images), train.labels)
 
 
@@ -220,31 +227,40 @@ def along_path(classifier, images, edit):
   return {key: values.mean(axis=1).tolist() for key, values in numbers.items()}
 
 
-def save_edits(path, model, classifier, train, test, edits, names, strengths):
+def name_of(edit, names):
+  """For people."""
+  return " to ".join(names[label] for label in edit)
+
+
+def class_direction(model, train, edit):
+  """The latent `[D]` that leads from training images of the first class to those of the second."""
+  of_both = np.isin(train.labels, edit)
+  return latent.attribute_direction(encode(model, train.images[of_both]), train.labels[of_both] == edit[1])
+
+
+def moved(z, direction, strengths):
+  """Latents `[S, N, D]`: those of `z`, `[N, D]`, moved by multiples `[S]` of a direction `[D]`."""
+  return z + np.multiply.outer(np.asarray(strengths, z.dtype), direction)[:, np.newaxis]
+
+
+def save_edits(path, model, classifier, test, edits, names, directions, strengths):
   """Moves images of the test split in the direction of another class; draws, prints and returns what became of them."""
   panels, measured = [], []
-  for edit in edits:
-    images = decode(model, moved_latents(model, train, test, edit, strengths))
-    title = " to ".join(names[label] for label in edit)
+  for edit, direction in zip(edits, directions):
+    images = decode(model, moved(encode(model, test.of_class(edit[0])), direction, strengths))
+    title = name_of(edit, names)
     numbers = {"strength": list(strengths), **along_path(classifier, images, edit)}
-    measured.append({"from": names[edit[0]], "to": names[edit[1]], "num_images": images.shape[1], **numbers})
-    print_table(f"{title}: {images.shape[1]} images of the test split", numbers)
+    real = along_path(classifier, test.of_class(edit[1])[np.newaxis], edit)["share_of_to"][0]
+    measured.append({"from": names[edit[0]], "to": names[edit[1]], "num_images": images.shape[1],
+                     "share_of_real_to": real, **numbers})
+    named = with_names(numbers, edit, names)
+    print_table(f"{title}: {images.shape[1]} images of the test split ({real:.3f} of the real images "
+                f"of {names[edit[1]]} are taken for it)", named)
     rows = list(np.swapaxes(images[:, :NUM_ROWS], 0, 1))
-    curves = {f"taken for {names[edit[1]]}": numbers["share_of_to"],
-              f"taken for {names[edit[0]]}": numbers["share_of_from"],
-              f"probability of {names[edit[1]]}": numbers["probability_of_to"]}
+    curves = {name: named[name] for name in named if name.startswith("taken")}
     panels.append(Panel(title, "strength", list(strengths), rows, [""] * len(rows), curves))
   save_panels(path, panels)
   return measured
-
-
-def moved_latents(model, train, test, edit, strengths):
-  """Latents `[S, N, D]` of test images of the first class, moved in the direction of the second one."""
-  source, target = edit
-  of_both = np.isin(train.labels, edit)
-  direction = latent.attribute_direction(encode(model, train.images[of_both]), train.labels[of_both] == target)
-  z = encode(model, test.of_class(source))
-  return z + np.multiply.outer(np.asarray(strengths, z.dtype), direction)[:, np.newaxis]
 
 
 def save_interpolations(path, model, classifier, test, edits, names):
@@ -252,7 +268,7 @@ def save_interpolations(path, model, classifier, test, edits, names):
   panels, measured = [], []
   shares = np.linspace(0., 1., NUM_INTERPOLATION_STEPS).tolist()
   for edit in edits:
-    title = " to ".join(names[label] for label in edit)
+    title = name_of(edit, names)
     ends = [test.of_class(label) for label in edit]
     ends = [encode(model, images[:min(map(len, ends))]) for images in ends]
     rows, curves, numbers = {}, {}, {}
@@ -262,7 +278,8 @@ def save_interpolations(path, model, classifier, test, edits, names):
       # Of standard normal latents it would be about 1.
       norm = np.linalg.norm(z, axis=-1).mean(axis=1) / math.sqrt(z.shape[-1])
       numbers[way] = {"share": shares, **along_path(classifier, images, edit), "norm": norm.tolist()}
-      print_table(f"{title}, {way}: {z.shape[1]} pairs of images of the test split", numbers[way])
+      print_table(f"{title}, {way}: {z.shape[1]} pairs of images of the test split",
+                  with_names(numbers[way], edit, names))
       rows[way] = np.swapaxes(images[:, :NUM_ROWS // 2], 0, 1)
       curves[f"probability of {names[edit[1]]}, {way}"] = numbers[way]["probability_of_to"]
     measured.append({"from": names[edit[0]], "to": names[edit[1]], "num_pairs": len(ends[0]), **numbers})
@@ -305,12 +322,22 @@ def save_samples(path, model, classifier, temperatures, seed):
   return {**numbers, "temperature": list(temperatures.values())}
 
 
+def with_names(numbers, edit, names):
+  """What `along_path` returns, and what else there is, for people."""
+  source, target = (names[label] for label in edit)
+  headings = {"probability_of_to": f"probability of {target}", "share_of_to": f"taken for {target}",
+              "share_of_from": f"taken for {source}"}
+  return {headings.get(key, key): values for key, values in numbers.items()}
+
+
 def print_table(title, columns):
   """Prints lists of numbers, or names, side by side."""
   as_text = lambda value: value if isinstance(value, str) else f"{value:.3f}"
-  print(f"\n{title}\n" + "".join(f"{name:>18}" for name in columns))
-  for row in zip(*columns.values()):
-    print("".join(f"{as_text(value):>18}" for value in row))
+  rows = [list(columns), *([as_text(value) for value in row] for row in zip(*columns.values()))]
+  widths = [max(map(len, column)) for column in zip(*rows)]
+  print(f"\n{title}")
+  for row in rows:
+    print("  ".join(text.rjust(width) for text, width in zip(row, widths)))
 
 
 def save_panels(path, panels):
@@ -331,8 +358,9 @@ def save_panels(path, panels):
     left.set(title=panel.title, xlabel=panel.name_of_positions)
     for name, values in panel.curves.items():
       right.plot(panel.positions, values, marker=".", label=name)
-    right.set(xlabel=panel.name_of_positions, ylim=(-0.03, 1.03))
-    right.legend(fontsize="small")
+    right.set(xlabel=panel.name_of_positions, ylim=(-0.03, 1.35), yticks=np.linspace(0., 1., 6))
+    right.set_box_aspect(picture.shape[0] / picture.shape[1] * num_columns / 5)  # As high as the rows.
+    right.legend(loc="upper left", fontsize="small")
   figure.savefig(path)
   plt.close(figure)
 

@@ -11,8 +11,8 @@ matplotlib.use("Agg")  # Pictures go to files: no display is needed.
 from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
 
 SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
-CURVE = "training_curve.png"
-FILES = (SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, CURVE)
+TEST_IMAGES, CURVE = "test_images", "training_curve.png"
+FILES = (SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, TEST_IMAGES, CURVE)
 
 TEMPERATURES = (0., .5, .7, .8, 1.)
 TEMPERATURE_OF_CLASSES = .7
@@ -46,6 +46,7 @@ def save_pictures(model, test_images, history, test_bits_per_dim, folder, seed):
       z = model.encode(images[part], of_labels(part))
       rows += [images[part], model.decode(z, of_labels(part))]
   save_grid(folder / RECONSTRUCTIONS, rows, ["original", "decoded"] * (len(rows) // 2))
+  _save_files(folder / TEST_IMAGES, images)
   save_curve(folder / CURVE, history, test_bits_per_dim)
 
 
@@ -77,6 +78,13 @@ def save_grid(path, rows, labels=None):
     place = margin - pictures.GAP, grid.height * (2 * i + 1) // (2 * len(rows))
     ImageDraw.Draw(picture).text(place, label, fill="black", anchor="rm", font=ImageFont.load_default(18))
   picture.save(path)
+
+
+def _save_files(folder, images):
+  """Writes images to the files 00.png, 01.png, ... of a new folder."""
+  folder.mkdir()
+  for i, image in enumerate(images):
+    keras.utils.array_to_img(image, scale=False).save(folder / f"{i:02}.png")
 
 
 def save_curve(path, history, test_bits_per_dim):

@@ -17,6 +17,7 @@ The folder then holds:
   samples.png           samples, a row for each temperature, or for each of ten classes
   interpolations.png    straight lines in latent space between images of the test split
   reconstructions.png   images of the test split, encoded and decoded
+  test_images/          these images, each in a file, as examples/serve.py can show them
   training_curve.png    bits per dimension, epoch by epoch
   results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
 

@@ -62,6 +62,7 @@ def glow_worker(index, folder):
   if index == 0:
     report["sample"] = model.sample(2, seed=0)
     model.save_weights(folder / "model.weights.h5")
+    model.save(folder / "model.keras")
     model.export(folder / "saved_model")
   _report(report, index, folder)
   _train_on(model, index, folder)

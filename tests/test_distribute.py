@@ -102,6 +102,25 @@ def test_weights_go_from_replicas_to_replicas_and_to_one_device(mirrored, tmp_pa
   _check_replicas(same)
 
 
+def test_a_whole_model_goes_from_one_device_to_replicas_and_back(tmp_path):
+  model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.Adam(1e-2))
+  fit = lambda model: model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0).history["loss"]
+  everything_in = lambda model: [v.numpy() for v in model.weights + model.optimizer.variables]
+  fit(model)
+  model.save(tmp_path / "model.keras")
+  with _mirrored(2).scope():
+    replicated = keras.models.load_model(tmp_path / "model.keras")
+  assert replicated.distribute_strategy is _mirrored(2)
+  replicated.save(tmp_path / "replicated.keras")
+  for loaded in (replicated, keras.models.load_model(tmp_path / "replicated.keras")):
+    for a, b in zip(everything_in(loaded), everything_in(model), strict=True):
+      np.testing.assert_array_equal(a, b)
+  np.testing.assert_allclose(fit(replicated), fit(model), rtol=1e-5)
+  for a, b in zip(everything_in(replicated), everything_in(model), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  _check_replicas(replicated)
+
+
 def test_evaluation_and_prediction_with_four_replicas():
   """In their order, one replica without any of the last batch."""
   with _mirrored(4).scope():

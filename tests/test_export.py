@@ -64,8 +64,8 @@ def _serve(folder, questions):
 
 def _live_interpolation(model, first, second, **labels):
   """What the signature should answer, by the methods of the live model."""
-  lines = np.swapaxes(tfp_glow.latent.interpolate(model.encode(first, **labels), model.encode(second, **labels), NUM_STEPS),
-                      0, 1)
+  z0, z1 = model.encode(first, **labels), model.encode(second, **labels)
+  lines = np.swapaxes(tfp_glow.latent.interpolate(z0, z1, NUM_STEPS), 0, 1)
   images = model.decode(lines.reshape(-1, *lines.shape[2:]), **{k: np.repeat(v, NUM_STEPS) for k, v in labels.items()})
   return images.reshape(*lines.shape[:2], *first.shape[1:])
 
@@ -91,7 +91,7 @@ def wide(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
   """A class-conditional model, and where it was exported to, with requests to warm TensorFlow Serving up."""
-  pytest.importorskip("tensorflow_serving.apis", reason="an extra, `serving`")
+  pytest.importorskip("tensorflow_serving.apis", reason="an extra, `warm_up`")
   path = tmp_path_factory.mktemp("export") / "saved_model"
   model = _trained(num_classes=3)
   model.export(path, warm_up_batch_sizes=(1, 3))
@@ -223,8 +223,9 @@ def test_continuous_data(tmp_path):
   data = np.random.default_rng(0).normal(size=[6, *small_models.SHAPE]).astype(np.float32)
   np.testing.assert_allclose(signatures["log_prob"](images=tf.constant(data))["log_prob"],
                              model.distribution.log_prob(data), rtol=1e-5)
-  between = signatures["interpolate"](first=tf.constant(data[:3]), second=tf.constant(data[3:]), num_steps=tf.constant(4))
-  np.testing.assert_allclose(between["images"], _live_interpolation(model, data[:3], data[3:]), atol=1e-5)
+  between = signatures["interpolate"](
+      first=tf.constant(data[:3]), second=tf.constant(data[3:]), num_steps=tf.constant(4))["images"]
+  np.testing.assert_allclose(between, _live_interpolation(model, data[:3], data[3:]), atol=1e-5)
 
 
 def test_a_bare_distribution_whose_networks_are_not_built(tmp_path):
@@ -248,8 +249,9 @@ def test_a_bare_distribution_of_images(tmp_path):
 
 def test_a_distribution_without_latents(tmp_path):
   loc = tf.Variable([1., 2.])
-  export.export_distribution(tfd.Independent(tfd.Normal(loc, 1.), 1), str(tmp_path / "new" / "saved_model"), num_bits=None)
-  signatures = tf.saved_model.load(str(tmp_path / "new" / "saved_model")).signatures
+  path = str(tmp_path / "new" / "saved_model")
+  export.export_distribution(tfd.Independent(tfd.Normal(loc, 1.), 1), path, num_bits=None)
+  signatures = tf.saved_model.load(path).signatures
   assert signatures.keys() == {"log_prob", "sample", "serving_default"}
 
 
@@ -333,7 +335,7 @@ def test_warm_up_requests_are_answered(exported, signatures):
 
 def test_without_the_package_for_warm_up_requests(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
-  with pytest.raises(ImportError, match=r'`warm_up_batch_sizes`.*pip install "tfp_glow\[serving\]"'):
+  with pytest.raises(ImportError, match=r'`warm_up_batch_sizes`.*pip install "tfp_glow\[warm_up\]"'):
     tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model", warm_up_batch_sizes=[1])
   assert not list(tmp_path.iterdir())
 

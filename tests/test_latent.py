@@ -85,7 +85,7 @@ def test_arc_keeps_the_norm_that_the_line_loses():
 
 
 def test_ends_of_arcs_are_exact():
-  z0, z1 = normal(3, 12), 1e4 * normal(3, 12, seed=1)
+  z0, z1 = normal(3, 12, dtype=np.float64), 1e4 * normal(3, 12, seed=1, dtype=np.float64)
   arc = latent.interpolate(z0, z1, 7, spherical=True)
   np.testing.assert_array_equal(arc[[0, -1]], [z0, z1])
 
@@ -139,10 +139,10 @@ def test_direction_leads_from_the_mean_without_to_the_mean_with(convert):
 
 
 def test_direction_of_many_latents_is_exact():
-  z = np.full([200_001, 1], 0.1, np.float32)  # Added up in float32 the mean would be off by 1e-3.
+  z = np.full([200_001, 2], 0.1, np.float32)  # Added up in float32 the mean would be off by 1e-3.
   z[-1] = 1.
   direction = latent.attribute_direction(z, z[:, 0] > 0.5)
-  np.testing.assert_allclose(direction, [1. - np.float64(np.float32(0.1))], rtol=1e-7)
+  np.testing.assert_allclose(direction, [1. - np.float64(np.float32(0.1))] * 2, rtol=1e-7)
 
 
 _HALF = np.arange(4) < 2

@@ -18,7 +18,7 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
-from tfp_glow import callbacks
+from tfp_glow import callbacks, data
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train_glow.py"
 TINY = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=256"]
@@ -65,6 +65,10 @@ def check_outputs(folder, is_finished=True):
     with Image.open(folder / name) as picture:
       picture.load()
       assert (picture.format, picture.size) == ("PNG", size), name
+  files = sorted((folder / "test_images").iterdir())
+  images = np.stack([np.asarray(Image.open(file))[..., np.newaxis] for file in files])
+  (expected,) = data.load_images("digits", "test", batch_size=1000)
+  np.testing.assert_array_equal(images, expected[:32])
   assert math.isfinite(results(folder)["bits_per_dim"])
   signatures = tf.saved_model.load(folder / "saved_model").signatures
   images = signatures["sample"](num_samples=tf.constant(2), temperature=tf.constant(1.), seed=tf.constant([0, 1]))

@@ -32,7 +32,8 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
   `N` may be anything. A class-conditional model takes `labels`, int32 [N], as well; in `interpolate` they are those of
   both images of a pair. `serving_default` is `log_prob`. Images are dequantized at the midpoints of their bins, so that
   answers are deterministic; `log_prob` is in nats per image. `interpolate` goes on the straight lines between latents,
-  at equal distances. A distribution without latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample` only.
+  at equal distances. A distribution without latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample`
+  only.
 
   #### Example
 
@@ -140,8 +141,8 @@ def _checked_path(path):
   path = os.fspath(path)
   files, is_there = tf.io.gfile, tf.io.gfile.exists(path)
   if is_there and not (files.isdir(path) and {name.rstrip("/") for name in files.listdir(path)} <= _FILES):
-    raise FileExistsError("`path` must be a new folder, or an empty one, or a SavedModel with nothing else in its folder, "
-                          f"which is then replaced. Received: {path}")
+    raise FileExistsError("`path` must be a new folder, or an empty one, or a SavedModel with nothing else in its "
+                          f"folder, which is then replaced. Received: {path}")
   return path
 
 
@@ -156,7 +157,8 @@ def _written_as_a_whole(path):
       files.rename(path, old)
     files.rename(new, path)
   except (tf.errors.OpError, OSError) as error:
-    raise OSError(f"`path` must be a folder that can be written, but writing it failed: {error} Received: {path}") from error
+    raise OSError(
+        f"`path` must be a folder that can be written, but writing it failed: {error} Received: {path}") from error
   finally:
     for folder in (new, old):
       if files.exists(folder):
@@ -167,8 +169,8 @@ def _import_serving_apis():
   try:
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2  # pylint: disable=import-outside-toplevel
   except ImportError as error:
-    raise ImportError('`warm_up_batch_sizes` needs the package tensorflow-serving-api: pip install "tfp_glow[serving]". '
-                      f"Received: {error}") from error
+    raise ImportError('`warm_up_batch_sizes` needs the package tensorflow-serving-api: pip install '
+                      f'"tfp_glow[warm_up]". Received: {error}') from error
   return predict_pb2, prediction_log_pb2
 
 

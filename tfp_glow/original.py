@@ -153,9 +153,9 @@ def _check_variables(shapes, named, expected, keys, architecture, prefix):
   """That there is all of a model, and nothing else but optimizer state and the like."""
   missing = [name for name, key in keys.items() if key not in shapes]
   problems = {
-      "missing": [_describe(keys[name], expected[name]) for name in missing],
-      "unexpected": [_describe(name, shape) for name, shape in sorted(named.items()) if name not in expected],
-      "of another shape": [f"{_describe(key, shapes[key])} instead of {_describe('', expected[name])}"
+      "missing": [f"{keys[name]} {_text(expected[name])}" for name in missing],
+      "unexpected": [f"{name} {_text(shape)}" for name, shape in sorted(named.items()) if name not in expected],
+      "of another shape": [f"{key} {_text(shapes[key])} instead of {_text(expected[name])}"
                            for name, key in keys.items() if shapes.get(key, expected[name]) != expected[name]]}
   if not any(problems.values()):
     return
@@ -166,8 +166,8 @@ def _check_variables(shapes, named, expected, keys, architecture, prefix):
                    f"of one. Compared with {architecture}: {lists}.{hint} Received: {prefix}")
 
 
-def _describe(name, shape):
-  return f"{name} [{', '.join(map(str, shape))}]".strip()
+def _text(shape):
+  return f"[{', '.join(map(str, shape))}]"
 
 
 def _listed(items, count):

@@ -170,8 +170,10 @@ class _Decoder:
       return self._keep(content, cls(**arguments))
 
   def _decode_keras(self, content, path):
-    del path
-    return self._keep(content, keras.saving.deserialize_keras_object(content["config"]))
+    value = keras.saving.deserialize_keras_object(content["config"])
+    if not hasattr(value, "get_config"):  # A function of Keras', say, for something else to call.
+      raise ValueError(f"`config` must be that of a layer or another object of Keras for `{path}`. Received: {value!r}")
+    return self._keep(content, value)
 
   def _keep(self, content, value):
     self._known[content["number"]] = value
@@ -228,7 +230,7 @@ def _name_of(cls):
 def _keras_config(value, path):
   try:
     with warnings.catch_warnings():
-      # Of an activation Keras does not write that it was one.
+      # Of an activation Keras writes nothing that tells that it was one.
       warnings.filterwarnings("error", "The object being serialized includes a `lambda`")
       config = keras.saving.serialize_keras_object(value)
   except (NotImplementedError, OSError, TypeError, UserWarning, ValueError) as error:
@@ -257,10 +259,10 @@ def _not_to_be_found(config):
 
 
 def _cannot(path, value):
-  return (f"`{path}` must be made of numbers, arrays, `tf.Variable`s, and distributions and bijectors of TFP or `tfp_glow`, "
-          "or be registered with Keras, to be saved. Either decorate the named function, or the class with `get_config`, "
-          'with `@keras.saving.register_keras_serializable("my_package")`; or use `save_weights`, and `load_weights` into '
-          f"a model made by your own code. Received: {value!r}")
+  return (f"`{path}` must be made of numbers, arrays, `tf.Variable`s, and distributions and bijectors of TFP or "
+          "`tfp_glow`, or be registered with Keras, to be saved. Either decorate the named function, or the class with "
+          '`get_config`, with `@keras.saving.register_keras_serializable("my_package")`; or use `save_weights`, and '
+          f"`load_weights` into a model made by your own code. Received: {value!r}")
 
 
 def _dtype(name):
@@ -278,8 +280,8 @@ def _array(content):
 def _registered(name):
   found = keras.saving.get_registered_object(name)
   if found is None:
-    raise ValueError(f"{name!r} must be registered with Keras before the file is loaded: import the module that decorates "
-                     "it with `@keras.saving.register_keras_serializable`, or pass it in `custom_objects`. "
+    raise ValueError(f"{name!r} must be registered with Keras before the file is loaded: import the module that "
+                     "decorates it with `@keras.saving.register_keras_serializable`, or pass it in `custom_objects`. "
                      f"Received: a file that names {name!r}")
   return found
 

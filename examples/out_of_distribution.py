@@ -11,9 +11,9 @@ perfect, 0.5 is chance; below 0.5 odd images are taken for more usual than the u
   typicality   how far the bits per dimension are from the mean over training images, on either side
   complexity   bits per dimension, less those that PNG needs for the image
 
-The known weakness (Nalisnick et al. 2019): the likelihood of a flow is that of pixels, not of contents. Simple images are
-likely under any flow that has learned that pixels are like their neighbours and often black, whatever they show. Do not
-take the likelihood for a detector of odd images. The two other scores repair some of that, and fail elsewhere.
+The known weakness (Nalisnick et al. 2019): the likelihood of a flow is that of pixels, not of contents. Simple images
+are likely under any flow that has learned that pixels are like their neighbours and often black, whatever they show. Do
+not take the likelihood for a detector of odd images. The two other scores repair some of that, and fail elsewhere.
 
 With the default settings (Fashion-MNIST, seed 0), where the test images have 3.43 bits per dimension:
 
@@ -107,7 +107,8 @@ def odd_images(images, args):
   }
   if args.data != "digits":
     digits = first_images(data.load_images("digits", "test", batch_size=64), args.num_images)
-    digits = tf.clip_by_value(tf.image.resize(digits, [20, 20], "bicubic"), 0., 255.)  # The size that they have in MNIST.
+    # The size that they have in MNIST.
+    digits = tf.clip_by_value(tf.image.resize(digits, [20, 20], "bicubic"), 0., 255.)
     kinds["digits"] = np.pad(tf.cast(digits, tf.uint8), [(0, 0), (6, 6), (6, 6), (0, 0)])
   return kinds
 

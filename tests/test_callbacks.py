@@ -5,6 +5,7 @@ import importlib.util
 import shutil
 import sys
 
+import distributed_runs
 import keras
 import numpy as np
 from PIL import Image
@@ -218,8 +219,7 @@ def test_other_workers_leave_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_replicas(tmp_path):
-  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-  with strategy.scope():
+  with distributed_runs.mirrored(2).scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(SHAPE)))
   model.fit(IMAGES, batch_size=8, epochs=1, verbose=0, callbacks=_make_all(tmp_path))
   np.testing.assert_array_equal(

@@ -20,6 +20,7 @@ import sys
 
 _PERMUTATIONS = ("reverse", "shuffle", "conv1x1")
 _COUPLINGS = ("additive", "affine")
+_ARCHITECTURE = {"num_glow_blocks": 2, "num_steps_per_block": 8, "num_hidden": 64}
 _STEPS_PER_EPOCH = 100
 _BATCH_SIZE = 64
 
@@ -64,8 +65,7 @@ def _train(permutation, coupling, seed, num_epochs):
   import tfp_glow
   load = lambda split, **kwargs: tfp_glow.data.load_images(
       "fashion_mnist", split, batch_size=_BATCH_SIZE, image_size=16, seed=seed, **kwargs)
-  glow = tfp_glow.GlowBijector((16, 16, 1), num_glow_blocks=2, num_steps_per_block=8, num_hidden=64, coupling=coupling,
-                               permutation=permutation, seed=seed)
+  glow = tfp_glow.GlowBijector((16, 16, 1), coupling=coupling, permutation=permutation, seed=seed, **_ARCHITECTURE)
   base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [16 * 16])
   model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), seed=seed)
   num_steps = num_epochs * _STEPS_PER_EPOCH

@@ -2,12 +2,18 @@
 
 import argparse
 import importlib.util
+import json
 import math
 import pathlib
 import subprocess
 import sys
+import types
 
+import numpy as np
 import pytest
+import tensorflow as tf
+
+from tfp_glow import data
 
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
 TINY = ("--num_levels=1", "--num_steps=1", "--num_hidden=4", "--batch_size=2", "--calls=1", "--seconds=0.1")
@@ -24,6 +30,10 @@ def _load(name):
 run = _load("run")
 health = _load("health")
 serving = _load("serving")
+ablation = _load("ablation")
+class_samples = _load("class_samples")
+needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(),
+                                         reason="needs Debian's package dataset-fashion-mnist")
 
 
 @pytest.mark.slow
@@ -52,10 +62,9 @@ def test_stress(system):
 
 
 @pytest.mark.slow
+@needs_fashion_mnist
 def test_invertibility():
   pytest.importorskip("tensorflow_datasets", reason="an extra, `data`")
-  if not pathlib.Path("/usr/share/datasets/fashion-mnist").exists():
-    pytest.skip("needs Debian's package dataset-fashion-mnist")
   found = run._measure("tfp_glow", "invertibility", *TINY)
   assert len(found["images"]) == 5 and all(f["error"] < 1e-3 and f["changed"] == 0 for f in found["images"].values())
 
@@ -137,6 +146,70 @@ def test_measurements_of_serving(tmp_path):
     assert latency.keys() == {"log_prob", "encode", "decode", "sample", "interpolate"}
     assert all(milliseconds > 0. for milliseconds in latency.values())
     assert measure._load(args(system), architecture)["load"] > 0.
+
+
+@pytest.mark.slow
+@needs_fashion_mnist
+def test_trainings_of_the_ablation(monkeypatch):
+  pytest.importorskip("tensorflow_datasets", reason="an extra, `data`")
+  monkeypatch.setattr(ablation, "_STEPS_PER_EPOCH", 2)
+  monkeypatch.setattr(ablation, "_ARCHITECTURE", {"num_glow_blocks": 1, "num_steps_per_block": 2, "num_hidden": 4})
+  curve = ablation._train("shuffle", "additive", 0, 2)
+  assert len(curve) == 2 and all(0. < bits < 20. for bits in curve)
+  assert ablation._train("shuffle", "additive", 0, 2) == curve
+  assert ablation._train("shuffle", "affine", 0, 2) != curve != ablation._train("conv1x1", "additive", 0, 2)
+
+
+def test_figure_and_table_of_the_ablation(tmp_path, monkeypatch, capsys):
+  bits = {"reverse": 3.9, "shuffle": 3.7, "conv1x1": 3.5}
+  curves = {(permutation, coupling): [[6., bits[permutation] + (coupling == "additive") + seed / 10.] for seed in (0, 1)]
+            for permutation in ablation._PERMUTATIONS for coupling in ablation._COUPLINGS}
+  monkeypatch.setattr(ablation, "_train_all", lambda seeds, num_epochs: curves)
+  monkeypatch.setattr(sys, "argv", ["ablation.py", f"--output={tmp_path / 'new'}"])
+  ablation.main()
+  rows = capsys.readouterr().out.splitlines()[2:]
+  assert rows == ["| reverse | 4.950 (4.900 to 5.000) | 3.950 (3.900 to 4.000) |",
+                  "| shuffle | 4.750 (4.700 to 4.800) | 3.750 (3.700 to 3.800) |",
+                  "| conv1x1 | 4.550 (4.500 to 4.600) | 3.550 (3.500 to 3.600) |"]
+  assert (tmp_path / "new" / "ablation.png").stat().st_size > 0
+  kept = json.loads((tmp_path / "new" / "ablation.json").read_text())
+  assert {(row["permutation"], row["coupling"]): row["bits_per_dim"] for row in kept} == curves
+
+
+@pytest.mark.parametrize("shift, least, most", [(0, 0.95, 1.), (1, 0., 0.05)])
+def test_classes_of_samples_are_compared_with_those_asked_for(tmp_path, monkeypatch, capsys, shift, least, most):
+  """The model draws real images, of the class it is asked for, or of the next one."""
+  batches = data.load_images("digits", "train", 2000, with_labels=True, seed=0)
+  images, labels = next(iter(batches.as_numpy_iterator()))
+
+  def sample(num_samples, temperature, seed, labels_asked):
+    del temperature, seed
+    wanted = (labels_asked + shift) % 10
+    drawn = [images[labels == label][index % 100] for index, label in enumerate(wanted)]
+    assert len(drawn) == num_samples
+    return {"images": tf.constant(np.stack(drawn))}
+
+  saved_model = types.SimpleNamespace(signatures={"sample": lambda labels, **kwargs: sample(
+      labels_asked=labels.numpy(), **{name: value.numpy() for name, value in kwargs.items()})})
+  monkeypatch.setattr(tf.saved_model, "load", lambda path: saved_model)
+  settings = {"data": "digits", "image_size": None, "shorter_side": None, "data_dir": None, "num_bits": 4,
+              "conditional": True}
+  (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
+  monkeypatch.setattr(sys, "argv", ["class_samples.py", str(tmp_path), "--samples=20"])
+  class_samples.main()
+  shares = [float(line.split("|")[2].strip(" %")) / 100. for line in capsys.readouterr().out.splitlines()[2:]]
+  assert len(shares) == 1 + len(class_samples._TEMPERATURES)
+  assert shares[0] > 0.95 and all(least <= share <= most for share in shares[1:])
+
+
+def test_classes_of_samples_need_a_run_by_class(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["class_samples.py", str(tmp_path)])
+  with pytest.raises(SystemExit):
+    class_samples.main()
+  (tmp_path / "results.json").write_text(json.dumps({"settings": {"conditional": False}}))
+  with pytest.raises(SystemExit):
+    class_samples.main()
+  assert capsys.readouterr().err.count("Received: ") == 2
 
 
 @pytest.mark.parametrize("script", [run, health, serving])

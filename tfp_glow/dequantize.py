@@ -10,6 +10,9 @@ import numbers
 
 import tensorflow as tf
 
+# First entries of a noise's seed: training, evaluation and initialisation never share their noise.
+TRAINING, EVALUATION, INITIALIZATION = range(3)
+
 
 def check_num_bits(num_bits):
   """Raises `ValueError` unless `num_bits` is an `int` in 1 .. 8."""

@@ -10,7 +10,8 @@ import scipy.special
 import tensorflow as tf
 
 from tfp_glow import dequantize, inputs
-from tfp_glow.model import _TEST, FlowModel
+from tfp_glow.codec import Codec
+from tfp_glow.model import FlowModel
 
 
 class BitsPerDim(NamedTuple):
@@ -80,17 +81,17 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
   """
   if not isinstance(model, FlowModel):
     raise TypeError(f"`model` must be a `FlowModel`. Received: {model!r}")
-  codec = model._codec
+  codec = Codec(model.distribution, model.num_bits)
   _check_arguments(codec, num_noise_samples, seed)
   inputs.check_data(codec, x, y, batch_size, {})
   batches, num_batches = _batches(x, y, batch_size)
-  seeds = [tf.constant([seed + _TEST, k], tf.int32) for k in range(num_noise_samples)]
+  seeds = [(seed + dequantize.EVALUATION, k) for k in range(num_noise_samples)]
   progress = keras.utils.Progbar(num_batches, verbose=verbose, stateful_metrics=["bits_per_dim"])
   bounds = []
   for batch in batches:
     images, labels = inputs.unpack(batch)
-    batch = inputs.checked_images(codec, images, None if codec.num_classes is None else labels)
-    log_probs = np.stack([model._log_prob(*batch, noise_seed).numpy() for noise_seed in seeds]).astype(np.float64)
+    labels = None if codec.num_classes is None else labels
+    log_probs = np.stack([model.log_prob(images, labels, noise_seed) for noise_seed in seeds]).astype(np.float64)
     log_prob = _log_mean_exp(log_probs) if importance_weighted else log_probs.mean(axis=0)
     bounds.append(_checked(dequantize.bits_per_dim(log_prob, codec.num_dims)))
     progress.add(1, [("bits_per_dim", np.concatenate(bounds).mean())] if len(images) else [])

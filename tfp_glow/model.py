@@ -10,11 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import export, health, inputs, networks, replicas, serialization
+from tfp_glow import dequantize, export, health, inputs, networks, replicas, serialization
 from tfp_glow.codec import Codec
-
-# First entries of the noise's seed: training, evaluation and initialisation never share their noise.
-_TRAIN, _TEST, _ADAPT = range(3)
 
 
 @keras.saving.register_keras_serializable("tfp_glow")
@@ -169,7 +166,7 @@ class FlowModel(keras.Model):
     batch = inputs.first_batch(data, name="data")[0] if isinstance(data, tf.data.Dataset) else data
     images, _ = inputs.unpack(batch)
     with self.distribute_strategy.scope():
-      values = self._codec.to_values(images, self._noise_seed(_ADAPT))
+      values = self._codec.to_values(images, self._noise_seed(dequantize.INITIALIZATION))
       replicas.run_on_chief(lambda: self._initialize(values), self.distribute_strategy)
       self._adapted.assign(1.)
     replicas.take_from_chief([v.value for v in self._adopted], self.distribute_strategy)
@@ -286,7 +283,7 @@ class FlowModel(keras.Model):
 
   def call(self, images, labels=None):
     """Bits per dimension of each image, `[N]`."""
-    return self._bits(images, labels, self._noise_seed(_TEST))
+    return self._bits(images, labels, self._noise_seed(dequantize.EVALUATION))
 
   def save(self, filepath, **kwargs):
     """As `keras.Model.save`: all that training needs to go on as if it had not stopped, in one file.
@@ -358,7 +355,7 @@ class FlowModel(keras.Model):
 
   def train_step(self, data):
     images, labels = inputs.unpack(data)
-    noise_seed = self._noise_seed(_TRAIN, self.optimizer.iterations)
+    noise_seed = self._noise_seed(dequantize.TRAINING, self.optimizer.iterations)
     with tf.GradientTape() as tape:
       terms = self._terms(images, labels, noise_seed)
       losses = self._loss_of(terms)
@@ -415,23 +412,31 @@ class FlowModel(keras.Model):
 
   def test_step(self, data):
     images, labels = inputs.unpack(data)
-    return self._update_metrics(self._terms(images, labels, self._noise_seed(_TEST)))
+    return self._update_metrics(self._terms(images, labels, self._noise_seed(dequantize.EVALUATION)))
 
   def predict_step(self, data):
     images, labels = inputs.unpack(data)
-    return self._bits(images, labels, self._noise_seed(_TEST))
+    return self._bits(images, labels, self._noise_seed(dequantize.EVALUATION))
 
-  def log_prob(self, images, labels=None):
-    """Log-probability of each image, at the midpoints of its bins: what the SavedModel's `log_prob` answers.
+  def log_prob(self, images, labels=None, noise_seed=None):
+    """Log-probability of each image.
 
     Args:
       images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
       labels: Integer tensor `[N]` for class-conditional models.
+      noise_seed: Python `int` of the dequantization noise, or a pair of them; `None`: no noise, but the midpoints of
+        the bins, as for the SavedModel's `log_prob`.
 
     Returns:
       NumPy array `[N]`, nats.
+
+    Raises:
+      TypeError: if the dtype of `images` does not fit.
+      ValueError: if the shape of `images` does not fit, they are not finite, `labels` are missing or too many, or
+        `noise_seed` is not as above.
     """
-    return self._log_prob(*inputs.checked_images(self._codec, images, labels)).numpy()
+    noise_seed = None if noise_seed is None else _seed_pair(noise_seed, "noise_seed")
+    return self._log_prob(*inputs.checked_images(self._codec, images, labels), noise_seed).numpy()
 
   def class_probabilities(self, images):
     """What the classifier makes of images, at the midpoints of their bins.
@@ -632,14 +637,14 @@ def _with_callback(callbacks, callback):
   return [callback, *keras.tree.flatten(callbacks)] if callbacks else [callback]
 
 
-def _seed_pair(seed):
-  """An int32 tensor [2]."""
+def _seed_pair(seed, name="seed"):
+  """An int32 tensor [2]; the argument is called `name` in errors."""
   pair = [0, seed] if np.ndim(seed) == 0 else seed
   if seed is None:
     pair = [random.SystemRandom().randrange(2**31) for _ in range(2)]
   if np.shape(pair) != (2,) or not np.issubdtype(np.asarray(pair).dtype, np.integer) or not (
       -2**31 <= np.min(pair) and np.max(pair) < 2**31):
-    raise ValueError(f"`seed` must be an `int` of 32 bits, a pair of them, or None. Received: {seed!r}")
+    raise ValueError(f"`{name}` must be an `int` of 32 bits, a pair of them, or None. Received: {seed!r}")
   return tf.constant(pair, tf.int32)
 
 

@@ -360,6 +360,43 @@ def test_an_optimizer_that_cannot_be_written_is_found_before_the_file_is_emptied
   assert path.read_text() == "of yesterday"
 
 
+def test_a_save_that_fails_leaves_the_file_alone(tmp_path, monkeypatch):
+  path = tmp_path / "model.keras"
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  model.save(path)
+  before = path.read_bytes()
+
+  def save(self, filepath, **kwargs):
+    with open(filepath, "wb") as file:
+      file.write(b"half of")
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(keras.Model, "save", save)
+  with pytest.raises(OSError, match="No space left"):
+    model.save(path)
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_keras_asks_before_it_overwrites(tmp_path, monkeypatch):
+  path = tmp_path / "model.keras"
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  model.save(path, overwrite=False)
+  before = path.read_bytes()
+  model.distribution.trainable_variables[0].assign_add(tf.ones(model.distribution.trainable_variables[0].shape))
+  monkeypatch.setattr("builtins.input", lambda question: "n")
+  model.save(path, overwrite=False)
+  assert path.read_bytes() == before
+  model.save(path)
+  assert path.read_bytes() != before
+
+
+def test_a_frozen_model_stays_frozen(tmp_path):
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  assert _saved_and_loaded(model, tmp_path).trainable_variables
+  model.trainable = False
+  assert not _saved_and_loaded(model, tmp_path).trainable_variables
+
+
 @pytest.mark.parametrize("name", ["model", "model.h5", "model.txt"])
 def test_other_file_formats(name, tmp_path):
   with pytest.raises(ValueError, match=r"(?s)`?\.keras.*Received: "):

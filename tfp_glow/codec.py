@@ -137,8 +137,14 @@ class Codec:
     return dequantize.dequantize(images, self.num_bits, noise, dtype)
 
   def to_images(self, values):
-    """The inverse of `to_values`, whatever the noise was."""
-    return values if self.num_bits is None else dequantize.quantize(values, self.num_bits)
+    """The inverse of `to_values`, whatever the noise was; values for uint8 images must be finite."""
+    if self.num_bits is None:
+      return values
+    # A NaN would become a black pixel, and nobody would know.
+    num_odd = tf.math.count_nonzero(~tf.math.is_finite(values))
+    message = "Images must be finite to be uint8: weights, latents or temperature are not sound. Received: not finite"
+    with tf.control_dependencies([tf.debugging.Assert(tf.equal(num_odd, 0), [message, num_odd])]):
+      return dequantize.quantize(values, self.num_bits)
 
   def log_prob(self, images, labels=None, noise_seed=None):
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
@@ -210,14 +216,17 @@ class Codec:
     base = self.distribution.distribution
     z = base.sample(num_samples, seed=seed)
     temperature = self._temperature_of_latents(tf.cast(temperature, z.dtype))
+    is_valid = tf.reduce_all(tf.math.is_finite(temperature) & (temperature >= 0.))
+    checks = [tf.debugging.Assert(is_valid, ["`temperature` must be finite and at least 0. Received:", temperature])]
     as_drawn = tf.equal(temperature, 1.)
     try:
       mean = base.mean()
-      # As drawn, where nothing is asked for: a mean may be NaN.
-      z = tf.where(as_drawn, z, mean + temperature * (z - mean))
     except NotImplementedError:
-      tf.debugging.Assert(tf.reduce_all(as_drawn),
-                          ["`temperature` must be 1 for latents without a mean. Received: ", temperature])
+      mean = tf.constant(np.nan, z.dtype)
+    checks.append(tf.debugging.Assert(tf.reduce_all(as_drawn | tf.math.is_finite(mean)), [
+        "`temperature` must be 1 for latents without a mean. Received:", temperature]))
+    with tf.control_dependencies(checks):
+      z = tf.where(as_drawn, z, mean + temperature * (z - mean))
     return tf.ensure_shape(z, [None] + base.event_shape.as_list())
 
   def _temperature_of_latents(self, temperature):

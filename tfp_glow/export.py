@@ -1,13 +1,11 @@
 """SavedModels: distributions that need nothing but TensorFlow to serve."""
 
-import contextlib
 import os
-import secrets
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import gradients
+from tfp_glow import files, gradients
 from tfp_glow.codec import Codec
 
 # What a folder may hold that is taken for a SavedModel, and replaced.
@@ -54,7 +52,7 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
 
   Args:
     distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`.
-    path: Folder to write. It is there when all of it has been written; a SavedModel that was there before is replaced.
+    path: Folder to write, `~` for the home folder. It is there when all of it has been written; a SavedModel that was there before is replaced.
     num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data.
     warm_up_batch_sizes: Python `int`s: TensorFlow Serving, before it answers anybody, will call each signature with so
       many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
@@ -74,10 +72,14 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
   apis = _import_serving_apis() if sizes else None
   codec.build()
   functions = _functions(codec)
-  with _written_as_a_whole(path) as folder:
-    _save(codec, functions, folder)
-    if sizes:
-      _write_warm_up_requests(apis, functions, sizes, folder)
+  try:
+    with files.written_as_a_whole(path) as folder:
+      _save(codec, functions, folder)
+      if sizes:
+        _write_warm_up_requests(apis, functions, sizes, folder)
+  except (tf.errors.OpError, OSError) as error:
+    raise OSError(
+        f"`path` must be a folder that can be written, but writing it failed: {error} Received: {path}") from error
 
 
 def _save(codec, functions, folder):
@@ -139,6 +141,8 @@ def _functions(codec):
 def _lines(z0, z1, num_steps):
   """As `latent.interpolate`, from latents `[N, ...]` to `[N, num_steps, ...]`."""
   tf.debugging.assert_greater_equal(num_steps, 2, "`num_steps` must be at least 2.")
+  # One image would be paired with all of the others.
+  tf.debugging.assert_equal(tf.shape(z0)[0], tf.shape(z1)[0], "`first` and `second` must be as many images.")
   steps = tf.reshape(tf.range(num_steps), [-1] + [1] * (z0.shape.rank - 1))
   z0, z1 = tf.expand_dims(z0, 1), tf.expand_dims(z1, 1)
   lines = z0 + tf.cast(steps, z0.dtype) * ((z1 - z0) / tf.cast(num_steps - 1, z0.dtype))
@@ -148,31 +152,12 @@ def _lines(z0, z1, num_steps):
 def _checked_path(path):
   if not isinstance(path, (str, os.PathLike)) or not str(path):
     raise TypeError(f"`path` must be the path of a folder, a `str` or `os.PathLike`. Received: {path!r}")
-  path = os.fspath(path)
-  files, is_there = tf.io.gfile, tf.io.gfile.exists(path)
-  if is_there and not (files.isdir(path) and {name.rstrip("/") for name in files.listdir(path)} <= _FILES):
+  path, gfile = os.path.expanduser(path), tf.io.gfile
+  if gfile.exists(path) and not (
+      gfile.isdir(path) and {name.rstrip("/") for name in gfile.listdir(path)} <= _FILES):
     raise FileExistsError("`path` must be a new folder, or an empty one, or a SavedModel with nothing else in its "
                           f"folder, which is then replaced. Received: {path}")
   return path
-
-
-@contextlib.contextmanager
-def _written_as_a_whole(path):
-  """A folder to write to, which becomes `path` in the end, in place of what is there."""
-  files, suffix = tf.io.gfile, secrets.token_hex(4)
-  new, old = (f"{path.rstrip('/')}.{state}-{suffix}" for state in ("incomplete", "replaced"))
-  try:
-    yield new
-    if files.exists(path):
-      files.rename(path, old)
-    files.rename(new, path)
-  except (tf.errors.OpError, OSError) as error:
-    raise OSError(
-        f"`path` must be a folder that can be written, but writing it failed: {error} Received: {path}") from error
-  finally:
-    for folder in (new, old):
-      if files.exists(folder):
-        files.rmtree(folder)
 
 
 def _import_serving_apis():

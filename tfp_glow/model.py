@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import random
 import signal
 import threading
@@ -10,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import dequantize, export, health, inputs, networks, replicas, serialization
+from tfp_glow import dequantize, export, files, health, inputs, networks, replicas, serialization
 from tfp_glow.codec import Codec
 
 
@@ -298,13 +299,17 @@ class FlowModel(keras.Model):
       **kwargs: Of `keras.Model.save`.
 
     Raises:
-      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file; one that is
-        there already is then left as it was.
+      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file.
+      OSError: if the file cannot be written. After any error, one that was there before is as it was.
     """
-    if str(filepath).endswith((".h5", ".hdf5")):
+    if not str(filepath).endswith(".keras"):
       raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
-    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has emptied the file.
-    super().save(filepath, **kwargs)
+    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has written a part.
+    if not kwargs.get("overwrite", True) and os.path.exists(filepath):
+      super().save(filepath, **kwargs)  # Keras asks, in a terminal.
+      return
+    with files.written_as_a_whole(filepath) as path:
+      super().save(path, **kwargs)
 
   def load_weights(self, filepath, **kwargs):
     """As `keras.Model.load_weights`; but if the file does not fit, nothing has changed.
@@ -332,12 +337,17 @@ class FlowModel(keras.Model):
   def get_config(self):
     """What `from_config` makes the model from, without its weights; see `save`."""
     return {"distribution": serialization.distribution_to_config(self.distribution), "num_bits": self.num_bits,
-            "seed": self._seed, "weight_y": self._weight_y, "name": self.name}
+            "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name}
 
   @classmethod
   def from_config(cls, config):
     """Makes a model from what `get_config` returned."""
-    return cls(**{**config, "distribution": serialization.distribution_from_config(config["distribution"])})
+    config = dict(config, distribution=serialization.distribution_from_config(config["distribution"]))
+    is_trainable = config.pop("trainable", True)
+    model = cls(**config)
+    if not is_trainable:
+      model.trainable = False
+    return model
 
   def get_compile_config(self):
     """What `compile_from_config` compiles the model with."""
@@ -355,7 +365,7 @@ class FlowModel(keras.Model):
 
   def train_step(self, data):
     images, labels = inputs.unpack(data)
-    noise_seed = self._noise_seed(dequantize.TRAINING, self.optimizer.iterations)
+    noise_seed = self._noise_seed(self.optimizer.iterations)
     with tf.GradientTape() as tape:
       terms = self._terms(images, labels, noise_seed)
       losses = self._loss_of(terms)
@@ -435,7 +445,11 @@ class FlowModel(keras.Model):
       ValueError: if the shape of `images` does not fit, they are not finite, `labels` are missing or too many, or
         `noise_seed` is not as above.
     """
-    noise_seed = None if noise_seed is None else _seed_pair(noise_seed, "noise_seed")
+    if noise_seed is not None:
+      if self.num_bits is None:
+        raise ValueError("`noise_seed` must be None for continuous data, which are not dequantized. "
+                         f"Received: {noise_seed!r}")
+      noise_seed = _seed_pair(noise_seed, "noise_seed")
     return self._log_prob(*inputs.checked_images(self._codec, images, labels), noise_seed).numpy()
 
   def class_probabilities(self, images):
@@ -555,8 +569,8 @@ class FlowModel(keras.Model):
     labels = None if self._codec.num_classes is None else labels
     return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed))
 
-  def _noise_seed(self, purpose, step=0):
-    return tf.stack([tf.constant(self._seed + purpose, tf.int32), tf.cast(step, tf.int32)])
+  def _noise_seed(self, step_or_purpose):
+    return tf.stack([tf.constant(self._seed, tf.int32), tf.cast(step_or_purpose, tf.int32)])
 
   def _terms(self, images, labels, noise_seed):
     """What the metrics are the means of, a column for each: bits per dimension and, with a classifier, the bits of the
@@ -620,6 +634,9 @@ def _apply_summed(optimizer, gradients, variables):
   Keras 3 clips each replica's share of the gradients and adds up what is left. There is no public way around that.
   """
   inner = getattr(optimizer, "inner_optimizer", optimizer)
+  if not hasattr(inner, "_all_reduce_sum_gradients"):  # It would add up the sums, as many times as there are replicas.
+    raise NotImplementedError("`keras` must be a version whose optimizers have `_all_reduce_sum_gradients`. "
+                              f"Received: {keras.__version__}")
   inner._all_reduce_sum_gradients = list
   try:
     return optimizer.apply_gradients(zip(gradients, variables))

@@ -4,6 +4,7 @@ import pathlib
 import warnings
 
 import keras
+import tensorflow as tf
 
 from tfp_glow import replicas
 from tfp_glow.model import FlowModel
@@ -50,7 +51,7 @@ class FolderWriter(keras.callbacks.Callback):
       return
     try:
       self._write(epoch + 1, logs or {})
-    except OSError as error:
+    except (OSError, tf.errors.OpError) as error:
       warnings.warn(f"What {type(self).__name__} writes after epoch {epoch + 1} is missing in {self._folder}: {error}. "
                     "Training goes on.", RuntimeWarning, stacklevel=2)
 

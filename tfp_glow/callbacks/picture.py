@@ -52,11 +52,15 @@ class Picture(FolderWriter):
                        f"Received: num_bits={self.model.num_bits}, {num_channels} channels")
 
   def on_train_end(self, logs=None):
+    self._close()
+
+  def _close(self):
     if self._writer is not None:
       self._writer.close()
       self._writer = None
 
   def _begin(self, num_epochs):
+    self._close()  # Where an error ended training before, nothing else has done so.
     if self._log_dir is not None:
       try:
         self._writer = tf.summary.create_file_writer(str(self._log_dir))

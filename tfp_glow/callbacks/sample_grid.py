@@ -4,6 +4,9 @@ import numbers
 
 from tfp_glow.callbacks.picture import Picture
 
+# As many as are seen unless others are asked for: of a thousand a picture would be higher than PNG files may be.
+_MAX_CLASSES = 10
+
 
 class SampleGrid(Picture):
   """Samples from the same noise after each epoch: one sees the same images improve.
@@ -40,7 +43,7 @@ class SampleGrid(Picture):
       folder: Where the PNG files go; it is made if it is not there.
       temperatures: List of what `FlowModel.sample` takes as `temperature`.
       num_columns: Python `int`: samples in a row.
-      labels: List of the classes to be seen; `None`: all classes, if the model has any.
+      labels: List of the classes to be seen; `None`: the first ten, if the model has any.
       seed: Python `int` or a pair of them, of the noise.
       every: Python `int`: epochs from one picture to the next.
       log_dir: Folder of TensorBoard's event files; `None`: without TensorBoard.
@@ -71,4 +74,4 @@ class SampleGrid(Picture):
     num_classes = getattr(getattr(self.model.distribution, "bijector", None), "num_classes", None)
     if self._labels is not None:
       return self._labels
-    return [None] if num_classes is None else range(num_classes)
+    return [None] if num_classes is None else range(min(num_classes, _MAX_CLASSES))

@@ -37,7 +37,8 @@ def path(request, is_folder, tmp_path):
 
 
 def _only_these_are_left(path):
-  return {other.name for other in path.parent.iterdir()} == {"thing.keras", "link"} and (path.parent / "link").is_symlink()
+  names = {other.name for other in path.parent.iterdir()}
+  return names == {"thing.keras", "link"} and (path.parent / "link").is_symlink()
 
 
 def test_something_new(is_folder, tmp_path):

@@ -249,7 +249,12 @@ class Codec:
     if labels is not None and not hasattr(labels, "shape"):
       labels = tf.convert_to_tensor(labels)
     self.check_labels_spec(labels)
-    return {} if labels is None else {"labels": tf.cast(labels, tf.int32)}
+    if labels is None:
+      return {}
+    labels = tf.convert_to_tensor(labels)
+    if labels.dtype.size > 4:  # Too large ones would come round to others.
+      labels = tf.where(tf.cast(tf.cast(labels, tf.int32), labels.dtype) == labels, labels, tf.cast(-1, labels.dtype))
+    return {"labels": tf.cast(labels, tf.int32)}
 
   def check_labels_spec(self, labels):
     """Checks `None` or anything with a `dtype` and a `shape`; raises as `condition`."""

@@ -140,7 +140,7 @@ def _summary(per_image, x):
 
 def _check_arguments(codec, num_noise_samples, seed):
   for name, value, minimum in (("num_noise_samples", num_noise_samples, 1), ("seed", seed, 0)):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value < 2**31 - 8:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value < 2**31:
       raise ValueError(f"`{name}` must be an `int` of at least {minimum} and below 2**31. Received: {value!r}")
   if codec.num_bits is None and num_noise_samples != 1:
     raise ValueError("`num_noise_samples` must be 1 for continuous data, which are not dequantized. "

@@ -7,6 +7,17 @@ import secrets
 import tensorflow as tf
 
 
+def checked_path(name, path):
+  """A path, the argument called `name`, as a string, with the home folder for `~`.
+
+  Raises:
+    TypeError: if it is none.
+  """
+  if not isinstance(path, (str, os.PathLike)) or not str(path):
+    raise TypeError(f"`{name}` must be a path, a `str` or `os.PathLike`. Received: {path!r}")
+  return os.path.expanduser(os.fspath(path))
+
+
 @contextlib.contextmanager
 def written_as_a_whole(path):
   """Gives a path to write a file or a folder to, which becomes `path` in the end, in place of what is there.

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import numbers
 import os
 import random
 import signal
@@ -69,9 +70,9 @@ class FlowModel(keras.Model):
     # Whatever the global policy: it is for networks, the flow keeps its own precision.
     super().__init__(name=name, dtype="float32", autocast=False)
     self._codec = Codec(distribution, num_bits)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31 - 8:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
-    self._seed = seed
+    self._seed = int(seed)
     self._weight_y = _checked_weight_y(weight_y, self._codec)
     self._codec.build()
     if not distribution.trainable_variables:
@@ -304,6 +305,7 @@ class FlowModel(keras.Model):
     """
     if not str(filepath).endswith(".keras"):
       raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
+    serialization.check_is_found(type(self))
     json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has written a part.
     if not kwargs.get("overwrite", True) and os.path.exists(filepath):
       super().save(filepath, **kwargs)  # Keras asks, in a terminal.
@@ -332,10 +334,13 @@ class FlowModel(keras.Model):
       if not isinstance(error, ValueError):
         raise
       raise ValueError("`filepath` must hold the weights of a model with the same levels, steps, width, coupling, "
-                       f"permutation and image size: {error} Received: {filepath}") from error
+                       f"permutation and image size: {str(error):.500} Received: {filepath}") from error
 
   def get_config(self):
-    """What `from_config` makes the model from, without its weights; see `save`."""
+    """What `from_config` makes the model from, without its weights; see `save`.
+
+    A subclass whose constructor has other arguments adds them to what this returns.
+    """
     return {"distribution": serialization.distribution_to_config(self.distribution), "num_bits": self.num_bits,
             "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name}
 
@@ -353,7 +358,7 @@ class FlowModel(keras.Model):
     """What `compile_from_config` compiles the model with."""
     if not self.compiled:
       return {}
-    optimizer = keras.saving.serialize_keras_object(self.optimizer)
+    optimizer = serialization.keras_config(self.optimizer, "optimizer")
     return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
 
   def compile_from_config(self, config):

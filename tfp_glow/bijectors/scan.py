@@ -210,16 +210,18 @@ class Scan(OnePassBijector):
   def _initialize(self, y):
     """Step after step, with the template as the workbench."""
 
-    @tf.function(autograph=False)  # Traced once: to run all operations of all steps one by one would take longer.
     def initialize_step(y, values):
       for variable, value in zip(self._template_variables, values):
         variable.assign(value)
       y = self._template._initialize(y)
       return y, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
 
-    rows = []
+    # Traced once: to run all operations of all steps one by one would take longer. A concrete function, as TensorFlow
+    # would take those of several flows for one that is traced again and again, and warn.
+    function, rows = None, []
     for values in self._rows():
-      y, row = initialize_step(y, list(values))
+      function = function or tf.function(initialize_step, autograph=False).get_concrete_function(y, list(values))
+      y, row = function(y, list(values))
       rows.append(row)
     for stack, *column in zip(self._stacks, *rows):
       stack.assign(tf.stack(column))

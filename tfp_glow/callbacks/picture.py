@@ -55,9 +55,10 @@ class Picture(FolderWriter):
     self._close()
 
   def _close(self):
-    if self._writer is not None:
-      self._writer.close()
-      self._writer = None
+    writer, self._writer = self._writer, None
+    if writer is not None:
+      with self._failure_is_a_warning("at last"):
+        writer.close()
 
   def _begin(self, num_epochs):
     self._close()  # Where an error ended training before, nothing else has done so.

@@ -2,6 +2,8 @@
 
 import numbers
 
+import numpy as np
+
 from tfp_glow.callbacks.picture import Picture
 
 # As many as are seen unless others are asked for: of a thousand a picture would be higher than PNG files may be.
@@ -17,8 +19,8 @@ class SampleGrid(Picture):
 
   Of several workers (`tf.distribute`) the chief alone draws, while the others wait at the next step.
 
-  Of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide) the default takes 2% of the CPU time; once, before
-  training, about a second for building the graph.
+  Of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide) the default takes 2% of the CPU time; once,
+  before training, about a second for building the graph.
 
   #### Example
 
@@ -53,11 +55,12 @@ class SampleGrid(Picture):
       ImportError: if there is a `log_dir`, but no TensorBoard.
     """
     super().__init__("samples", folder, every, log_dir)
-    if not isinstance(temperatures, (list, tuple)) or not temperatures:
+    if isinstance(temperatures, str) or not np.iterable(temperatures) or not len(temperatures):
       raise ValueError(f"`temperatures` must be a list of at least one number. Received: {temperatures!r}")
     if isinstance(num_columns, bool) or not isinstance(num_columns, numbers.Integral) or num_columns < 1:
       raise ValueError(f"`num_columns` must be a positive `int`. Received: {num_columns!r}")
-    if labels is not None and not len(labels):
+    if labels is not None and (not np.ndim(labels) or not np.size(labels)
+                               or not np.issubdtype(np.asarray(labels).dtype, np.integer)):
       raise ValueError(f"`labels` must be a list of at least one class, or None. Received: {labels!r}")
     if seed is None:
       raise ValueError("`seed` must not be None: there would be other noise in each picture. Received: None")

@@ -287,6 +287,7 @@ def test_weights_are_stored_once(wide):
 @pytest.mark.slow
 def test_gradients_are_left_out_of_the_saved_model_alone(wide, tmp_path):
   with_gradients = tf.Module()
+  with_gradients.variables_ = list(wide[0].distribution.variables)
   with_gradients.f = tf.function(wide[0].distribution.log_prob, input_signature=[tf.TensorSpec([None, 4, 4, 2])])
   tf.saved_model.save(with_gradients, tmp_path)
   assert b"_gradient_op_type" in (tmp_path / "saved_model.pb").read_bytes()

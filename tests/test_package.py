@@ -21,6 +21,7 @@ _ALLOWED = {
     "version": set(),
     "replicas": set(),
     "latent": set(),
+    "lipschitz": {"networks"},
     "bijectors.actnorm": {"bijectors.one_pass", "networks"},
     "bijectors.conv1x1": {"bijectors.one_pass", "networks"},
     "bijectors.permutation": {"bijectors.one_pass"},
@@ -28,6 +29,9 @@ _ALLOWED = {
     "bijectors.squeeze": {"bijectors.one_pass"},
     "bijectors.factor_out": {"bijectors.one_pass", "networks"},
     "bijectors.scan": {"bijectors.one_pass"},
+    "bijectors.log_det": {"bijectors.one_pass"},
+    "bijectors.fixed_point": {"bijectors.one_pass", "bijectors.log_det"},
+    "bijectors.residual": {"bijectors.one_pass", "bijectors.log_det", "bijectors.fixed_point", "lipschitz", "networks"},
     "glow": {"networks"} | {f"bijectors.{name}" for name in (
         "one_pass", "actnorm", "conv1x1", "permutation", "coupling", "squeeze", "factor_out", "scan")},
     "original": {"glow", "bijectors.conv1x1"},

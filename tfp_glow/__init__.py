@@ -3,13 +3,14 @@
 `forward` is the generative direction, latent to data; the formulas of the paper are `inverse`.
 """
 
-from tfp_glow import callbacks, data, latent, networks
+from tfp_glow import callbacks, data, latent, lipschitz, networks
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
 from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.bijectors.permutation import ChannelPermutation
+from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
 from tfp_glow.glow import GlowBijector, GlowStep
@@ -18,6 +19,6 @@ from tfp_glow.version import __version__
 
 __all__ = [
     "ActNorm", "AdditiveCoupling", "AffineCoupling", "ChannelPermutation", "FactorOut", "FlowModel", "GlowBijector",
-    "GlowStep", "InvertibleConv1x1", "OnePassBijector", "Scan", "Squeeze", "TopPrior", "callbacks", "data", "latent",
-    "networks", "__version__",
+    "GlowStep", "InvertibleConv1x1", "InvertibleResidualBlock", "OnePassBijector", "Scan", "Squeeze", "TopPrior",
+    "callbacks", "data", "latent", "lipschitz", "networks", "__version__",
 ]

@@ -10,7 +10,6 @@ batch size, bits and kind of images; all systems with Adam and with the warm-up,
 Real images are Fashion-MNIST's, which Debian's package `dataset-fashion-mnist` installs.
 """
 
-import argparse
 import collections
 import concurrent.futures
 import os
@@ -27,15 +26,13 @@ _ARCHITECTURE = ("--num_levels=2", "--num_steps=4", "--num_hidden=32")
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", choices=tuple(_SECTIONS), action="append", help="of these (all)")
+  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+
+
+def _add_arguments(parser):
   parser.add_argument("--seeds", type=int, default=3, help="trainings of each combination (%(default)s)")
   parser.add_argument("--steps", type=int, default=100, help="of each of those trainings (%(default)s)")
   parser.add_argument("--training-steps", type=int, default=300, help="before invertibility is measured (%(default)s)")
-  args = parser.parse_args()
-  for name in args.only or _SECTIONS:
-    print(f"\n### {name}\n", flush=True)
-    _SECTIONS[name](args)
 
 
 def _stress(args):

@@ -1,4 +1,7 @@
-"""One measurement of one system, in this process; prints its result as a line of JSON. `run.py` calls it."""
+"""One measurement of one system, in this process; prints its result as a line of JSON.
+
+`run.py`, `health.py` and `serving.py` call it.
+"""
 
 import argparse
 import concurrent.futures
@@ -8,6 +11,7 @@ import json
 import math
 import multiprocessing
 import os
+import pathlib
 import resource
 import statistics
 import time
@@ -17,12 +21,15 @@ import numpy as np
 import systems
 
 _WARM_UP_CALLS = 3
+# What `export` writes.
+_KERAS_FILE, _SAVED_MODEL = "model.keras", "saved_model"
 
 
 def main():
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("system", choices=("convolutions", "tfp_glow", "FlowModel", "tfb.Glow", "normflows"))
+  parser.add_argument("system", choices=("convolutions", "tfp_glow", "FlowModel", "SavedModel", "tfb.Glow",
+                                         "normflows"))
   parser.add_argument("measurement", choices=tuple(_MEASUREMENTS))
   parser.add_argument("--calls", type=int, default=10, help="timed calls (%(default)s)")
   stress = parser.add_argument_group("of `health`, where `--calls` are the training steps")
@@ -31,6 +38,7 @@ def main():
   stress.add_argument("--rates", nargs="+", type=float, default=[1e-4, 1e-3, 1e-2, 3e-2], help="to learn (%(default)s)")
   stress.add_argument("--seeds", type=int, default=3, help="trainings of each setting (%(default)s)")
   parser.add_argument("--seconds", type=float, default=120., help="of training, for `quality` (%(default)s)")
+  parser.add_argument("--folder", type=pathlib.Path, help="what `export` writes to, and `load` and `latency` read from")
   for field in dataclasses.fields(systems.Architecture):
     if field.name != "image_shape":
       parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
@@ -207,8 +215,9 @@ def _invertibility(args, architecture):
   base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
   model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow))
   num_warm_up_steps = max(1, args.calls // 20)
-  rates = keras.optimizers.schedules.CosineDecay(0., max(1, args.calls - num_warm_up_steps), warmup_steps=num_warm_up_steps,
-                                                 warmup_target=architecture.learning_rate)
+  rates = keras.optimizers.schedules.CosineDecay(
+      0., max(1, args.calls - num_warm_up_steps), warmup_steps=num_warm_up_steps,
+      warmup_target=architecture.learning_rate)
   model.compile(keras.optimizers.Adam(rates, global_clipnorm=100.))
   history = model.fit(load("train").repeat().take(args.calls), verbose=0).history
   shape = (64, *architecture.image_shape)
@@ -224,8 +233,84 @@ def _invertibility(args, architecture):
   return {"bits_per_dim": history["bits_per_dim"][-1], "images": results}
 
 
+def _export(args, architecture):
+  """Writes one model in both forms; returns their sizes, in MiB."""
+  # pylint: disable=import-outside-toplevel
+  import tensorflow_probability as tfp
+  import tfp_glow
+  glow = tfp_glow.GlowBijector(architecture.image_shape, architecture.num_levels, architecture.num_steps,
+                               architecture.num_hidden, seed=0)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
+  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow))
+  model.adapt(_uint8_images(architecture))
+  model.save(args.folder / _KERAS_FILE)
+  model.export(args.folder / _SAVED_MODEL)
+  size = lambda path: sum(file.stat().st_size for file in [path, *path.rglob("*")] if file.is_file()) / 2**20
+  return {"FlowModel": size(args.folder / _KERAS_FILE), "SavedModel": size(args.folder / _SAVED_MODEL)}
+
+
+def _load(args, architecture):
+  """Seconds from the file to the first answer of `log_prob`; imports come before."""
+  # pylint: disable=import-outside-toplevel, unused-import
+  import tensorflow
+  if args.system == "FlowModel":
+    import tfp_glow
+  images = _uint8_images(architecture)
+  start = time.perf_counter()
+  _calls(args, images)["log_prob"]()
+  return {"load": time.perf_counter() - start}
+
+
+def _latency(args, architecture):
+  """Milliseconds of each call, from NumPy to NumPy: medians of calls in turn."""
+  calls = _calls(args, _uint8_images(architecture))
+  times = {name: [] for name in calls}
+  for index in range(_WARM_UP_CALLS + args.calls):
+    for name, call in calls.items():
+      start = time.perf_counter()
+      call()
+      if index >= _WARM_UP_CALLS:
+        times[name].append(1e3 * (time.perf_counter() - start))
+  return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _calls(args, images):
+  """The same questions to the loaded SavedModel or to the loaded `FlowModel`, each a function that asks one."""
+  # pylint: disable=import-outside-toplevel
+  import tensorflow as tf
+  latents, seed = np.zeros([len(images), images[0].size], np.float32), (0, 1)
+  if args.system == "SavedModel":
+    signatures = tf.saved_model.load(str(args.folder / _SAVED_MODEL)).signatures
+
+    def ask(name, output, **arrays):
+      return signatures[name](**{key: tf.constant(value) for key, value in arrays.items()})[output].numpy()
+
+    return {"log_prob": lambda: ask("log_prob", "log_prob", images=images),
+            "encode": lambda: ask("encode", "latent", images=images),
+            "decode": lambda: ask("decode", "images", latent=latents),
+            "sample": lambda: ask("sample", "images", num_samples=len(images), temperature=0.7, seed=seed),
+            "interpolate": lambda: ask("interpolate", "images", first=images, second=images[::-1], num_steps=4)}
+  import keras
+  from tfp_glow import latent
+  model = keras.models.load_model(args.folder / _KERAS_FILE)
+
+  def interpolate():
+    lines = latent.interpolate(model.encode(images), model.encode(images[::-1]), 4)
+    return model.decode(np.swapaxes(lines, 0, 1).reshape(-1, lines.shape[-1]))
+
+  return {"log_prob": lambda: model.log_prob(images), "encode": lambda: model.encode(images),
+          "decode": lambda: model.decode(latents), "sample": lambda: model.sample(len(images), 0.7, seed=seed),
+          "interpolate": interpolate}
+
+
+def _uint8_images(architecture):
+  shape = (architecture.batch_size, *architecture.image_shape)
+  return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
 _MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "fit": _fit, "quality": _quality,
-                 "health": _health, "invertibility": _invertibility}
+                 "health": _health, "invertibility": _invertibility, "export": _export, "load": _load,
+                 "latency": _latency}
 
 if __name__ == "__main__":
   main()

@@ -24,14 +24,29 @@ _LEARNING_RATES = (5e-4, 1e-3, 2e-3)
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", choices=tuple(_SECTIONS), action="append", help="of these tables (all)")
+  run_sections(__doc__, _SECTIONS, _add_arguments)
+
+
+def _add_arguments(parser):
   parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
   parser.add_argument("--seconds", type=float, default=120., help="of each training to compare quality (%(default)s)")
+
+
+def run_sections(description, sections, add_arguments):
+  """Parses the command line of a benchmark, and prints all its tables or those that are asked for.
+
+  Args:
+    description: Python `str`, for `--help`.
+    sections: Dict from names to functions of the parsed arguments.
+    add_arguments: Function that adds arguments to a parser.
+  """
+  parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--only", choices=tuple(sections), action="append", help="of these tables (all)")
+  add_arguments(parser)
   args = parser.parse_args()
-  for name in args.only or _SECTIONS:
+  for name in args.only or sections:
     print(f"\n### {name}\n", flush=True)
-    _SECTIONS[name](args)
+    sections[name](args)
 
 
 def _speed(args):
@@ -69,13 +84,13 @@ def _start(args):
   num_rounds = min(args.rounds, 3)
   rounds = [{name: _measure(system, "start", "--num_levels=3", "--num_steps=32", *options)["first_step"]
              for name, (system, options) in contestants.items()} for _ in _progress(num_rounds)]
-  print("| 3 levels of 32 steps | seconds from construction to the end of the first training step | ratio to tfp_glow |\n"
-        "|---|---|---|")
+  print("| 3 levels of 32 steps | seconds from construction to the end of the first training step "
+        "| ratio to tfp_glow |\n|---|---|---|")
   for name in contestants:
     ratios = [r[name] / r["tfp_glow, reversible"] for r in rounds]
     print(f"| {name} | {_spread([r[name] for r in rounds])} | {_spread(ratios)} |")
-  print("\n| tfp_glow, reversible, 2 levels, steps a level | seconds to the first step's end | without that step's own time |"
-        "\n|---|---|---|")
+  print("\n| tfp_glow, reversible, 2 levels, steps a level | seconds to the first step's end "
+        "| without that step's own time |\n|---|---|---|")
   for depth in _DEPTHS:
     found = [_measure("tfp_glow", "start", f"--num_steps={depth}", *_OURS["reversible"]) for _ in _progress(num_rounds)]
     print(f"| {depth} | {_spread([f['first_step'] for f in found])} "
@@ -102,7 +117,8 @@ def _quality(args):
   """Test bits per dimension of Fashion-MNIST after the same time, each at the best of the learning rates."""
   print(f"| Fashion-MNIST padded to 32x32, 8 bits, {args.seconds:.0f} s from construction | bits per dim | steps "
         "| learning rate |\n|---|---|---|---|")
-  contestants = {"tfp_glow": ("tfp_glow", ()), "tfp_glow, bfloat16 networks": ("tfp_glow", ("--policy=mixed_bfloat16",)),
+  contestants = {"tfp_glow": ("tfp_glow", ()),
+                 "tfp_glow, bfloat16 networks": ("tfp_glow", ("--policy=mixed_bfloat16",)),
                  **{name: (name, ()) for name in _peers()}}
   for name, (system, options) in contestants.items():
     found = {rate: _measure(system, "quality", f"--learning_rate={rate}", f"--seconds={args.seconds}", *options)
@@ -134,7 +150,8 @@ def _spread(values):
   return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-_SECTIONS = {"speed": _speed, "fit": _fit, "bfloat16": _bfloat16, "start": _start, "memory": _memory, "quality": _quality}
+_SECTIONS = {"speed": _speed, "fit": _fit, "bfloat16": _bfloat16, "start": _start, "memory": _memory,
+             "quality": _quality}
 
 if __name__ == "__main__":
   main()

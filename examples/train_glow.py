@@ -1,17 +1,23 @@
-"""Trains a class-free Glow on images; leaves its weights, a SavedModel, pictures and numbers in a folder.
+"""Trains a Glow on images; leaves its weights, a SavedModel, pictures and numbers in a folder.
 
 The 8x8 digits of scikit-learn, with the default settings; then a folder of one's own photographs:
 
   python examples/train_glow.py
   python examples/train_glow.py --data ~/photographs --image-size 32 --num-blocks 3 --output photographs
 
+The experiments of the paper, whose settings are in presets.py; options given with them take precedence:
+
+  python examples/train_glow.py --preset cifar10
+  python examples/train_glow.py --preset cifar10 --permutation reverse --coupling additive --seed 1
+
 The folder then holds:
 
   model.weights.h5      the weights with the best bits per dimension of the validation split
   saved_model/          a SavedModel that needs nothing but TensorFlow
-  samples.png           samples, a row for each temperature
+  samples.png           samples, a row for each temperature, or for each of ten classes
   interpolations.png    straight lines in latent space between images of the test split
   reconstructions.png   images of the test split, encoded and decoded
+  test_images/          these images, each in a file, as examples/serve.py can show them
   training_curve.png    bits per dimension, epoch by epoch
   results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
 
@@ -21,9 +27,7 @@ Until it has finished, the folder also holds training_state/, written after each
 the same command goes on from there, however the run was ended, and comes to the same weights as if it had not been.
 """
 
-import argparse
 import atexit
-import functools
 import json
 import math
 import os
@@ -36,35 +40,26 @@ import tempfile
 import time
 
 import keras
-import matplotlib
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+import options
+import run_pictures
 import tfp_glow
-from tfp_glow import callbacks, data, latent, replicas
-
-matplotlib.use("Agg")  # Pictures go to files: no display is needed.
-from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
+from tfp_glow import callbacks, data, replicas
+import training_data
 
 tfd = tfp.distributions
 
 WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json"
-SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
-CURVE = "training_curve.png"
-OUTPUTS = (WEIGHTS, SAVED_MODEL, SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS, CURVE, RESULTS)
+OUTPUTS = (WEIGHTS, SAVED_MODEL, *run_pictures.FILES, RESULTS)
 STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
 
 # What may change when a run goes on.
 NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy")
 
-TEMPERATURES = (0., .5, .7, .8, 1.)
-NUM_COLUMNS = 16
-NUM_INTERPOLATIONS = 8
-TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that a person sees those of 8x8.
-GAP = 4  # Pixels between them.
-
+OPTIMIZERS = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
 # A rare batch that a half-trained flow finds absurd has a gradient 10,000 times as long as others, and would ruin it.
 MAX_GRADIENT_NORM = 100.
 
@@ -78,9 +73,9 @@ def main():
   keras.utils.set_random_seed(args.seed)
   try:
     strategy = make_strategy(args)
-    splits = load_splits(args)
+    splits = training_data.load_splits(args)
     with strategy.scope():
-      model = make_model(args, splits["train"].element_spec.shape[1:])
+      model = make_model(args, training_data.image_shape(splits["train"]))
       compile_model(model, args, len(splits["train"]))
     state = training_state(args)
     if args.overwrite:
@@ -127,42 +122,8 @@ def make_strategy(args):
 
 def parse_args():
   """The settings; argparse ends the program with a message if one of them cannot be."""
-  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  add = parser.add_argument
-  add("--data", default="digits", help="'digits', the name of a TFDS data set, or a folder of images (%(default)s)")
-  add("--data-dir", help="where TFDS keeps its data sets (TFDS's default)")
-  add("--image-size", type=positive_int, help="height and width of the images (as they are)")
-  add("--num-bits", type=int, choices=range(1, 9), help="bits kept of each pixel (4 for the digits, else 8)")
-  add("--num-blocks", type=positive_int, default=2, help="scales, each half as high and wide (%(default)s)")
-  add("--num-steps", type=positive_int, default=8, help="steps of flow at each scale (%(default)s)")
-  add("--num-hidden", type=positive_int, default=64, help="channels inside the coupling networks (%(default)s)")
-  add("--coupling", choices=("affine", "additive"), default="affine", help="(%(default)s)")
-  add("--permutation", choices=("conv1x1", "reverse", "shuffle"), default="conv1x1", help="(%(default)s)")
-  add("--epochs", type=positive_int, default=45, help="the learning rate falls to 0 at the last (%(default)s)")
-  add("--batch-size", type=positive_int, default=64, help="(%(default)s)")
-  add("--learning-rate", type=positive_float, default=4e-3, help="the highest, after a warm-up (%(default)s)")
-  add("--max-shift", type=non_negative_float,
-      help="training images are shifted at random by up to so many pixels, rounded: by up to 0.75, two thirds stay in "
-      "their column and two thirds in their row (0.75 for the digits, else 0)")
-  add("--flip", action="store_true", help="training images are mirrored at random")
-  add("--time-limit", type=positive_float, help="minutes after which training ends, whatever --epochs (none)")
-  add("--strategy", choices=("none", "mirrored", "multiworker"), default="none",
-      help="train on one device, on all GPUs of this machine, or on all machines of TF_CONFIG (%(default)s)")
-  add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
-  add("--output", type=pathlib.Path, default=pathlib.Path("output"), help="folder of the results (%(default)s)")
-  add("--overwrite", action="store_true",
-      help="whether results of an earlier run in --output may be lost, and an unfinished one begins anew")
-  args = parser.parse_args()
-  if args.num_bits is None:
-    args.num_bits = 4 if args.data == "digits" else 8
-  if args.max_shift is None:
-    args.max_shift = 0.75 if args.data == "digits" else 0.
-  if args.image_size and args.image_size % 2**args.num_blocks:
-    parser.error(f"--image-size must be divisible by 2 ** num_blocks = {2**args.num_blocks}, as every block halves it. "
-                 f"Received: {args.image_size}")
-  if args.time_limit and args.strategy == "multiworker":
-    parser.error("--time-limit must not be given with --strategy=multiworker: each worker has a clock of its own. "
-                 f"Received: {args.time_limit:g}")
+  parser = options.make_parser(__doc__)
+  args = options.parse(parser)
   if args.output.exists() and not args.output.is_dir():
     parser.error(f"--output must be a folder. Received: {args.output}")
   has_results = any((args.output / name).exists() for name in OUTPUTS)
@@ -172,98 +133,22 @@ def parse_args():
   return args
 
 
-def positive_int(text):
-  """An argparse type."""
-  return _number(text, int, lambda value: value > 0, "a positive whole number")
-
-
-def non_negative_int(text):
-  """An argparse type."""
-  return _number(text, int, lambda value: value >= 0, "a whole number of at least 0")
-
-
-def positive_float(text):
-  """An argparse type."""
-  return _number(text, float, lambda value: 0. < value < math.inf, "a positive number")
-
-
-def non_negative_float(text):
-  """An argparse type."""
-  return _number(text, float, lambda value: 0. <= value < math.inf, "a number of at least 0")
-
-
-def _number(text, number_type, is_valid, description):
-  try:
-    value = number_type(text)
-  except ValueError:
-    value = None
-  if value is None or not is_valid(value):
-    raise argparse.ArgumentTypeError(f"must be {description}. Received: {text!r}")
-  return value
-
-
-def load_splits(args):
-  """Batches of images to train, to choose the best epoch (validation), and to report (test).
-
-  `"train"` is one epoch; `"train_epochs"` is a function from a `range` of epochs to the dataset of them.
-  """
-  load = functools.partial(data.load_images, args.data, batch_size=args.batch_size, image_size=args.image_size,
-                           seed=args.seed, data_dir=args.data_dir)
-  train_split, test_images = "train", load("test")
-  height, width = test_images.element_spec.shape[1:3]
-  if args.max_shift > min(height, width):
-    raise ValueError(f"--max-shift must not be larger than the images, {height}x{width}. Received: {args.max_shift:g}")
-  try:
-    validation_images = load("validation")
-  except ValueError as error:
-    try:  # Many a data set of TFDS has none.
-      train_split, validation_images = "train[:95%]", load("train[95%:]")
-    except ValueError:
-      raise error from None
-  return {"train": load(train_split), "train_epochs": functools.partial(load, train_split),
-          "validation": validation_images, "test": test_images}
-
-
-def augment(images, args, first_step):
-  """Random shifts and mirror images of a dataset of batches, which depend on the step at which a batch comes alone."""
-
-  def augment_batch(batch, step):
-    seeds = tf.random.experimental.stateless_split([args.seed, step], 2)
-    if args.max_shift:
-      batch = shift_randomly(batch, args.max_shift, seeds[0])
-    if args.flip:
-      is_mirrored = tf.random.stateless_uniform(tf.shape(batch)[:1], seeds[1]) < 0.5
-      batch = tf.where(is_mirrored[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(batch, [2]), batch)
-    return batch
-
-  steps = tf.data.Dataset.counter(first_step)
-  images = tf.data.Dataset.zip(images, steps).map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE)
-  return images.prefetch(tf.data.AUTOTUNE)
-
-
-def shift_randomly(batch, max_shift, seed):
-  """Shifts each image by amounts uniform up to `max_shift` in both directions, rounded to pixels; zeros move in."""
-  _, height, width, _ = batch.shape
-  margin = round(max_shift)
-  offsets = tf.random.stateless_uniform([tf.shape(batch)[0], 2], seed, -max_shift, max_shift)
-  rows, columns = (tf.range(size) + tf.cast(tf.round(offsets[:, i:i + 1]), tf.int32) + margin
-                   for i, size in enumerate((height, width)))
-  padded = tf.pad(batch, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
-  return tf.gather(tf.gather(padded, rows, axis=1, batch_dims=1), columns, axis=2, batch_dims=1)
-
-
 def make_model(args, image_shape):
   """A compiled `FlowModel` of a Glow for images of this shape."""
   glow = tfp_glow.GlowBijector(
       output_shape=image_shape, num_glow_blocks=args.num_blocks, num_steps_per_block=args.num_steps,
-      num_hidden=args.num_hidden, coupling=args.coupling, permutation=args.permutation, seed=args.seed)
+      num_hidden=args.num_hidden, coupling=args.coupling, permutation=args.permutation, seed=args.seed,
+      gradient=args.gradient,
+      num_classes=data.num_classes(args.data, args.data_dir) if args.conditional else None)
   base = tfd.Sample(tfd.Normal(0., 1.), glow.inverse_event_shape(image_shape))
-  return tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=args.num_bits, seed=args.seed)
+  return tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=args.num_bits, seed=args.seed,
+                            weight_y=args.weight_y)
 
 
 def compile_model(model, args, steps_per_epoch):
   """Chooses the optimizer."""
-  model.compile(keras.optimizers.Adam(learning_rate_schedule(args, steps_per_epoch), global_clipnorm=MAX_GRADIENT_NORM))
+  model.compile(OPTIMIZERS[args.optimizer](
+      learning_rate_schedule(args, steps_per_epoch), beta_2=args.beta_2, global_clipnorm=MAX_GRADIENT_NORM))
 
 
 def training_state(args):
@@ -333,7 +218,7 @@ def train(model, splits, state, first_epoch, best_is_there, args):
   epochs = range(first_epoch, args.epochs)
   if epochs:
     steps_per_epoch = len(splits["train"])
-    images = augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
+    images = training_data.augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
     model.fit(images, validation_data=splits["validation"], steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
               epochs=epochs.stop, callbacks=[checkpoint, state, *own, *limit])
   bits_per_dim = keep_best(model, splits["validation"], checkpoint)
@@ -348,11 +233,12 @@ def end_at_once(*_):
 
 
 def learning_rate_schedule(args, steps_per_epoch):
-  """A short warm-up, then half a cosine down to 0 at the last step."""
+  """A warm-up, then half a cosine down to 0 at the last step, or as it is."""
   num_steps = args.epochs * steps_per_epoch
-  num_warmup_steps = num_steps // 20
+  num_warmup_steps = num_steps // 20 if args.warm_up_steps is None else args.warm_up_steps
   return keras.optimizers.schedules.CosineDecay(
-      0., num_steps - num_warmup_steps, warmup_target=args.learning_rate, warmup_steps=num_warmup_steps)
+      0., max(num_steps - num_warmup_steps, 1), alpha=1. if args.schedule == "constant" else 0.,
+      warmup_target=args.learning_rate, warmup_steps=num_warmup_steps)
 
 
 def keep_best(model, validation_images, checkpoint):
@@ -377,14 +263,15 @@ def keep_best(model, validation_images, checkpoint):
 
 def save_results(model, test_images, history, results, start, args):
   """Writes pictures, SavedModel and, last, the numbers: `results` and what is added to them here."""
+  metrics = model.evaluate(test_images, return_dict=True, verbose=0)
   results = {
-      "bits_per_dim": evaluate(model, test_images),
+      **{key: float(value) for key, value in metrics.items() if key != "loss"},
       **results,
       "num_parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
       "settings": {**vars(args), "output": str(args.output)},
       "versions": versions(),
   }
-  save_pictures(model, test_images, history, results["bits_per_dim"], args)
+  run_pictures.save_pictures(model, test_images, history, results["bits_per_dim"], args.output, args.seed)
   model.export(args.output / SAVED_MODEL)
   results["seconds"] = round(time.monotonic() - start, 1)
   (args.output / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
@@ -395,56 +282,6 @@ def save_results(model, test_images, history, results, start, args):
 def evaluate(model, images):
   """Bits per dimension, a Python `float`."""
   return float(model.evaluate(images, return_dict=True, verbose=0)["bits_per_dim"])
-
-
-def save_pictures(model, test_images, history, test_bits_per_dim, args):
-  """Writes all pictures of a trained model to the output folder."""
-  samples = [model.sample(NUM_COLUMNS, temperature, seed=args.seed) for temperature in TEMPERATURES]
-  save_grid(args.output / SAMPLES, samples, [f"T = {temperature:g}" for temperature in TEMPERATURES])
-  images = np.stack(list(test_images.unbatch().take(2 * NUM_COLUMNS).as_numpy_iterator()))
-  save_grid(args.output / INTERPOLATIONS, interpolations(model, images[:NUM_INTERPOLATIONS]))
-  first, second = np.split(images, [NUM_COLUMNS])
-  rows = [row for part in (first, second) if len(part) for row in (part, model.decode(model.encode(part)))]
-  save_grid(args.output / RECONSTRUCTIONS, rows, ["original", "decoded"] * (len(rows) // 2))
-  save_curve(args.output / CURVE, history, test_bits_per_dim)
-
-
-def interpolations(model, images):
-  """Rows of images, each from one of `images` to the next and the last to the first."""
-  z = model.encode(images)
-  lines = latent.interpolate(z, np.roll(z, -1, axis=0), NUM_COLUMNS)
-  decoded = model.decode(lines.reshape(-1, z.shape[-1]))
-  return np.swapaxes(decoded.reshape(lines.shape[:2] + images.shape[1:]), 0, 1)
-
-
-def save_grid(path, rows, labels=None):
-  """Writes rows of images, enlarged pixel by pixel, with labels before the rows."""
-  height, width = rows[0].shape[1:3]
-  zoom = max(1, TILE_SIZE // height)
-  height, width, margin = zoom * height + GAP, zoom * width + GAP, 100 if labels else 0
-  picture = Image.new("RGB", (margin + GAP + width * max(map(len, rows)), GAP + height * len(rows)), "white")
-  for i, row in enumerate(rows):
-    for j, image in enumerate(row):
-      tile = keras.utils.array_to_img(image, scale=False)
-      tile = tile.resize((width - GAP, height - GAP), Image.Resampling.NEAREST)
-      picture.paste(tile, (margin + GAP + j * width, GAP + i * height))
-    if labels:
-      place = margin - GAP, GAP + i * height + (height - GAP) // 2
-      ImageDraw.Draw(picture).text(place, labels[i], fill="black", anchor="rm", font=ImageFont.load_default(18))
-  picture.save(path)
-
-
-def save_curve(path, history, test_bits_per_dim):
-  """Draws bits per dimension of each finished epoch."""
-  figure, axes = plt.subplots(figsize=(8, 5))
-  for key, label in (("bits_per_dim", "training"), ("val_bits_per_dim", "validation")):
-    values = history.get(key, [])
-    axes.plot(range(1, len(values) + 1), values, marker=".", label=label)
-  axes.axhline(test_bits_per_dim, color="black", linestyle=":", label=f"test, best epoch: {test_bits_per_dim:.3f}")
-  axes.set(xlabel="epoch", ylabel="bits per dimension")
-  axes.legend()
-  figure.savefig(path)
-  plt.close(figure)
 
 
 def versions():

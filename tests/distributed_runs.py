@@ -17,7 +17,7 @@ import small_models
 import tensorflow as tf
 
 import tfp_glow
-from tfp_glow import replicas
+from tfp_glow import callbacks, replicas
 
 IMAGES = small_models.images(19)
 TIMEOUT = 180  # seconds, far more than needed
@@ -77,11 +77,23 @@ def gaussian_worker(index, folder):
     continuous.fit(images, batch_size=6, shuffle=False, verbose=0)
   with pytest.raises(ValueError) as state_error:
     replicas.run_on_chief(_fail, model.distribute_strategy)
+  draw(model.distribute_strategy, index, folder)
   _report({"failure": str(failure.value), "state_error": str(state_error.value),
            "weights": values_of(model), "history": history,
            "evaluation": model.evaluate(IMAGES, batch_size=7, verbose=0, return_dict=True),
            "prediction": model.predict(IMAGES, batch_size=8, verbose=0)}, index, folder)
   _train_on(model, index, folder)
+
+
+def draw(strategy, index, folder):
+  """Trains with the callbacks that draw, first on all workers, then on the chief alone."""
+  images = IMAGES[..., :1]
+  with strategy.scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(images.shape[1:])))
+  for name, has_callbacks in ((f"drawn_by_{index}", True), ("drawn_by_the_chief", index == 0)):
+    drawing = [callbacks.SampleGrid(folder / name), callbacks.LatentInterpolation(folder / name, images[:2]),
+               callbacks.BitsPerDimCurve(folder / name)]
+    model.fit(images, batch_size=8, shuffle=False, verbose=0, callbacks=drawing if has_callbacks else [])
 
 
 def _fail():

@@ -11,6 +11,7 @@ from tfp_glow.original import assign_original_variables
 
 tfd = tfp.distributions
 NUM_DIMS = 16 * 16 * 3
+WEIGHT_Y = 0.01
 
 
 def load(name):
@@ -32,6 +33,16 @@ def make_glow(reference, prefix="var/", **kwargs):
 
 def make_distribution(glow):
   return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(glow.dtype.as_numpy_dtype(0), 1.), [NUM_DIMS]), glow)
+
+
+def make_model(reference, glow):
+  """A `FlowModel`, with the reference's classifier where there are classes."""
+  model = tfp_glow.FlowModel(make_distribution(glow), weight_y=WEIGHT_Y if glow.num_classes else 0.)
+  if model.classifier is not None:
+    layer = model.classifier
+    for name, variable in (("W", layer.kernel), ("b", layer.bias), ("logs", layer.log_scale)):
+      variable.assign(reference[f"var/model/classifier/{name}"].reshape(variable.shape))
+  return model
 
 
 def labels_of(reference, glow):

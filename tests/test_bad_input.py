@@ -97,6 +97,23 @@ def test_values_beyond_num_bits_lose_their_lowest_bits():
   np.testing.assert_array_equal(model.decode(model.encode(IMAGES)), IMAGES // 8 * 8)
 
 
+@pytest.mark.parametrize("batch_size", [0, -1, 2.5, "4", True])
+@pytest.mark.parametrize("call", ["fit", "evaluate", "predict"])
+def test_batch_sizes(models, call, batch_size):
+  with pytest.raises(ValueError, match="`batch_size` must be a positive `int`, or None. Received: "):
+    getattr(models["uint8"], call)(IMAGES, batch_size=batch_size, verbose=0)
+
+
+def test_nothing_to_adapt_to(models):
+  with pytest.raises(ValueError, match="`data` must hold at least one image"):
+    models["uint8"].adapt(_dataset(IMAGES).take(0))
+
+
+def test_no_images_to_encode(models):
+  with pytest.raises(TypeError, match="`images` must be an array or tensor. Received: None"):
+    models["uint8"].encode(None)
+
+
 @pytest.mark.parametrize("call, argument", [
     (lambda m: m.encode(_WITH_NAN), "images"), (lambda m: m.log_prob(_WITH_NAN), "images"),
     (lambda m: m.decode(np.full([1, 32], np.inf)), "z")])
@@ -153,7 +170,8 @@ def test_weights_that_cannot_be_read(tmp_path, content):
 
 @pytest.mark.parametrize("options, match", [
     ({"output_shape": (5, 4, 1)}, "`output_shape`.*divisible by 2 .*Received: "),
-    ({"output_shape": (6, 6, 1), "num_glow_blocks": 2}, r"divisible by 2 \*\* `num_glow_blocks` = 4.*Received: \(6, 6, 1\)"),
+    ({"output_shape": (6, 6, 1), "num_glow_blocks": 2},
+     r"divisible by 2 \*\* `num_glow_blocks` = 4.*Received: \(6, 6, 1\)"),
     ({"output_shape": (4, 4)}, r"`output_shape` must be \(height, width, channels\).*Received: \(4, 4\)"),
     ({"output_shape": (4, 4, 0)}, r"`output_shape`.*Received: \(4, 4, 0\)"),
 ])

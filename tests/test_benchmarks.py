@@ -23,6 +23,7 @@ def _load(name):
 
 run = _load("run")
 health = _load("health")
+serving = _load("serving")
 
 
 @pytest.mark.slow
@@ -103,7 +104,41 @@ def test_peers_that_diverge_do_not_win(monkeypatch, capsys):
   assert capsys.readouterr().out.splitlines()[2].split("|")[2:5] == [" 3.000 ", " 7 ", " 0.001 "]
 
 
-@pytest.mark.parametrize("script", [run, health])
+def test_tables_of_serving_hold_ratios_within_a_round(monkeypatch, capsys):
+  asked = []
+
+  def measure(system, measurement, *options):
+    asked.append((system, measurement, *options[1:]))
+    # The machine gets slower round by round: the first of `asked` is the export.
+    time = 2.**(len(asked) // 2) * (1.5 if system == "SavedModel" else 1.)
+    return {"export": {"FlowModel": 1., "SavedModel": 2.}, "load": {"load": time}}.get(measurement, {"log_prob": time})
+
+  monkeypatch.setattr(run, "_measure", measure)
+  monkeypatch.setattr(sys, "argv", ["serving.py", "--rounds=2", "--num_hidden=8"])
+  serving.main()
+  rows = [line for line in capsys.readouterr().out.splitlines() if "`log_prob`" in line]
+  assert len(rows) == 3 and all(row.endswith("| 1.50 (1.50 to 1.50) |") for row in rows)
+  assert all("--num_hidden=8" in options for _, _, *options in asked)
+  assert [system for system, *_ in asked[1:5]] == ["FlowModel", "SavedModel", "SavedModel", "FlowModel"]
+
+
+@pytest.mark.slow
+def test_measurements_of_serving(tmp_path):
+  """In this process, which has imported what they import."""
+  _load("systems")
+  measure = _load("measure")
+  architecture = measure.systems.Architecture(num_levels=1, num_steps=1, num_hidden=4, batch_size=2, image_shape=(4, 4, 1))
+  args = lambda system: argparse.Namespace(system=system, folder=tmp_path, calls=1)
+  found = measure._export(args("tfp_glow"), architecture)
+  assert found.keys() == {"FlowModel", "SavedModel"} and all(size > 0. for size in found.values())
+  for system in found:
+    latency = measure._latency(args(system), architecture)
+    assert latency.keys() == {"log_prob", "encode", "decode", "sample", "interpolate"}
+    assert all(milliseconds > 0. for milliseconds in latency.values())
+    assert measure._load(args(system), architecture)["load"] > 0.
+
+
+@pytest.mark.parametrize("script", [run, health, serving])
 def test_every_measurement_is_described(script):
   done = subprocess.run([sys.executable, script.__file__, "--help"], capture_output=True, text=True, check=True)
   assert all(name in done.stdout for name in script._SECTIONS)

@@ -346,8 +346,10 @@ def test_a_network_of_lower_precision_does_not_lower_that_of_the_flow(coupling):
 
 @pytest.mark.parametrize("construct, match", [
     (lambda: tfp_glow.ActNorm(0), "`num_channels`"), (lambda: tfp_glow.InvertibleConv1x1(2.5), "`num_channels`"),
-    (lambda: tfp_glow.ActNorm(2, event_ndims=0), "`event_ndims`"), (lambda: tfp_glow.ActNorm(2, dtype="int32"), "`dtype`"),
-    (lambda: tfp_glow.ChannelPermutation([0, 0]), "`indices`"), (lambda: tfp_glow.ChannelPermutation([1, 2]), "`indices`"),
+    (lambda: tfp_glow.ActNorm(2, event_ndims=0), "`event_ndims`"),
+    (lambda: tfp_glow.ActNorm(2, dtype="int32"), "`dtype`"),
+    (lambda: tfp_glow.ChannelPermutation([0, 0]), "`indices`"),
+    (lambda: tfp_glow.ChannelPermutation([1, 2]), "`indices`"),
     (lambda: tfp_glow.Squeeze(0), "`block_size`"), (lambda: tfp_glow.Squeeze(2.), "`block_size`"),
     (lambda: tfp_glow.FactorOut([2, 2, 3]), "`event_shape`"), (lambda: tfp_glow.FactorOut([2, 2]), "`event_shape`"),
     (lambda: tfp_glow.TopPrior([2, 2]), "`event_shape`"), (lambda: tfp_glow.TopPrior([None, 2, 4]), "`event_shape`"),

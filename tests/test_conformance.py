@@ -66,7 +66,7 @@ def test_log_dets_of_the_directions_are_opposite(name, inverse, dtype):
 
 
 def jacobian(function, inputs):
-  """`d outputs / d inputs` at one example: a row from each of as many copies of it as there are rows, without a loop."""
+  """`d outputs / d inputs` at one example: a row from each of as many copies of it as there are rows, no loop."""
   copies = tf.tile(inputs[tf.newaxis], [inputs.shape.num_elements()] + [1] * inputs.shape.rank)
   with tf.GradientTape() as tape:
     tape.watch(copies)
@@ -348,7 +348,8 @@ def test_saved_model(name, tmp_path):
 
 
 def test_the_table_is_complete():
-  inside = {type(part) for name in NAMES for part in [bijector_of(name, "float64"), *bijector_of(name, "float64").submodules]}
+  bijectors = [bijector_of(name, "float64") for name in NAMES]
+  inside = {type(part) for bijector in bijectors for part in [bijector, *bijector.submodules]}
   public = {value for value in vars(tfp_glow).values()
             if isinstance(value, type) and issubclass(value, tfp_glow.OnePassBijector)}
   assert public - inside == {tfp_glow.OnePassBijector}

@@ -12,7 +12,7 @@ import pytest
 import tensorflow as tf
 from image_files import SPLITS, arrays, fill, keys, pixels
 
-from tfp_glow import data
+from tfp_glow import data, preparation
 
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
@@ -330,7 +330,7 @@ def test_no_network_fails_soon(tmp_path, no_network):
 
 def test_failing_preparation(tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
-  monkeypatch.setattr(data, "_host_answers", lambda builder: True)
+  monkeypatch.setattr(preparation, "_host_answers", lambda builder: True)
   monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", lambda builder: 1 / 0)
   with pytest.raises(RuntimeError, match="`name_or_folder`.*division by zero.*Received: name_or_folder='cifar10'$"):
     data.load_images("cifar10", "train", 1, data_dir=tmp_path)
@@ -412,15 +412,15 @@ def test_fashion_mnist_splits(fashion_mnist_dir):
 @needs_fashion_mnist
 @pytest.mark.slow
 def test_fashion_mnist_that_is_prepared_needs_no_files(fashion_mnist_dir, monkeypatch, no_network):
-  monkeypatch.setattr(data, "_DEBIAN_FASHION_MNIST", pathlib.Path("/nonexistent"))
+  monkeypatch.setattr(preparation, "_DEBIAN_FASHION_MNIST", pathlib.Path("/nonexistent"))
   assert len(data.load_images("fashion_mnist", "test", 100, data_dir=fashion_mnist_dir)) == 100
   assert not no_network
 
 
 def test_fashion_mnist_with_other_content_is_refused(tmp_path, monkeypatch):
-  for name in data._FASHION_MNIST_SHA256:
+  for name in preparation._FASHION_MNIST_SHA256:
     (tmp_path / name).write_bytes(gzip.compress(b"other bytes"))
-  monkeypatch.setattr(data, "_DEBIAN_FASHION_MNIST", tmp_path)
+  monkeypatch.setattr(preparation, "_DEBIAN_FASHION_MNIST", tmp_path)
   data_dir = tmp_path / "tfds"
   with pytest.raises(RuntimeError, match=r"train-images-idx3-ubyte\.gz.*SHA-256.*c59f468a.*"
                      r"Received: name_or_folder='fashion_mnist'$"):

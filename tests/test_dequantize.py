@@ -24,7 +24,9 @@ def test_bins_have_unit_width_together(num_bits):
 
 
 def test_values_beyond_the_bins_are_clipped():
-  np.testing.assert_array_equal(dequantize.quantize(tf.constant([-9., -0.5, 0.5, 9.]), 5), [0, 0, 248, 248])
+  """As in the original, whose reference `b` decodes such values: to 255, whatever the bits."""
+  values = tf.constant([-9., -0.5, 0.4999, 0.5, 9.])
+  np.testing.assert_array_equal(dequantize.quantize(values, 5), [0, 0, 248, 255, 255])
 
 
 def test_bits_per_dim_of_the_uniform_distribution_is_the_number_of_bits():

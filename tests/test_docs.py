@@ -37,6 +37,7 @@ def test_there_are_snippets():
 @pytest.mark.parametrize("code", [code for _, code in SNIPPETS], ids=[name for name, _ in SNIPPETS])
 def test_snippet_runs(code, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
+  (tmp_path / "tests").symlink_to(ROOT / "tests")  # As in a clone, for snippets that read from there.
   exec(compile(code, "snippet", "exec"), {"__name__": "snippet"})  # pylint: disable=exec-used
 
 

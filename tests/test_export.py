@@ -1,17 +1,29 @@
-"""The SavedModel, loaded by a fresh process in which neither `tfp_glow` nor TFP can be imported."""
+"""The SavedModel: with TensorFlow alone, from many threads, with bad requests, and on disk."""
 
+import concurrent.futures
+import pathlib
+import resource
+import signal
 import subprocess
 import sys
 
+import keras
 import numpy as np
 import pytest
 import small_models
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 import tfp_glow
+from tfp_glow import export
 
+tfb = tfp.bijectors
+tfd = tfp.distributions
 IMAGES = small_models.images(6)
+LABELS = np.arange(6, dtype=np.int32) % 3
+NUM_STEPS = 4
 
+# The other Python: of each model that it is told of it reads what to ask, asks, and writes the answers.
 _SERVE = """
 import sys
 import numpy as np
@@ -24,39 +36,74 @@ class Refuse:
 import tensorflow as tf
 sys.meta_path.insert(0, Refuse())
 assert "tfp_glow" not in sys.modules
-path, inputs, outputs = sys.argv[1:]
-inputs = dict(np.load(inputs))
-labels = {"labels": tf.constant(inputs["labels"])} if "labels" in inputs else {}
-model = tf.saved_model.load(path)
-images = tf.constant(inputs["images"])
-results = dict(model.signatures["log_prob"](images=images, **labels))
-results.update(model.signatures["encode"](images=images, **labels))
-results["decoded"] = model.signatures["decode"](latent=results["latent"], **labels)["images"]
-results["samples"] = model.signatures["sample"](
-    num_samples=tf.constant(len(inputs["images"])), temperature=tf.constant(.7), seed=tf.constant([1, 2]),
-    **labels)["images"]
-results["default"] = model.signatures["serving_default"](images=images, **labels)["log_prob"]
-np.savez(outputs, **{key: value.numpy() for key, value in results.items()})
+for index, path in enumerate(sys.argv[1:]):
+  inputs = dict(np.load(f"inputs{index}.npz"))
+  labels = {"labels": tf.constant(inputs["labels"])} if "labels" in inputs else {}
+  model = tf.saved_model.load(path)
+  images = tf.constant(inputs["images"])
+  results = dict(model.signatures["log_prob"](images=images, **labels))
+  results.update(model.signatures["encode"](images=images, **labels))
+  results["decoded"] = model.signatures["decode"](latent=results["latent"], **labels)["images"]
+  results["samples"] = model.signatures["sample"](
+      num_samples=tf.constant(len(inputs["images"])), temperature=tf.constant(.7), seed=tf.constant([1, 2]),
+      **labels)["images"]
+  results["between"] = model.signatures["interpolate"](
+      first=images, second=images[::-1], num_steps=tf.constant(4), **labels)["images"]
+  results["default"] = model.signatures["serving_default"](images=images, **labels)["log_prob"]
+  np.savez(f"outputs{index}.npz", **{key: value.numpy() for key, value in results.items()})
 """
 
 
-def _serve(path, folder, **inputs):
-  np.savez(folder / "inputs.npz", **inputs)
-  subprocess.run([sys.executable, "-c", _SERVE, path, folder / "inputs.npz", folder / "outputs.npz"], check=True,
-                 cwd=folder, env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""})
-  return dict(np.load(folder / "outputs.npz"))
+def _serve(folder, questions):
+  for index, (_, inputs) in enumerate(questions):
+    np.savez(folder / f"inputs{index}.npz", **inputs)
+  subprocess.run([sys.executable, "-c", _SERVE, *(path for path, _ in questions)], check=True, cwd=folder,
+                 env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""})
+  return [dict(np.load(folder / f"outputs{index}.npz")) for index in range(len(questions))]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("num_classes", [None, 3])
-def test_a_process_with_tensorflow_alone_gets_equal_results(tmp_path, num_classes):
-  model = tfp_glow.FlowModel(small_models.distribution(num_classes=num_classes), num_bits=8)
+def _live_interpolation(model, first, second, **labels):
+  """What the signature should answer, by the methods of the live model."""
+  z0, z1 = model.encode(first, **labels), model.encode(second, **labels)
+  lines = np.swapaxes(tfp_glow.latent.interpolate(z0, z1, NUM_STEPS), 0, 1)
+  images = model.decode(lines.reshape(-1, *lines.shape[2:]), **{k: np.repeat(v, NUM_STEPS) for k, v in labels.items()})
+  return images.reshape(*lines.shape[:2], *first.shape[1:])
+
+
+def _trained(**kwargs):
+  model = tfp_glow.FlowModel(small_models.distribution(**kwargs), num_bits=8)
   model.adapt(IMAGES)
   for v in model.distribution.trainable_variables:
-    v.assign_add(0.05 * tf.random.stateless_normal(v.shape, [1, 2]))
-  model.export(tmp_path / "saved_model")
-  labels = {} if num_classes is None else {"labels": np.arange(6, dtype=np.int32) % num_classes}
-  served = _serve(tmp_path / "saved_model", tmp_path, images=IMAGES, **labels)
+    if v.shape.num_elements() < 1e5:  # The largest ones of a wide model have got their values at random.
+      v.assign_add(0.05 * tf.random.stateless_normal(v.shape, [1, 2]))
+  return model
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+  """A model with many parameters, and where it was exported to."""
+  path = tmp_path_factory.mktemp("wide") / "saved_model"
+  model = _trained(num_hidden=2048)
+  model.export(path)
+  return model, path
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+  """A class-conditional model, and where it was exported to, with requests to warm TensorFlow Serving up."""
+  pytest.importorskip("tensorflow_serving.apis", reason="an extra, `serving`")
+  path = tmp_path_factory.mktemp("export") / "saved_model"
+  model = _trained(num_classes=3)
+  model.export(path, warm_up_batch_sizes=(1, 3))
+  return model, path
+
+
+@pytest.fixture(scope="module")
+def signatures(exported):
+  return tf.saved_model.load(str(exported[1])).signatures
+
+
+def _check_answers(served, model, **labels):
   log_prob = model.log_prob(IMAGES, **labels)
   np.testing.assert_allclose(served["log_prob"], log_prob, rtol=1e-5)
   np.testing.assert_allclose(served["default"], log_prob, rtol=1e-5)
@@ -64,22 +111,237 @@ def test_a_process_with_tensorflow_alone_gets_equal_results(tmp_path, num_classe
   np.testing.assert_allclose(served["latent"], model.encode(IMAGES, **labels), atol=1e-5)
   np.testing.assert_array_equal(served["decoded"], IMAGES)
   np.testing.assert_array_equal(served["samples"], model.sample(6, temperature=0.7, seed=(1, 2), **labels))
+  np.testing.assert_array_equal(served["between"], _live_interpolation(model, IMAGES, IMAGES[::-1], **labels))
+  np.testing.assert_array_equal(served["between"][:, 0], IMAGES)
+  np.testing.assert_array_equal(served["between"][:, -1], IMAGES[::-1])
 
 
-def test_any_batch_size_and_continuous_data(tmp_path):
+@pytest.mark.slow
+def test_a_process_with_tensorflow_alone_gets_equal_results(wide, exported, tmp_path):
+  asked = {wide: {}, exported: {"labels": LABELS}}
+  served = _serve(tmp_path, [(path, {"images": IMAGES, **labels}) for (_, path), labels in asked.items()])
+  for ((model, _), labels), answers in zip(asked.items(), served, strict=True):
+    _check_answers(answers, model, **labels)
+
+
+@pytest.mark.slow
+def test_any_batch_size(exported, signatures):
+  model, _ = exported
+  for count in (0, 1, 5):
+    images, labels = tf.constant(IMAGES[:count]), tf.constant(LABELS[:count])
+    answer = signatures["log_prob"](images=images, labels=labels)
+    np.testing.assert_allclose(answer["log_prob"], model.log_prob(IMAGES[:count], LABELS[:count]), rtol=1e-5)
+    latent = signatures["encode"](images=images, labels=labels)["latent"]
+    np.testing.assert_array_equal(signatures["decode"](latent=latent, labels=labels)["images"], IMAGES[:count])
+    between = signatures["interpolate"](first=images, second=images, num_steps=tf.constant(2), labels=labels)["images"]
+    np.testing.assert_array_equal(between, np.stack([IMAGES[:count]] * 2, axis=1))
+
+
+@pytest.mark.slow
+def test_many_threads_at_once(signatures):
+  images, labels = tf.constant(IMAGES), tf.constant(LABELS)
+  latent = signatures["encode"](images=images, labels=labels)["latent"]
+  calls = {
+      "log_prob": {"images": images}, "encode": {"images": images}, "decode": {"latent": latent},
+      "sample": {"num_samples": tf.constant(6), "temperature": tf.constant(1.), "seed": tf.constant([0, 1])},
+      "interpolate": {"first": images, "second": images[::-1], "num_steps": tf.constant(3)},
+      "serving_default": {"images": images}}
+  assert calls.keys() == signatures.keys()
+  ask = lambda name: {key: value.numpy() for key, value in signatures[name](**calls[name], labels=labels).items()}
+  alone = {name: ask(name) for name in calls}
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    # Each thread begins with another one.
+    rows = pool.map(lambda i: [(name, ask(name)) for name in np.roll(list(calls), i)], range(8))
+    for name, answer in (item for row in rows for item in row):
+      for key, value in answer.items():
+        np.testing.assert_allclose(value, alone[name][key], rtol=1e-5, atol=1e-5)
+
+
+_BAD = [
+    ("log_prob", {"images": tf.zeros([2, 4, 3, 2], tf.uint8)}),
+    ("log_prob", {"images": tf.zeros([4, 4, 2], tf.uint8)}),
+    ("log_prob", {"images": tf.zeros([2, 4, 4, 2])}),
+    ("log_prob", {}),
+    ("encode", {"images": tf.zeros([2, 4, 4, 1], tf.uint8)}),
+    ("decode", {"latent": tf.zeros([2, 31])}),
+    ("decode", {"latent": tf.zeros([2, 32], tf.float64)}),
+    ("sample", {"num_samples": tf.constant([2]), "temperature": tf.constant(1.), "seed": tf.constant([0, 1])}),
+    ("sample", {"num_samples": tf.constant(-1), "temperature": tf.constant(1.), "seed": tf.constant([0, 1])}),
+    ("sample", {"num_samples": tf.constant(2), "temperature": tf.constant(1.), "seed": tf.constant(1)}),
+    ("sample", {"num_samples": tf.constant(3), "temperature": tf.constant(1.), "seed": tf.constant([0, 1])}),
+    ("interpolate", {"first": tf.zeros([2, 4, 4, 2], tf.uint8), "second": tf.zeros([2, 4, 4, 2], tf.uint8),
+                     "num_steps": tf.constant(1)}),
+    ("interpolate", {"first": tf.zeros([2, 4, 4, 2], tf.uint8), "second": tf.zeros([3, 4, 4, 2], tf.uint8),
+                     "num_steps": tf.constant(2)}),
+]
+
+
+@pytest.mark.slow
+def test_a_bad_request_is_an_error_of_tensorflow_and_the_next_one_is_answered(signatures):
+  good = lambda: signatures["log_prob"](images=tf.constant(IMAGES), labels=tf.constant(LABELS))["log_prob"].numpy()
+  before = good()
+  for name, inputs in _BAD:
+    with pytest.raises((tf.errors.InvalidArgumentError, TypeError, ValueError)):
+      signatures[name](labels=tf.constant([0, 1]), **inputs)
+  for labels in (tf.constant([0, 3, 0, 0, 0, 0]), tf.constant([0, -1, 0, 0, 0, 0])):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`labels` must lie in 0 \.\. 2"):
+      signatures["log_prob"](images=tf.constant(IMAGES), labels=labels)
+  with pytest.raises((tf.errors.InvalidArgumentError, TypeError)):
+    signatures["log_prob"](images=tf.constant(IMAGES), labels=tf.constant(LABELS[:2]))
+  np.testing.assert_array_equal(good(), before)
+
+
+def _cli(*args):
+  done = subprocess.run([pathlib.Path(sys.executable).parent / "saved_model_cli", *map(str, args)], capture_output=True,
+                        text=True, check=True, env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""})
+  return done.stdout
+
+
+@pytest.mark.slow
+def test_saved_model_cli(tmp_path):
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  model.export(tmp_path / "saved_model")
+  shown = _cli("show", "--dir", tmp_path / "saved_model", "--all")
+  for name, inputs in {"log_prob": ["images"], "encode": ["images"], "decode": ["latent"],
+                       "sample": ["num_samples", "temperature", "seed"], "serving_default": ["images"],
+                       "interpolate": ["first", "second", "num_steps"]}.items():
+    signature = shown.split(f"signature_def['{name}']:")[1].split("signature_def")[0]
+    assert sorted(line.split("'")[1] for line in signature.splitlines() if "inputs[" in line) == sorted(inputs)
+  np.savez(tmp_path / "inputs.npz", images=IMAGES)
+  _cli("run", "--dir", tmp_path / "saved_model", "--tag_set", "serve", "--signature_def", "serving_default",
+       "--inputs", f"images={tmp_path / 'inputs.npz'}[images]", "--outdir", tmp_path)
+  np.testing.assert_allclose(np.load(tmp_path / "log_prob.npy"), model.log_prob(IMAGES), rtol=1e-5)
+
+
+# What can be exported.
+
+
+def test_continuous_data(tmp_path):
   model = tfp_glow.FlowModel(small_models.gaussian(), num_bits=None)
   model.export(tmp_path / "saved_model")
-  loaded = tf.saved_model.load(str(tmp_path / "saved_model"))
-  for count in (1, 5):
-    data = np.random.default_rng(0).normal(size=[count, *small_models.SHAPE]).astype(np.float32)
-    answer = loaded.signatures["log_prob"](images=tf.constant(data))
-    np.testing.assert_allclose(answer["log_prob"], model.distribution.log_prob(data), rtol=1e-5)
-    assert loaded.signatures["encode"](images=tf.constant(data))["latent"].shape[0] == count
+  signatures = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
+  data = np.random.default_rng(0).normal(size=[6, *small_models.SHAPE]).astype(np.float32)
+  np.testing.assert_allclose(signatures["log_prob"](images=tf.constant(data))["log_prob"],
+                             model.distribution.log_prob(data), rtol=1e-5)
+  between = signatures["interpolate"](
+      first=tf.constant(data[:3]), second=tf.constant(data[3:]), num_steps=tf.constant(4))["images"]
+  np.testing.assert_allclose(between, _live_interpolation(model, data[:3], data[3:]), atol=1e-5)
 
 
-def test_weights_are_stored_once(tmp_path):
-  model = tfp_glow.FlowModel(small_models.distribution(num_hidden=256))
-  model.export(tmp_path / "saved_model")
-  stored = sum(f.stat().st_size for f in (tmp_path / "saved_model" / "variables").iterdir())
+def test_a_bare_distribution_whose_networks_are_not_built(tmp_path):
+  network = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)])
+  flow = tfb.Chain([tfb.Shift(tf.Variable([1., 2., 3., 4.])), tfp_glow.AdditiveCoupling(network, 1)])
+  distribution = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), [4]), flow)
+  export.export_distribution(distribution, tmp_path / "saved_model", num_bits=None)
+  assert network.built
+  signatures = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
+  data = np.random.default_rng(0).normal(size=[5, 4]).astype(np.float32)
+  np.testing.assert_allclose(signatures["encode"](images=tf.constant(data))["latent"], flow.inverse(data), atol=1e-5)
+
+
+def test_a_bare_distribution_of_images(tmp_path):
+  distribution = small_models.gaussian()
+  export.export_distribution(distribution, tmp_path / "saved_model", num_bits=5)
+  answer = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["log_prob"](images=tf.constant(IMAGES))
+  expected = tfp_glow.FlowModel(distribution, num_bits=5).log_prob(IMAGES)
+  np.testing.assert_allclose(answer["log_prob"], expected, rtol=1e-5)
+
+
+def test_a_distribution_without_latents(tmp_path):
+  loc = tf.Variable([1., 2.])
+  path = str(tmp_path / "new" / "saved_model")
+  export.export_distribution(tfd.Independent(tfd.Normal(loc, 1.), 1), path, num_bits=None)
+  signatures = tf.saved_model.load(path).signatures
+  assert signatures.keys() == {"log_prob", "sample", "serving_default"}
+
+
+@pytest.mark.slow
+def test_weights_are_stored_once(wide):
+  model, path = wide
+  stored = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
   held = sum(v.numpy().nbytes for v in model.distribution.variables)
   assert held < stored < 1.1 * held
+
+
+# Where it is written.
+
+
+@pytest.mark.parametrize("path", [None, "", 3, b"saved_model"])
+def test_what_is_no_path(path):
+  with pytest.raises(TypeError, match="`path` must be the path of a folder.*Received: "):
+    tfp_glow.FlowModel(small_models.gaussian()).export(path)
+
+
+def _everything_in(folder):
+  return {path.relative_to(folder): path.is_file() and path.read_bytes() for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "."])
+def test_other_files_are_left_alone(name, tmp_path):
+  (tmp_path / "notes.txt").write_text("of yesterday")
+  (tmp_path / "saved_model.pb").write_text("another one")
+  before = _everything_in(tmp_path)
+  with pytest.raises(FileExistsError, match=rf"`path` must be a new folder.*Received: {tmp_path / name}"):
+    tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / name)
+  assert _everything_in(tmp_path) == before
+
+
+def test_a_file_in_place_of_the_parent_folder(tmp_path):
+  (tmp_path / "notes.txt").write_text("of yesterday")
+  with pytest.raises(OSError, match=rf"`path`.*Received: {tmp_path / 'notes.txt' / 'saved_model'}"):
+    tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "notes.txt" / "saved_model")
+
+
+def test_a_saved_model_is_replaced_as_a_whole_or_not_at_all(tmp_path):
+  path = tmp_path / "saved_model"
+  path.mkdir()  # An empty folder will do.
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  model.export(path, warm_up_batch_sizes=[1])
+  assert (path / "assets.extra" / "tf_serving_warmup_requests").exists()
+  before = _everything_in(path)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (64, limits[1]))  # No file may grow beyond so many bytes.
+  try:
+    with pytest.raises(OSError, match=rf"(?s)`path` must be a folder that can be written.*Received: {path}"):
+      model.export(path)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+  assert _everything_in(path) == before and [p.name for p in tmp_path.iterdir()] == ["saved_model"]
+  for v in model.distribution.trainable_variables:
+    v.assign_add(tf.ones(v.shape))
+  model.export(path)
+  assert not (path / "assets.extra").exists() and [p.name for p in tmp_path.iterdir()] == ["saved_model"]
+  answer = tf.saved_model.load(str(path)).signatures["log_prob"](images=tf.constant(IMAGES))["log_prob"]
+  np.testing.assert_allclose(answer, model.log_prob(IMAGES), rtol=1e-5)
+
+
+# Requests to warm TensorFlow Serving up.
+
+
+@pytest.mark.slow
+def test_warm_up_requests_are_answered(exported, signatures):
+  from tensorflow_serving.apis import prediction_log_pb2  # pylint: disable=import-outside-toplevel
+  asked = []
+  for record in tf.data.TFRecordDataset(str(exported[1] / "assets.extra" / "tf_serving_warmup_requests")):
+    request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request
+    inputs = {name: tf.constant(tf.make_ndarray(proto)) for name, proto in request.inputs.items()}
+    answer = signatures[request.model_spec.signature_name](**inputs)
+    asked += [(request.model_spec.signature_name, len(next(iter(answer.values()))))]
+  names = signatures.keys() - {"serving_default"}  # It is another name of `log_prob`.
+  assert sorted(asked) == sorted((name, size) for name in names for size in (1, 3))
+
+
+def test_without_the_package_for_warm_up_requests(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
+  with pytest.raises(ImportError, match=r'`warm_up_batch_sizes`.*pip install "tfp_glow\[serving\]"'):
+    tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model", warm_up_batch_sizes=[1])
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("sizes", [[0], [1.5], [True], ["1"]])
+def test_bad_warm_up_batch_sizes(sizes, tmp_path):
+  with pytest.raises(ValueError, match="`warm_up_batch_sizes` must be positive `int`s. Received: "):
+    tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model", warm_up_batch_sizes=sizes)
+  assert not list(tmp_path.iterdir())

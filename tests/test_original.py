@@ -41,20 +41,35 @@ def test_squeeze_order(model):
 
 
 def _loss_gradients(reference, glow, labels):
-  """Of the original's loss without the classifier's part, variable by variable."""
-  distribution = reference_models.make_distribution(glow)
+  """Of the original's loss, the classifier's part in it, variable by variable."""
+  model = reference_models.make_model(reference, glow)
   with tf.GradientTape() as tape:
-    log_prob = distribution.log_prob(reference["xz"], bijector_kwargs=labels)
-    loss = -tf.reduce_mean(log_prob) / (np.log(2.) * reference_models.NUM_DIMS)
-  variables = glow.trainable_variables
-  return dict(zip([v.ref() for v in variables], tape.gradient(loss, variables)))
+    nats = model.distribution.log_prob(reference["xz"], bijector_kwargs=labels)
+    loss = -tf.reduce_mean(nats) / (np.log(2.) * reference_models.NUM_DIMS)
+    if model.classifier is not None:
+      loss += reference_models.WEIGHT_Y * tf.reduce_mean(_bits_y(reference, model, labels))
+  variables = [v.value for v in model.trainable_variables]
+  gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]  # Of classes: slices.
+  return {v.ref(): gradient for v, gradient in zip(variables, gradients)}, model.classifier
+
+
+def _bits_y(reference, model, labels):
+  glow = model.distribution.bijector
+  logits = model.classifier(glow.class_features(glow.inverse(reference["xz"], **labels), **labels))
+  return tf.nn.sparse_softmax_cross_entropy_with_logits(reference["y"], logits) / np.log(2.)
+
+
+def test_bits_of_the_labels():
+  reference = reference_models.load("d")
+  glow = reference_models.make_glow(reference)
+  labels = reference_models.labels_of(reference, glow)
+  bits_y = _bits_y(reference, reference_models.make_model(reference, glow), labels)
+  np.testing.assert_allclose(bits_y, reference["bits_y"], rtol=1e-5)
 
 
 def test_gradients(model):
   reference, glow, labels = model
-  if "weight_y" in str(reference["meta"]) and labels:
-    pytest.skip("the recorded loss of this reference holds a classifier's part")
-  gradients = _loss_gradients(reference, glow, labels)
+  gradients, classifier = _loss_gradients(reference, glow, labels)
   for variable, names, convert in original_layout(glow):
     if not variable.trainable:
       continue  # Signs and permutation of the 1x1 convolution.
@@ -66,6 +81,10 @@ def test_gradients(model):
     actual = gradients[variable.value.ref()]
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max() + 1e-8,
                                err_msg=variable.name)
+  if classifier is not None:
+    for name, variable in (("W", classifier.kernel), ("b", classifier.bias), ("logs", classifier.log_scale)):
+      expected = reference[f"grad/model/classifier/{name}"].reshape(variable.shape)
+      np.testing.assert_allclose(gradients[variable.value.ref()], expected, rtol=1e-4, atol=1e-8, err_msg=name)
 
 
 def _through_lu(glow, variable, gradients_of_matrix):

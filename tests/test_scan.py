@@ -178,8 +178,8 @@ def _value_and_gradients(bijector, inputs, inverse, jit_compile=None):
 
 
 def _glow(gradient, dtype="float64", coupling="affine", permutation="conv1x1", num_steps=3, **kwargs):
-  glow = tfp_glow.GlowBijector((8, 8, 2), 2, num_steps, 8, coupling, permutation, gradient=gradient, seed=0, dtype=dtype,
-                               **kwargs)
+  glow = tfp_glow.GlowBijector((8, 8, 2), 2, num_steps, 8, coupling, permutation, gradient=gradient, seed=0,
+                               dtype=dtype, **kwargs)
   bijector_cases.perturb(glow)
   return glow
 
@@ -218,8 +218,8 @@ def _check_reversible(make_step, inverse):
   bijector_cases.perturb(first)
   for a, b in zip(second._keras_variables(), first._keras_variables(), strict=True):
     a.assign(b)
-  _assert_same_gradients(_value_and_gradients(second, inputs, inverse)[2], _value_and_gradients(first, inputs, inverse)[2],
-                         1e-8)
+  gradients = [_value_and_gradients(bijector, inputs, inverse)[2] for bijector in (second, first)]
+  _assert_same_gradients(*gradients, 1e-8)
 
 
 @pytest.mark.parametrize("make_step", [

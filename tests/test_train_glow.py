@@ -18,7 +18,7 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
-from tfp_glow import callbacks
+from tfp_glow import callbacks, data
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train_glow.py"
 TINY = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=256"]
@@ -65,6 +65,10 @@ def check_outputs(folder, is_finished=True):
     with Image.open(folder / name) as picture:
       picture.load()
       assert (picture.format, picture.size) == ("PNG", size), name
+  files = sorted((folder / "test_images").iterdir())
+  images = np.stack([np.asarray(Image.open(file))[..., np.newaxis] for file in files])
+  (expected,) = data.load_images("digits", "test", batch_size=1000)
+  np.testing.assert_array_equal(images, expected[:32])
   assert math.isfinite(results(folder)["bits_per_dim"])
   signatures = tf.saved_model.load(folder / "saved_model").signatures
   images = signatures["sample"](num_samples=tf.constant(2), temperature=tf.constant(1.), seed=tf.constant([0, 1]))
@@ -107,7 +111,7 @@ def test_weights_give_the_number(finished, monkeypatch):
   model.load_weights(folder / "model.weights.h5")
   found = results(folder)
   assert found["num_parameters"] == sum(v.shape.num_elements() for v in model.distribution.trainable_variables)
-  splits = train_glow.load_splits(args)
+  splits = train_glow.training_data.load_splits(args)
   np.testing.assert_allclose(train_glow.evaluate(model, splits["test"]), found["bits_per_dim"], rtol=1e-5)
   np.testing.assert_allclose(train_glow.evaluate(model, splits["validation"]), found["validation_bits_per_dim"],
                              rtol=1e-5)
@@ -342,11 +346,12 @@ def test_overwrite_clears_results_and_nothing_else(tmp_path):
   assert not list((tmp_path / "training_state").iterdir())
 
 
-def test_shifts_are_whole_pixels_and_all_are_made():
+@pytest.mark.parametrize("fill, mode", [("zeros", "constant"), ("nearest", "edge")])
+def test_shifts_are_whole_pixels_and_all_are_made(fill, mode):
   images = np.random.default_rng(0).integers(1, 256, (500, 6, 5, 1)).astype(np.uint8)
-  args = argparse.Namespace(max_shift=1.49, flip=False, seed=0)
-  shifted = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
-  padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)])
+  args = argparse.Namespace(max_shift=1.49, shift_fill=fill, flip=False, seed=0)
+  shifted = next(train_glow.training_data.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
+  padded = np.pad(images, [(0, 0), (1, 1), (1, 1), (0, 0)], mode)
   windows = [padded[:, i:i + 6, j:j + 5] for i in range(3) for j in range(3)]
   matches = np.array([(window == shifted).all((1, 2, 3)) for window in windows])
   assert shifted.dtype == np.uint8 and (matches.sum(0) == 1).all()
@@ -355,8 +360,9 @@ def test_shifts_are_whole_pixels_and_all_are_made():
 
 def test_shifts_and_flips_depend_on_the_step_alone():
   images = tf.data.Dataset.from_tensors(np.random.default_rng(0).integers(1, 256, (50, 6, 5, 1)).astype(np.uint8))
-  args = argparse.Namespace(max_shift=1.49, flip=True, seed=0)
-  augment = lambda images, first_step: list(train_glow.augment(images, args, first_step).as_numpy_iterator())
+  args = argparse.Namespace(max_shift=1.49, shift_fill="zeros", flip=True, seed=0)
+  augment = lambda images, first_step: list(
+      train_glow.training_data.augment(images, args, first_step).as_numpy_iterator())
   first, second, third = augment(images.repeat(3), 0)
   np.testing.assert_array_equal(augment(images.repeat(2), 1), [second, third])
   assert (first != second).any()
@@ -365,25 +371,40 @@ def test_shifts_and_flips_depend_on_the_step_alone():
 def test_flips_mirror_half_of_the_images():
   images = np.random.default_rng(0).integers(0, 256, (200, 6, 5, 3)).astype(np.uint8)
   args = argparse.Namespace(max_shift=0, flip=True, seed=0)
-  flipped = next(train_glow.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
+  flipped = next(train_glow.training_data.augment(tf.data.Dataset.from_tensors(images), args, 0).as_numpy_iterator())
   same = (flipped == images).all((1, 2, 3))
   np.testing.assert_array_equal(flipped[~same], images[~same, :, ::-1])
   assert 60 < same.sum() < 140
 
 
-def test_data_without_validation_split_gives_up_a_part_of_train(monkeypatch):
+def test_labels_stay_with_their_images():
+  labels = np.arange(1, 251, dtype=np.int64)
+  images = np.tile(labels[:, np.newaxis, np.newaxis, np.newaxis], [1, 6, 5, 1]).astype(np.uint8)
+  args = argparse.Namespace(max_shift=1.49, shift_fill="nearest", flip=True, seed=0)
+  dataset = tf.data.Dataset.from_tensors((images, labels))
+  (augmented, same_labels), = train_glow.training_data.augment(dataset, args, 0)
+  np.testing.assert_array_equal(same_labels, labels)
+  np.testing.assert_array_equal(augmented, images)
+
+
+@pytest.mark.parametrize("missing, expected", [
+    (["validation"], {"train": "train[:95%]", "validation": "train[95%:]", "test": "test"}),
+    (["validation", "test"], {"train": "train[:85%]", "validation": "train[85%:90%]", "test": "train[90%:]"}),
+    ([], {"train": "train", "validation": "validation", "test": "test"})])
+def test_missing_splits_are_parts_of_train(missing, expected, monkeypatch):
   def load_images(name, split, **_):
-    if split == "validation":
+    if split in missing:
       raise ValueError("`split`")
-    return tf.data.Dataset.from_tensors(np.full([1, 4, 4, 1], len(split), np.uint8))
+    return tf.data.Dataset.from_tensors(np.frombuffer(split.encode().ljust(16), np.uint8).reshape(1, 4, 4, 1))
 
   monkeypatch.setattr(train_glow.data, "load_images", load_images)
-  args = argparse.Namespace(data="x", batch_size=1, image_size=None, seed=0, data_dir=None, max_shift=0, flip=False)
-  splits = train_glow.load_splits(args)
+  args = argparse.Namespace(data="x", batch_size=1, image_size=None, shorter_side=None, conditional=False, seed=0,
+                            data_dir=None, max_shift=0, flip=False)
+  splits = train_glow.training_data.load_splits(args)
   splits["train_epochs"] = splits["train_epochs"](epochs=range(1))
-  sizes = {key: next(iter(split)).numpy()[0, 0, 0, 0] for key, split in splits.items()}
-  assert sizes.pop("train_epochs") == sizes["train"]
-  assert sizes == {"train": len("train[:95%]"), "validation": len("train[95%:]"), "test": len("test")}
+  found = {key: next(iter(split)).numpy().tobytes().decode().strip() for key, split in splits.items()}
+  assert found.pop("train_epochs") == found["train"]
+  assert found == expected
 
 
 def test_mirrored_strategy_takes_all_devices():
@@ -393,7 +414,8 @@ def test_mirrored_strategy_takes_all_devices():
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-  schedule = train_glow.learning_rate_schedule(argparse.Namespace(epochs=10, learning_rate=1e-2), steps_per_epoch=20)
+  args = argparse.Namespace(epochs=10, learning_rate=1e-2, schedule="cosine", warm_up_steps=None)
+  schedule = train_glow.learning_rate_schedule(args, steps_per_epoch=20)
   rates = [float(schedule(step)) for step in range(201)]
   assert rates[0] == 0. and rates[-1] == pytest.approx(0., abs=1e-9)
   assert max(rates) == pytest.approx(1e-2) and rates.index(max(rates)) == 10
@@ -410,9 +432,31 @@ def test_best_weights_are_kept(best, now, expected):
   assert (loaded, bits) == ((["weights"], best) if expected == "best" else ([], now))
 
 
+def test_interpolations_of_classes_begin_and_end_at_their_images():
+  """Also where neighbours are of different classes."""
+  def encode(images, labels):
+    return images.reshape(len(images), -1).astype(np.float32) + 1000 * labels[:, np.newaxis]
+
+  def decode(z, labels):
+    return (z - 1000 * labels[:, np.newaxis]).reshape(-1, 4, 4, 1)
+
+  model = types.SimpleNamespace(encode=encode, decode=decode)
+  images, labels = np.random.default_rng(0).integers(0, 256, [3, 4, 4, 1]), np.array([2, 0, 1])
+  rows = train_glow.run_pictures._interpolations(model, images, labels)
+  np.testing.assert_allclose(rows[:, 0], images, atol=1e-3)
+  np.testing.assert_allclose(rows[:, -1], np.roll(images, -1, axis=0), atol=1e-3)
+
+
+@pytest.mark.parametrize("num_classes, expected", [(3, [0, 1, 2]), (1000, [*range(10)])])
+def test_samples_of_classes_are_a_row_for_each(num_classes, expected):
+  sample = lambda count, temperature, labels, seed: np.full([count, 1], labels)
+  rows, names = train_glow.run_pictures._samples(types.SimpleNamespace(sample=sample), num_classes, seed=0)
+  assert [row[0, 0] for row in rows] == expected and names == [f"class {label}" for label in expected]
+
+
 def test_pictures_enlarge_pixel_by_pixel(tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 16, 3)).astype(np.uint8)
-  train_glow.save_grid(tmp_path / "grid.png", images)
+  train_glow.run_pictures.save_grid(tmp_path / "grid.png", images)
   picture = np.asarray(Image.open(tmp_path / "grid.png"))
   assert picture.shape == (4 + 2 * 68, 4 + 3 * 68, 3)
   np.testing.assert_array_equal(picture[72:136, 140:204], images[1, 2].repeat(4, 0).repeat(4, 1))

@@ -214,7 +214,8 @@ def _flip_a_bit(path):
 
 @pytest.mark.parametrize("damage, suffix", [
     (_truncate, "data-00000-of-00001"), (_flip_a_bit, "data-00000-of-00001"),
-    (pathlib.Path.unlink, "data-00000-of-00001"), (_truncate, "index"), (lambda path: path.write_text("not a checkpoint"), "index")])
+    (pathlib.Path.unlink, "data-00000-of-00001"), (_truncate, "index"),
+    (lambda path: path.write_text("not a checkpoint"), "index")])
 def test_a_damaged_state_is_an_error_and_the_one_before_is_still_there(folder, damage, suffix):
   damage(folder / f"epoch-2.{suffix}")
   model = _model()

@@ -28,11 +28,12 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-  """Three workers and their reports; then the chief is killed."""
-  with distributed_runs.Workers(3, distributed_runs.gaussian_worker, tmp_path_factory.mktemp("three")) as workers:
+  """Three workers, their reports and the folder of all; then the chief is killed."""
+  folder = tmp_path_factory.mktemp("three")
+  with distributed_runs.Workers(3, distributed_runs.gaussian_worker, folder) as workers:
     reports = workers.reports()
     workers.kill(0)
-    yield workers, reports
+    yield workers, reports, folder
 
 
 def test_initialisation_is_that_of_the_chief(two, one_device):
@@ -64,6 +65,16 @@ def test_a_worker_whose_share_is_not_finite_stops_all(three):
   assert sum("a quantity of another replica is not finite" in failure for failure in failures) == 2
   for report in three[1]:
     assert report["state_error"] == "`folder`: an error of the chief"
+
+
+def test_the_chief_alone_draws(three, tmp_path):
+  assert sorted(path.name for path in three[2].glob("drawn*")) == ["drawn_by_0", "drawn_by_the_chief"]
+  distributed_runs.draw(tf.distribute.get_strategy(), 0, tmp_path)
+  for folder in ("drawn_by_0", "drawn_by_the_chief"):
+    drawn, expected = ({path.name: path for path in (root / folder).iterdir()} for root in (three[2], tmp_path))
+    assert drawn.keys() == expected.keys() and len(drawn) == 6
+    for name in ("samples_0001.png", "interpolations_0001.png"):
+      assert drawn[name].read_bytes() == expected[name].read_bytes()
 
 
 def _check_training(reports, model, history):

@@ -3,7 +3,7 @@
 `forward` is the generative direction, latent to data; the formulas of the paper are `inverse`.
 """
 
-from tfp_glow import callbacks, data, latent, lipschitz, networks
+from tfp_glow import callbacks, data, evaluation, export, latent, lipschitz, networks
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
@@ -15,10 +15,12 @@ from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
 from tfp_glow.glow import GlowBijector, GlowStep
 from tfp_glow.model import FlowModel
+from tfp_glow.original import load_original_checkpoint
 from tfp_glow.version import __version__
 
 __all__ = [
     "ActNorm", "AdditiveCoupling", "AffineCoupling", "ChannelPermutation", "FactorOut", "FlowModel", "GlowBijector",
     "GlowStep", "InvertibleConv1x1", "InvertibleResidualBlock", "OnePassBijector", "Scan", "Squeeze", "TopPrior",
-    "callbacks", "data", "latent", "lipschitz", "networks", "__version__",
+    "callbacks", "data", "evaluation", "export", "latent", "lipschitz", "load_original_checkpoint", "networks",
+    "__version__",
 ]

@@ -1,5 +1,8 @@
 """`Codec`: what a distribution says of images, and the images it makes."""
 
+import numbers
+
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -35,6 +38,11 @@ class Codec:
       dequantize.check_num_bits(num_bits)
     self.distribution = distribution
     self.num_bits = num_bits
+
+  def build(self):
+    """Has those bijectors make their variables that make them when they are first called."""
+    if not getattr(getattr(self.distribution, "bijector", None), "built", False):
+      self.log_density(tf.zeros([1] + self.event_shape.as_list(), self.distribution.dtype))
 
   @property
   def event_shape(self):
@@ -77,6 +85,20 @@ class Codec:
     """Number of classes, `None` where the images have none."""
     return getattr(getattr(self.distribution, "bijector", None), "num_classes", None)
 
+  @property
+  def num_levels(self):
+    """Number of the latent's levels; `None` where the bijector does not split latents."""
+    if not hasattr(getattr(self.distribution, "bijector", None), "split_latent"):
+      return None
+    return len(self._split_latent_of_ones())
+
+  @property
+  def num_class_features(self):
+    """Number of the features that a classifier of latents sees; `None` where there are no classes, or no features."""
+    if self.num_classes is None or not hasattr(self.distribution.bijector, "class_features"):
+      return None
+    return self.distribution.bijector.num_class_features
+
   def check_images(self, images):
     """Images as a tensor of the right dtype, with the static shape `[N] + event_shape`.
 
@@ -84,6 +106,8 @@ class Codec:
       TypeError: if the dtype does not fit `num_bits`.
       ValueError: if the shape is not `[N] + event_shape`.
     """
+    if images is None:
+      raise TypeError("`images` must be an array or tensor. Received: None")
     images = tf.convert_to_tensor(images)
     self.check_spec(images)
     return tf.ensure_shape(tf.cast(images, self.image_dtype), [None] + self.event_shape.as_list())
@@ -118,8 +142,17 @@ class Codec:
 
   def log_prob(self, images, labels=None, noise_seed=None):
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
-    log_density = self.log_density(self.to_values(images, noise_seed), labels)
-    return dequantize.discrete_log_prob(log_density, self.num_dims, self.num_bits)
+    return self._log_prob_of_values(self.to_values(images, noise_seed), labels)
+
+  def log_prob_and_features(self, images, labels, noise_seed=None):
+    """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
+    values, condition = self.to_values(images, noise_seed), self.condition(labels)
+    log_prob = self._log_prob_of_values(values, labels)
+    # The bijector knows these latents: it has just computed them.
+    return log_prob, self.bijector.class_features(self.bijector.inverse(values, **condition), **condition)
+
+  def _log_prob_of_values(self, values, labels):
+    return dequantize.discrete_log_prob(self.log_density(values, labels), self.num_dims, self.num_bits)
 
   def log_density(self, values, labels=None):
     """Log-density of dequantized images, `[N]`, in nats."""
@@ -138,12 +171,33 @@ class Codec:
     """Images `[N] + event_shape` of latents `z`."""
     return self.to_images(self.bijector.forward(z, **self.condition(labels)))
 
+  def check_temperature(self, temperature):
+    """Temperatures, for `sample`, as a tensor.
+
+    Raises:
+      ValueError: if they are not one finite number of at least 0 or, where the bijector has levels, one for each of
+        them; or not 1 for a distribution without latents.
+    """
+    values = np.asarray(temperature, object)
+    if values.ndim > 1 or not all(isinstance(value, numbers.Real) and 0. <= value < np.inf for value in values.flat):
+      raise ValueError("`temperature` must be a finite number of at least 0, or a list of one for each level. "
+                       f"Received: {temperature!r}")
+    if values.ndim and len(values) != self.num_levels:
+      levels = f"{self.num_levels} levels" if self.num_levels else "a bijector without levels"
+      raise ValueError("`temperature` must be one number, or a list of one for each part that the bijector's "
+                       f"`split_latent` returns. Received: {temperature!r} for {levels}")
+    if not hasattr(self.distribution, "bijector") and values != 1.:
+      raise ValueError("`temperature` must be 1 for a distribution without latents. "
+                       f"Received: {temperature!r} for {self.distribution!r}")
+    return tf.constant(values.astype(np.float32))
+
   def sample(self, num_samples, temperature, seed, labels=None):
     """New images `[num_samples] + event_shape`.
 
     Args:
       num_samples: Integer scalar.
-      temperature: Floating scalar that the latents' deviation from their mean is multiplied by.
+      temperature: Floating scalar that the latents' deviation from their mean is multiplied by; or `[num_levels]`, one
+        for each part that the bijector's `split_latent` returns.
       seed: Integer tensor `[2]`.
       labels: Integer tensor `[num_samples]`.
     """
@@ -151,15 +205,27 @@ class Codec:
       return self.to_images(self.distribution.sample(num_samples, seed=seed))
     base = self.distribution.distribution
     z = base.sample(num_samples, seed=seed)
+    temperature = self._temperature_of_latents(tf.cast(temperature, z.dtype))
     as_drawn = tf.equal(temperature, 1.)
     try:
       mean = base.mean()
       # As drawn, where nothing is asked for: a mean may be NaN.
-      z = tf.where(as_drawn, z, mean + tf.cast(temperature, z.dtype) * (z - mean))
+      z = tf.where(as_drawn, z, mean + temperature * (z - mean))
     except NotImplementedError:
-      tf.debugging.Assert(as_drawn, ["`temperature` must be 1 for latents without a mean. Received: ", temperature])
+      tf.debugging.Assert(tf.reduce_all(as_drawn),
+                          ["`temperature` must be 1 for latents without a mean. Received: ", temperature])
     z = tf.ensure_shape(z, [None] + base.event_shape.as_list())
     return self.decode(z, labels)
+
+  def _temperature_of_latents(self, temperature):
+    """The temperature of each value of a latent, or of all."""
+    if self.num_levels is None:
+      return temperature
+    by_level = tf.unstack(tf.broadcast_to(temperature, [self.num_levels]))
+    return self.bijector.join_latent([value * ones for value, ones in zip(by_level, self._split_latent_of_ones())])
+
+  def _split_latent_of_ones(self):
+    return self.bijector.split_latent(tf.ones(self.distribution.distribution.event_shape, self.bijector.dtype))
 
   def condition(self, labels):
     """Keyword arguments of the bijector for these labels.

@@ -7,19 +7,17 @@ optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when
 import concurrent.futures
 import difflib
 import glob
-import gzip
 import hashlib
-import importlib
 import io
 import numbers
 import os
 import pathlib
-import tempfile
 from typing import Any, Callable, NamedTuple
-import urllib.parse
 
 import numpy as np
 import tensorflow as tf
+
+from tfp_glow import preparation
 
 _SPLIT_OF_TENTH = ("test", "validation", *["train"] * 8)
 _FOLDER_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -30,21 +28,11 @@ _EXIF_ORIENTATION, _EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 
 # TFDS has already shuffled its records on disk, so a part of them at a time is enough.
 _TFDS_SHUFFLE_BUFFER = 10_000
-_CONNECT_TIMEOUT_SECONDS = 10
-
-_DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
-# SHA-256 of the decompressed files: Debian's gzip headers are its own.
-_FASHION_MNIST_SHA256 = {
-    "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
-    "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
-    "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
-    "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
-}
 
 
 class _Source(NamedTuple):
-  examples: tf.data.Dataset  # of `encoded`, cheap to shuffle, or of `(encoded, label)`
-  decode: Callable[[Any], tf.Tensor]  # encoded -> uint8 image [H, W, C]
+  examples: tf.data.Dataset  # of `(encoded,)` or `(encoded, label)`, cheap to shuffle
+  decode: Callable[[Any, tf.Tensor | None], tf.Tensor]  # `encoded` and place of the crop -> uint8 image [H, W, C]
   shuffle_buffer: int
 
 
@@ -57,8 +45,8 @@ class _ImageFile(NamedTuple):
   is_grey: bool
 
 
-def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labels=False, seed=0, data_dir=None,
-                shuffle=None, drop_remainder=False, epochs=None):
+def load_images(name_or_folder, split, batch_size, image_size=None, *, shorter_side=None, with_labels=False, seed=0,
+                data_dir=None, shuffle=None, drop_remainder=False, epochs=None):
   """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
 
   There are three kinds of sources:
@@ -89,14 +77,17 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
       always the whole of TFDS's train split.
     batch_size: Number of images in a batch.
     image_size: Height and width of the returned images. None: those of the source.
+    shorter_side: What the shorter side of an image is reduced to, at least `image_size`, before a square of that size
+      is cut out: at random where images are shuffled, else in the middle. With 96 and `image_size=64` these are the
+      LSUN images of Dinh et al. (2016). None: the largest central square is cut out first, and then reduced.
     with_labels: Whether to return pairs `(images, labels)`, with int64 labels `[B]`.
     seed: Seed of the shuffling, which (as always in TensorFlow) also depends on the global seed if one is set.
     data_dir: Where TFDS keeps its prepared data. None: the default of TFDS.
     shuffle: Whether to shuffle, anew on each pass. None: only `"train"` and parts of it; others have a fixed order.
     drop_remainder: Whether to drop a last batch with fewer images.
     epochs: `range` of the epochs that the dataset is to hold, one after the other, as a run needs that may be resumed:
-      the order of each depends on nothing but the seed and its number. See `callbacks.TrainingState`. None: one pass,
-      and another order each time the dataset is iterated.
+      order and random squares of each depend on nothing but the seed and its number. See `callbacks.TrainingState`.
+      None: one pass, and another order each time the dataset is iterated.
 
   Returns:
     A `tf.data.Dataset` of known length, of uint8 batches `[B, H, W, C]` with static height, width and channels, or of
@@ -109,9 +100,7 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
     ImportError: If the library that reads the source is not installed.
     ConnectionError, RuntimeError: If TFDS would have to download and no host answers, or if it fails otherwise.
   """
-  for name, value in (("batch_size", batch_size), ("image_size", 1 if image_size is None else image_size)):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-      raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+  _check_sizes(batch_size, image_size, shorter_side)
   if epochs is not None and not (isinstance(epochs, range) and epochs and epochs.step == 1 and epochs.start >= 0):
     raise ValueError("`epochs` must be a `range` such as range(3, 10), not empty, or None. "
                      f"Received: epochs={epochs!r}")
@@ -120,30 +109,71 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, with_labe
   if shuffle is None:
     shuffle = split.startswith("train")
   if isinstance(name_or_folder, os.PathLike) or _is_path(name_or_folder):
-    source = _folder_source(pathlib.Path(name_or_folder).expanduser(), split, image_size, with_labels)
+    source = _folder_source(pathlib.Path(name_or_folder).expanduser(), split, image_size, shorter_side,
+                            with_labels)
   elif name_or_folder == "digits":
-    source = _digits_source(split, image_size, with_labels)
+    source = _digits_source(split, image_size, shorter_side, with_labels)
   else:
-    source = _tfds_source(name_or_folder, split, image_size, with_labels, shuffle, seed, data_dir, epochs is None)
-  return _batches(source, batch_size, shuffle, seed, drop_remainder, epochs)
+    source = _tfds_source(name_or_folder, split, image_size, shorter_side, with_labels, shuffle, seed, data_dir,
+                          reshuffle=epochs is None)
+  return _batches(source, batch_size, shuffle, shuffle and shorter_side is not None, seed, drop_remainder, epochs)
 
 
-def _batches(source, batch_size, shuffle, seed, drop_remainder, epochs):
+def num_classes(name_or_folder, data_dir=None):
+  """Number of classes of the labels of `load_images`.
+
+  Args:
+    name_or_folder: As in `load_images`.
+    data_dir: As in `load_images`.
+
+  Returns:
+    Python `int`: the labels are 0 .. `num_classes - 1`.
+
+  Raises:
+    ValueError, FileNotFoundError, NotADirectoryError, ImportError: As `load_images` with `with_labels=True`.
+  """
+  if isinstance(name_or_folder, os.PathLike) or _is_path(name_or_folder):
+    return len(_class_names(_scan_folder(pathlib.Path(name_or_folder).expanduser())))
+  if name_or_folder == "digits":
+    return 10
+  tfds = _import_tfds(name_or_folder)
+  builder = _tfds_builder(tfds, name_or_folder, data_dir)
+  _, label_key = _tfds_features(tfds, builder, name_or_folder, with_labels=True)
+  return builder.info.features[label_key].num_classes
+
+
+def _check_sizes(batch_size, image_size, shorter_side):
+  for name, value in (("batch_size", batch_size), ("image_size", image_size), ("shorter_side", shorter_side)):
+    if value is None and name != "batch_size":
+      continue
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+      raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
+  if shorter_side is not None and (image_size is None or shorter_side < image_size):
+    raise ValueError("`shorter_side` must be at least `image_size`, which must be given with it, or None. "
+                     f"Received: image_size={image_size!r}, shorter_side={shorter_side!r}")
+
+
+def _batches(source, batch_size, shuffle, cut_at_random, seed, drop_remainder, epochs):
   num_images = int(source.examples.cardinality())
   if drop_remainder and 0 <= num_images < batch_size:
     raise ValueError(f"`batch_size` must be at most the number of images ({num_images}) where `drop_remainder` is "
                      f"True. Received: batch_size={batch_size}")
 
-  def decode(encoded, *label):
-    image = source.decode(encoded)
-    return (image, *label) if label else image
-
   def one_pass(seed):
+
+    def decode(index, example):
+      encoded, *label = example
+      # A function of the pass and the place in it, as the order is.
+      place = tf.random.stateless_uniform([2], tf.stack([seed, index])) if cut_at_random else None
+      image = source.decode(encoded, place)
+      return (image, *label) if label else image
+
     dataset = source.examples
     if shuffle:
       # Before decoding: the buffer then holds paths or compressed images.
       dataset = dataset.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
-    return dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(batch_size, drop_remainder=drop_remainder)
+    dataset = dataset.enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.batch(batch_size, drop_remainder=drop_remainder)
 
   # Several workers share each batch. By files, TensorFlow's first choice, their batches would be others than one
   # process'.
@@ -171,18 +201,42 @@ def _is_path(name_or_folder):
       name_or_folder.startswith((".", "~")) or os.path.isabs(name_or_folder) or os.path.exists(name_or_folder))
 
 
-def _require(module, purpose, name_or_folder):
-  """Imports an optional library, or says how to install it."""
-  try:
-    return importlib.import_module(module)
-  except ImportError as error:
-    raise ImportError(f"`name_or_folder`: {purpose} needs the Python module {module} ({error}); install it with: "
-                      f"pip install tfp_glow[data]. Received: name_or_folder={str(name_or_folder)!r}") from error
-
-
 def _or_validation(split, available):
   """Lets the validation split stand in for a missing test split."""
   return "validation" if split == "test" and "test" not in available and "validation" in available else split
+
+
+def _fit(image, image_size, shorter_side, place):
+  """Shrinks, cuts out a square, zero-pads to `image_size`; see `load_images`.
+
+  Args:
+    image: uint8 tensor `[H, W, C]`.
+    image_size: Python `int`; None: the image stays as it is.
+    shorter_side: Python `int` or None.
+    place: Tensor `[2]` of numbers in [0, 1), from top and left to bottom and right; None: the middle.
+  """
+  if image_size is None:
+    return image
+  if shorter_side is not None:
+    image = _cut(_shrink(image, shorter_side), image_size, place)
+  return tf.ensure_shape(_crop_and_fit(image, image_size), [image_size, image_size, image.shape[-1]])
+
+
+def _shrink(image, shorter_side):
+  """Reduces an image to this shorter side; smaller ones stay as they are."""
+  size = tf.shape(image)[:2]
+  shorter = tf.reduce_min(size)
+  size = (size * tf.minimum(shorter, shorter_side) + shorter // 2) // shorter
+  return tf.saturate_cast(tf.round(tf.image.resize(image, size, antialias=True)), tf.uint8)
+
+
+def _cut(image, image_size, place):
+  """Cuts a square out, or less where the image is smaller."""
+  size = tf.minimum(tf.shape(image)[:2], image_size)
+  free = tf.shape(image)[:2] - size
+  start = free // 2 if place is None else tf.cast(place * tf.cast(free + 1, tf.float32), tf.int32)
+  (top, left), (bottom, right) = tf.unstack(start), tf.unstack(start + size)
+  return image[top:bottom, left:right]
 
 
 def _crop_and_fit(image, image_size):
@@ -202,18 +256,18 @@ def _crop_and_fit(image, image_size):
   return tf.pad(image, [[before, after], [before, after], [0, 0]])
 
 
-def _digits_source(split, image_size, with_labels):
-  digits = _require("sklearn.datasets", "'digits'", "digits").load_digits()
+def _digits_source(split, image_size, shorter_side, with_labels):
+  digits = preparation.require("sklearn.datasets", "'digits'", "digits").load_digits()
   images = np.minimum(16 * digits.images, 255).astype(np.uint8)[..., np.newaxis]
   splits = _digits_splits(images, digits.target)
   if split not in splits:
     raise ValueError(f"`split` must be 'train', 'validation' or 'test' for 'digits'. Received: split={split!r}")
   chosen = splits == split
   images, labels = images[chosen], digits.target[chosen].astype(np.int64)
-  examples = tf.data.Dataset.from_tensor_slices((images, labels) if with_labels else images)
+  examples = tf.data.Dataset.from_tensor_slices((images, labels) if with_labels else (images,))
 
-  def decode(image):
-    return image if image_size is None else tf.ensure_shape(_crop_and_fit(image, image_size), [image_size] * 2 + [1])
+  def decode(image, place):
+    return _fit(image, image_size, shorter_side, place)
 
   return _Source(examples, decode, shuffle_buffer=len(images))
 
@@ -230,8 +284,8 @@ def _digits_splits(images, labels):
   return splits
 
 
-def _folder_source(folder, split, image_size, with_labels):
-  _require("PIL.Image", "a folder of images", folder)
+def _folder_source(folder, split, image_size, shorter_side, with_labels):
+  preparation.require("PIL.Image", "a folder of images", folder)
   files = _scan_folder(folder)
   splits = {file.split for file in files}
   if _split_folders(folder):
@@ -241,16 +295,17 @@ def _folder_source(folder, split, image_size, with_labels):
                      f"assigned by sub-folders named like the splits, or else by a hash. Received: split={split!r}")
   chosen = [file for file in files if file.split == split]
   paths = [os.fsencode(file.path) for file in chosen]
-  examples = tf.data.Dataset.from_tensor_slices((paths, _folder_labels(files, chosen)) if with_labels else paths)
+  examples = tf.data.Dataset.from_tensor_slices(
+      (paths, _folder_labels(files, chosen)) if with_labels else (paths,))
   num_channels = 1 if all(file.is_grey for file in files) else 3
   size = _single_size(files) if image_size is None else (image_size, image_size)
 
-  def read(path):
-    return _read_image(os.fsdecode(path), image_size, num_channels)
+  def read(path, place=None):
+    return _read_image(os.fsdecode(path), image_size, shorter_side, place, num_channels)
 
-  def decode(path):
+  def decode(path, place):
     # Not stateful: it may run in parallel even where TensorFlow is asked to be deterministic.
-    image = tf.numpy_function(read, [path], tf.uint8, stateful=False)
+    image = tf.numpy_function(read, [path] if place is None else [path, place], tf.uint8, stateful=False)
     return tf.ensure_shape(image, [*size, num_channels])
 
   return _Source(examples, decode, shuffle_buffer=len(chosen))
@@ -326,23 +381,27 @@ def _single_size(files):
   return next(iter(examples))
 
 
-def _folder_labels(files, chosen):
-  """Labels of the chosen files; the classes are those of all splits."""
+def _class_names(files):
+  """Names of the classes of a folder, those of all splits, in the order of their labels."""
   for file in files:
     if file.class_name is None:
       raise ValueError(f"`with_labels` needs a folder with one sub-folder per class, but {file.path} is in none. "
                        "Received: with_labels=True")
-  labels = {name: label for label, name in enumerate(sorted({file.class_name for file in files}))}
+  return sorted({file.class_name for file in files})
+
+
+def _folder_labels(files, chosen):
+  labels = {name: label for label, name in enumerate(_class_names(files))}
   return np.array([labels[file.class_name] for file in chosen], np.int64)
 
 
-def _read_image(path, image_size, num_channels):
-  """Decodes an image file to a uint8 array [H, W, C]."""
+def _read_image(path, image_size, shorter_side, place, num_channels):
+  """Decodes an image file to a uint8 array [H, W, C]; arguments as in `_fit`."""
   from PIL import Image, ImageOps
   try:
     with Image.open(path, formats=_PILLOW_FORMATS) as image:
-      if image_size is not None:
-        image.draft(None, (2 * image_size, 2 * image_size))  # Lets libjpeg skip detail far below a pixel of the result.
+      if image_size is not None:  # Lets libjpeg skip detail far below a pixel of the result.
+        image.draft(None, (2 * (shorter_side or image_size),) * 2)
       if image.format in _JPEG_FORMATS:
         image = ImageOps.exif_transpose(image)
       if image.mode.startswith("I"):
@@ -355,21 +414,23 @@ def _read_image(path, image_size, num_channels):
     raise ValueError(f"`name_or_folder` has an image that cannot be decoded ({error}). Received: {path}") from error
   if image_size is not None:
     side = min(image.size)
-    left, top = (image.width - side) // 2, (image.height - side) // 2
+    if shorter_side is not None:
+      side = round(side * image_size / shorter_side)
+    free = image.width - side, image.height - side
+    left, top = (n // 2 for n in free) if place is None else (int(p * (n + 1)) for p, n in zip(place[::-1], free))
     image = image.resize((image_size, image_size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
   return np.asarray(image).reshape(image.height, image.width, num_channels)
 
 
-def _tfds_source(name, split, image_size, with_labels, shuffle, seed, data_dir, reshuffle):
+def _tfds_source(name, split, image_size, shorter_side, with_labels, shuffle, seed, data_dir, reshuffle):
   """A data set of TFDS, prepared on first use."""
-  tfds = _require("tensorflow_datasets", "a string that is not an existing folder", name)
+  tfds = _import_tfds(name)
   builder = _tfds_builder(tfds, name, data_dir)
   keys = _tfds_features(tfds, builder, name, with_labels)
   feature = builder.info.features[keys[0]]
-  shape = feature.shape if image_size is None else (image_size, image_size, feature.shape[-1])
-  if None in shape:
+  if image_size is None and None in feature.shape:
     raise ValueError(f"`image_size` must be given for {name!r}, whose images differ in size. Received: image_size=None")
-  _tfds_prepare(builder, name)
+  preparation.prepare(builder, name)
   splits = builder.info.splits
   # Images stay compressed until they have been shuffled.
   decoders = tfds.decode.PartialDecoding({key: True for key in keys}, decoders={keys[0]: tfds.decode.SkipDecoding()})
@@ -380,17 +441,22 @@ def _tfds_source(name, split, image_size, with_labels, shuffle, seed, data_dir, 
   except ValueError as error:
     raise ValueError(f"`split` must be one of {[str(key) for key in splits]} for {name!r}, or a part: 'train[90%:]' to "
                      f"validate or test, with 'train[:90%]' to train ({error}). Received: split={split!r}") from error
-  except AssertionError as error:  # There are no files: `_tfds_prepare` left it at that.
+  except AssertionError as error:  # There are no files: `prepare` left it at that.
     raise ConnectionError(f"`name_or_folder`: TFDS has not prepared {name!r} in {builder.data_dir} yet, and no host of "
-                          "its files answers; prepare it once where there is a network. "
+                          "its files answers; prepare it once where there is a network, or put its files into "
+                          f"{preparation.manual_folder(builder)}. "
                           f"Received: name_or_folder={name!r}") from error
 
-  def decode(encoded):
-    image = feature.decode_example(encoded)
-    return tf.ensure_shape(image if image_size is None else _crop_and_fit(image, image_size), shape)
+  def decode(encoded, place):
+    image = tf.ensure_shape(feature.decode_example(encoded), feature.shape)
+    return _fit(image, image_size, shorter_side, place)
 
-  examples = examples.map(lambda example: tuple(example[key] for key in keys) if with_labels else example[keys[0]])
+  examples = examples.map(lambda example: tuple(example[key] for key in keys))
   return _Source(examples, decode, _TFDS_SHUFFLE_BUFFER)
+
+
+def _import_tfds(name):
+  return preparation.require("tensorflow_datasets", "a string that is not an existing folder", name)
 
 
 def _tfds_builder(tfds, name, data_dir):
@@ -423,52 +489,3 @@ def _tfds_features(tfds, builder, name, with_labels):
     raise ValueError(f"`with_labels` needs a data set with a class label; the features of {name!r} are "
                      f"{list(features)}. Received: with_labels=True")
   return (image_key, label_key) if with_labels else (image_key,)
-
-
-def _tfds_prepare(builder, name):
-  """Downloads and prepares a data set, unless that is done or cannot succeed.
-
-  Where no host answers nothing is done: TFDS would retry for minutes, and its reader reports missing files at once. A
-  preparation that fails or is interrupted leaves nothing that TFDS takes for a prepared data set.
-  """
-  if builder.is_prepared():
-    return
-  if os.path.exists(builder.data_dir):
-    raise RuntimeError(f"`name_or_folder`: the copy of {name!r} in {builder.data_dir} is incomplete; remove it. "
-                       f"Received: name_or_folder={name!r}")
-  try:
-    if builder.name == "fashion_mnist" and _DEBIAN_FASHION_MNIST.is_dir():
-      _prepare_debian_fashion_mnist(builder)
-    elif _host_answers(builder):
-      builder.download_and_prepare()
-  except Exception as error:
-    raise RuntimeError(f"`name_or_folder`: TFDS could not prepare {name!r} in {builder.data_dir}: {error}. "
-                       f"Received: name_or_folder={name!r}") from error
-
-
-def _host_answers(builder):
-  """Whether one of the hosts of the files answers, or TFDS does not know them before it downloads."""
-  import requests  # What TFDS downloads with, so that proxies are the same.
-  urls = [urllib.parse.urlsplit(url) for url in builder.url_infos or ()]
-  hosts = {f"{url.scheme}://{url.netloc}" for url in urls if url.scheme in ("http", "https")}
-  for host in sorted(hosts):
-    try:
-      requests.head(host, timeout=_CONNECT_TIMEOUT_SECONDS)
-      return True
-    except requests.RequestException:
-      continue
-  return not hosts
-
-
-def _prepare_debian_fashion_mnist(builder):
-  """Lets TFDS prepare Fashion-MNIST from the files that Debian installs."""
-  for file_name, expected in _FASHION_MNIST_SHA256.items():
-    path = _DEBIAN_FASHION_MNIST / file_name
-    with gzip.open(path) as file:
-      actual = hashlib.sha256(file.read()).hexdigest()
-    if actual != expected:
-      raise ValueError(f"{path} is not the original file: the SHA-256 of its decompressed bytes must be {expected}, "
-                       f"and is {actual}")
-  builder.URL = _DEBIAN_FASHION_MNIST.as_uri() + "/"  # Of this builder only; the class keeps the one of the network.
-  with tempfile.TemporaryDirectory() as download_dir:  # For TFDS's copies, which nobody needs later.
-    builder.download_and_prepare(download_dir=download_dir)

@@ -34,17 +34,18 @@ def dequantize(images, num_bits, noise=0.5, dtype=tf.float32):
 
 
 def quantize(values, num_bits):
-  """From values to the uint8 images whose bins they lie in; values beyond the bins take the nearest.
+  """From values to the uint8 images whose bins they lie in; values beyond the bins become 0 and 255.
 
   Args:
     values: Floating tensor.
     num_bits: Python `int`, 1 .. 8.
 
   Returns:
-    uint8 tensor of the shape of `values`: with fewer than 8 bits, multiples of `2 ** (8 - num_bits)`.
+    uint8 tensor of the shape of `values`: with fewer than 8 bits, multiples of `2 ** (8 - num_bits)`; and 255, as in
+    the original, where a value lies beyond the brightest bin.
   """
-  levels = tf.clip_by_value(tf.floor((values + 0.5) * 2.**num_bits), 0., 2.**num_bits - 1.)
-  return tf.cast(levels * 2.**(8 - num_bits), tf.uint8)
+  levels = tf.floor((values + 0.5) * 2.**num_bits)
+  return tf.cast(tf.clip_by_value(levels * 2.**(8 - num_bits), 0., 255.), tf.uint8)
 
 
 def image_noise(images, seed, dtype=tf.float32):

@@ -1,37 +1,96 @@
-"""SavedModel signatures: a trained distribution that needs nothing but TensorFlow to serve."""
+"""SavedModels: distributions that need nothing but TensorFlow to serve."""
 
+import contextlib
+import os
+import secrets
+
+import numpy as np
 import tensorflow as tf
 
+from tfp_glow.codec import Codec
 
-def save_signatures(codec, path):
-  """Writes a SavedModel with the signatures `log_prob`, `encode`, `decode` and `sample`.
+# What a folder may hold that is taken for a SavedModel, and replaced.
+_FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
+# Where TensorFlow Serving looks for them.
+_WARM_UP_REQUESTS = ("assets.extra", "tf_serving_warmup_requests")
+
+
+def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
+  """Writes a SavedModel of a distribution over images; `FlowModel.export` does, too.
+
+  Its signatures, and the tensors that they take and return:
 
   ```none
-  log_prob(images) -> log_prob, bits_per_dim      images [N, H, W, C], uint8 (floating for continuous data)
-  encode(images) -> latent                        latent [N, H * W * C]
+  log_prob(images) -> log_prob, bits_per_dim            images [N, H, W, C], uint8 (floating for continuous data)
+  encode(images) -> latent                              latent [N, H * W * C]
   decode(latent) -> images
-  sample(num_samples, temperature, seed) -> images     int32 [], float32 [], int32 [2]
+  sample(num_samples, temperature, seed) -> images      int32 [], float32 [], int32 [2]
+  interpolate(first, second, num_steps) -> images       first, second [N, H, W, C]; int32 [], at least 2;
+                                                        images [N, num_steps, H, W, C]
   ```
 
-  A class-conditional model takes `labels`, int32 [N], as well. `serving_default` is `log_prob`. Images are dequantized
-  at the midpoints of their bins, so that answers are deterministic; `log_prob` is in nats per image.
+  `N` may be anything. A class-conditional model takes `labels`, int32 [N], as well; in `interpolate` they are those of
+  both images of a pair. `serving_default` is `log_prob`. Images are dequantized at the midpoints of their bins, so that
+  answers are deterministic; `log_prob` is in nats per image. `interpolate` goes on the straight lines between latents,
+  at equal distances. A distribution without latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample`
+  only.
+
+  #### Example
+
+  ```python
+  import tempfile
+  import tensorflow as tf
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  path = tempfile.mkdtemp()
+  tfp_glow.export.export_distribution(tfp.distributions.TransformedDistribution(base, glow), path)
+  signatures = tf.saved_model.load(path).signatures
+  signatures["log_prob"](images=tf.zeros([3, 8, 8, 1], tf.uint8))["bits_per_dim"]  # [3]
+  ```
 
   Args:
-    codec: `Codec`.
-    path: Folder to write.
+    distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`.
+    path: Folder to write. It is there when all of it has been written; a SavedModel that was there before is replaced.
+    num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data.
+    warm_up_batch_sizes: Python `int`s: TensorFlow Serving, before it answers anybody, will call each signature with so
+      many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
+
+  Raises:
+    TypeError: if `path` is no path, or `distribution` is not a TFP distribution.
+    ValueError: if `distribution` is not over one event, or `num_bits` or `warm_up_batch_sizes` are not as above.
+    FileExistsError: if there is something else than a SavedModel at `path`.
+    ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
+    OSError: if `path` cannot be written.
   """
+  codec = Codec(distribution, num_bits)
+  path = _checked_path(path)
+  sizes = list(warm_up_batch_sizes)
+  if any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 for size in sizes):
+    raise ValueError(f"`warm_up_batch_sizes` must be positive `int`s. Received: {warm_up_batch_sizes!r}")
+  apis = _import_serving_apis() if sizes else None
+  codec.build()
+  functions = _functions(codec)
+  with _written_as_a_whole(path) as folder:
+    _save(codec, functions, folder)
+    if sizes:
+      _write_warm_up_requests(apis, functions, sizes, folder)
+
+
+def _save(codec, functions, folder):
   module = tf.Module()
   # The whole distribution, so that its variables are saved; it holds no reference to the functions.
   module.variables_ = list(codec.distribution.variables)
-  functions = _functions(codec)
   module.functions = functions
-  signatures = dict(functions, serving_default=functions["log_prob"])
-  tf.saved_model.save(module, str(path), signatures=signatures)
+  tf.saved_model.save(module, folder, signatures=dict(functions, serving_default=functions["log_prob"]))
 
 
 def _functions(codec):
-  spec = lambda shape, dtype, name: tf.TensorSpec(shape, dtype, name=name)
-  images_spec = spec([None] + codec.event_shape.as_list(), codec.image_dtype, "images")
+  """The signatures, by their names."""
+  event_shape, spec = codec.event_shape.as_list(), lambda shape, dtype, name: tf.TensorSpec(shape, dtype, name=name)
+  images_spec = lambda name: spec([None] + event_shape, codec.image_dtype, name)
   labels_spec = [] if codec.num_classes is None else [spec([None], tf.int32, "labels")]
 
   def log_prob(images, labels=None):
@@ -47,13 +106,88 @@ def _functions(codec):
   def sample(num_samples, temperature, seed, labels=None):
     return {"images": codec.sample(num_samples, temperature, seed, labels)}
 
+  def interpolate(first, second, num_steps, labels=None):
+    lines = _lines(codec.encode(first, labels), codec.encode(second, labels), num_steps)
+    flat = tf.reshape(lines, tf.concat([[-1], tf.shape(lines)[2:]], axis=0))
+    images = codec.decode(flat, None if labels is None else tf.repeat(labels, num_steps))
+    return {"images": tf.reshape(images, tf.concat([tf.shape(lines)[:2], event_shape], axis=0))}
+
   make = lambda function, *specs: tf.function(
       function, input_signature=list(specs) + labels_spec, autograph=False)
-  functions = {"log_prob": make(log_prob, images_spec)}
+  functions = {"log_prob": make(log_prob, images_spec("images"))}
   if hasattr(codec.distribution, "bijector"):
     base = codec.distribution.distribution
-    latent_spec = spec([None] + base.event_shape.as_list(), base.dtype, "latent")
-    functions.update(encode=make(encode, images_spec), decode=make(decode, latent_spec))
+    functions.update(
+        encode=make(encode, images_spec("images")),
+        decode=make(decode, spec([None] + base.event_shape.as_list(), base.dtype, "latent")),
+        interpolate=make(interpolate, images_spec("first"), images_spec("second"), spec([], tf.int32, "num_steps")))
   functions["sample"] = make(sample, spec([], tf.int32, "num_samples"), spec([], tf.float32, "temperature"),
                              spec([2], tf.int32, "seed"))
   return functions
+
+
+def _lines(z0, z1, num_steps):
+  """As `latent.interpolate`, from latents `[N, ...]` to `[N, num_steps, ...]`."""
+  tf.debugging.assert_greater_equal(num_steps, 2, "`num_steps` must be at least 2.")
+  steps = tf.reshape(tf.range(num_steps), [-1] + [1] * (z0.shape.rank - 1))
+  z0, z1 = tf.expand_dims(z0, 1), tf.expand_dims(z1, 1)
+  lines = z0 + tf.cast(steps, z0.dtype) * ((z1 - z0) / tf.cast(num_steps - 1, z0.dtype))
+  return tf.where(tf.equal(steps, num_steps - 1), z1, lines)  # They end where they should, to the last bit.
+
+
+def _checked_path(path):
+  if not isinstance(path, (str, os.PathLike)) or not str(path):
+    raise TypeError(f"`path` must be the path of a folder, a `str` or `os.PathLike`. Received: {path!r}")
+  path = os.fspath(path)
+  files, is_there = tf.io.gfile, tf.io.gfile.exists(path)
+  if is_there and not (files.isdir(path) and {name.rstrip("/") for name in files.listdir(path)} <= _FILES):
+    raise FileExistsError("`path` must be a new folder, or an empty one, or a SavedModel with nothing else in its "
+                          f"folder, which is then replaced. Received: {path}")
+  return path
+
+
+@contextlib.contextmanager
+def _written_as_a_whole(path):
+  """A folder to write to, which becomes `path` in the end, in place of what is there."""
+  files, suffix = tf.io.gfile, secrets.token_hex(4)
+  new, old = (f"{path.rstrip('/')}.{state}-{suffix}" for state in ("incomplete", "replaced"))
+  try:
+    yield new
+    if files.exists(path):
+      files.rename(path, old)
+    files.rename(new, path)
+  except (tf.errors.OpError, OSError) as error:
+    raise OSError(
+        f"`path` must be a folder that can be written, but writing it failed: {error} Received: {path}") from error
+  finally:
+    for folder in (new, old):
+      if files.exists(folder):
+        files.rmtree(folder)
+
+
+def _import_serving_apis():
+  try:
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2  # pylint: disable=import-outside-toplevel
+  except ImportError as error:
+    raise ImportError('`warm_up_batch_sizes` needs the package tensorflow-serving-api: pip install '
+                      f'"tfp_glow[serving]". Received: {error}') from error
+  return predict_pb2, prediction_log_pb2
+
+
+def _write_warm_up_requests(apis, functions, sizes, folder):
+  """A request to each signature for each number of images; what is in the images does not matter."""
+  predict, prediction_log = apis
+  numbers = lambda size: {"num_samples": size, "temperature": 1., "num_steps": 2}
+  path = os.path.join(folder, *_WARM_UP_REQUESTS)
+  tf.io.gfile.makedirs(os.path.dirname(path))
+  with tf.io.TFRecordWriter(path) as writer:
+    for size in sizes:
+      for name, function in functions.items():
+        request = predict.PredictRequest()
+        request.model_spec.signature_name = name
+        for spec in function.input_signature:
+          shape = [size if length is None else length for length in spec.shape]
+          value = np.full(shape, numbers(size).get(spec.name, 0), spec.dtype.as_numpy_dtype)
+          request.inputs[spec.name].CopyFrom(tf.make_tensor_proto(value))
+        log = prediction_log.PredictionLog(predict_log=prediction_log.PredictLog(request=request))
+        writer.write(log.SerializeToString())

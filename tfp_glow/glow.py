@@ -123,7 +123,8 @@ def _of_halves(matrix, bias):
   rows = tf.split(tf.concat([matrix, tf.expand_dims(bias, -2)], axis=-2), [where, -1, 1], axis=-2)
   columns = tf.split(tf.concat([rows[0], rows[2], rows[1]], axis=-2), [where, -1], axis=-1)
   ones = np.broadcast_to(np.eye(matrix.shape[-1] + 1)[:, where:where + 1], batch + [matrix.shape[-1] + 1, 1])
-  return tuple(tf.split(tf.concat([columns[0], tf.constant(ones, matrix.dtype), columns[1]], axis=-1), [where + 1, -1], axis=-2))
+  square = tf.concat([columns[0], tf.constant(ones, matrix.dtype), columns[1]], axis=-1)
+  return tuple(tf.split(square, [where + 1, -1], axis=-2))
 
 
 def _product(halves, matrix):
@@ -251,6 +252,29 @@ class GlowBijector(OnePassBijector):
   def num_classes(self):
     """Number of classes, `None` where there are none."""
     return self.top.num_classes
+
+  @property
+  def num_class_features(self):
+    """Number of the `class_features`: the channels of the top latent."""
+    return self._block_shapes[-1][-1]
+
+  def class_features(self, z, labels=None):
+    """What the original's classifier sees: the mean over all positions of the top latent, before it is whitened.
+
+    It tells of the image alone: the labels only undo what they did to `z`.
+
+    Args:
+      z: Tensor `[..., H * W * C]`.
+      labels: Integer tensor `[...]`, those that `z` was made with, of a bijector with `num_classes`.
+
+    Returns:
+      Tensor `[..., num_class_features]`.
+
+    Raises:
+      ValueError: if the shape of `z` does not fit, or labels are missing or too many.
+    """
+    condition = {} if labels is None else {"labels": labels}
+    return tf.reduce_mean(self.top.forward(self.split_latent(z)[-1], **condition), axis=[-3, -2])
 
   def split_latent(self, z):
     """The latents as images, from the vector.

@@ -1,5 +1,7 @@
 """`FlowModel`: trains a distribution over images with Keras."""
 
+import contextlib
+import json
 import random
 import signal
 import threading
@@ -8,13 +10,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import export, health, replicas
+from tfp_glow import export, health, inputs, networks, replicas, serialization
 from tfp_glow.codec import Codec
 
 # First entries of the noise's seed: training, evaluation and initialisation never share their noise.
 _TRAIN, _TEST, _ADAPT = range(3)
 
 
+@keras.saving.register_keras_serializable("tfp_glow")
 class FlowModel(keras.Model):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
@@ -25,6 +28,10 @@ class FlowModel(keras.Model):
   uint8 images are dequantized by noise that is uniform in each value's bin: a function of the seed, the step and the
   image, so that runs are reproducible, whatever the number of replicas. `evaluate` and `predict` always use the same
   noise, and give the same number twice.
+
+  With `weight_y` the top latent of a class-conditional Glow is to tell the class as well: the loss of an image is its
+  bits per dimension plus `weight_y` times the bits of its label under a linear classifier, the metrics `bits_y` and
+  `accuracy` are those of this classifier, and `class_probabilities` asks it.
 
   #### Example
 
@@ -43,20 +50,23 @@ class FlowModel(keras.Model):
 
   References:
     Theis et al., "A note on the evaluation of generative models" (2015), on bits per dimension of discrete data.
+    The original code of Kingma and Dhariwal, "Glow" (2018), on the classifier.
   """
 
-  def __init__(self, distribution, num_bits=8, seed=0, name="flow_model"):
+  def __init__(self, distribution, num_bits=8, seed=0, weight_y=0., name="flow_model"):
     """Creates the model; it shares the distribution's variables.
 
     Args:
       distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`.
       num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data, not dequantized.
       seed: Python `int` of the dequantization noise.
+      weight_y: Python `float` of at least 0, the classifier's part in the loss (the original's is 0.01); 0: there is no
+        classifier. Needs a bijector that has `num_classes` and `class_features`, as `GlowBijector` does.
       name: Python `str`.
 
     Raises:
       TypeError: if `distribution` is not a TFP distribution.
-      ValueError: if it is not over one event, has no variables, or `num_bits` is not as above.
+      ValueError: if it is not over one event, has no variables, or `num_bits`, `seed` or `weight_y` are not as above.
     """
     # Whatever the global policy: it is for networks, the flow keeps its own precision.
     super().__init__(name=name, dtype="float32", autocast=False)
@@ -64,15 +74,19 @@ class FlowModel(keras.Model):
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31 - 8:
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
     self._seed = seed
-    if not getattr(getattr(distribution, "bijector", None), "built", False):
-      # Some bijectors make their variables when they are first called.
-      self._codec.log_density(tf.zeros([1] + self._codec.event_shape.as_list(), distribution.dtype))
+    self._weight_y = _checked_weight_y(weight_y, self._codec)
+    self._codec.build()
     if not distribution.trainable_variables:
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
                        f"variable does not count). Received: {distribution!r}")
     # Keras trains `keras.Variable`s; these share the storage of the distribution's.
     self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
                      for v in distribution.variables]
+    self.classifier = None
+    if self._weight_y:
+      self.classifier = networks.ZeroDense(self._codec.num_classes, dtype=self._codec.bijector.dtype.name,
+                                           name="classifier")
+      self.classifier.build([None, self._codec.num_class_features])
     self._failure = None
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
     make = lambda function: tf.function(function, reduce_retracing=True, autograph=False)
@@ -80,6 +94,8 @@ class FlowModel(keras.Model):
     self._decode = make(self._codec.decode)
     self._sample = make(self._codec.sample)
     self._log_prob = make(self._codec.log_prob)
+    self._class_probabilities = make(
+        lambda images, labels: tf.nn.softmax(self.classifier(self._codec.log_prob_and_features(images, labels)[1])))
     self.built = True
 
   @property
@@ -111,6 +127,7 @@ class FlowModel(keras.Model):
       if value is not None:
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
                          f"Received: {key}={value!r}")
+    options = {"jit_compile": jit_compile, **kwargs}
     has_replicas = self.distribute_strategy.num_replicas_in_sync > 1
     if jit_compile is True and has_replicas:
       raise ValueError("`jit_compile` must not be True with several replicas. Received: jit_compile=True, "
@@ -122,11 +139,21 @@ class FlowModel(keras.Model):
     has_accelerator = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")
     if jit_compile == "auto" and (has_replicas or not has_accelerator):
       jit_compile = False
-    # A metric of `compile`, not of the model: callbacks learn its direction from those only.
-    bits_per_dim = keras.metrics.MeanMetricWrapper(lambda _, bits: bits, name="bits_per_dim")
-    bits_per_dim._direction = "down"
     with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
-      super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=[bits_per_dim], **kwargs)
+      super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=self._make_metrics(), **kwargs)
+    self._compile_options = options
+
+  def _make_metrics(self):
+    """Means of the columns of `_terms`. Of `compile`, not of the model: callbacks learn a direction from those only."""
+    directions = {"bits_per_dim": "down"}
+    if self.classifier is not None:
+      directions |= {"bits_y": "down", "accuracy": "up"}
+    metrics = []
+    for column, (name, direction) in enumerate(directions.items()):
+      metric = keras.metrics.MeanMetricWrapper(lambda _, terms, column: terms[:, column], name=name, column=column)
+      metric._direction = direction
+      metrics.append(metric)
+    return metrics
 
   def adapt(self, data):
     """Data-dependent initialisation from one batch: of the distribution's bijector, or of the parts of its `tfb.Chain`.
@@ -139,8 +166,8 @@ class FlowModel(keras.Model):
     Raises:
       ValueError: if `data` is empty, or holds NaN or infinite values.
     """
-    batch = _first_batch(data, None, None)[0] if isinstance(data, tf.data.Dataset) else data
-    images, _ = self._unpack(batch)
+    batch = inputs.first_batch(data, name="data")[0] if isinstance(data, tf.data.Dataset) else data
+    images, _ = inputs.unpack(batch)
     with self.distribute_strategy.scope():
       values = self._codec.to_values(images, self._noise_seed(_ADAPT))
       replicas.run_on_chief(lambda: self._initialize(values), self.distribute_strategy)
@@ -148,7 +175,7 @@ class FlowModel(keras.Model):
     replicas.take_from_chief([v.value for v in self._adopted], self.distribute_strategy)
 
   def _initialize(self, values):
-    _check_finite("data", values)
+    inputs.check_finite("data", values)
     for bijector in self._codec.bijectors:
       if hasattr(bijector, "initialize"):
         bijector.initialize(values)
@@ -175,29 +202,54 @@ class FlowModel(keras.Model):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._assert_compile_called("fit")
-    self._check_data(x, y, kwargs)
+    inputs.check_data(self._codec, x, y, batch_size, kwargs)
     if kwargs.get("validation_data") is not None:
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-      self._check_data(validation_x, validation_y, {})
+      inputs.check_data(self._codec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
     if self._needs_adapt():
-      batch, x = _first_batch(x, y, batch_size)
+      batch, x = inputs.first_batch(x, y, batch_size)
       self.adapt(batch)
     if isinstance(x, tf.data.Dataset):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
     if self.jit_compile:
       kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), health.StopWhenNotFinite())
-    self._failure = None
-    is_main = threading.current_thread() is threading.main_thread()
-    on_interrupt = signal.getsignal(signal.SIGINT)
-    try:
+    # Callbacks such as `StopOnInterrupt` are not told of errors.
+    with _signal_handler_kept(signal.SIGINT), self._failure_named():
       return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+
+  @contextlib.contextmanager
+  def _failure_named(self):
+    """Has TensorFlow's error of a training step that is not finite replaced by one that says what it was."""
+    self._failure = None
+    try:
+      yield
+      return
     except tf.errors.OpError:
       if self._failure is None:
         raise
-    finally:
-      if is_main and on_interrupt is not None:
-        signal.signal(signal.SIGINT, on_interrupt)  # Callbacks such as `StopOnInterrupt` are not told of errors.
-    raise FloatingPointError(self._failure)
+    raise FloatingPointError(self._failure)  # Not from within, where it would drag TensorFlow's trace along.
+
+  def train_on_batch(self, x, y=None, **kwargs):
+    """As `keras.Model.train_on_batch`; initialises from the batch, as `fit` does.
+
+    Args:
+      x: Images.
+      y: Labels, if the model is class-conditional.
+      **kwargs: Of `keras.Model.train_on_batch`.
+
+    Returns:
+      Loss and metrics, as `keras.Model.train_on_batch` does.
+
+    Raises:
+      FloatingPointError: as `fit`.
+      ValueError: if `x` is empty or does not fit, or the model is not compiled.
+    """
+    self._assert_compile_called("train_on_batch")
+    inputs.check_data(self._codec, x, y, None, kwargs)
+    if self._needs_adapt():
+      self.adapt(x if y is None else (x, y))
+    with self._failure_named():
+      return super().train_on_batch(x, y, **kwargs)
 
   def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
     """As `keras.Model.evaluate`; the noise is the same each time.
@@ -215,7 +267,7 @@ class FlowModel(keras.Model):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._assert_compile_called("evaluate")
-    self._check_data(x, y, kwargs)
+    inputs.check_data(self._codec, x, y, batch_size, kwargs)
     return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
   def predict(self, x, batch_size=None, **kwargs):
@@ -229,16 +281,33 @@ class FlowModel(keras.Model):
     Raises:
       ValueError: if `x` is empty or does not fit.
     """
-    self._check_data(x, None, kwargs)
+    inputs.check_data(self._codec, x, None, batch_size, kwargs)
     return super().predict(x, batch_size=batch_size, **kwargs)
 
-  def call(self, inputs, labels=None):
+  def call(self, images, labels=None):
     """Bits per dimension of each image, `[N]`."""
-    return self._bits(inputs, labels, self._noise_seed(_TEST))
+    return self._bits(images, labels, self._noise_seed(_TEST))
 
-  def save(self, *args, **kwargs):
-    """Not to be had yet: raises before Keras empties the file that it was to write."""
-    return self.get_config()
+  def save(self, filepath, **kwargs):
+    """As `keras.Model.save`: all that training needs to go on as if it had not stopped, in one file.
+
+    `keras.models.load_model(filepath)` makes the model again, in any process that has imported `tfp_glow`, with its
+    optimizer and as it was compiled. Functions and classes of your own (`network_fn`, say) must be registered by
+    `keras.saving.register_keras_serializable`, also before loading. For other devices load it under the scope of the
+    strategy.
+
+    Args:
+      filepath: Ends in `.keras`.
+      **kwargs: Of `keras.Model.save`.
+
+    Raises:
+      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file; one that is
+        there already is then left as it was.
+    """
+    if str(filepath).endswith((".h5", ".hdf5")):
+      raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
+    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has emptied the file.
+    super().save(filepath, **kwargs)
 
   def load_weights(self, filepath, **kwargs):
     """As `keras.Model.load_weights`; but if the file does not fit, nothing has changed.
@@ -264,25 +333,45 @@ class FlowModel(keras.Model):
                        f"permutation and image size: {error} Received: {filepath}") from error
 
   def get_config(self):
-    raise NotImplementedError(
-        "A `FlowModel` cannot be saved as a whole: use `save_weights` (with `keras.callbacks.ModelCheckpoint`, "
-        "`save_weights_only=True`), or `export` to serve it.")
+    """What `from_config` makes the model from, without its weights; see `save`."""
+    return {"distribution": serialization.distribution_to_config(self.distribution), "num_bits": self.num_bits,
+            "seed": self._seed, "weight_y": self._weight_y, "name": self.name}
+
+  @classmethod
+  def from_config(cls, config):
+    """Makes a model from what `get_config` returned."""
+    return cls(**{**config, "distribution": serialization.distribution_from_config(config["distribution"])})
+
+  def get_compile_config(self):
+    """What `compile_from_config` compiles the model with."""
+    if not self.compiled:
+      return {}
+    optimizer = keras.saving.serialize_keras_object(self.optimizer)
+    return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
+
+  def compile_from_config(self, config):
+    """Compiles the model as another was, of whose `get_compile_config` this is."""
+    optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+    self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
+    if config["is_built"]:  # Then the file holds its variables.
+      self._build_optimizer()
 
   def train_step(self, data):
-    images, labels = self._unpack(data)
+    images, labels = inputs.unpack(data)
     noise_seed = self._noise_seed(_TRAIN, self.optimizer.iterations)
     with tf.GradientTape() as tape:
-      bits = self._bits(images, labels, noise_seed)
+      terms = self._terms(images, labels, noise_seed)
+      losses = self._loss_of(terms)
       # Over all replicas: they may have got unequal shares of the batch, which may be empty.
-      num_images = replicas.sum_over_replicas(tf.shape(bits)[0])
-      loss = tf.math.divide_no_nan(tf.reduce_sum(bits), tf.cast(num_images, bits.dtype))
+      num_images = replicas.sum_over_replicas(tf.shape(losses)[0])
+      loss = tf.math.divide_no_nan(tf.reduce_sum(losses), tf.cast(num_images, losses.dtype))
       scaled_loss = self.optimizer.scale_loss(loss)
     variables = self.trainable_variables
     gradients = tape.gradient(scaled_loss, [v.value for v in variables])
     gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
     largest = self._largest_entries(gradients)
     gradients = health.shortened(gradients, replicas.sum_over_replicas(tf.reduce_sum(largest)))
-    are_finite = tf.concat([[tf.reduce_all(tf.math.is_finite(bits))], tf.math.is_finite(largest)], axis=0)
+    are_finite = tf.concat([[tf.reduce_all(tf.math.is_finite(losses))], tf.math.is_finite(largest)], axis=0)
     summed = iter(replicas.sum_over_replicas([g for g in gradients if g is not None]))
     gradients = [g if g is None else next(summed) for g in gradients]
     apply = lambda: _apply_summed(self.optimizer, gradients, variables)
@@ -290,10 +379,10 @@ class FlowModel(keras.Model):
       # Once this is so, it stays so to the end of the execution, which may be of several steps.
       is_finite = tf.reduce_all(are_finite) & tf.math.is_finite(self._loss_tracker.total)
       tf.cond(is_finite, apply, lambda: tf.identity(self.optimizer.iterations))
-      return self._update_metrics(tf.where(is_finite, bits, np.nan))
+      return self._update_metrics(tf.where(is_finite, terms, np.nan))
     with tf.control_dependencies([self._stop_unless(are_finite, images, labels, noise_seed)]):
       apply()
-    return self._update_metrics(bits)
+    return self._update_metrics(terms)
 
   def _largest_entries(self, gradients):
     # A variable without a gradient is Keras' affair.
@@ -325,11 +414,11 @@ class FlowModel(keras.Model):
     raise FloatingPointError(self._failure)
 
   def test_step(self, data):
-    images, labels = self._unpack(data)
-    return self._update_metrics(self._bits(images, labels, self._noise_seed(_TEST)))
+    images, labels = inputs.unpack(data)
+    return self._update_metrics(self._terms(images, labels, self._noise_seed(_TEST)))
 
   def predict_step(self, data):
-    images, labels = self._unpack(data)
+    images, labels = inputs.unpack(data)
     return self._bits(images, labels, self._noise_seed(_TEST))
 
   def log_prob(self, images, labels=None):
@@ -342,7 +431,26 @@ class FlowModel(keras.Model):
     Returns:
       NumPy array `[N]`, nats.
     """
-    return self._log_prob(*self._checked(images, labels)).numpy()
+    return self._log_prob(*inputs.checked_images(self._codec, images, labels)).numpy()
+
+  def class_probabilities(self, images):
+    """What the classifier makes of images, at the midpoints of their bins.
+
+    Args:
+      images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+
+    Returns:
+      NumPy array `[N, num_classes]`.
+
+    Raises:
+      TypeError: if the dtype of `images` does not fit.
+      ValueError: if their shape does not fit, they are not finite, or the model was made without `weight_y`.
+    """
+    if self.classifier is None:
+      raise ValueError("`weight_y` must be positive for a model that is to tell classes. Received: a model without")
+    # The top latent does not depend on the labels before it is whitened; any will do.
+    labels = np.zeros(np.shape(images)[:1], np.int32)
+    return self._class_probabilities(*inputs.checked_images(self._codec, images, labels)).numpy()
 
   def encode(self, images, labels=None):
     """Latents of images, at the midpoints of their bins.
@@ -358,7 +466,7 @@ class FlowModel(keras.Model):
       TypeError: if the dtype of `images` does not fit, or the distribution has no latents.
       ValueError: if the shape of `images` does not fit, they are not finite, or `labels` are missing or too many.
     """
-    return self._encode(*self._checked(images, labels)).numpy()
+    return self._encode(*inputs.checked_images(self._codec, images, labels)).numpy()
 
   def decode(self, z, labels=None):
     """Images of latents.
@@ -378,8 +486,8 @@ class FlowModel(keras.Model):
     latent_shape = tf.TensorShape([None]).concatenate(self.distribution.distribution.event_shape)
     if not z.shape.is_compatible_with(latent_shape):
       raise ValueError(f"`z` must have shape {latent_shape}. Received: {z.shape}")
-    _check_finite("z", z)
-    return self._decode(z, self._checked_labels(labels, len(z))).numpy()
+    inputs.check_finite("z", z)
+    return self._decode(z, inputs.checked_labels(self._codec, labels, len(z))).numpy()
 
   def sample(self, num_samples, temperature=1., labels=None, seed=None):
     """New images: before `adapt` or `fit`, those of a flow that has seen nothing, which is near the identity.
@@ -387,6 +495,8 @@ class FlowModel(keras.Model):
     Args:
       num_samples: Python `int`.
       temperature: The latents' deviation from their mean is multiplied by it: below 1, likelier and less varied images.
+        One number, or a list of one for each level of the latents: the first to leave first, the top last, as
+        `GlowBijector.split_latent` returns them.
       labels: For class-conditional models, an integer tensor `[num_samples]`, or one label for all.
       seed: Python `int` or a pair of them: same seed, same images. `None`: others each time.
 
@@ -398,23 +508,26 @@ class FlowModel(keras.Model):
     """
     if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
       raise ValueError(f"`num_samples` must be a positive `int`. Received: {num_samples!r}")
-    if np.ndim(temperature) or not isinstance(np.asarray(temperature).item(), (int, float)) or not (
-        0. <= temperature < np.inf):
-      raise ValueError(f"`temperature` must be a finite number of at least 0. Received: {temperature!r}")
-    if temperature != 1. and not hasattr(self.distribution, "bijector"):
-      raise ValueError("`temperature` must be 1 for a distribution without latents. "
-                       f"Received: {temperature!r} for {self.distribution!r}")
-    labels = self._checked_labels(labels, num_samples)
-    return self._sample(tf.constant(num_samples, tf.int32), tf.constant(temperature, tf.float32), _seed_pair(seed),
-                        labels).numpy()
+    temperature = self._codec.check_temperature(temperature)
+    labels = inputs.checked_labels(self._codec, labels, num_samples)
+    return self._sample(tf.constant(num_samples, tf.int32), temperature, _seed_pair(seed), labels).numpy()
 
-  def export(self, path):
-    """Writes a SavedModel that needs nothing but TensorFlow; its signatures are those of `export.save_signatures`.
+  def export(self, path, warm_up_batch_sizes=()):
+    """Writes a SavedModel that needs nothing but TensorFlow to serve, by `tfp_glow.export.export_distribution`.
 
     Args:
-      path: Folder to write.
+      path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
+      warm_up_batch_sizes: Python `int`s: TensorFlow Serving, before it answers anybody, will call each signature with
+        so many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
+
+    Raises:
+      TypeError: if `path` is no path.
+      ValueError: if `warm_up_batch_sizes` are not as above.
+      FileExistsError: if there is something else than a SavedModel at `path`.
+      ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
+      OSError: if `path` cannot be written.
     """
-    export.save_signatures(self._codec, path)
+    export.export_distribution(self.distribution, path, self.num_bits, warm_up_batch_sizes)
 
   def _maybe_symbolic_build(self, iterator=None, data_batch=None):
     """Keras would build the model from a batch; there is nothing to build but the optimizer and the metric.
@@ -422,36 +535,16 @@ class FlowModel(keras.Model):
     Their variables must not be made while the step is traced: TensorFlow would trace it twice.
     """
     del iterator, data_batch
+    self._build_optimizer()
+    with self.distribute_strategy.scope():
+      if self.compiled and not self._compile_metrics.built:
+        terms = tf.zeros([1, 1 if self.classifier is None else 3])
+        self._compile_metrics.build(terms, terms)
+
+  def _build_optimizer(self):
     with self.distribute_strategy.scope():
       if self.compiled and not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
-      if self.compiled and not self._compile_metrics.built:
-        self._compile_metrics.build(tf.zeros([1]), tf.zeros([1]))
-
-  def _check_data(self, x, y, kwargs):
-    """Before any work, of what can be checked without drawing from it."""
-    for key in ("sample_weight", "class_weight"):
-      if kwargs.get(key) is not None:
-        raise ValueError(f"`{key}` must be None: every image counts the same. Received: {key}={kwargs[key]!r}")
-    if isinstance(x, tf.data.Dataset):
-      count = x.cardinality()
-      empty, data = count == 0 or count == tf.data.UNKNOWN_CARDINALITY and next(iter(x), None) is None, x.element_spec
-    elif hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
-      return
-    else:
-      data = x if y is None else (x, y)
-      if not all(len(getattr(part, "shape", ())) for part in keras.tree.flatten(data)):
-        raise TypeError("`x` must be an array of images (`y` of labels), a dict of arrays, or a `tf.data.Dataset`. "
-                        f"Received: {type(x).__name__}" + ("" if y is None else f", {type(y).__name__}"))
-      empty = any(len(part) == 0 for part in keras.tree.flatten(data))
-    if empty:
-      raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
-    images, labels = self._unpack(data)
-    self._codec.check_spec(images)
-    if self._codec.num_classes is not None:  # Others may come with labels, which are not used.
-      self._codec.check_labels_spec(labels)
-    if self._codec.num_classes is not None and isinstance(labels, np.ndarray):
-      self._checked_labels(labels, len(images))
 
   def _bits(self, images, labels, noise_seed):
     labels = None if self._codec.num_classes is None else labels
@@ -460,43 +553,34 @@ class FlowModel(keras.Model):
   def _noise_seed(self, purpose, step=0):
     return tf.stack([tf.constant(self._seed + purpose, tf.int32), tf.cast(step, tf.int32)])
 
-  def _update_metrics(self, bits):
-    self._loss_tracker.update_state(bits)
-    self._compile_metrics.update_state(bits, bits)
+  def _terms(self, images, labels, noise_seed):
+    """What the metrics are the means of, a column for each: bits per dimension and, with a classifier, the bits of the
+    label and whether it is the likeliest one.
+    """
+    if self.classifier is None:
+      return self._bits(images, labels, noise_seed)[:, tf.newaxis]
+    nats, features = self._codec.log_prob_and_features(images, labels, noise_seed)
+    logits = self.classifier(features)
+    labels = tf.cast(labels, tf.int32)
+    bits_y = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits) / np.log(2.)
+    is_right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, logits.dtype)
+    return tf.stack([self._codec.bits_per_dim(nats), bits_y, is_right], axis=1)
+
+  def _loss_of(self, terms):
+    """Of each image."""
+    return terms[:, 0] if self.classifier is None else terms[:, 0] + self._weight_y * terms[:, 1]
+
+  def _update_metrics(self, terms):
+    self._loss_tracker.update_state(self._loss_of(terms))
+    self._compile_metrics.update_state(terms, terms)
     # Keras would report the mean of the replicas' means, however many images each has seen.
-    total, count = replicas.sum_over_replicas([tf.identity(v) for v in self._loss_tracker.variables])
-    mean = tf.math.divide_no_nan(total, count)
+    means = [self._loss_tracker, *self._compile_metrics.metrics]
+    sums = replicas.sum_over_replicas([tf.stack([mean.total.value, mean.count.value]) for mean in means])
+    values = [tf.math.divide_no_nan(total, count) for total, count in map(tf.unstack, sums)]
     if replicas.has_workers(self.distribute_strategy):
-      mean = mean[tf.newaxis]  # Keras averages over the workers by `strategy.reduce(..., axis=0)`: not a scalar.
-    return dict.fromkeys(self.get_metrics_result(), mean)
-
-  def _unpack(self, data):
-    """Images and labels of a batch."""
-    x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-    if sample_weight is not None:
-      raise ValueError("`sample_weight` must be None: every image counts the same. Received: a batch with weights")
-    if isinstance(x, dict):
-      if "image" not in x:
-        raise ValueError(f"A batch that is a dict must have the key 'image'. Received: {sorted(x)}")
-      x, labels = x["image"], x.get("label", labels)
-    return x, labels
-
-  def _checked(self, images, labels):
-    images = self._codec.check_images(images)
-    if images.dtype.is_floating:
-      _check_finite("images", images)
-    return images, self._checked_labels(labels, len(images))
-
-  def _checked_labels(self, labels, count):
-    condition = self._codec.condition(labels)
-    if not condition:
-      return None
-    labels = condition["labels"]
-    if labels.shape.rank == 0:
-      labels = tf.fill([count], labels)
-    if labels.shape != [count] or bool(tf.reduce_any((labels < 0) | (labels >= self._codec.num_classes))):
-      raise ValueError(f"`labels` must be {count} integers in 0 .. {self._codec.num_classes - 1}. Received: {labels}")
-    return labels
+      # Keras averages over the workers by `strategy.reduce(..., axis=0)`: not a scalar.
+      values = [value[tf.newaxis] for value in values]
+    return {mean.name: value for mean, value in zip(means, values)}
 
   def _needs_adapt(self):
     if self._adapted.numpy() > 0.:
@@ -505,32 +589,24 @@ class FlowModel(keras.Model):
     return any(not getattr(b, "initialized", False) for b in waiting)
 
 
-def _first_batch(x, y, batch_size):
-  """The first batch of what `fit` is given, and what `fit` must be given now."""
-  if isinstance(x, tf.data.Dataset):
-    batch = next(iter(x), None)
-  elif isinstance(x, keras.utils.PyDataset):
-    batch = x[0]
-  elif hasattr(x, "__next__"):
-    batch = next(x, None)
-    x = x if batch is None else _with_first(batch, x)
-  else:
-    size = batch_size or 32
-    batch = keras.tree.map_structure(lambda array: array[:size], x if y is None else (x, y))
-  if batch is None or any(len(part) == 0 for part in keras.tree.flatten(batch)):
-    raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
-  return batch, x
+@contextlib.contextmanager
+def _signal_handler_kept(number):
+  """Puts back the handler of a signal that was there before; in the main thread, which alone may set one."""
+  handler = signal.getsignal(number)
+  try:
+    yield
+  finally:
+    if handler is not None and threading.current_thread() is threading.main_thread():
+      signal.signal(number, handler)
 
 
-def _with_first(batch, rest):
-  """A generator, as Keras takes no other iterators."""
-  yield batch
-  yield from rest
-
-
-def _check_finite(name, values):
-  if not bool(tf.reduce_all(tf.math.is_finite(values))):
-    raise ValueError(f"`{name}` must be finite. Received: {health.describe(values)}")
+def _checked_weight_y(weight_y, codec):
+  if isinstance(weight_y, bool) or not isinstance(weight_y, (int, float, np.number)) or not 0. <= weight_y < np.inf:
+    raise ValueError(f"`weight_y` must be a finite number of at least 0. Received: {weight_y!r}")
+  if weight_y and codec.num_class_features is None:
+    raise ValueError("`weight_y` must be 0 for a distribution whose bijector has no `num_classes` and "
+                     f"`class_features`. Received: {weight_y!r}")
+  return float(weight_y)
 
 
 def _apply_summed(optimizer, gradients, variables):

@@ -270,6 +270,34 @@ class ZeroConv2D(_Folding):
     return {**super().get_config(), "filters": self.filters, "num_groups": self.num_groups}
 
 
+@keras.saving.register_keras_serializable("tfp_glow")
+class ZeroDense(keras.layers.Layer):
+  """Dense layer that starts at zero, with a learned scale: `(x @ kernel + bias) * exp(3 * log_scale)`."""
+
+  def __init__(self, units, **kwargs):
+    """Creates the layer.
+
+    Args:
+      units: Python `int`, number of outputs.
+      **kwargs: Of `keras.layers.Layer`.
+    """
+    super().__init__(**kwargs)
+    self.units = units
+
+  def build(self, input_shape):
+    add = lambda name, *shape: self.add_weight(name=name, shape=shape, initializer="zeros")
+    self.kernel = add("kernel", input_shape[-1], self.units)
+    self.bias = add("bias", self.units)
+    self.log_scale = add("log_scale", self.units)
+
+  def call(self, inputs):
+    kernel, bias, scale = map(value_of, (self.kernel, self.bias, self.log_scale))
+    return (inputs @ kernel + bias) * tf.exp(log_scale_of(scale))
+
+  def get_config(self):
+    return {**super().get_config(), "units": self.units}
+
+
 def _height_and_width(x):
   return [tf.shape(x)[i] if x.shape[i] is None else x.shape[i] for i in (1, 2)]
 
@@ -311,7 +339,7 @@ class CouplingNetwork(_Folding):
     self.last.build(hidden_shape)
 
   def redraw(self, seed):
-    """What another network like this, with another seed, starts from: `(variable of this one, array)`, zeros left out."""
+    """What another network like this, with another seed, starts from: `(own variable, array)`, zeros left out."""
     return [(layer.kernel, _draw_kernel(layer.kernel.shape, _part_of_seed(seed, i)))
             for i, layer in enumerate((self.first, self.second))]
 
@@ -320,7 +348,7 @@ class CouplingNetwork(_Folding):
     return self.first.fold(value), self.second.fold(value), self.last.fold(height, width, value, offset)
 
   def run(self, inputs, weights):
-    """The network, of what `fold` returned; the last channel of `inputs` is that of ones. See `ZeroConv2D` on outputs."""
+    """The network, of what `fold` returned; the last channel of `inputs` is that of ones. Outputs: see `ZeroConv2D`."""
     first, second, last = weights
     return self.last.run(self.second.run(self.first.run(within_reach(inputs), *first), *second), *last)
 

@@ -1,8 +1,178 @@
-"""The weights of the original TensorFlow 1 code."""
+"""Checkpoints of the original TensorFlow 1 code."""
+
+import contextlib
+import os
 
 import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_glow.bijectors.conv1x1 import lu_factors
+from tfp_glow.glow import GlowBijector
+from tfp_glow.model import FlowModel
+from tfp_glow.original_architecture import infer_architecture, variable_shapes
+
+tfd = tfp.distributions
+
+_SCOPE, _SHADOW = "model/", "/ExponentialMovingAverage"
+_INDICES = "/shuffle/indices"  # Not trained, and so without a moving average.
+_INVERSE_INDICES = "/shuffle/indices_inverse"  # There, too, but they follow from the indices.
+# Not in the checkpoint: what the README of the original trains class-conditional models with.
+_WEIGHT_Y = 0.01
+_MAX_LISTED = 50
+
+
+def load_original_checkpoint(path, image_shape, num_bits=8, ema=False):
+  """Reads a checkpoint of the original code (https://github.com/openai/glow) as it stands.
+
+  The names and shapes of its variables tell the number of levels, depth, width, coupling, permutation, whether the top
+  is learned, and the classes. The optimizer's state is not read.
+
+  The model counts as initialised: `fit` goes on from these weights. If the checkpoint holds a classifier, so does the
+  model, with `weight_y=0.01`: what the original was trained with is not in the checkpoint, but this is what its README
+  gives.
+
+  Args:
+    path: Prefix of the checkpoint's files, such as `"logs/model_best_loss.ckpt"`, or a folder that holds one checkpoint
+      (or several, of which its file `checkpoint` names the last). `~` is the home folder.
+    image_shape: `(H, W, C)` of an image; `H` and `W` divisible by `2 ** num_levels`.
+    num_bits: Python `int`, 1 .. 8, bits of the images that the model was trained with, the original's `n_bits_x`.
+    ema: Python `bool`: whether to take the exponential moving averages of the weights in place of the weights.
+
+  Returns:
+    `FlowModel`; its distribution's bijector is a `GlowBijector`.
+
+  Raises:
+    FileNotFoundError: if there is no checkpoint at `path`.
+    TypeError: if `path` is neither a string nor an `os.PathLike`.
+    ValueError: if `path` is a folder of several checkpoints, a file is damaged, variables of the model are missing or
+      unexpected, weights are not finite or not invertible, `image_shape` does not fit the model, `num_bits` is not as
+      above, or there are no moving averages for `ema`.
+
+  References:
+    Kingma and Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018).
+  """
+  image_shape = _checked_image_shape(image_shape)
+  prefix = _checkpoint_prefix(path)
+  values, architecture = _read(prefix, image_shape, ema)
+  glow = GlowBijector(
+      image_shape, architecture.num_levels, architecture.depth, architecture.width, architecture.coupling,
+      architecture.permutation, num_classes=architecture.num_classes, learn_top=architecture.learn_top, seed=0)
+  base = tfd.Sample(tfd.Normal(tf.zeros([], glow.dtype), 1.), [int(np.prod(image_shape))])
+  model = FlowModel(tfd.TransformedDistribution(base, glow), num_bits,
+                    weight_y=_WEIGHT_Y if architecture.has_classifier else 0.)
+  try:
+    assign_original_variables(glow, values)
+    if architecture.has_classifier:
+      _assign(_classifier_layout(model.classifier), values)
+  except ValueError as error:
+    raise ValueError(f"`path` must hold weights that a model can have: {error} Received: {prefix}") from error
+  return model
+
+
+def _checked_image_shape(image_shape):
+  shape = tuple(image_shape) if np.iterable(image_shape) else (image_shape,)
+  is_size = lambda size: isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size > 0
+  if len(shape) != 3 or not all(map(is_size, shape)):
+    raise ValueError(f"`image_shape` must be (height, width, channels), positive `int`s. Received: {image_shape!r}")
+  return tuple(int(size) for size in shape)
+
+
+def _checkpoint_prefix(path):
+  """The prefix of the files of the one checkpoint that `path` means."""
+  if not isinstance(path, (str, os.PathLike)):
+    raise TypeError(f"`path` must be a string or an `os.PathLike`. Received: {path!r}")
+  prefix = os.path.expanduser(os.fspath(path))
+  if tf.io.gfile.exists(prefix + ".index"):
+    return prefix
+  if not tf.io.gfile.isdir(prefix):
+    raise FileNotFoundError("`path` must be what comes before `.index` in the name of a checkpoint's file, or the "
+                            f"folder of that file. Received: {path!r}, where there is neither")
+  latest = tf.train.latest_checkpoint(prefix)
+  if latest is not None:
+    return latest
+  found = sorted(name for name in tf.io.gfile.listdir(prefix) if name.endswith(".index"))
+  if not found:
+    raise FileNotFoundError(f"`path` must be a folder with a checkpoint, or its prefix. Received: {path!r}, a folder "
+                            "without any file whose name ends in `.index`")
+  if len(found) > 1:
+    raise ValueError("`path` must say which, as the folder holds several checkpoints. Received: "
+                     f"{path!r}, with {', '.join(found)}")
+  return os.path.join(prefix, found[0].removesuffix(".index"))
+
+
+def _read(prefix, image_shape, ema):
+  """The values of the model's variables by their names, and its architecture."""
+  with _damage_named(prefix):
+    reader = tf.train.load_checkpoint(prefix)
+    shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
+  keys, architecture = _checked_keys(shapes, image_shape, ema, prefix)
+  with _damage_named(prefix):
+    return {name: reader.get_tensor(key) for name, key in keys.items()}, architecture
+
+
+@contextlib.contextmanager
+def _damage_named(prefix):
+  try:
+    yield
+  except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader is not of one mind.
+    raise ValueError("`path` must be a whole checkpoint, but a file of it is damaged or missing: "
+                     f"{error}. Received: {prefix}") from error
+
+
+def _checked_keys(shapes, image_shape, ema, prefix):
+  """The checkpoint's key of each variable of the model, by its name, and the architecture."""
+  named = {key.removesuffix(_SHADOW): shape for key, shape in shapes.items()
+           if key.startswith(_SCOPE) and not key.endswith(_INVERSE_INDICES)}
+  architecture = infer_architecture(named, image_shape[-1])
+  if architecture is None:
+    raise ValueError("`path` must be a checkpoint of the original Glow code, with variables such as "
+                     f"model/0/0/f1/l_1/W. Received: {prefix}, which holds {_listed(sorted(shapes), 5)}")
+  if ema and not any(key.endswith(_SHADOW) for key in shapes):
+    raise ValueError(f"`ema` must be False for a checkpoint without moving averages (variables ...{_SHADOW}). "
+                     f"Received: ema={ema!r}, {prefix}")
+  _check_image_shape_fits(image_shape, architecture)
+  expected = variable_shapes(architecture)
+  keys = {name: name + _SHADOW if ema and not name.endswith(_INDICES) else name for name in expected}
+  _check_variables(shapes, named, expected, keys, architecture, prefix)
+  return keys, architecture
+
+
+def _check_image_shape_fits(image_shape, architecture):
+  height, width, num_channels = image_shape
+  if num_channels != architecture.num_channels:
+    raise ValueError(f"`image_shape` must have {architecture.num_channels} channels, as the images of the checkpoint's "
+                     f"model. Received: {image_shape}")
+  factor = 2**architecture.num_levels
+  if height % factor or width % factor:
+    raise ValueError(f"`image_shape` must have a height and width divisible by {factor}, as each of the "
+                     f"{architecture.num_levels} levels of the checkpoint's model halves them. Received: {image_shape}")
+
+
+def _check_variables(shapes, named, expected, keys, architecture, prefix):
+  """That there is all of a model, and nothing else but optimizer state and the like."""
+  missing = [name for name, key in keys.items() if key not in shapes]
+  problems = {
+      "missing": [f"{keys[name]} {_text(expected[name])}" for name in missing],
+      "unexpected": [f"{name} {_text(shape)}" for name, shape in sorted(named.items()) if name not in expected],
+      "of another shape": [f"{key} {_text(shapes[key])} instead of {_text(expected[name])}"
+                           for name, key in keys.items() if shapes.get(key, expected[name]) != expected[name]]}
+  if not any(problems.values()):
+    return
+  lists = "; ".join(f"{label}: {_listed(items, _MAX_LISTED)}" for label, items in problems.items() if items)
+  has_averages = missing and all(name + _SHADOW in shapes for name in missing)
+  hint = " Moving averages of all that is missing are there, for `ema=True`." if has_averages else ""
+  raise ValueError("`path` must be a checkpoint of the original Glow code with all variables of a model, and no others "
+                   f"of one. Compared with {architecture}: {lists}.{hint} Received: {prefix}")
+
+
+def _text(shape):
+  return f"[{', '.join(map(str, shape))}]"
+
+
+def _listed(items, count):
+  more = f" and {len(items) - count} more" if len(items) > count else ""
+  return (", ".join(items[:count]) or "nothing") + more
 
 
 def assign_original_variables(glow, values):
@@ -13,21 +183,36 @@ def assign_original_variables(glow, values):
     values: Dict from the original's variable names, such as `"model/0/1/actnorm_center/b"`, to arrays.
 
   Raises:
-    ValueError: if a variable is missing, or has another shape than the architecture asks for.
+    ValueError: if a variable is missing, has another shape than the architecture asks for, or values that no model can
+      have: NaN, a singular 1x1 convolution, indices that are no permutation.
   """
   rows = original_layout(glow)
   missing = sorted({name for _, names, _ in rows for name in names} - set(values))
   if missing:
     raise ValueError(f"`values` must hold every variable of the architecture; {missing} are missing. "
                      f"Received: {sorted(values)}")
+  _assign(rows, values)
+  glow._initialized.assign(True)
+
+
+def _assign(rows, values):
   for variable, names, convert in rows:
-    parts = [convert(np.asarray(values[name])) for name in names]
+    parts = [_converted(name, values[name], convert) for name in names]
     value = np.stack(parts) if len(variable.shape) > parts[0].ndim else parts[0]
     if value.shape != tuple(variable.shape):
       raise ValueError(f"`values` must give {names[0]} the shape that `{variable.name}` {tuple(variable.shape)} needs. "
                        f"Received: {np.shape(values[names[0]])}")
     variable.assign(value)
-  glow._initialized.assign(True)
+
+
+def _converted(name, value, convert):
+  value = np.asarray(value)
+  if not np.all(np.isfinite(value)):
+    raise ValueError(f"`values` must be finite. Received: NaN or infinite entries in {name}")
+  try:
+    return convert(value)
+  except ValueError as error:
+    raise ValueError(f"`values` must give {name} another value: {error}") from error
 
 
 def original_layout(glow):
@@ -59,7 +244,7 @@ def _step_layout(step, permutation):
     rows += [(getattr(step.permutation, key), "invconv/W", factor(key))
              for key in ("lower", "upper", "log_scale", "sign", "permutation")]
   elif permutation == "shuffle":
-    rows += [(step.permutation.indices, "shuffle/indices", _flat)]
+    rows += [(step.permutation.indices, "shuffle/indices", _permutation)]
   for name, layer in (("l_1", network.first), ("l_2", network.second)):
     rows += [(layer.shift, f"f1/{name}/actnorm_center/b", _flat),
              (layer.log_scale, f"f1/{name}/actnorm_scale/logs", _flat)]
@@ -72,7 +257,8 @@ def _zero_conv_layout(layer):
   group = lambda array: np.concatenate([array[..., i::layer.num_groups] for i in range(layer.num_groups)], axis=-1)
   return [(layer.kernel, "W", lambda kernel: group(_without_border(kernel))),
           (layer.border_kernel, "W", lambda kernel: group(_border(kernel))),
-          (layer.bias, "b", lambda bias: group(_flat(bias))), (layer.log_scale, "logs", lambda logs: group(_flat(logs)))]
+          (layer.bias, "b", lambda bias: group(_flat(bias))),
+          (layer.log_scale, "logs", lambda logs: group(_flat(logs)))]
 
 
 def _top_layout(top):
@@ -85,8 +271,19 @@ def _top_layout(top):
   return rows
 
 
+def _classifier_layout(classifier):
+  return [(classifier.kernel, ["model/classifier/W"], np.asarray), (classifier.bias, ["model/classifier/b"], _flat),
+          (classifier.log_scale, ["model/classifier/logs"], _flat)]
+
+
 def _flat(array):
   return array.reshape(-1)
+
+
+def _permutation(indices):
+  if not np.array_equal(np.sort(indices), np.arange(indices.size)):
+    raise ValueError(f"it must be a permutation of 0 .. {indices.size - 1}. Received: {indices.tolist()}")
+  return indices
 
 
 def _without_border(kernel):

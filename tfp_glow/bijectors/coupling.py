@@ -56,7 +56,8 @@ class _Coupling(OnePassBijector):
       return
     if self._num_channels is not None:
       # Convolutions would not refuse a multiple of the channels they know: they would take it for groups.
-      raise ValueError(f"`{self.name}` was built for {self._num_channels} channels. Received: event shape {event_shape}")
+      raise ValueError(f"`{self.name}` was built for {self._num_channels} channels. "
+                       f"Received: event shape {event_shape}")
     if num_channels is None or num_channels < 2:
       raise ValueError(f"`{self.name}` needs at least two channels, known when the graph is built, to split. "
                        f"Received: event shape {event_shape}")

@@ -62,12 +62,18 @@ class OnePassBijector(tfb.Bijector):
                        f"less, by its own Keras dtype policy). Received: {dtype.name}")
     self._event_shapes = self._no_dependency(
         {False: tf.TensorShape(forward_event_shape), True: tf.TensorShape(inverse_event_shape)})
+    self._dtype_policy = keras.config.dtype_policy()
     self._own_keras_variables = self._no_dependency([])
     self._own_variables = []
     self._children = []
     super().__init__(
         forward_min_event_ndims=len(forward_event_shape), inverse_min_event_ndims=len(inverse_event_shape), dtype=dtype,
         validate_args=validate_args, parameters=parameters, name=name)
+
+  @property
+  def dtype_policy(self):
+    """Keras' global dtype policy when this was made, which is that of the networks it made."""
+    return self._dtype_policy
 
   # TFP takes bijectors made with equal arguments for equal, and answers for one from the cache of the other. Ours hold
   # weights of their own.

@@ -200,7 +200,8 @@ class Scan(OnePassBijector):
       return i + 1, state, [array.write(index(i), result) for array, result in zip(arrays, results)]
 
     arrays = [array_like(t) for t in results_like]
-    invariants = (tf.TensorShape([]), tf.nest.map_structure(lambda t: t.shape, state), [tf.TensorShape(None)] * len(arrays))
+    state_shapes = tf.nest.map_structure(lambda t: t.shape, state)
+    invariants = (tf.TensorShape([]), state_shapes, [tf.TensorShape(None)] * len(arrays))
     _, state, arrays = tf.while_loop(lambda i, *_: i < self._num_steps, body, (0, state, arrays),
                                      maximum_iterations=self._num_steps, shape_invariants=invariants)
     return state, [array.stack() for array in arrays]

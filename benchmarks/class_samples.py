@@ -1,0 +1,75 @@
+"""Do samples of a class look like that class? Asks a classifier that has seen real images only.
+
+  python examples/train_glow.py --conditional --weight-y 0.01 --output by_class
+  python benchmarks/class_samples.py by_class
+
+A support vector machine of scikit-learn is fitted on training images of the data that the run was trained on, with as
+many bits as the run keeps of them. Reported is which share of the images it takes for what they are: of the real test
+images, and of samples of the run's SavedModel at several temperatures, as many of each class.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+from sklearn import svm
+import tensorflow as tf
+
+from tfp_glow import data
+
+_TEMPERATURES = (0.5, 0.7, 0.8, 1.)
+_BATCH_SIZE = 100
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("run", type=pathlib.Path, help="folder of a finished run with --conditional")
+  parser.add_argument("--samples", type=int, default=100, help="of each class (%(default)s)")
+  parser.add_argument("--images", type=int, default=10_000,
+                      help="real ones to fit the classifier on, at most (%(default)s)")
+  parser.add_argument("--seed", type=int, default=0, help="of the samples (%(default)s)")
+  args = parser.parse_args()
+  results = args.run / "results.json"
+  if not results.exists():
+    parser.error(f"`run` must be the output folder of examples/train_glow.py. Received: {args.run}")
+  settings = json.loads(results.read_text())["settings"]
+  if not settings.get("conditional"):
+    parser.error(f"`run` must have been trained with --conditional. Received: {args.run}")
+  train, test = (_load(settings, split, args.images) for split in ("train", "test"))
+  classifier = svm.SVC(C=10.).fit(*train)
+  num_classes = 1 + int(train[1].max())
+  sample = tf.saved_model.load(str(args.run / "saved_model")).signatures["sample"]
+  print(f"| images | named rightly |\n|---|---|\n| real test images | {classifier.score(*test):.1%} |")
+  for temperature in _TEMPERATURES:
+    features, labels = _samples(sample, num_classes, args.samples, temperature, args.seed)
+    print(f"| samples at temperature {temperature:g} | {classifier.score(features, labels):.1%} |", flush=True)
+
+
+def _load(settings, split, limit):
+  """Features of images with the bits of the run, `[N, D]`, and labels."""
+  batches = data.load_images(
+      settings["data"], split, _BATCH_SIZE, settings["image_size"], with_labels=True, seed=0,
+      shorter_side=settings["shorter_side"], data_dir=settings["data_dir"]).take(-(-limit // _BATCH_SIZE))
+  images, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator()))
+  kept = 2**(8 - settings["num_bits"])
+  return _features(images // kept * kept)[:limit], labels[:limit]
+
+
+def _samples(sample, num_classes, count, temperature, seed):
+  """Features of as many samples of each class, `[N, D]`, and their labels."""
+  features, labels = [], []
+  for label in range(num_classes):
+    images = sample(num_samples=tf.constant(count), temperature=tf.constant(temperature),
+                    seed=tf.constant([seed, label]), labels=tf.fill([count], label))["images"]
+    features.append(_features(images.numpy()))
+    labels += [label] * count
+  return np.concatenate(features), np.array(labels)
+
+
+def _features(images):
+  return images.reshape(len(images), -1) / 255.
+
+
+if __name__ == "__main__":
+  main()

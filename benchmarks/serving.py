@@ -1,0 +1,68 @@
+"""The exported SavedModel against the live `FlowModel`; prints the table of `docs/serving.md`.
+
+  python benchmarks/serving.py                   load time and latency: about ten minutes on two cores
+  python benchmarks/serving.py --only latency --rounds 9 --num_hidden=512
+
+One model is written in both forms, by `save` and by `export`. Every measurement has a process of its own; in each round
+both take their turns, and ratios are taken within the round. Shown are the median and the range over all rounds. Options
+of the architecture are those of `measure.py`.
+"""
+
+import argparse
+import tempfile
+
+import run
+
+# pylint: disable=protected-access
+
+_BATCH_SIZES = (1, 16)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--only", choices=tuple(_SECTIONS), action="append", help="of these (all)")
+  parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
+  args, architecture = parser.parse_known_args()
+  with tempfile.TemporaryDirectory() as folder:
+    measure = lambda system, measurement, *options: run._measure(
+        system, measurement, f"--folder={folder}", *architecture, *options)
+    sizes = measure("tfp_glow", "export")
+    print(f"File of `save`: {sizes['FlowModel']:.1f} MiB, folder of `export`: {sizes['SavedModel']:.1f} MiB", flush=True)
+    for name in args.only or _SECTIONS:
+      print(f"\n### {name}\n", flush=True)
+      _SECTIONS[name](measure, args.rounds)
+
+
+def _load(measure, num_rounds):
+  """Seconds from the file to the first answer."""
+  rounds = _rounds(measure, num_rounds, "load", "--batch_size=1")
+  print("| | `FlowModel`, seconds | SavedModel, seconds | ratio |\n|---|---|---|---|")
+  print(_row("load, and first `log_prob`", rounds, "load"))
+
+
+def _latency(measure, num_rounds):
+  """Milliseconds of a call."""
+  for batch_size in _BATCH_SIZES:
+    rounds = _rounds(measure, num_rounds, "latency", f"--batch_size={batch_size}")
+    print(f"| batch of {batch_size} | `FlowModel`, ms | SavedModel, ms | ratio |\n|---|---|---|---|")
+    for name in rounds[0]["FlowModel"]:
+      print(_row(f"`{name}`", rounds, name))
+    print(flush=True)
+
+
+def _rounds(measure, num_rounds, *options):
+  # They take turns at being the first.
+  orders = (("FlowModel", "SavedModel"), ("SavedModel", "FlowModel"))
+  return [{system: measure(system, *options) for system in orders[index % 2]} for index in run._progress(num_rounds)]
+
+
+def _row(label, rounds, key):
+  columns = [[r[system][key] for r in rounds] for system in ("FlowModel", "SavedModel")]
+  ratios = [served / live for live, served in zip(*columns)]
+  return f"| {label} | {' | '.join(run._spread(values) for values in (*columns, ratios))} |"
+
+
+_SECTIONS = {"load": _load, "latency": _latency}
+
+if __name__ == "__main__":
+  main()

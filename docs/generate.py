@@ -1,0 +1,53 @@
+"""A hook of MkDocs: adds the pages that are made of other files, the front page and the API reference."""
+
+import ast
+import pathlib
+import re
+
+from mkdocs.structure.files import File
+from pygments import formatters
+
+ROOT = pathlib.Path(__file__).parent.parent
+PACKAGE = ROOT / "tfp_glow"
+
+# Modules that users need beside those that `tfp_glow` names.
+MORE_MODULES = ("dequantize", "original", "pictures")
+
+
+def on_files(files, config):
+  """Called by MkDocs with the files that it has found."""
+  names = public_names()
+  modules = sorted({name for name in names if is_module(name)} | set(MORE_MODULES))
+  pages = {"index.md": front_page(), "reference/index.md": reference(
+      "tfp_glow", [f"tfp_glow.{name}" for name in names if not is_module(name) and not name.startswith("_")])}
+  pages |= {f"reference/{name}.md": reference(f"tfp_glow.{name}") for name in modules}
+  pages["highlight.css"] = formatters.HtmlFormatter().get_style_defs(".highlight")
+  for path, content in pages.items():
+    files.append(File.generated(config, path, content=content))
+  return files
+
+
+def public_names():
+  """`tfp_glow.__all__`, without importing TensorFlow."""
+  for node in ast.parse((PACKAGE / "__init__.py").read_text(encoding="utf-8")).body:
+    if isinstance(node, ast.Assign) and node.targets[0].id == "__all__":
+      return ast.literal_eval(node.value)
+  raise ValueError("`tfp_glow/__init__.py` must assign `__all__`")
+
+
+def is_module(name):
+  """Whether a name of the package is that of a module."""
+  return (PACKAGE / f"{name}.py").exists() or (PACKAGE / name / "__init__.py").exists()
+
+
+def front_page():
+  """The README; its links are as seen from the folder of the pages, and those to other files are none."""
+  text = re.sub(r"\]\(docs/", "](", (ROOT / "README.md").read_text(encoding="utf-8"))
+  text = text.replace("```sh ci", "```sh")
+  return re.sub(r"\[([^]]+)\]\((?:examples|tests|benchmarks|tfp_glow)/[^)]*\)", r"\1", text)
+
+
+def reference(title, names=None):
+  """A page of the docstrings of these names; `None`: those of the module `title`."""
+  own_heading = "" if names else "\n    options:\n      show_root_heading: false"
+  return f"# `{title}`\n\n" + "\n\n".join(f"::: {name}{own_heading}" for name in names or [title]) + "\n"

@@ -1,0 +1,324 @@
+"""Tests of the callbacks that draw: `SampleGrid`, `LatentInterpolation` and `BitsPerDimCurve`."""
+
+import csv
+import importlib.util
+import shutil
+import sys
+
+import keras
+import numpy as np
+from PIL import Image
+import pytest
+import small_models
+import tensorflow as tf
+
+import tfp_glow
+from tfp_glow import callbacks, pictures, replicas
+
+SHAPE = (4, 4, 1)
+IMAGES = small_models.images(24, SHAPE)
+
+
+def _model(optimizer=None, **kwargs):
+  distribution = small_models.distribution(SHAPE, **kwargs) if kwargs else small_models.gaussian(SHAPE)
+  return small_models.compiled(tfp_glow.FlowModel(distribution), optimizer, run_eagerly=True)
+
+
+def _fit(*chosen, model=None, epochs=2, **kwargs):
+  model = model or _model()
+  model.fit(IMAGES, batch_size=8, shuffle=False, epochs=epochs, verbose=0, callbacks=list(chosen), **kwargs)
+  return model
+
+
+def _names(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+def _picture(path):
+  """As an array [H, W, C]."""
+  with Image.open(path) as image:
+    assert image.format == "PNG"
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def _make_all(folder):
+  return [callbacks.SampleGrid(folder), callbacks.LatentInterpolation(folder, IMAGES[:2]),
+          callbacks.BitsPerDimCurve(folder)]
+
+
+# Samples.
+
+
+def test_samples_of_each_epoch_are_from_the_same_noise(tmp_path):
+  model = _model()
+  sample = lambda: [model.sample(3, temperature, seed=5) for temperature in (0.5, 1.)]
+  before = sample()
+  _fit(callbacks.SampleGrid(tmp_path / "new" / "folder", [0.5, 1.], num_columns=3, seed=5), model=model)
+  folder = tmp_path / "new" / "folder"
+  assert _names(folder) == [f"samples_{epoch:04}.png" for epoch in range(3)]
+  np.testing.assert_array_equal(_picture(folder / "samples_0000.png"), pictures.tile(before))
+  np.testing.assert_array_equal(_picture(folder / "samples_0002.png"), pictures.tile(sample()))
+  assert (_picture(folder / "samples_0001.png") != _picture(folder / "samples_0002.png")).any()
+
+
+def test_samples_of_an_unchanged_model_stay(tmp_path):
+  _fit(callbacks.SampleGrid(tmp_path), model=_model(keras.optimizers.SGD(0.)))
+  first, *others = [_picture(path) for path in sorted(tmp_path.iterdir())]
+  for other in others:
+    np.testing.assert_array_equal(first, other)
+
+
+def test_training_is_the_same_without_callbacks(tmp_path):
+  drawn, plain = _fit(*_make_all(tmp_path)), _fit()
+  for a, b in zip(small_models.weights_of(drawn), small_models.weights_of(plain), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+def test_a_class_conditional_model_has_a_row_for_each_class(tmp_path):
+  model, labels = _model(keras.optimizers.SGD(0.), num_classes=3), np.arange(24) % 3
+  model.adapt((IMAGES, labels))
+  class_kernel = model.distribution.bijector.top.class_kernel  # Zero until it is trained.
+  class_kernel.assign(np.random.default_rng(0).normal(size=class_kernel.shape))
+  model.fit(IMAGES, labels, batch_size=8, epochs=1, verbose=0, callbacks=[
+      callbacks.SampleGrid(tmp_path / "all", [0.7, 1.], num_columns=2),
+      callbacks.SampleGrid(tmp_path / "two", [1.], num_columns=2, labels=[2, 0]),
+      callbacks.LatentInterpolation(tmp_path / "ways", IMAGES[:2], labels[:2], num_steps=3)])
+  rows = [[model.sample(2, temperature, label, seed=0) for label in range(3)] for temperature in (0.7, 1.)]
+  np.testing.assert_array_equal(_picture(tmp_path / "all" / "samples_0001.png"), pictures.tile(rows[0] + rows[1]))
+  np.testing.assert_array_equal(_picture(tmp_path / "two" / "samples_0001.png"), pictures.tile([rows[1][2], rows[1][0]]))
+  assert (rows[0][0] != rows[0][1]).any()
+  ends = _picture(tmp_path / "ways" / "interpolations_0001.png")
+  np.testing.assert_array_equal(ends, pictures.tile([model.decode(np.linspace(
+      *model.encode(IMAGES[:2], labels[:2]), 3), np.array([0, 0, 1]))]))
+
+
+# Interpolations.
+
+
+def test_interpolations_lead_from_image_to_image(tmp_path):
+  model = _fit(callbacks.LatentInterpolation(tmp_path, tf.constant(IMAGES[:3]), num_steps=5))
+  assert _names(tmp_path) == [f"interpolations_{epoch:04}.png" for epoch in range(3)]
+  z = model.encode(IMAGES[:3])
+  rows = [model.decode(np.linspace(start, end, 5)) for start, end in zip(z[:-1], z[1:])]
+  np.testing.assert_array_equal([row[0] for row in rows], IMAGES[:2])
+  np.testing.assert_array_equal([row[-1] for row in rows], IMAGES[1:3])
+  np.testing.assert_array_equal(_picture(tmp_path / "interpolations_0002.png"), pictures.tile(rows))
+
+
+@pytest.mark.parametrize("num_steps, expected", [(4, [0, 0, 1, 1]), (5, [0, 0, 0, 1, 1])])
+def test_labels_of_a_way_are_those_of_the_nearer_end(tmp_path, monkeypatch, num_steps, expected):
+  seen = []
+  model = _model()
+  monkeypatch.setattr(model, "encode", lambda images, labels: np.zeros([3, *SHAPE], np.float32))
+  monkeypatch.setattr(model, "decode", lambda z, labels: seen.append(labels) or np.zeros([len(z), *SHAPE], np.uint8))
+  _fit(callbacks.LatentInterpolation(tmp_path, IMAGES[:3], [0, 1, 2], num_steps), model=model, epochs=1)
+  np.testing.assert_array_equal(seen[-1].reshape(num_steps, 2).T, [expected, np.add(expected, 1)])
+
+
+# Names, and TensorBoard.
+
+
+def test_a_run_that_is_gone_on_with_goes_on_with_the_names(tmp_path):
+  model = _fit(*_make_all(tmp_path))
+  before = _picture(tmp_path / "samples_0002.png")
+  (tmp_path / "samples_0002.png").unlink()
+  _fit(*_make_all(tmp_path), model=model, initial_epoch=2, epochs=4)
+  assert [name for name in _names(tmp_path) if name.startswith("samples")] == [
+      f"samples_{epoch:04}.png" for epoch in range(5)]
+  assert [name for name in _names(tmp_path) if name.startswith("interpolations")] == [
+      f"interpolations_{epoch:04}.png" for epoch in range(5)]
+  np.testing.assert_array_equal(_picture(tmp_path / "samples_0002.png"), before)
+
+
+def test_pictures_now_and_then(tmp_path):
+  _fit(callbacks.SampleGrid(tmp_path, every=3), epochs=7)
+  assert _names(tmp_path) == ["samples_0000.png", "samples_0003.png", "samples_0006.png"]
+
+
+def test_tensorboard_has_the_pictures(tmp_path):
+  accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+  folder, log_dir = tmp_path / "folder", tmp_path / "logs"
+  _fit(callbacks.SampleGrid(folder, log_dir=log_dir),
+       callbacks.LatentInterpolation(folder, IMAGES[:2], log_dir=log_dir / "ways"))
+  for path, name in ((log_dir, "samples"), (log_dir / "ways", "interpolations")):
+    accumulator = accumulators.EventAccumulator(str(path), size_guidance={accumulators.TENSORS: 0}).Reload()
+    assert accumulator.Tags()["tensors"] == [name]
+    events = accumulator.Tensors(name)
+    assert [event.step for event in events] == [0, 1, 2]
+    for event in events:
+      found = tf.io.decode_png(event.tensor_proto.string_val[2]).numpy()  # After width and height.
+      np.testing.assert_array_equal(found, _picture(folder / f"{name}_{event.step:04}.png"))
+
+
+# The curve.
+
+
+def _table(folder):
+  with (folder / "bits_per_dim.csv").open(newline="") as file:
+    return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _lines(curve, monkeypatch):
+  """What the curve draws: from labels to points."""
+  from matplotlib import axes
+  drawn = {}
+  with monkeypatch.context() as patch:
+    patch.setattr(axes.Axes, "plot", lambda self, x, y, label, **_: drawn.update({label: list(zip(x, y))}))
+    patch.setattr(axes.Axes, "legend", lambda self: None)
+    curve._save()
+  return drawn
+
+
+def test_curve_is_that_of_training_and_validation(tmp_path, monkeypatch):
+  curve = callbacks.BitsPerDimCurve(tmp_path)
+  history = _fit(curve, validation_data=(IMAGES[:8],)).history.history
+  assert _names(tmp_path) == ["bits_per_dim.csv", "bits_per_dim.png"]
+  expected = {"training": history["bits_per_dim"], "validation": history["val_bits_per_dim"]}
+  drawn = _lines(curve, monkeypatch)
+  assert drawn.keys() == expected.keys()
+  for label, values in expected.items():
+    np.testing.assert_allclose(drawn[label], list(enumerate(values, start=1)), rtol=1e-6)
+  np.testing.assert_allclose([list(row.values()) for row in _table(tmp_path)],
+                             [[1., *next(zip(*expected.values()))], [2., *list(zip(*expected.values()))[1]]], rtol=1e-6)
+  assert _picture(tmp_path / "bits_per_dim.png").shape[:2] == (500, 800)
+
+
+def test_curve_without_validation_or_with_some(tmp_path, monkeypatch):
+  curve = callbacks.BitsPerDimCurve(tmp_path)
+  _fit(curve, epochs=1)
+  assert [row.keys() for row in _table(tmp_path)] == [{"epoch", "bits_per_dim"}]
+  _fit(curve, epochs=4, validation_data=(IMAGES[:8],), validation_freq=3)
+  drawn = _lines(curve, monkeypatch)
+  assert [epoch for epoch, _ in drawn["training"]] == [1, 2, 3, 4]
+  assert [epoch for epoch, _ in drawn["validation"]] == [3]
+
+
+def test_curve_goes_on_or_begins_anew(tmp_path):
+  _fit(callbacks.BitsPerDimCurve(tmp_path), epochs=3)
+  before = _table(tmp_path)
+  _fit(callbacks.BitsPerDimCurve(tmp_path), initial_epoch=2, epochs=4)  # The third had not been kept.
+  after = _table(tmp_path)
+  assert [row["epoch"] for row in after] == [1, 2, 3, 4] and after[:2] == before[:2] and after[2] != before[2]
+  _fit(callbacks.BitsPerDimCurve(tmp_path), epochs=1)
+  assert _table(tmp_path) == before[:1]
+
+
+# The chief alone.
+
+
+def test_other_workers_leave_nothing(tmp_path, monkeypatch):
+  monkeypatch.setattr(replicas, "is_chief", lambda strategy: False)
+  model = _model()
+  monkeypatch.setattr(model, "sample", None)
+  _fit(*_make_all(tmp_path / "folder"), model=model)
+  assert not (tmp_path / "folder").exists()
+
+
+@pytest.mark.slow
+def test_replicas(tmp_path):
+  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+  with strategy.scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(SHAPE)))
+  model.fit(IMAGES, batch_size=8, epochs=1, verbose=0, callbacks=_make_all(tmp_path))
+  np.testing.assert_array_equal(
+      _picture(tmp_path / "samples_0001.png"), pictures.tile([model.sample(8, t, seed=0) for t in (0.7, 1.)]))
+  assert len(_names(tmp_path)) == 6
+
+
+# Errors: all of them before training.
+
+
+@pytest.mark.parametrize("make, error, match", [
+    (lambda: callbacks.SampleGrid("x", temperatures=[]), ValueError, r"`temperatures` must be a list.*Received: \[\]"),
+    (lambda: callbacks.SampleGrid("x", temperatures=0.7), ValueError, "`temperatures`.*Received: 0.7"),
+    (lambda: callbacks.SampleGrid("x", num_columns=0), ValueError, "`num_columns` must be a positive.*Received: 0"),
+    (lambda: callbacks.SampleGrid("x", labels=[]), ValueError, r"`labels` must be a list.*Received: \[\]"),
+    (lambda: callbacks.SampleGrid("x", seed=None), ValueError, "`seed` must not be None"),
+    (lambda: callbacks.SampleGrid("x", every=0), ValueError, "`every` must be a positive `int`. Received: every=0"),
+    (lambda: callbacks.LatentInterpolation("x", IMAGES[:1]), ValueError, "`images` must be two images or more.*Received"),
+    (lambda: callbacks.LatentInterpolation("x", IMAGES[0]), ValueError, "`images`.*Received: shape"),
+    (lambda: callbacks.LatentInterpolation("x", IMAGES, every=1.5), ValueError, "`every`.*Received: every=1.5"),
+])
+def test_bad_arguments(make, error, match):
+  with pytest.raises(error, match=match):
+    make()
+
+
+def _continuous():
+  return small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(SHAPE), num_bits=None), run_eagerly=True)
+
+
+@pytest.mark.parametrize("make, make_model, error, match", [
+    (lambda d: callbacks.SampleGrid(d, [0.7, -1.]), _model, ValueError, "`temperature` must be .*Received: -1"),
+    (lambda d: callbacks.SampleGrid(d, labels=[0]), _model, ValueError, "`labels` must be None"),
+    (lambda d: callbacks.SampleGrid(d, seed="a"), _model, ValueError, "`seed` must be"),
+    (lambda d: callbacks.LatentInterpolation(d, IMAGES / 255), _model, TypeError, "`images` must be uint8.*float64"),
+    (lambda d: callbacks.LatentInterpolation(d, IMAGES[:, :3]), _model, ValueError, "`images` must have shape"),
+    (lambda d: callbacks.LatentInterpolation(d, IMAGES, num_steps=1), _model, ValueError, "`num_steps` must be"),
+    (callbacks.SampleGrid, _continuous, ValueError, "`model` must be of uint8 images.*num_bits=None"),
+])
+def test_bad_models(tmp_path, make, make_model, error, match):
+  model = make_model()
+  images = IMAGES if model.num_bits else IMAGES.astype(np.float32)
+  before = small_models.weights_of(model)
+  with pytest.raises(error, match=match):
+    model.fit(images, batch_size=8, verbose=0, callbacks=[make(tmp_path)])
+  for a, b in zip(before, small_models.weights_of(model), strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_two_channels_cannot_be_seen(tmp_path):
+  model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), run_eagerly=True)
+  with pytest.raises(ValueError, match="`model` must be .* 1 or 3 channels.*Received: num_bits=8, 2 channels"):
+    model.fit(small_models.images(), verbose=0, callbacks=[callbacks.SampleGrid(tmp_path)])
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_other_models(tmp_path, index):
+  model = keras.Sequential([keras.layers.Dense(1)])
+  model.compile("sgd", "mse")
+  with pytest.raises(TypeError, match="`model` must be a `FlowModel`. Received: <Sequential"):
+    model.fit(np.ones([4, 1]), np.ones([4, 1]), verbose=0, callbacks=[_make_all(tmp_path)[index]])
+
+
+@pytest.mark.parametrize("index", range(3))
+def test_a_folder_that_cannot_be(tmp_path, index):
+  (tmp_path / "file").write_text("")
+  for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
+    with pytest.raises(OSError, match=f"`folder` must be one that files can be written to.*Received: {folder}$"):
+      _fit(_make_all(folder)[index])
+
+
+def test_a_log_dir_that_cannot_be(tmp_path):
+  (tmp_path / "file").write_text("")
+  with pytest.raises(ValueError, match=f"`log_dir` must be a folder.*Received: {tmp_path / 'file'}$"):
+    _fit(callbacks.SampleGrid(tmp_path, log_dir=tmp_path / "file"))
+
+
+@pytest.mark.parametrize("content", ["epoch,bits\n1,2.0\n", "epoch,bits_per_dim,val_bits_per_dim\none,2.0,\n", "\xff"])
+def test_a_damaged_table(tmp_path, content):
+  (tmp_path / "bits_per_dim.csv").write_text(content + "1,2,3\n", encoding="latin-1")
+  with pytest.raises(ValueError, match=f"`folder` must hold the table of an earlier run.*Received: {tmp_path}$"):
+    _fit(callbacks.BitsPerDimCurve(tmp_path))
+  assert (tmp_path / "bits_per_dim.csv").read_text(encoding="latin-1").startswith(content)
+
+
+def test_a_folder_that_is_lost_is_a_warning(tmp_path):
+  lose = keras.callbacks.LambdaCallback(
+      on_epoch_begin=lambda epoch, logs: shutil.rmtree(tmp_path / "folder") if epoch == 1 else None)
+  with pytest.warns(RuntimeWarning, match="after epoch 2 is missing in .*folder.*Training goes on") as warned:
+    model = _fit(*_make_all(tmp_path / "folder"), lose)
+  assert {str(warning.message).split()[1] for warning in warned} == {
+      "SampleGrid", "LatentInterpolation", "BitsPerDimCurve"}
+  assert model.optimizer.iterations.numpy() == 6
+
+
+def test_libraries_that_are_missing(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+  with pytest.raises(ImportError, match="needs Matplotlib.*pip install matplotlib"):
+    callbacks.BitsPerDimCurve(tmp_path)
+  monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ImportError, match="`log_dir` needs TensorBoard.*pip install tensorboard.*Received: log_dir="):
+    callbacks.SampleGrid(tmp_path, log_dir=tmp_path)
+  callbacks.SampleGrid(tmp_path)

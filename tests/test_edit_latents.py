@@ -1,0 +1,203 @@
+"""Tests of `examples/edit_latents.py`: a whole run with a tiny model, and its parts."""
+
+import json
+import sys
+
+import edit_latents
+import numpy as np
+from PIL import Image
+import pytest
+import train_glow
+
+TINY = ["--num-blocks=2", "--num-steps=1", "--num-hidden=4", "--batch-size=256", "--epochs=1"]
+
+
+def call(monkeypatch, module, *options):
+  """Runs the `main` of a script in this process; returns the exit code."""
+  monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, options)])
+  return module.main()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """The folder of a run of `train_glow.py`."""
+  folder = tmp_path_factory.mktemp("run")
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    assert call(monkeypatch, train_glow, *TINY, "--output", folder) == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def edited(run, tmp_path_factory):
+  """What is printed, and the folder."""
+  folder = tmp_path_factory.mktemp("edited") / "new" / "folder"
+  printed = []
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr("builtins.print", lambda *args, **_: printed.append(" ".join(map(str, args))))
+    assert call(monkeypatch, edit_latents, run, "--edit", 3, 8, "--edit", 1, 7, "--strengths", 0, 1, 3, "--output",
+                folder) == 0
+  return "\n".join(printed), folder
+
+
+def numbers(folder):
+  return json.loads((folder / edit_latents.NUMBERS).read_text())
+
+
+@pytest.mark.slow
+def test_run_leaves_everything(edited):
+  printed, folder = edited
+  assert {path.name for path in folder.iterdir()} == set(edit_latents.OUTPUTS)
+  for name in edit_latents.OUTPUTS[:-1]:
+    with Image.open(folder / name) as picture:
+      picture.load()
+      assert picture.format == "PNG" and min(picture.size) > 150
+  assert printed.splitlines()[-1].startswith(f"In {folder}: ")
+  for edit in numbers(folder)["edits"]:
+    assert f"{edit['from']} to {edit['to']}: {edit['num_images']} images of the test split" in printed
+    for share in edit["share_of_to"]:
+      assert f"{share:.3f}" in printed
+
+
+@pytest.mark.slow
+def test_numbers_are_about_real_edits(edited):
+  found = numbers(edited[1])
+  assert found["classifier_accuracy"] > 0.85
+  for edit, names in zip(found["edits"], (("3", "8"), ("1", "7")), strict=True):
+    assert (edit["from"], edit["to"]) == names and edit["strength"] == [0., 1., 3.]
+    assert edit["num_images"] in (18, 19)  # All that there are.
+    # A flow that has learned little keeps pixels, and of these the difference of two digits is to be seen.
+    assert edit["share_of_to"][0] < 0.2 and edit["share_of_from"][0] > 0.8
+    assert edit["share_of_to"][-1] > 0.5 and edit["share_of_from"][-1] < 0.2
+    assert edit["probability_of_to"][0] < edit["probability_of_to"][1] < edit["probability_of_to"][-1]
+  for path in found["interpolations"]:
+    for way in ("line", "arc"):
+      assert path[way]["share"] == [i / 8. for i in range(9)]
+      assert path[way]["probability_of_to"][0] < 0.2 and path[way]["probability_of_to"][-1] > 0.8
+      assert path[way]["share_of_from"][0] > 0.8 and path[way]["share_of_from"][-1] < 0.2
+    assert path["line"]["norm"][4] < path["arc"]["norm"][4]
+    assert path["line"]["norm"][::8] == path["arc"]["norm"][::8]
+
+
+@pytest.mark.slow
+def test_numbers_of_samples(edited):
+  found = numbers(edited[1])
+  assert found["temperatures"]["temperature"] == list(edit_latents.SAMPLE_TEMPERATURES)
+  assert found["level_temperatures"]["temperature"] == [[1., 0.], [0., 1.], [1., 1.]]
+  assert found["temperatures"]["num_classes"][0] == 1.  # All samples are one.
+  assert 1. < found["temperatures"]["num_classes"][-1] <= 10.
+  for key in ("confidence", "num_classes"):
+    assert found["temperatures"][key][-1] == found["level_temperatures"][key][-1]
+    assert found["temperatures"][key][-1] not in found["level_temperatures"][key][:-1]
+  assert all(0.1 < confidence <= 1. for confidence in found["temperatures"]["confidence"])
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_files(run, edited, monkeypatch):
+  options = run, "--edit", 3, 8, "--edit", 1, 7, "--strengths", 0, 1, 3
+  assert call(monkeypatch, edit_latents, *options) == 0
+  for name in edit_latents.OUTPUTS:
+    assert (run / "edits" / name).read_bytes() == (edited[1] / name).read_bytes(), name
+
+
+class _Classifier:
+  """Takes an image for one of the class of its first pixel, as surely as its second pixel says."""
+  classes_ = np.array([2, 5, 7])
+
+  def predict_proba(self, images):
+    probabilities = np.repeat((1. - images[:, 1:2]) / 2., 3, axis=1)
+    probabilities[np.arange(len(images)), np.searchsorted(self.classes_, np.round(255. * images[:, 0]))] = images[:, 1]
+    return probabilities
+
+
+def test_along_path():
+  images = np.zeros([2, 4, 1, 2, 1], np.uint8)
+  images[..., 0, 0] = [[[2], [2], [7], [5]], [[7], [7], [7], [5]]]
+  images[..., 1, 0] = 204  # 4/5
+  found = edit_latents.along_path(_Classifier(), images, [2, 7])
+  assert found["share_of_to"] == [0.25, 0.75] and found["share_of_from"] == [0.5, 0.]
+  np.testing.assert_allclose(found["probability_of_to"], [(0.8 + 3 * 0.1) / 4., (3 * 0.8 + 0.1) / 4.], rtol=1e-6)
+
+
+class _Identity:
+  """A model whose latents are its pixels."""
+
+  def encode(self, images):
+    return images.reshape(len(images), -1).astype(np.float32)
+
+  def decode(self, z):
+    return z.reshape(-1, 1, 2, 1)
+
+
+def test_latents_move_from_the_mean_of_one_class_to_that_of_the_other():
+  rng = np.random.default_rng(0)
+  train, test = (edit_latents.Images(rng.integers(0, 256, [50, 1, 2, 1]).astype(np.uint8), np.arange(50) % 5)
+                 for _ in range(2))
+  direction = np.subtract(*(train.images[train.labels == label].mean(0, dtype=float).ravel() for label in (3, 1)))
+  found = edit_latents.moved_latents(_Identity(), train, test, [1, 3], [0., -2., 0.5])
+  assert found.shape == (3, 10, 2)
+  for strength, z in zip((0., -2., 0.5), found):
+    np.testing.assert_allclose(z, test.images[test.labels == 1].reshape(10, 2) + strength * direction, rtol=1e-5)
+
+
+def test_many_images_go_in_batches(monkeypatch):
+  sizes = []
+  monkeypatch.setattr(_Identity, "decode", lambda self, z: sizes.append(len(z)) or z.reshape(-1, 1, 2, 1))
+  z = np.arange(2. * 3 * 70).reshape(3, 70, 2)
+  images = edit_latents.decode(_Identity(), z)
+  assert sizes == [100, 100, 10]
+  np.testing.assert_array_equal(images, z.reshape(3, 70, 1, 2, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options, message", [
+    (["--edit", 3, 3], "--edit must be two different classes of [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]. Received: 3 3"),
+    (["--edit", 3, 10], "Received: 3 10"),
+])
+def test_bad_classes(run, monkeypatch, tmp_path, capsys, options, message):
+  assert call(monkeypatch, edit_latents, run, *options, "--output", tmp_path / "new") == 2
+  error = capsys.readouterr().err
+  assert error.startswith("edit_latents.py: error: ") and message in error
+  assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("content", [None, "", "{}", "of yesterday"])
+def test_run_that_is_none(monkeypatch, tmp_path, capsys, content):
+  if content is not None:
+    (tmp_path / "results.json").write_text(content)
+  assert call(monkeypatch, edit_latents, tmp_path) == 2
+  error = capsys.readouterr().err
+  assert "the run must be the output folder of a finished run of examples/train_glow.py" in error
+  assert error.endswith(f"Received: {tmp_path}\n") and not (tmp_path / "edits").exists()
+
+
+@pytest.mark.parametrize("options, message", [
+    (["--edit", "3"], "--edit: expected 2 arguments"), (["--edit", "3", "x"], "--edit: must be a whole number"),
+    (["--strengths", "nan"], "--strengths: must be a finite number. Received: 'nan'"),
+    (["--seed=-1"], "--seed: must be"),
+])
+def test_bad_arguments(monkeypatch, tmp_path, capsys, options, message):
+  with pytest.raises(SystemExit) as ending:
+    call(monkeypatch, edit_latents, tmp_path, *options)
+  assert ending.value.code == 2
+  assert message in capsys.readouterr().err
+
+
+def test_tables_are_aligned(capsys):
+  edit_latents.print_table("A title", {"strength": [0.5, 10.], "name": ["a", "level 1"]})
+  title, header, *lines = capsys.readouterr().out.splitlines()[1:]
+  assert title == "A title" and header.split() == ["strength", "name"]
+  assert [line.split(maxsplit=1) for line in lines] == [["0.500", "a"], ["10.000", "level 1"]]
+  assert len({len(line) for line in [header, *lines]}) == 1
+
+
+def test_default_edits_are_of_existing_classes():
+  assert all(0 <= label < 10 for edits in edit_latents.DEFAULT_EDITS.values() for edit in edits for label in edit)
+  assert all(len(set(names)) == 10 for names in edit_latents.CLASS_NAMES.values())
+
+
+def test_pictures_are_side_by_side_in_rows():
+  rows = list(np.arange(2 * 3 * 2 * 4 * 1, dtype=np.uint8).reshape(2, 3, 2, 4, 1))
+  picture, height, width = edit_latents.montage(rows)
+  assert picture.shape == (2 * height, 3 * width, 1) and (height, width) == (3, 5)
+  np.testing.assert_array_equal(picture[3:5, 10:14], rows[1][2])
+  assert (picture[2] == 255).all() and (picture[:, 4] == 255).all()

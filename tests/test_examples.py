@@ -1,0 +1,133 @@
+"""Tests of the short scripts in `examples`: whole runs of tiny models. `train_glow.py` has tests of its own."""
+
+import importlib.util
+import pathlib
+import sys
+
+import image_files
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfp_glow
+
+EXAMPLES = pathlib.Path(__file__).parent.parent / "examples"
+TINY = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4"]
+UNIFORM = 4.  # Bits per dimension of the digits under a model that has learned nothing.
+
+slow = pytest.mark.slow
+
+
+def load(name):
+  """The script as a module."""
+  spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+def run(script, monkeypatch, *options):
+  """Calls the script's `main`; returns what it returns."""
+  monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *TINY, *map(str, options)])
+  return script.main()
+
+
+def record(script, monkeypatch, name):
+  """Has a function of the script keep what it returns in the list that is returned here."""
+  function, returned = getattr(script, name), []
+  monkeypatch.setattr(script, name, lambda *args: returned.append(function(*args)) or returned[-1])
+  return returned
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+def test_help(name, monkeypatch, capsys):
+  script = load(name)
+  monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
+  with pytest.raises(SystemExit) as ending:
+    script.parse_args()
+  assert ending.value.code == 0 and script.__doc__.splitlines()[0] in capsys.readouterr().out
+
+
+@slow
+def test_bare_gradient_tape(monkeypatch):
+  script = load("bare_gradient_tape")
+  flows = record(script, monkeypatch, "train")
+  bits_per_dim = run(script, monkeypatch, "--epochs=3", "--learning-rate=1e-2")
+  assert bits_per_dim < UNIFORM
+  model = tfp_glow.FlowModel(flows[0], num_bits=4)
+  model.compile()
+  test_images = tfp_glow.data.load_images("digits", "test", batch_size=64)
+  assert model.evaluate(test_images, verbose=0)[0] == pytest.approx(bits_per_dim, abs=0.02)  # With other noise.
+
+
+@slow
+@pytest.mark.parametrize("network", ["resnet", "attention"])
+def test_custom_network(network, monkeypatch):
+  script = load("custom_network")
+  models = record(script, monkeypatch, "make_model")
+  assert run(script, monkeypatch, "--epochs=1", "--learning-rate=1e-2", f"--network={network}") < UNIFORM
+  step = models[0].distribution.bijector.blocks[0].template
+  assert isinstance(step.coupling.network, script.NETWORKS[network])
+  images = next(iter(tfp_glow.data.load_images("digits", "test", batch_size=8)))
+  np.testing.assert_array_equal(models[0].decode(models[0].encode(images)), np.asarray(images) // 16 * 16)
+
+
+@pytest.mark.parametrize("network", ["resnet", "attention"])
+def test_custom_networks_are_made_again_by_keras(network):
+  layer = load("custom_network").NETWORKS[network](3, 8, name="a")
+  copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+  inputs = tf.random.stateless_normal([2, 4, 4, 2], [0, 0])
+  layer(inputs), copy(inputs)
+  copy.set_weights([np.full(w.shape, 0.1) for w in copy.get_weights()])
+  layer.set_weights(copy.get_weights())
+  np.testing.assert_array_equal(layer(inputs), copy(inputs))
+  assert np.ptp(layer(inputs)) > 0. and layer(inputs).shape == (2, 4, 4, 3)
+
+
+@slow
+def test_own_photos(monkeypatch, tmp_path):
+  script = load("own_photos")
+  folder = image_files.fill(tmp_path / "photos", 60, size=10)
+  options = [folder, "--image-size=4", "--batch-size=32", "--output", tmp_path / "output"]
+  run(script, monkeypatch, *options, "--epochs=1")
+  bits_per_dim = run(script, monkeypatch, *options, "--epochs=2")
+  assert np.isfinite(bits_per_dim)
+  assert {path.name for path in (tmp_path / "output").iterdir()} == {
+      "pictures", "training_state", "model.weights.h5", "saved_model"}
+  assert {path.name for path in (tmp_path / "output" / "pictures").iterdir()} == {
+      *(f"{name}_{epoch:04}.png" for name in ("samples", "interpolations") for epoch in range(3)),
+      "bits_per_dim.png", "bits_per_dim.csv"}
+  assert run(script, monkeypatch, *options, "--epochs=2") == bits_per_dim  # There is nothing to be done.
+
+
+def test_photos_of_scikit_learn(tmp_path):
+  folder = load("own_photos").write_crops(tmp_path, 64)
+  images = list(folder.iterdir())
+  assert len(images) == 2 * (427 // 64) * (640 // 64)
+  assert tf.io.decode_image(images[0].read_bytes()).shape == (64, 64, 3)
+
+
+@slow
+def test_out_of_distribution(monkeypatch, capsys):
+  script = load("out_of_distribution")
+  table = run(script, monkeypatch, "--data=digits", "--num-training-steps=60", "--learning-rate=1e-2", "--num-images=100")
+  assert table.keys() == {"noise", "constant", "blurred", "upside down"}
+  assert all(len(row) == 3 and 0. <= auroc <= 1. for row in table.values() for auroc in row)
+  assert table["noise"][0] > 0.95
+  assert table["blurred"][0] < 0.5  # The weakness.
+  assert f"noise {table['noise'][0]:19.3f}" in capsys.readouterr().out
+
+
+def test_odd_images_of_clothes(monkeypatch):
+  script = load("out_of_distribution")
+  monkeypatch.setattr(sys, "argv", ["out_of_distribution.py", "--num-images=5"])
+  images = image_files.pixels(5, 32, 32, 1)
+  kinds = script.odd_images(images, script.parse_args())
+  assert kinds.keys() == {"noise", "constant", "blurred", "upside down", "digits"}
+  for kind in kinds.values():
+    assert kind.shape == images.shape and kind.dtype == np.uint8 and (kind != images).any()
+  assert np.ptp(kinds["constant"], axis=(1, 2, 3)).max() == 0 and kinds["digits"].max() > 200
+  np.testing.assert_array_equal(kinds["upside down"][:, 0], images[:, -1])
+  expected = np.mean(images[:, 10:13, 10:13, 0].astype(float), axis=(1, 2))
+  np.testing.assert_allclose(kinds["blurred"][:, 11, 11, 0], expected, atol=1.)

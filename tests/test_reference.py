@@ -1,0 +1,75 @@
+"""The reference: what it has to say of each public name, and that it is built without a warning."""
+
+import html
+import importlib.util
+import inspect
+import pathlib
+import re
+import subprocess
+import sys
+import types
+
+import pytest
+
+import tfp_glow
+from tfp_glow import dequantize, original, pictures
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODULES = [value for name in tfp_glow.__all__ if isinstance(value := getattr(tfp_glow, name), types.ModuleType)]
+MODULES += [dequantize, original, pictures]
+
+
+def _public_names():
+  """From full names to classes and functions."""
+  found = {f"tfp_glow.{name}": getattr(tfp_glow, name) for name in tfp_glow.__all__}
+  for module in MODULES:
+    found |= {f"{module.__name__}.{name}": value for name, value in vars(module).items()
+              if not name.startswith("_") and getattr(value, "__module__", "").startswith(module.__name__)}
+  return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isfunction(value)}
+
+
+NAMES = _public_names()
+
+
+def test_there_are_names():
+  assert {"tfp_glow.FlowModel", "tfp_glow.callbacks.SampleGrid", "tfp_glow.data.load_images"} <= NAMES.keys()
+
+
+def _documented(text):
+  """The arguments that a docstring describes."""
+  section = re.search(r"^ *Args:\n(.*?)(?:\n\n|\Z)", text, re.M | re.S)
+  return re.findall(r"^ +\**(\w+): ", section[1], re.M) if section else []
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_docstrings_describe_all_arguments(name):
+  value = NAMES[name]
+  assert value.__doc__, name
+  functions = [value] if inspect.isfunction(value) else [
+      function for key, function in vars(value).items() if inspect.isfunction(function)
+      and (key == "__init__" or not key.startswith("_")) and "Args:" in (function.__doc__ or "")]
+  for function in functions:
+    arguments = [argument for argument in inspect.signature(function).parameters if argument != "self"]
+    documented = _documented(function.__doc__)
+    assert not documented or documented == arguments, function
+
+
+@pytest.mark.slow
+def test_reference_is_built_without_warnings(tmp_path):
+  if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings_handlers") is None:
+    pytest.skip("needs MkDocs and mkdocstrings: pip install -e .[docs]")
+  done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"], cwd=ROOT,
+                        capture_output=True, text=True, check=False)
+  assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
+  pages = {path.relative_to(tmp_path / "site").parent.as_posix(): path.read_text(encoding="utf-8")
+           for path in (tmp_path / "site").rglob("index.html")}
+  assert {".", "coming_from", "distributed", "serving", "troubleshooting", "reference", "reference/data"} <= pages.keys()
+  anchors = set(re.findall(r'id="(tfp_glow[\w.]*)"', "".join(pages.values())))
+  assert NAMES.keys() <= anchors
+  for name, page in pages.items():
+    # What is left of sections of docstrings and of Markdown, where they are not understood.
+    fault = re.search(r"<p>\s*(Args|Returns|Raises|Attributes|References):", page)
+    assert not fault, f"{name}: {page[fault.start():][:500]}"
+    text = html.unescape(re.sub(r"<(code|style|script)\b.*?</\1>|<[^>]+>", "", page, flags=re.S))
+    fault = re.search(r"```|\*\*\w|^ *[-*] \w|^\|.*\|$|:::", text, re.M)
+    assert not fault, f"{name}: {text[max(0, fault.start() - 200):][:500]}"

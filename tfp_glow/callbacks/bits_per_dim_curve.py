@@ -1,0 +1,95 @@
+"""The curve of training."""
+
+import csv
+
+from tfp_glow.callbacks.folder_writer import FolderWriter
+
+_PICTURE, _TABLE = "bits_per_dim.png", "bits_per_dim.csv"
+_CURVES = {"bits_per_dim": "training", "val_bits_per_dim": "validation"}
+
+
+class BitsPerDimCurve(FolderWriter):
+  """Bits per dimension of all epochs until now, of training and validation, drawn anew after each.
+
+  `bits_per_dim.png` is the curve, `bits_per_dim.csv` its numbers. A run that is gone on with (`initial_epoch`) keeps
+  the epochs before; one from the beginning replaces them.
+
+  Training's are the means over an epoch, while weights improve: they lag behind validation's by about half an epoch. Of
+  several workers (`tf.distribute`) the chief alone draws.
+
+  #### Example
+
+  ```python
+  import tempfile
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model.compile("adam")
+  train, validation = (tfp_glow.data.load_images("digits", split, batch_size=256) for split in ("train", "validation"))
+  curve = tfp_glow.callbacks.BitsPerDimCurve(tempfile.mkdtemp())
+  model.fit(train, validation_data=validation, epochs=2, callbacks=[curve])
+  ```
+  """
+
+  def __init__(self, folder):
+    """Creates the callback; it should come before a `TrainingState`.
+
+    Args:
+      folder: Where the two files go; it is made if it is not there.
+
+    Raises:
+      ImportError: if Matplotlib is not installed.
+    """
+    super().__init__(folder)
+    _figure()  # Now, not after an epoch.
+    self._epochs = []  # A dict for each, with values of `_CURVES` as far as there are any.
+
+  def _begin(self, num_epochs):
+    self._epochs = [row for row in self._read() if row["epoch"] <= num_epochs]
+    self._save()
+
+  def _write(self, num_epochs, logs):
+    self._epochs.append({"epoch": num_epochs, **{key: float(logs[key]) for key in _CURVES if key in logs}})
+    self._save()
+
+  def _read(self):
+    path = self._folder / _TABLE
+    if not path.exists():
+      return []
+    try:
+      with path.open(newline="", encoding="utf-8") as file:
+        return [{"epoch": int(row["epoch"]), **{key: float(row[key]) for key in _CURVES if row[key]}}
+                for row in csv.DictReader(file)]
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
+      raise ValueError(f"`folder` must hold the table of an earlier run in {_TABLE}, or none, but it cannot be read "
+                       f"({type(error).__name__}: {error}). Received: {self._folder}") from error
+
+  def _save(self):
+    with (self._folder / _TABLE).open("w", newline="", encoding="utf-8") as file:
+      writer = csv.DictWriter(file, ["epoch", *_CURVES])
+      writer.writeheader()
+      writer.writerows(self._epochs)
+    figure = _figure()
+    axes = figure.subplots()
+    for key, label in _CURVES.items():
+      points = [(row["epoch"], row[key]) for row in self._epochs if key in row]
+      if points:
+        axes.plot(*zip(*points), marker=".", label=label)
+    if self._epochs:
+      axes.legend()
+    axes.set(xlabel="epoch", ylabel="bits per dimension")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.savefig(self._folder / _PICTURE)
+
+
+def _figure():
+  """An empty one, which needs no display."""
+  try:
+    from matplotlib.figure import Figure
+  except ImportError as error:
+    raise ImportError("`BitsPerDimCurve` needs Matplotlib, which is not installed: pip install matplotlib. "
+                      f"Received: {error}") from error
+  return Figure(figsize=(8, 5))

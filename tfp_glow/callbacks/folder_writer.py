@@ -1,0 +1,58 @@
+"""What the callbacks have in common that leave pictures in a folder."""
+
+import pathlib
+import warnings
+
+import keras
+
+from tfp_glow import replicas
+from tfp_glow.model import FlowModel
+
+
+class FolderWriter(keras.callbacks.Callback):
+  """Writes to a folder before training and after each epoch, on the chief alone.
+
+  The other workers of a `tf.distribute` strategy do nothing here, and nothing here waits for them. What goes wrong
+  before training is an error; a file that cannot be written later is a warning: no training ends for want of a picture.
+  """
+
+  def __init__(self, folder):
+    super().__init__()
+    self._folder = pathlib.Path(folder)
+    self._has_begun = False
+
+  def _begin(self, num_epochs):
+    """Called before the first epoch of `fit`, after `num_epochs` of earlier runs."""
+    raise NotImplementedError
+
+  def _write(self, num_epochs, logs):
+    """Called after each epoch; there are `num_epochs` of them now."""
+    raise NotImplementedError
+
+  def on_train_begin(self, logs=None):
+    if not isinstance(self.model, FlowModel):
+      raise TypeError(f"`model` must be a `FlowModel`. Received: {self.model!r}")
+    self._has_begun = False
+
+  def on_epoch_begin(self, epoch, logs=None):
+    if self._has_begun or not self._is_chief():
+      return
+    try:
+      self._folder.mkdir(parents=True, exist_ok=True)
+      self._begin(epoch)
+    except OSError as error:
+      raise OSError(f"`folder` must be one that files can be written to, but: {error}. "
+                    f"Received: {self._folder}") from error
+    self._has_begun = True
+
+  def on_epoch_end(self, epoch, logs=None):
+    if not self._is_chief():
+      return
+    try:
+      self._write(epoch + 1, logs or {})
+    except OSError as error:
+      warnings.warn(f"What {type(self).__name__} writes after epoch {epoch + 1} is missing in {self._folder}: {error}. "
+                    "Training goes on.", RuntimeWarning, stacklevel=2)
+
+  def _is_chief(self):
+    return replicas.is_chief(self.model.distribute_strategy)

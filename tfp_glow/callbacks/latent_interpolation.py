@@ -1,0 +1,70 @@
+"""Interpolations of a model while it trains."""
+
+import numpy as np
+
+from tfp_glow import latent
+from tfp_glow.callbacks.picture import Picture
+
+
+class LatentInterpolation(Picture):
+  """The way from image to image through latent space, after each epoch.
+
+  A row for each pair of neighbours: from the first image to the second, from the second to the third, and so on. The
+  ends of a row are the images themselves, as far as `num_bits` keeps them. `interpolations_0000.png` is of the flow
+  before training, `interpolations_0012.png` after 12 epochs; a run that is gone on with (`initial_epoch`) goes on with
+  the names.
+
+  Of several workers (`tf.distribute`) the chief alone draws, while the others wait at the next step.
+
+  #### Example
+
+  ```python
+  import tempfile
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model.compile("adam")
+  test_images = next(iter(tfp_glow.data.load_images("digits", "test", batch_size=5)))
+  ways = tfp_glow.callbacks.LatentInterpolation(tempfile.mkdtemp(), test_images)
+  model.fit(tfp_glow.data.load_images("digits", "train", batch_size=256), epochs=2, callbacks=[ways])
+  ```
+  """
+
+  def __init__(self, folder, images, labels=None, num_steps=8, every=1, log_dir=None):
+    """Creates the callback; it should come before a `TrainingState`.
+
+    Args:
+      folder: Where the PNG files go; it is made if it is not there.
+      images: uint8 array or eager tensor `[N, H, W, C]`, two images or more.
+      labels: For class-conditional models, integers `[N]`. On the way from one class to another, the first half of a
+        row has the label of its beginning, the rest that of its end.
+      num_steps: Python `int`, at least 2: images in a row, its ends included.
+      every: Python `int`: epochs from one picture to the next.
+      log_dir: Folder of TensorBoard's event files; `None`: without TensorBoard.
+
+    Raises:
+      ValueError: if an argument is not as above, or, before training, the model cannot take it.
+      TypeError: before training, if `images` are not uint8.
+      ImportError: if there is a `log_dir`, but no TensorBoard.
+    """
+    super().__init__("interpolations", folder, every, log_dir)
+    self._images = np.asarray(images)
+    if self._images.ndim != 4 or len(self._images) < 2:
+      raise ValueError(f"`images` must be two images or more, [N, H, W, C]. Received: shape {self._images.shape}")
+    self._labels = None if labels is None else np.asarray(labels)
+    self._num_steps = num_steps
+
+  def _rows(self):
+    z = self.model.encode(self._images, self._labels)
+    lines = latent.interpolate(z[:-1], z[1:], self._num_steps)  # [num_steps, N - 1, ...]
+    decoded = self.model.decode(lines.reshape([-1, *z.shape[1:]]), self._labels_of_lines())
+    return list(decoded.reshape([*lines.shape[:2], *self._images.shape[1:]]).swapaxes(0, 1))
+
+  def _labels_of_lines(self):
+    if self._labels is None:
+      return None
+    is_first_half = np.arange(self._num_steps)[:, np.newaxis] < self._num_steps / 2
+    return np.where(is_first_half, self._labels[:-1], self._labels[1:]).reshape(-1)

@@ -1,0 +1,71 @@
+"""Samples of a model while it trains."""
+
+import numbers
+
+from tfp_glow.callbacks.picture import Picture
+
+
+class SampleGrid(Picture):
+  """Samples from the same noise after each epoch: one sees the same images improve.
+
+  A row for each temperature; of a class-conditional model a row for each temperature and class. A column has the same
+  noise in all rows. `samples_0000.png` is of the flow before training, `samples_0012.png` after 12 epochs; a run that
+  is gone on with (`initial_epoch`) goes on with the names. Training comes to the same weights as without the callback.
+
+  Of several workers (`tf.distribute`) the chief alone draws, while the others wait at the next step.
+
+  #### Example
+
+  ```python
+  import tempfile
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model.compile("adam")
+  grid = tfp_glow.callbacks.SampleGrid(tempfile.mkdtemp(), temperatures=(0.5, 0.7, 1.))
+  model.fit(tfp_glow.data.load_images("digits", "train", batch_size=256), epochs=2, callbacks=[grid])
+  ```
+  """
+
+  def __init__(self, folder, temperatures=(0.7, 1.), num_columns=8, labels=None, seed=0, every=1, log_dir=None):
+    """Creates the callback; it should come before a `TrainingState`.
+
+    Args:
+      folder: Where the PNG files go; it is made if it is not there.
+      temperatures: List of what `FlowModel.sample` takes as `temperature`.
+      num_columns: Python `int`: samples in a row.
+      labels: List of the classes to be seen; `None`: all classes, if the model has any.
+      seed: Python `int` or a pair of them, of the noise.
+      every: Python `int`: epochs from one picture to the next.
+      log_dir: Folder of TensorBoard's event files; `None`: without TensorBoard.
+
+    Raises:
+      ValueError: if an argument is not as above, or, before training, the model cannot take it.
+      ImportError: if there is a `log_dir`, but no TensorBoard.
+    """
+    super().__init__("samples", folder, every, log_dir)
+    if not isinstance(temperatures, (list, tuple)) or not temperatures:
+      raise ValueError(f"`temperatures` must be a list of at least one number. Received: {temperatures!r}")
+    if isinstance(num_columns, bool) or not isinstance(num_columns, numbers.Integral) or num_columns < 1:
+      raise ValueError(f"`num_columns` must be a positive `int`. Received: {num_columns!r}")
+    if labels is not None and not len(labels):
+      raise ValueError(f"`labels` must be a list of at least one class, or None. Received: {labels!r}")
+    if seed is None:
+      raise ValueError("`seed` must not be None: there would be other noise in each picture. Received: None")
+    self._temperatures = temperatures
+    self._num_columns = num_columns
+    self._labels = labels
+    self._seed = seed
+
+  def _rows(self):
+    return [self.model.sample(self._num_columns, temperature, labels=label, seed=self._seed)
+            for temperature in self._temperatures for label in self._classes()]
+
+  def _classes(self):
+    num_classes = getattr(getattr(self.model.distribution, "bijector", None), "num_classes", None)
+    if self._labels is not None:
+      return self._labels
+    return [None] if num_classes is None else range(num_classes)

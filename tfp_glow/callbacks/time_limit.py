@@ -1,0 +1,30 @@
+"""Ends training when its time is up."""
+
+import time
+
+import keras
+
+
+class TimeLimit(keras.callbacks.Callback):
+  """Ends training when its time is up, also in the middle of an epoch, which is then validated as if it were whole."""
+
+  def __init__(self, seconds):
+    """Creates the callback.
+
+    Args:
+      seconds: Python number: time from the beginning of training.
+
+    Raises:
+      ValueError: if `seconds` is not positive.
+    """
+    super().__init__()
+    if not seconds > 0:
+      raise ValueError(f"`seconds` must be positive. Received: seconds={seconds!r}")
+    self.seconds = seconds
+
+  def on_train_begin(self, logs=None):
+    self._end = time.monotonic() + self.seconds
+
+  def on_train_batch_end(self, batch, logs=None):
+    if time.monotonic() >= self._end:
+      self.model.stop_training = True

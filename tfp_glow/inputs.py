@@ -1,0 +1,127 @@
+"""What `FlowModel` is given: batches in their various shapes, and checks before any work."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow import health
+
+
+def unpack(batch):
+  """Images and labels, `None` where there are none, of a batch.
+
+  Args:
+    batch: Images, `(images, labels)`, or `{"image": images, "label": labels}`; or the specs of one.
+
+  Raises:
+    ValueError: if the batch has weights, or is a dict without `"image"`.
+  """
+  x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+  if sample_weight is not None:
+    raise ValueError("`sample_weight` must be None: every image counts the same. Received: a batch with weights")
+  if isinstance(x, dict):
+    if "image" not in x:
+      raise ValueError(f"A batch that is a dict must have the key 'image'. Received: {sorted(x)}")
+    x, labels = x["image"], x.get("label", labels)
+  return x, labels
+
+
+def check_data(codec, x, y, batch_size, kwargs):
+  """Checks what `fit` and its like are given, as far as that can be done without drawing from it.
+
+  Args:
+    codec: `Codec`.
+    x: Array, dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset` or iterator.
+    y: Labels, or `None`.
+    batch_size: Positive `int`, or `None`.
+    kwargs: Dict, the other arguments.
+
+  Raises:
+    TypeError: if `x` is something else, or images or labels have another dtype.
+    ValueError: if `x` is empty, images or labels do not fit, or there are weights.
+  """
+  is_int = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
+  if batch_size is not None and not (is_int and batch_size > 0):
+    raise ValueError(f"`batch_size` must be a positive `int`, or None. Received: {batch_size!r}")
+  for key in ("sample_weight", "class_weight"):
+    if kwargs.get(key) is not None:
+      raise ValueError(f"`{key}` must be None: every image counts the same. Received: {key}={kwargs[key]!r}")
+  if isinstance(x, tf.data.Dataset):
+    count = x.cardinality()
+    empty, data = count == 0 or count == tf.data.UNKNOWN_CARDINALITY and next(iter(x), None) is None, x.element_spec
+  elif hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
+    return
+  else:
+    data = x if y is None else (x, y)
+    if not all(len(getattr(part, "shape", ())) for part in keras.tree.flatten(data)):
+      raise TypeError("`x` must be an array of images (`y` of labels), a dict of arrays, or a `tf.data.Dataset`. "
+                      f"Received: {type(x).__name__}" + ("" if y is None else f", {type(y).__name__}"))
+    empty = any(len(part) == 0 for part in keras.tree.flatten(data))
+  if empty:
+    raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
+  images, labels = unpack(data)
+  codec.check_spec(images)
+  if codec.num_classes is None:
+    return  # Images may come with labels, which are not used.
+  codec.check_labels_spec(labels)
+  if isinstance(labels, np.ndarray):
+    checked_labels(codec, labels, len(images))
+
+
+def checked_images(codec, images, labels):
+  """Images and labels as tensors; raises as `Codec.check_images` and `checked_labels`, or if images are not finite."""
+  images = codec.check_images(images)
+  if images.dtype.is_floating:
+    check_finite("images", images)
+  return images, checked_labels(codec, labels, len(images))
+
+
+def checked_labels(codec, labels, count):
+  """Labels of so many images, int32 `[count]`, of one label for all, too; `None` where there are no classes.
+
+  Raises:
+    TypeError: if they are not integers.
+    ValueError: if there are not `count` labels of the classes.
+  """
+  condition = codec.condition(labels)
+  if not condition:
+    return None
+  labels = condition["labels"]
+  if labels.shape.rank == 0:
+    labels = tf.fill([count], labels)
+  if labels.shape != [count] or bool(tf.reduce_any((labels < 0) | (labels >= codec.num_classes))):
+    raise ValueError(f"`labels` must be {count} integers in 0 .. {codec.num_classes - 1}. Received: {labels}")
+  return labels
+
+
+def check_finite(name, values):
+  """Raises `ValueError` if the argument called `name` holds NaN or infinite values."""
+  if not bool(tf.reduce_all(tf.math.is_finite(values))):
+    raise ValueError(f"`{name}` must be finite. Received: {health.describe(values)}")
+
+
+def first_batch(x, y=None, batch_size=None, name="x"):
+  """The first batch of what `fit` is given as the argument called `name`, and what `fit` must be given now.
+
+  Raises:
+    ValueError: if there is none.
+  """
+  if isinstance(x, tf.data.Dataset):
+    batch = next(iter(x), None)
+  elif isinstance(x, keras.utils.PyDataset):
+    batch = x[0]
+  elif hasattr(x, "__next__"):
+    batch = next(x, None)
+    x = x if batch is None else _with_first(batch, x)
+  else:
+    size = batch_size or 32
+    batch = keras.tree.map_structure(lambda array: array[:size], x if y is None else (x, y))
+  if batch is None or any(len(part) == 0 for part in keras.tree.flatten(batch)):
+    raise ValueError(f"`{name}` must hold at least one image. Received: {x!r}")
+  return batch, x
+
+
+def _with_first(batch, rest):
+  """A generator, as Keras takes no other iterators."""
+  yield batch
+  yield from rest

@@ -199,6 +199,11 @@ CASES = [
         _contracting_convolutions(2, dtype), "exact", dtype=dtype), [2, 3, 2]),
     Case("residual_vector", lambda dtype: residual_block(3, dtype), [3]),
     Case("scan_residual", _scan_of_blocks, [3]),
+    Case("logit", lambda dtype: tfp_glow.Logit(0.45, dtype=dtype), [2, 3, 2]),
+    Case("residual_flow", lambda dtype: tfp_glow.ResidualFlowBijector(
+        (4, 2, 1), 2, 2, 4, 1, 4, logit_alpha=0.45, log_det="exact", seed=0, dtype=dtype), [4, 2, 1], [8]),
+    Case("residual_flow_vector", lambda dtype: tfp_glow.ResidualFlowBijector(
+        3, 0, num_dense_blocks=3, num_dense_hidden=4, logit_alpha=None, log_det="exact", seed=0, dtype=dtype), [3]),
     Case("chain", _chain, [2, 2, 3]),
     Case("chain_of_inverted", _chain_of_inverted, [2, 2, 3]),
     Case("chain_of_glow", _glow_in_chain, [2, 2, 2], [8]),

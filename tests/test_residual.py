@@ -72,7 +72,8 @@ def test_estimates_and_neumann_gradients_of_the_reference(name, num_terms):
     np.testing.assert_allclose(residual_reference.weight(gradient.numpy()), reference[f"{key}grad_w{index}"], atol=1e-6)
 
 
-@pytest.mark.parametrize("name, bounds", [("fc", {5: 3e-4, 10: 2e-6, 20: 1e-9}), ("conv", {5: 4e-2, 10: 2e-4, 20: 1e-8})])
+@pytest.mark.parametrize("name, bounds", [
+    ("fc", {5: 3e-4, 10: 2e-6, 20: 1e-9}), ("conv", {5: 4e-2, 10: 2e-4, 20: 1e-8})])
 def test_the_power_series_converges_to_the_exact_log_det(name, bounds):
   """With traces in place of their estimates, from a probe along each dimension."""
   block, reference, x = reference_block(name, log_det="exact")

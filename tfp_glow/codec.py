@@ -140,9 +140,9 @@ class Codec:
     """The inverse of `to_values`, whatever the noise was."""
     return values if self.num_bits is None else dequantize.quantize(values, self.num_bits)
 
-  def log_prob(self, images, labels=None, noise_seed=None):
+  def log_prob(self, images, labels=None, noise_seed=None, training=False):
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
-    return self._log_prob_of_values(self.to_values(images, noise_seed), labels)
+    return self._log_prob_of_values(self.to_values(images, noise_seed), labels, training)
 
   def log_prob_and_features(self, images, labels, noise_seed=None):
     """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
@@ -151,13 +151,23 @@ class Codec:
     # The bijector knows these latents: it has just computed them.
     return log_prob, self.bijector.class_features(self.bijector.inverse(values, **condition), **condition)
 
-  def _log_prob_of_values(self, values, labels):
-    return dequantize.discrete_log_prob(self.log_density(values, labels), self.num_dims, self.num_bits)
+  def _log_prob_of_values(self, values, labels, training=False):
+    return dequantize.discrete_log_prob(self.log_density(values, labels, training), self.num_dims, self.num_bits)
 
-  def log_density(self, values, labels=None):
-    """Log-density of dequantized images, `[N]`, in nats."""
-    condition = self.condition(labels)
-    return self.distribution.log_prob(values, **({"bijector_kwargs": condition} if condition else {}))
+  def log_density(self, values, labels=None, training=False):
+    """Log-density of dequantized images, `[N]`, in nats; with `training` a bijector may estimate it more coarsely."""
+    kwargs = self.condition(labels)
+    if training and getattr(getattr(self.distribution, "bijector", None), "is_stochastic", False):
+      kwargs["training"] = True
+    return self.distribution.log_prob(values, **({"bijector_kwargs": kwargs} if kwargs else {}))
+
+  def after_update(self):
+    """Has bijectors follow an update of the weights, wherever they are in the distribution."""
+    parts = [part for part in self.distribution.submodules if hasattr(part, "after_update")]
+    nested = {id(part) for owner in parts for part in owner.submodules}
+    for part in parts:
+      if id(part) not in nested:
+        part.after_update()
 
   def bits_per_dim(self, log_prob):
     """From `log_prob`'s nats."""

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow.checks import check_counts, check_fractions
 from tfp_glow.networks import generator, value_of
 
 # The steepest slope of `x * sigmoid(x)` is 1.0998.
@@ -116,8 +117,8 @@ class _Lipschitz(keras.layers.Layer):
   def __init__(self, num_outputs, coefficient, domain, codomain, tolerance, max_iterations, seed, **kwargs):
     # Norms are computed in the precision of the kernel.
     super().__init__(autocast=False, **kwargs)
-    _check_fraction(coefficient=coefficient, tolerance=tolerance)
-    _check_count(max_iterations=max_iterations)
+    check_fractions(coefficient=coefficient, tolerance=tolerance)
+    check_counts(max_iterations=max_iterations)
     for name, order in (("domain", domain), ("codomain", codomain)):
       if not isinstance(order, LearnedOrder) and not (isinstance(order, numbers.Real) and order >= 1.):
         raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "
@@ -150,19 +151,24 @@ class _Lipschitz(keras.layers.Layer):
 
   def build(self, input_shape):
     kernel_shape, self._one_input, self._one_output = self._shapes(input_shape)
-    rng = generator(self.seed)
-    bound = 1. / math.sqrt(np.prod(kernel_shape[:-1]))
-    uniform = lambda shape, dtype: tf.constant(rng.uniform(-bound, bound, shape), dtype)
-    self.kernel = self.add_weight(name="kernel", shape=kernel_shape, initializer=uniform)
-    self.bias = self.add_weight(name="bias", shape=kernel_shape[-1:], initializer=uniform)
+    add = lambda name, shape, **kwargs: self.add_weight(name=name, shape=shape, initializer="zeros", **kwargs)
+    self.kernel = add("kernel", kernel_shape)
+    self.bias = add("bias", kernel_shape[-1:])
     if self._is_iterated:
-      normal = lambda shape, dtype: tf.constant(rng.standard_normal(shape), dtype)
       # All replicas compute the same: any one's will do.
-      self.u, self.v = (self.add_weight(name=name, shape=shape, initializer=normal, trainable=False,
-                                        aggregation="only_first_replica")
+      self.u, self.v = (add(name, shape, trainable=False, aggregation="only_first_replica")
                         for name, shape in (("u", self._one_output), ("v", self._one_input)))
-      with tf.init_scope():
-        self.update_spectral_norm()
+    with tf.init_scope():
+      for variable, value in self.redraw(self.seed):
+        variable.assign(value)
+      self.update_spectral_norm()
+
+  def redraw(self, seed):
+    """What another layer like this, with another seed, starts from: `(variable of this one, array)`, `vectors` too."""
+    rng = generator(seed)
+    bound = 1. / math.sqrt(np.prod(self.kernel.shape[:-1]))
+    drawn = [(variable, rng.uniform(-bound, bound, variable.shape)) for variable in (self.kernel, self.bias)]
+    return drawn + [(vector, rng.standard_normal(vector.shape)) for vector in self.vectors]
 
   @property
   def _is_iterated(self):
@@ -305,7 +311,7 @@ class LipschitzDense(_Lipschitz):
     Raises:
       ValueError: if an argument is not as above.
     """
-    _check_count(units=units)
+    check_counts(units=units)
     super().__init__(units, coefficient, domain, codomain, tolerance, max_iterations, seed, **kwargs)
     self.units = units
 
@@ -352,7 +358,7 @@ class LipschitzConv2D(_Lipschitz):
       ValueError: if an argument is not as above; on first use, if the size of the images is not known, and later if it
         is another (but for a `kernel_size` of 1).
     """
-    _check_count(filters=filters, kernel_size=kernel_size)
+    check_counts(filters=filters, kernel_size=kernel_size)
     if kernel_size % 2 == 0:
       raise ValueError(f"`kernel_size` must be odd. Received: {kernel_size!r}")
     super().__init__(filters, coefficient, domain, codomain, tolerance, max_iterations, seed, **kwargs)
@@ -469,15 +475,3 @@ def _dual(x, order, otherwise):
   powers = scaled if isinstance(order, float) and order == 2. else scaled**(order - 1.)
   dual = tf.sign(x) * powers / tf.reduce_sum(powers * scaled)**(1. - 1. / order)
   return tf.where(largest > 0., dual, otherwise)
-
-
-def _check_fraction(**arguments):
-  for name, value in arguments.items():
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0. < value < 1.:
-      raise ValueError(f"`{name}` must be a number above 0 and below 1. Received: {value!r}")
-
-
-def _check_count(**arguments):
-  for name, value in arguments.items():
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-      raise ValueError(f"`{name}` must be a positive `int`. Received: {value!r}")

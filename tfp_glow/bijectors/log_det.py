@@ -28,8 +28,8 @@ _NUM_TERMS, _PROBE = range(2)
 def tail_probabilities(roulette):
   """`P(N >= k)` for `k = 1, 2, ...`, as far as uniform numbers of 32 bits resolve it.
 
-  That is to 33 with `"geometric"`, 16 with `"poisson"`. Beyond, it might as well be left to chance: such terms would come
-  once in billions of draws, billions of times as large.
+  That is to 33 with `"geometric"`, 16 with `"poisson"`. Terms beyond would come once in billions of draws, billions of
+  times as large: no mean of draws would ever know.
 
   Args:
     roulette: `"geometric"`: `N` has the distribution `0.5 ** N`, from 1. `"poisson"`: that of Poisson with mean 2.

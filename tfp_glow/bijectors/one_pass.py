@@ -345,16 +345,35 @@ class OnePassBijector(tfb.Bijector):
     return tf.reduce_sum(log_det, axis=list(range(-extra, 0))) if extra else log_det
 
   def _forward_event_shape(self, input_shape):
-    return input_shape
+    return self._other_shape(input_shape, inverse=False)
 
   def _inverse_event_shape(self, output_shape):
-    return output_shape
+    return self._other_shape(output_shape, inverse=True)
 
   def _forward_event_shape_tensor(self, input_shape):
-    return input_shape
+    return self._other_shape_tensor(input_shape, inverse=False)
 
   def _inverse_event_shape_tensor(self, output_shape):
-    return output_shape
+    return self._other_shape_tensor(output_shape, inverse=True)
+
+  def _keeps_shape(self):
+    return self._event_shapes[True] == self._event_shapes[False]
+
+  def _other_shape(self, shape, inverse):
+    """The shape on the other side, of bijectors that keep it, or are between two shapes that are known."""
+    shape, own = tf.TensorShape(shape), self._event_shapes[inverse]
+    if self._keeps_shape():
+      return shape
+    if shape.rank is None:
+      return self._event_shapes[not inverse]
+    if not own.is_compatible_with(shape[shape.rank - own.rank:]):
+      raise ValueError(f"The event shape on this side of `{self.name}` must be {own}. Received: {shape}")
+    return shape[:shape.rank - own.rank].concatenate(self._event_shapes[not inverse])
+
+  def _other_shape_tensor(self, shape, inverse):
+    if self._keeps_shape():
+      return shape
+    return tf.concat([shape[:-self._event_shapes[inverse].rank], self._event_shapes[not inverse]], axis=0)
 
   # One evaluation.
 

@@ -1,13 +1,13 @@
 """The invertible residual block."""
 
-import numbers
-
+import numpy as np
 import tensorflow as tf
 
 from tfp_glow import lipschitz, networks
 from tfp_glow.bijectors import log_det as log_dets
 from tfp_glow.bijectors.fixed_point import solve
 from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.checks import check_choice, check_counts, check_fractions, check_seed
 
 _LOG_DETS = ("russian_roulette", "power_series", "exact")
 
@@ -81,22 +81,23 @@ class InvertibleResidualBlock(OnePassBijector):
         holds state that a call changes.
     """
     parameters = dict(locals())
-    for key, value, choices in (("log_det", log_det, _LOG_DETS), ("roulette", roulette, log_dets.ROULETTES),
-                                ("probe", probe, log_dets.PROBES), ("event_ndims", event_ndims, (1, 3))):
-      if value not in choices:
-        raise ValueError(f"`{key}` must be one of {choices}. Received: {value!r}")
-    for key, value in (("num_terms", num_terms), ("num_eval_terms", num_eval_terms),
-                       ("max_iterations", max_iterations)):
-      if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"`{key}` must be a positive `int`. Received: {value!r}")
-    if tolerance is not None and (isinstance(tolerance, bool) or not isinstance(tolerance, numbers.Real)
-                                  or not 0. < tolerance < 1.):
-      raise ValueError(f"`tolerance` must be a number above 0 and below 1, or None. Received: {tolerance!r}")
+    check_choice("log_det", log_det, _LOG_DETS)
+    check_choice("roulette", roulette, log_dets.ROULETTES)
+    check_choice("probe", probe, log_dets.PROBES)
+    check_choice("event_ndims", event_ndims, (1, 3))
+    check_counts(num_terms=num_terms, num_eval_terms=num_eval_terms, max_iterations=max_iterations)
+    check_seed(seed)
+    if tolerance is not None:
+      check_fractions(tolerance=tolerance)
     super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self.network = network
     self._event_shape = None
     self._kind = log_det
+    self._description = {
+        "exact": "exact", "power_series": f"power series of {num_eval_terms} terms, {probe} probes, fixed noise",
+        "russian_roulette": f"Russian roulette: {num_eval_terms} terms and a {roulette} number of further ones, "
+                            f"{probe} probes, fixed noise"}[log_det]
     self._tolerance = tolerance or (1e-6 if self.dtype == tf.float32 else 1e-12)
     self._max_iterations = max_iterations
     if networks.is_built(network):
@@ -112,6 +113,24 @@ class InvertibleResidualBlock(OnePassBijector):
   @property
   def is_stochastic(self):
     return self._kind != "exact"
+
+  @property
+  def log_det_estimator(self):
+    """How log-dets are computed outside of training, a Python `str`."""
+    return self._description
+
+  def redraw(self, seed):
+    """What another block like this, with another seed, starts from: a list of `(variable of this one, array)`.
+
+    It has what differs; all of it is random, the vectors of the power iteration, too, which `after_update` sets right.
+
+    Args:
+      seed: Python `int`.
+    """
+    rng = networks.generator(seed)
+    drawn = [pair for layer in lipschitz.constrained_layers(self.network)
+             for pair in layer.redraw(int(rng.integers(2**30)))]
+    return drawn + ([(self._noise_seed, np.array([rng.integers(2**30), 0]))] if self.is_stochastic else [])
 
   def build(self, event_shape):
     """Builds the network, if it is not yet, and checks it.

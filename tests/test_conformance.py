@@ -157,7 +157,8 @@ def assert_error_says_what_it_received(error):
 def test_wrong_shapes_are_errors(name, inverse):
   case, bijector = CASE[name], bijector_of(name, "float64")
   shape = case.shape(inverse)
-  for wrong in ([size + 1 for size in shape], shape[1:]):
+  any_size = name == "logit"
+  for wrong in [shape[1:]] + [[size + 1 for size in shape]] * (not any_size):
     with pytest.raises(ValueError) as error:
       run(bijector, np.zeros(wrong), inverse, **case.labels([]))
     assert_error_says_what_it_received(error)

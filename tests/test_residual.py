@@ -262,6 +262,11 @@ def test_without_training_there_are_more_terms():
   assert default == evaluation < 4. and training > 8.  # The bias of a single term.
 
 
+def test_training_is_a_choice_of_the_graph():
+  with pytest.raises(ValueError, match="`training` must be a Python `bool`. Received: "):
+    block_of().inverse_and_log_det(Y, training=tf.ones([5]))
+
+
 def test_log_dets_of_both_directions_have_the_same_noise():
   block = block_of()
   x, log_det = block.inverse_and_log_det(Y)

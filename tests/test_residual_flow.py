@@ -271,6 +271,13 @@ def test_the_exported_model_says_how_it_estimates(trained, tmp_path):
   assert said == ("Russian roulette: 20 terms and a poisson number of further ones, gaussian probes, fixed noise")
 
 
+def test_norms_follow_averaged_weights():
+  model = small_models.compiled(tfp_glow.FlowModel(distribution_of(make_vector_flow()), num_bits=None),
+                                keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.5))
+  model.fit(points(), batch_size=16, epochs=2, verbose=0)
+  check_norms(model.distribution.bijector, slack=0.002)
+
+
 @pytest.mark.parametrize("wrap", [
     lambda flow: tfb.Chain([tfb.Shift(1.), flow]), lambda flow: tfb.Invert(tfb.Invert(flow))], ids=["chain", "invert"])
 def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):

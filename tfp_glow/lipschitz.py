@@ -419,20 +419,20 @@ def fold(network):
   Returns:
     List of tensors, for each layer of a `keras.Sequential` a list of them.
   """
-  if isinstance(network, keras.Sequential):
+  if type(network) is keras.Sequential:  # A subclass may do more.
     return [fold(layer) for layer in network.layers]
-  if hasattr(network, "fold"):
+  if isinstance(network, (_Lipschitz, LipSwish)):
     return network.fold()
   return [value_of(variable) for variable in network.variables]
 
 
 def run(network, inputs, weights):
   """The network, of what `fold` returned."""
-  if isinstance(network, keras.Sequential):
+  if type(network) is keras.Sequential:
     for layer, weights_of_layer in zip(network.layers, weights, strict=True):
       inputs = run(layer, inputs, weights_of_layer)
     return inputs
-  if hasattr(network, "fold"):
+  if isinstance(network, (_Lipschitz, LipSwish)):
     return network.run(inputs, *weights)
   with keras.StatelessScope(state_mapping=list(zip(network.variables, weights, strict=True))):
     return network(inputs)

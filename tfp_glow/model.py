@@ -215,7 +215,11 @@ class FlowModel(keras.Model):
       kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), health.StopWhenNotFinite())
     # Callbacks such as `StopOnInterrupt` are not told of errors.
     with _signal_handler_kept(signal.SIGINT), self._failure_named():
-      return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+      history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+    if self.optimizer.use_ema:  # Keras has just put averages in the place of the weights.
+      with self.distribute_strategy.scope():
+        self._codec.after_update()
+    return history
 
   @contextlib.contextmanager
   def _failure_named(self):

@@ -135,7 +135,10 @@ class SeriesEstimator:
           residual, pull_back = linearized(branch, y, packed)
           return residual, pull_back(_per_event(d_log_det, weighted) * weighted)
 
-        _, pull_back = with_pull_back(evaluate_again, (y, packed))
+        # Not before its turn: or all blocks would be evaluated at once, and their activations kept.
+        with tf.control_dependencies([d_outputs]):
+          y_again = tf.identity(y)
+        _, pull_back = with_pull_back(evaluate_again, (y_again, packed))
         d_y, d_packed = pull_back((d_outputs, probe))
         return d_outputs + d_y, *tf.nest.flatten(d_packed)
 

@@ -1,11 +1,11 @@
 """The exported SavedModel against the live `FlowModel`; prints the table of `docs/serving.md`.
 
-  python benchmarks/serving.py                   load time and latency: about ten minutes on two cores
+  python benchmarks/serving.py                   load time and latency
   python benchmarks/serving.py --only latency --rounds 9 --num_hidden=512
 
-One model is written in both forms, by `save` and by `export`. Every measurement has a process of its own; in each round
-both take their turns, and ratios are taken within the round. Shown are the median and the range over all rounds. Options
-of the architecture are those of `measure.py`.
+One model is written in both forms, by `save` and by `export`. Every measurement has a process of its own; in each
+round both take their turns, and ratios are taken within the round. Shown are the median and the range over all rounds.
+Options of the architecture are those of `measure.py`.
 """
 
 import argparse
@@ -27,7 +27,8 @@ def main():
     measure = lambda system, measurement, *options: run._measure(
         system, measurement, f"--folder={folder}", *architecture, *options)
     sizes = measure("tfp_glow", "export")
-    print(f"File of `save`: {sizes['FlowModel']:.1f} MiB, folder of `export`: {sizes['SavedModel']:.1f} MiB", flush=True)
+    print(f"File of `save`: {sizes['FlowModel']:.1f} MiB, folder of `export`: {sizes['SavedModel']:.1f} MiB",
+          flush=True)
     for name in args.only or _SECTIONS:
       print(f"\n### {name}\n", flush=True)
       _SECTIONS[name](measure, args.rounds)

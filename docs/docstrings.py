@@ -17,4 +17,4 @@ class Layouts(griffe.Extension):
 
 def _with_indented_lines(match):
   """Lines that begin no value of their own (`name: ...`) belong to the one before."""
-  return match[1] + re.sub(r"^(?!  \w+: )", "  ", match[2], flags=re.M)
+  return match[1] + re.sub(r"^(?=  )(?!  \w+: )", "  ", match[2], flags=re.M)

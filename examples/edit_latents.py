@@ -12,6 +12,7 @@ The folder output/edits then holds:
   interpolations.png      images between two of the test split, along straight lines and along arcs in latent space
   temperatures.png        samples, a row for each temperature
   level_temperatures.png  samples that vary in one level of the latents only
+  directions.npz          what was added: `examples/serve.py --directions` makes sliders of it
   edits.json              the numbers: what a classifier says of all of these, and of many more images than are drawn
 
 The classifier is a small neural network of scikit-learn, which has seen real images of the training split only.
@@ -31,15 +32,16 @@ import options
 import run_pictures
 from sklearn.neural_network import MLPClassifier
 import train_glow
+import training_data
 
-from tfp_glow import data, latent
+from tfp_glow import latent
 
 matplotlib.use("Agg")  # Pictures go to files: no display is needed.
 from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
 
 EDITS, INTERPOLATIONS, TEMPERATURES = "edits.png", "interpolations.png", "temperatures.png"
-LEVEL_TEMPERATURES, NUMBERS = "level_temperatures.png", "edits.json"
-OUTPUTS = (EDITS, INTERPOLATIONS, TEMPERATURES, LEVEL_TEMPERATURES, NUMBERS)
+LEVEL_TEMPERATURES, DIRECTIONS, NUMBERS = "level_temperatures.png", "directions.npz", "edits.json"
+OUTPUTS = (EDITS, INTERPOLATIONS, TEMPERATURES, LEVEL_TEMPERATURES, DIRECTIONS, NUMBERS)
 
 # Of other data, numbers are the names of the classes, and class 0 becomes class 1.
 CLASS_NAMES = {"fashion_mnist": (
@@ -51,8 +53,8 @@ SAMPLE_TEMPERATURES = (0., 0.25, 0.6, 0.7, 0.8, 0.9, 1.)  # Those of figure 8 of
 NUM_INTERPOLATION_STEPS = 9
 
 BATCH_SIZE = 100
-NUM_TRAIN_IMAGES = 10_000  # For the classifier and the directions.
-NUM_TEST_IMAGES = 200  # Of each class.
+NUM_IMAGES = 10_000  # Of each split, at most: for the classifier, the directions, the moves.
+NUM_MOVED = 200  # Of each class, at most.
 NUM_SAMPLES = 200  # At each temperature.
 NUM_COLUMNS = 16  # Of them in a row.
 NUM_ROWS = 4  # Of images in a picture of an edit; two for each pair in that of an interpolation.
@@ -65,7 +67,7 @@ class Images(NamedTuple):
 
   def of_class(self, label):
     """Those images of a class that are moved."""
-    return self.images[self.labels == label][:NUM_TEST_IMAGES]
+    return self.images[self.labels == label][:NUM_MOVED]
 
 
 class Panel(NamedTuple):
@@ -84,7 +86,7 @@ def main():
   keras.utils.set_random_seed(args.seed)
   try:
     settings = load_settings(args.run)
-    train, test = load_images(settings, "train", NUM_TRAIN_IMAGES), load_images(settings, "test", None)
+    train, test = load_images(settings)
     edits = checked_edits(args.edit or DEFAULT_EDITS.get(settings.data, [[0, 1]]), train, test)
     model = load_model(args.run, settings, train.images.shape[1:])
     args.output.mkdir(parents=True, exist_ok=True)
@@ -96,7 +98,9 @@ def main():
   accuracy = float(classifier.score(flat(test.images), test.labels))
   print(f"The classifier is right for {accuracy:.1%} of the images of the test split.")
   results = {"run": str(args.run), "seed": args.seed, "classifier_accuracy": accuracy}
-  results["edits"] = save_edits(args.output / EDITS, model, classifier, train, test, edits, names, args.strengths)
+  directions = [class_direction(model, train, edit) for edit in edits]
+  np.savez(args.output / DIRECTIONS, **{name_of(edit, names): array for edit, array in zip(edits, directions)})
+  results["edits"] = save_edits(args.output / EDITS, model, classifier, test, edits, names, directions, args.strengths)
   results["interpolations"] = save_interpolations(args.output / INTERPOLATIONS, model, classifier, test, edits, names)
   temperatures = {f"T = {value:g}": value for value in SAMPLE_TEMPERATURES}
   results["temperatures"] = save_samples(args.output / TEMPERATURES, model, classifier, temperatures, args.seed)
@@ -142,13 +146,16 @@ def load_settings(run):
                      f"({type(error).__name__}: {error}). Received: {run}") from error
 
 
-def load_images(settings, split, count):
-  """The first `count` images of a split of the data of a run, or all (`None`)."""
-  batches = data.load_images(settings.data, split, BATCH_SIZE, settings.image_size, with_labels=True,
-                             shorter_side=settings.shorter_side, seed=settings.seed, data_dir=settings.data_dir)
-  batches = batches.take(-1 if count is None else math.ceil(count / BATCH_SIZE))
-  images, labels = (np.concatenate(parts)[:count] for parts in zip(*batches.as_numpy_iterator()))
-  return Images(images, labels)
+def load_images(settings):
+  """Images of the training and of the test split that a model was trained and tested with."""
+  settings = {**vars(settings), "conditional": True, "batch_size": BATCH_SIZE}
+  splits = training_data.load_splits(argparse.Namespace(**settings))
+  return _first_images(splits["train"]), _first_images(splits["test"])
+
+
+def _first_images(batches):
+  batches = batches.take(math.ceil(NUM_IMAGES / BATCH_SIZE))
+  return Images(*(np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator())))
 
 
 def checked_edits(edits, train, test):
@@ -164,7 +171,7 @@ def load_model(run, settings, image_shape):
   """The trained model."""
   model = train_glow.make_model(settings, image_shape)
   if model.distribution.bijector.num_classes is not None:
-    raise ValueError("the run must be one without classes: the latents of those with classes leave the class out. "
+    raise ValueError("the run must be one without --conditional, as the latents of its images are to hold their classes. "
                      f"Received: {run}")
   model.load_weights(run / train_glow.WEIGHTS)
   return model
@@ -220,12 +227,28 @@ def along_path(classifier, images, edit):
   return {key: values.mean(axis=1).tolist() for key, values in numbers.items()}
 
 
-def save_edits(path, model, classifier, train, test, edits, names, strengths):
+def name_of(edit, names):
+  """For people."""
+  return " to ".join(names[label] for label in edit)
+
+
+def class_direction(model, train, edit):
+  """The latent `[D]` that leads from training images of the first class to those of the second."""
+  of_both = np.isin(train.labels, edit)
+  return latent.attribute_direction(encode(model, train.images[of_both]), train.labels[of_both] == edit[1])
+
+
+def moved(z, direction, strengths):
+  """Latents `[S, N, D]`: those of `z`, `[N, D]`, moved by multiples `[S]` of a direction `[D]`."""
+  return z + np.multiply.outer(np.asarray(strengths, z.dtype), direction)[:, np.newaxis]
+
+
+def save_edits(path, model, classifier, test, edits, names, directions, strengths):
   """Moves images of the test split in the direction of another class; draws, prints and returns what became of them."""
   panels, measured = [], []
-  for edit in edits:
-    images = decode(model, moved_latents(model, train, test, edit, strengths))
-    title = " to ".join(names[label] for label in edit)
+  for edit, direction in zip(edits, directions):
+    images = decode(model, moved(encode(model, test.of_class(edit[0])), direction, strengths))
+    title = name_of(edit, names)
     numbers = {"strength": list(strengths), **along_path(classifier, images, edit)}
     real = along_path(classifier, test.of_class(edit[1])[np.newaxis], edit)["share_of_to"][0]
     measured.append({"from": names[edit[0]], "to": names[edit[1]], "num_images": images.shape[1],
@@ -240,21 +263,12 @@ def save_edits(path, model, classifier, train, test, edits, names, strengths):
   return measured
 
 
-def moved_latents(model, train, test, edit, strengths):
-  """Latents `[S, N, D]` of test images of the first class, moved in the direction of the second one."""
-  source, target = edit
-  of_both = np.isin(train.labels, edit)
-  direction = latent.attribute_direction(encode(model, train.images[of_both]), train.labels[of_both] == target)
-  z = encode(model, test.of_class(source))
-  return z + np.multiply.outer(np.asarray(strengths, z.dtype), direction)[:, np.newaxis]
-
-
 def save_interpolations(path, model, classifier, test, edits, names):
   """Interpolates between test images of two classes; draws, prints and returns what lies between them."""
   panels, measured = [], []
   shares = np.linspace(0., 1., NUM_INTERPOLATION_STEPS).tolist()
   for edit in edits:
-    title = " to ".join(names[label] for label in edit)
+    title = name_of(edit, names)
     ends = [test.of_class(label) for label in edit]
     ends = [encode(model, images[:min(map(len, ends))]) for images in ends]
     rows, curves, numbers = {}, {}, {}

@@ -11,10 +11,18 @@ perfect, 0.5 is chance; below 0.5 odd images are taken for more usual than the u
   typicality   how far the bits per dimension are from the mean over training images, on either side
   complexity   bits per dimension, less those that PNG needs for the image
 
-The known weakness (Nalisnick et al. 2019): the likelihood of a flow is that of pixels, not of contents. Simple and
-smooth images are likely under any flow that has learned that neighbouring pixels are alike, whatever they show: a
-constant image, a blurred one, and digits beside clothes get fewer bits per dimension than the test images. Do not take
-the likelihood alone for a detector of odd images. The two other scores repair some of that, and fail elsewhere.
+The known weakness (Nalisnick et al. 2019): the likelihood of a flow is that of pixels, not of contents. Simple images
+are likely under any flow that has learned that pixels are like their neighbours and often black, whatever they show. Do
+not take the likelihood for a detector of odd images. The two other scores repair some of that, and fail elsewhere.
+
+With the default settings (Fashion-MNIST, seed 0), where the test images have 3.43 bits per dimension:
+
+                 likelihood typicality complexity   bits per dim
+  noise               1.000      1.000      1.000   31.37
+  upside down         0.544      0.512      0.552   3.52
+  darker              0.347      0.481      0.662   3.09
+  black               0.000      1.000      0.999   0.82
+  digits              0.095      0.816      0.662   2.55
 
 References:
   Nalisnick et al., "Do deep generative models know what they don't know?" (2019).
@@ -78,7 +86,7 @@ def make_model(size, args):
   """A compiled `FlowModel`."""
   glow = tfp_glow.GlowBijector((size, size, 1), args.num_blocks, args.num_steps, args.num_hidden, seed=args.seed)
   base = tfd.Sample(tfd.Normal(0., 1.), [size * size * 1])
-  model = tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=8, seed=args.seed)
+  model = tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=4 if size == 8 else 8, seed=args.seed)
   model.compile(keras.optimizers.Adam(args.learning_rate, global_clipnorm=100.))
   return model
 
@@ -93,14 +101,15 @@ def odd_images(images, args):
   rng = np.random.default_rng(args.seed)
   kinds = {
       "noise": rng.integers(0, 256, images.shape, np.uint8),
-      "constant": np.broadcast_to(rng.integers(0, 256, [len(images), 1, 1, 1], np.uint8), images.shape),
-      "blurred": tf.cast(tf.nn.avg_pool2d(tf.cast(images, tf.float32), 3, 1, "SAME"), tf.uint8).numpy(),
       "upside down": images[:, ::-1],
+      "darker": images // 2,
+      "black": np.zeros_like(images),
   }
   if args.data != "digits":
     digits = first_images(data.load_images("digits", "test", batch_size=64), args.num_images)
-    enlarged = tf.cast(tf.clip_by_value(tf.image.resize(digits, [28, 28], "bicubic"), 0., 255.), tf.uint8)
-    kinds["digits"] = np.pad(enlarged, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    # The size that they have in MNIST.
+    digits = tf.clip_by_value(tf.image.resize(digits, [20, 20], "bicubic"), 0., 255.)
+    kinds["digits"] = np.pad(tf.cast(digits, tf.uint8), [(0, 0), (6, 6), (6, 6), (0, 0)])
   return kinds
 
 

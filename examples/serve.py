@@ -1,17 +1,16 @@
-"""Serves a web page for an exported Glow: bits per dimension of images, sliders that change them, images between two
-others, and samples.
+"""Serves a web page on which an exported Glow can be tried: bits per dimension, sliders, interpolations, samples.
 
   python examples/train_glow.py
-  python examples/serve.py output/saved_model --images output/test_images
+  python examples/edit_latents.py output
+  python examples/serve.py output/saved_model --images output/test_images --directions output/edits/directions.npz
 
 Any SavedModel that `FlowModel.export` has written will do, if its images are uint8, grey or RGB, and it has latents.
 TensorFlow and that folder are all that is behind the page.
 
-Each slider is a direction in latent space. They come from a file of NumPy, written by
+Each slider is a direction in latent space, as `tfp_glow.latent.attribute_direction` returns it; the file that
+edit_latents.py leaves holds those between classes. Others are written by
 
   np.savez("directions.npz", **{"name of the slider": direction, ...})
-
-with directions as `tfp_glow.latent.attribute_direction` returns them, of the shape of a latent.
 """
 
 import argparse
@@ -53,8 +52,7 @@ def main():
   try:
     model = ServedModel(args.saved_model, args.classes)
     app = make_app(model, load_directions(args.directions, model), load_examples(args.images, model))
-    server = waitress.create_server(
-        app, host=args.host, port=args.port, max_request_body_size=MAX_REQUEST_BYTES, ident=None)
+    server = waitress.create_server(app, host=args.host, port=args.port, max_request_body_size=MAX_REQUEST_BYTES)
   except (ValueError, OSError, tf.errors.OpError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
     return EXIT_USAGE
@@ -77,8 +75,15 @@ def parse_args():
   add("--host", default="127.0.0.1",
       help="address to listen at; at the default, only this machine can open the page, at 0.0.0.0 everyone who reaches "
       "this machine (%(default)s)")
-  add("--port", type=int, default=8000, help="(%(default)s)")
+  add("--port", type=port_number, default=8000, help="(%(default)s)")
   return parser.parse_args()
+
+
+def port_number(text):
+  """An argparse type."""
+  if not (text.isdecimal() and 0 < int(text) < 2**16):  # The system would take larger ones for others.
+    raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {2**16 - 1}. Received: {text!r}")
+  return int(text)
 
 
 class ServedModel:
@@ -96,7 +101,7 @@ class ServedModel:
       ValueError: if it is not a SavedModel of a flow over uint8 images, grey or RGB, or `classes` do not fit it.
     """
     self._loaded = tf.saved_model.load(str(path))  # Signatures alone do not keep their variables.
-    needed = {"log_prob", "encode", "decode", "sample"}
+    needed = {"log_prob", "encode", "decode", "sample", "interpolate"}
     if not needed <= set(self._loaded.signatures):
       raise ValueError(f"the SavedModel must have the signatures {sorted(needed)}. "
                        f"Received: {sorted(self._loaded.signatures)} in {path}")
@@ -118,6 +123,7 @@ class ServedModel:
     try:
       images = self.sample(1, 1., 0, label)
       self.decode(self.encode(images, label), label)
+      self.interpolate(images, images, label)
       self.bits_per_dim(images, label)
     except tf.errors.InvalidArgumentError as error:
       raise ValueError(f"--classes must not name more classes than the model has ({error.message.splitlines()[0]}). "
@@ -134,6 +140,11 @@ class ServedModel:
   def decode(self, latents, label):
     """Images `[N, H, W, C]` of latents `[N, ...]`."""
     return self._call("decode", "images", len(latents), label, latent=tf.constant(latents))
+
+  def interpolate(self, first, second, label):
+    """Images `[N, NUM_STEPS, H, W, C]` on the ways between images `[N, H, W, C]`."""
+    return self._call("interpolate", "images", len(first), label, first=tf.constant(first), second=tf.constant(second),
+                      num_steps=tf.constant(NUM_STEPS))
 
   def sample(self, num_samples, temperature, seed, label):
     """New images `[num_samples, H, W, C]`."""
@@ -270,7 +281,6 @@ def make_app(model, directions, examples):
   """
   app = flask.Flask(__name__, static_folder=PAGE, static_url_path="")
   app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
-  app.json.sort_keys = False
   fields = RequestFields(model, directions)
 
   @app.get("/")
@@ -299,9 +309,8 @@ def make_app(model, directions, examples):
   @app.post("/api/interpolate")
   def interpolate():
     body = fields.read("first", "second")
-    ends = model.encode(np.stack([body["first"], body["second"]]), body["label"])
-    latents = np.linspace(*ends, NUM_STEPS, dtype=ends.dtype)
-    return {"images": [to_data_url(image) for image in model.decode(latents, body["label"])]}
+    (images,) = model.interpolate(body["first"][np.newaxis], body["second"][np.newaxis], body["label"])
+    return {"images": [to_data_url(image) for image in images]}
 
   @app.post("/api/sample")
   def sample():

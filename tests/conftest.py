@@ -16,3 +16,17 @@ def one_device():
   """What one device makes of `distributed_runs.train`: the model and its history."""
   import distributed_runs  # pylint: disable=import-outside-toplevel
   return distributed_runs.train(tf.distribute.get_strategy())
+
+
+@pytest.fixture(scope="session")
+def grey_path(tmp_path_factory):
+  """A SavedModel of small grey images."""
+  import served_models  # pylint: disable=import-outside-toplevel
+  return served_models.export_grey(tmp_path_factory.mktemp("grey"))
+
+
+@pytest.fixture(scope="session")
+def colour_path(tmp_path_factory):
+  """A class-conditional SavedModel of wide colour images."""
+  import served_models  # pylint: disable=import-outside-toplevel
+  return served_models.export_colour(tmp_path_factory.mktemp("colour"))

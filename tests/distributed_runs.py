@@ -1,6 +1,7 @@
 """What the tests of `tf.distribute` train, on one device, on replicas, and in worker processes on loopback."""
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -25,6 +26,18 @@ TIMEOUT = 180  # seconds, far more than needed
 # Each worker is a process of its own, forked from one that has imported TensorFlow but not started it.
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["tfp_glow"])
+
+
+@functools.cache
+def mirrored(count):
+  """One strategy of each size: TensorFlow takes the collective operations of two for one another."""
+
+  class Strategy(tf.distribute.MirroredStrategy):
+    _collective_key_base = 100 * count
+
+  strategy = Strategy([f"CPU:{i}" for i in range(count)])
+  assert strategy.num_replicas_in_sync == count
+  return strategy
 
 
 def train(strategy, first_batch=None, **kwargs):
@@ -62,6 +75,7 @@ def glow_worker(index, folder):
   if index == 0:
     report["sample"] = model.sample(2, seed=0)
     model.save_weights(folder / "model.weights.h5")
+    model.save(folder / "model.keras")
     model.export(folder / "saved_model")
   _report(report, index, folder)
   _train_on(model, index, folder)

@@ -74,6 +74,8 @@ def directions():
 @contextlib.contextmanager
 def running(path, *options):
   """Serves a SavedModel in a process of its own until the block ends, as Ctrl-C does; gives the port."""
+  # As in the background jobs of a shell and the workers of pytest-xdist; the process inherits it.
+  is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
   with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
   command = [sys.executable, "-c", _SERVE, SCRIPT, path, f"--port={port}", *options]
@@ -83,8 +85,8 @@ def running(path, *options):
       _wait(process, port)
       yield port
     finally:
-      process.send_signal(signal.SIGINT)
-  assert process.returncode == 0
+      process.send_signal(signal.SIGTERM if is_ignored else signal.SIGINT)
+  assert process.returncode == (-signal.SIGTERM if is_ignored else 0)
 
 
 def _wait(process, port):

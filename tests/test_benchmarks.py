@@ -127,7 +127,8 @@ def test_measurements_of_serving(tmp_path):
   """In this process, which has imported what they import."""
   _load("systems")
   measure = _load("measure")
-  architecture = measure.systems.Architecture(num_levels=1, num_steps=1, num_hidden=4, batch_size=2, image_shape=(4, 4, 1))
+  architecture = measure.systems.Architecture(
+      num_levels=1, num_steps=1, num_hidden=4, batch_size=2, image_shape=(4, 4, 1))
   args = lambda system: argparse.Namespace(system=system, folder=tmp_path, calls=1)
   found = measure._export(args("tfp_glow"), architecture)
   assert found.keys() == {"FlowModel", "SavedModel"} and all(size > 0. for size in found.values())

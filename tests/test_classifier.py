@@ -1,5 +1,6 @@
 """The classifier on the top latent of a class-conditional Glow. Against the original's numbers: `test_original.py`."""
 
+import distributed_runs
 import keras
 import numpy as np
 import pytest
@@ -104,9 +105,10 @@ def test_one_pass():
   assert len(calls) == 2
 
 
+@pytest.mark.slow
 def test_on_two_replicas():
   results = []
-  for strategy in (tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])):
+  for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
     with strategy.scope():
       model = _model()
       model.compile(keras.optimizers.SGD(0.1))

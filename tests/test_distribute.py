@@ -1,7 +1,5 @@
 """Two and four replicas on the logical CPU devices of `conftest.py`."""
 
-import functools
-
 import distributed_runs
 import keras
 import numpy as np
@@ -15,29 +13,17 @@ IMAGES = distributed_runs.IMAGES
 pytestmark = pytest.mark.slow
 
 
-@functools.cache
-def _mirrored(count):
-  """One strategy of each size: TensorFlow takes the collective operations of two for one another."""
-
-  class Strategy(tf.distribute.MirroredStrategy):
-    _collective_key_base = 100 * count
-
-  strategy = Strategy([f"CPU:{i}" for i in range(count)])
-  assert strategy.num_replicas_in_sync == count
-  return strategy
-
-
 # The last batch, of 3 images, is uneven for two replicas, and leaves one of four without any.
 
 
 @pytest.fixture(scope="module")
 def two():
-  return distributed_runs.train(_mirrored(2))
+  return distributed_runs.train(distributed_runs.mirrored(2))
 
 
 @pytest.fixture(scope="module")
 def four():
-  return distributed_runs.train(_mirrored(4))
+  return distributed_runs.train(distributed_runs.mirrored(4))
 
 
 @pytest.fixture(params=["two", "four"])
@@ -70,7 +56,7 @@ def test_replicas_are_equal(mirrored):
 
 
 def test_replicas_are_equal_after_initialisation():
-  with _mirrored(4).scope():
+  with distributed_runs.mirrored(4).scope():
     model = tfp_glow.FlowModel(small_models.distribution())
   before = distributed_runs.values_of(model)
   model.adapt(IMAGES)
@@ -102,9 +88,28 @@ def test_weights_go_from_replicas_to_replicas_and_to_one_device(mirrored, tmp_pa
   _check_replicas(same)
 
 
+def test_a_whole_model_goes_from_one_device_to_replicas_and_back(tmp_path):
+  model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.Adam(1e-2))
+  fit = lambda model: model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0).history["loss"]
+  everything_in = lambda model: [v.numpy() for v in model.weights + model.optimizer.variables]
+  fit(model)
+  model.save(tmp_path / "model.keras")
+  with distributed_runs.mirrored(2).scope():
+    replicated = keras.models.load_model(tmp_path / "model.keras")
+  assert replicated.distribute_strategy is distributed_runs.mirrored(2)
+  replicated.save(tmp_path / "replicated.keras")
+  for loaded in (replicated, keras.models.load_model(tmp_path / "replicated.keras")):
+    for a, b in zip(everything_in(loaded), everything_in(model), strict=True):
+      np.testing.assert_array_equal(a, b)
+  np.testing.assert_allclose(fit(replicated), fit(model), rtol=1e-5)
+  for a, b in zip(everything_in(replicated), everything_in(model), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  _check_replicas(replicated)
+
+
 def test_evaluation_and_prediction_with_four_replicas():
   """In their order, one replica without any of the last batch."""
-  with _mirrored(4).scope():
+  with distributed_runs.mirrored(4).scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   single = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   for method in ("evaluate", "predict"):
@@ -115,7 +120,7 @@ def test_evaluation_and_prediction_with_four_replicas():
 def test_metrics_of_a_batch_are_those_of_all_replicas():
   """What callbacks see during an epoch; the second batch leaves a replica without images."""
   all_logs = []
-  for strategy in (tf.distribute.get_strategy(), _mirrored(2)):
+  for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
     with strategy.scope():
       model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
     found = []
@@ -129,7 +134,7 @@ def test_metrics_of_a_batch_are_those_of_all_replicas():
 
 def test_gradients_are_clipped_as_on_one_device():
   weights = []
-  for strategy in (tf.distribute.get_strategy(), _mirrored(2)):
+  for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
     with strategy.scope():
       model = tfp_glow.FlowModel(small_models.gaussian())
       model.compile(keras.optimizers.SGD(1., global_clipnorm=.1))
@@ -140,7 +145,7 @@ def test_gradients_are_clipped_as_on_one_device():
 
 
 def test_noise_of_replicas_differs_and_is_that_of_one_device():
-  strategy, seed = _mirrored(4), tf.constant([3, 5])
+  strategy, seed = distributed_runs.mirrored(4), tf.constant([3, 5])
   noise_of = tf.function(tfp_glow.dequantize.image_noise)
   dataset = tf.data.Dataset.from_tensor_slices(IMAGES[:8]).batch(8)
   batch = next(iter(strategy.experimental_distribute_dataset(dataset)))
@@ -150,14 +155,14 @@ def test_noise_of_replicas_differs_and_is_that_of_one_device():
 
 
 def test_reversible_gradients_with_replicas(one_device):
-  model, found = distributed_runs.train(_mirrored(2), gradient="reversible")
+  model, found = distributed_runs.train(distributed_runs.mirrored(2), gradient="reversible")
   for key in ("loss", "val_bits_per_dim"):
     np.testing.assert_allclose(found[key], one_device[1][key], rtol=1e-4)
   _check_replicas(model)
 
 
 def test_initialising_inside_a_replica_is_an_error():
-  strategy = _mirrored(2)
+  strategy = distributed_runs.mirrored(2)
   with strategy.scope():
     actnorm = tfp_glow.ActNorm(2)
   with pytest.raises(RuntimeError, match="replicas"):

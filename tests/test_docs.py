@@ -44,7 +44,7 @@ def test_snippet_runs(code, tmp_path, monkeypatch):
 def test_commands_are_those_of_continuous_integration():
   commands = re.findall(r"^```sh ci\n(.*?)^```", README, re.M | re.S)
   assert len(commands) == 2
-  assert "python examples/train_glow.py\n" in commands[0] and "pytest\n" in commands[1]
+  assert "python examples/train_glow.py\n" in commands[0] and "pytest -n 2 --dist loadfile\n" in commands[1]
   assert "sh ci" in (ROOT / ".ci" / "run").read_text()
 
 

@@ -1,4 +1,4 @@
-"""Tests of the short scripts in `examples`: whole runs of tiny models. `train_glow.py` has tests of its own."""
+"""Tests of the short scripts in `examples`: whole runs of tiny models. The longer ones have tests of their own."""
 
 import importlib.util
 import pathlib
@@ -40,7 +40,15 @@ def record(script, monkeypatch, name):
   return returned
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
+@pytest.fixture
+def eagerly():
+  """For a few steps of tiny models that takes a third of the time of building their graphs."""
+  tf.config.run_functions_eagerly(True)
+  yield
+  tf.config.run_functions_eagerly(False)
+
+
+@pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos", "out_of_distribution"])
 def test_help(name, monkeypatch, capsys):
   script = load(name)
   monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
@@ -63,10 +71,11 @@ def test_bare_gradient_tape(monkeypatch):
 
 @slow
 @pytest.mark.parametrize("network", ["resnet", "attention"])
-def test_custom_network(network, monkeypatch):
+def test_custom_network(network, monkeypatch, eagerly):
   script = load("custom_network")
   models = record(script, monkeypatch, "make_model")
-  assert run(script, monkeypatch, "--epochs=1", "--learning-rate=1e-2", f"--network={network}") < UNIFORM
+  options = ["--epochs=3", "--batch-size=256", "--learning-rate=3e-2", f"--network={network}"]
+  assert run(script, monkeypatch, *options) < UNIFORM
   step = models[0].distribution.bijector.blocks[0].template
   assert isinstance(step.coupling.network, script.NETWORKS[network])
   images = next(iter(tfp_glow.data.load_images("digits", "test", batch_size=8)))
@@ -86,19 +95,17 @@ def test_custom_networks_are_made_again_by_keras(network):
 
 
 @slow
-def test_own_photos(monkeypatch, tmp_path):
+def test_own_photos(monkeypatch, tmp_path, eagerly):
   script = load("own_photos")
   folder = image_files.fill(tmp_path / "photos", 60, size=10)
   options = [folder, "--image-size=4", "--batch-size=32", "--output", tmp_path / "output"]
   run(script, monkeypatch, *options, "--epochs=1")
-  bits_per_dim = run(script, monkeypatch, *options, "--epochs=2")
-  assert np.isfinite(bits_per_dim)
+  assert np.isfinite(run(script, monkeypatch, *options, "--epochs=2"))
   assert {path.name for path in (tmp_path / "output").iterdir()} == {
       "pictures", "training_state", "model.weights.h5", "saved_model"}
   assert {path.name for path in (tmp_path / "output" / "pictures").iterdir()} == {
       *(f"{name}_{epoch:04}.png" for name in ("samples", "interpolations") for epoch in range(3)),
       "bits_per_dim.png", "bits_per_dim.csv"}
-  assert run(script, monkeypatch, *options, "--epochs=2") == bits_per_dim  # There is nothing to be done.
 
 
 def test_photos_of_scikit_learn(tmp_path):
@@ -111,11 +118,12 @@ def test_photos_of_scikit_learn(tmp_path):
 @slow
 def test_out_of_distribution(monkeypatch, capsys):
   script = load("out_of_distribution")
-  table = run(script, monkeypatch, "--data=digits", "--num-training-steps=60", "--learning-rate=1e-2", "--num-images=100")
-  assert table.keys() == {"noise", "constant", "blurred", "upside down"}
+  options = ["--data=digits", "--num-training-steps=60", "--learning-rate=1e-2", "--num-images=50"]
+  table = run(script, monkeypatch, *options)
+  assert table.keys() == {"noise", "upside down", "darker", "black"}
   assert all(len(row) == 3 and 0. <= auroc <= 1. for row in table.values() for auroc in row)
   assert table["noise"][0] > 0.95
-  assert table["blurred"][0] < 0.5  # The weakness.
+  assert table["darker"][0] < 0.2  # The weakness.
   assert f"noise {table['noise'][0]:19.3f}" in capsys.readouterr().out
 
 
@@ -124,10 +132,9 @@ def test_odd_images_of_clothes(monkeypatch):
   monkeypatch.setattr(sys, "argv", ["out_of_distribution.py", "--num-images=5"])
   images = image_files.pixels(5, 32, 32, 1)
   kinds = script.odd_images(images, script.parse_args())
-  assert kinds.keys() == {"noise", "constant", "blurred", "upside down", "digits"}
+  assert kinds.keys() == {"noise", "upside down", "darker", "black", "digits"}
   for kind in kinds.values():
     assert kind.shape == images.shape and kind.dtype == np.uint8 and (kind != images).any()
-  assert np.ptp(kinds["constant"], axis=(1, 2, 3)).max() == 0 and kinds["digits"].max() > 200
+  assert kinds["digits"].max() > 200 and kinds["digits"][:, :6].max() == kinds["black"].max() == 0
   np.testing.assert_array_equal(kinds["upside down"][:, 0], images[:, -1])
-  expected = np.mean(images[:, 10:13, 10:13, 0].astype(float), axis=(1, 2))
-  np.testing.assert_allclose(kinds["blurred"][:, 11, 11, 0], expected, atol=1.)
+  np.testing.assert_array_equal(kinds["darker"], images // 2)

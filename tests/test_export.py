@@ -91,7 +91,7 @@ def wide(tmp_path_factory):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
   """A class-conditional model, and where it was exported to, with requests to warm TensorFlow Serving up."""
-  pytest.importorskip("tensorflow_serving.apis", reason="an extra, `serving`")
+  pytest.importorskip("tensorflow_serving.apis", reason="an extra, `warm_up`")
   path = tmp_path_factory.mktemp("export") / "saved_model"
   model = _trained(num_classes=3)
   model.export(path, warm_up_batch_sizes=(1, 3))
@@ -335,7 +335,7 @@ def test_warm_up_requests_are_answered(exported, signatures):
 
 def test_without_the_package_for_warm_up_requests(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorflow_serving.apis", None)
-  with pytest.raises(ImportError, match=r'`warm_up_batch_sizes`.*pip install "tfp_glow\[serving\]"'):
+  with pytest.raises(ImportError, match=r'`warm_up_batch_sizes`.*pip install "tfp_glow\[warm_up\]"'):
     tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model", warm_up_batch_sizes=[1])
   assert not list(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@
 import pathlib
 from typing import NamedTuple
 
+import distributed_runs
 import keras
 import numpy as np
 import original_checkpoints
@@ -465,6 +466,6 @@ def test_within_a_strategy(tmp_path):
     return [history["bits_per_dim"], *(v.numpy() for v in model.distribution.trainable_variables)]
 
   one, two = (results(strategy) for strategy in (
-      tf.distribute.get_strategy(), tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])))
+      tf.distribute.get_strategy(), distributed_runs.mirrored(2)))
   for a, b in zip(one, two, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)

@@ -24,7 +24,7 @@ def _public_names():
   found = {f"tfp_glow.{name}": getattr(tfp_glow, name) for name in tfp_glow.__all__}
   for module in MODULES:
     found |= {f"{module.__name__}.{name}": value for name, value in vars(module).items()
-              if not name.startswith("_") and getattr(value, "__module__", "").startswith(module.__name__)}
+              if not name.startswith("_") and f"{getattr(value, '__module__', '')}.".startswith(f"{module.__name__}.")}
   return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isfunction(value)}
 
 
@@ -37,8 +37,8 @@ def test_there_are_names():
 
 def _documented(text):
   """The arguments that a docstring describes."""
-  section = re.search(r"^ *Args:\n(.*?)(?:\n\n|\Z)", text, re.M | re.S)
-  return re.findall(r"^ +\**(\w+): ", section[1], re.M) if section else []
+  section = re.search(r"^Args:\n(.*?)(?:\n\n|\Z)", inspect.cleandoc(text), re.M | re.S)
+  return re.findall(r"^  \**(\w+): ", section[1], re.M) if section else []
 
 
 @pytest.mark.parametrize("name", sorted(NAMES))
@@ -54,16 +54,27 @@ def test_docstrings_describe_all_arguments(name):
     assert not documented or documented == arguments, function
 
 
+def test_layouts_of_docstrings(monkeypatch):
+  pytest.importorskip("griffe", reason="needs mkdocstrings: pip install -e .[docs]")
+  monkeypatch.syspath_prepend(ROOT / "docs")
+  import docstrings  # pylint: disable=import-outside-toplevel
+  text = "A list:\n\n* one\n  - first\n    of two\n\nReturns:\n  y: Of one\n  line.\n  x: Another.\n\nRaises:\n  E: if."
+  value = types.SimpleNamespace(docstring=types.SimpleNamespace(value=text))
+  docstrings.Layouts().on_object(obj=value)
+  assert value.docstring.value == text.replace("  - first", "    - first").replace("  line", "    line")
+
+
 @pytest.mark.slow
 def test_reference_is_built_without_warnings(tmp_path):
   if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings_handlers") is None:
     pytest.skip("needs MkDocs and mkdocstrings: pip install -e .[docs]")
-  done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path / "site"], cwd=ROOT,
+  done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path / "site"], cwd=ROOT,
                         capture_output=True, text=True, check=False)
   assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
-  pages = {path.relative_to(tmp_path / "site").parent.as_posix(): path.read_text(encoding="utf-8")
-           for path in (tmp_path / "site").rglob("index.html")}
-  assert {".", "coming_from", "distributed", "serving", "troubleshooting", "reference", "reference/data"} <= pages.keys()
+  site = tmp_path / "site"
+  pages = {path.relative_to(site).parent.as_posix(): path.read_text(encoding="utf-8")
+           for path in site.rglob("index.html")}
+  assert {".", "coming_from", "distributed", "troubleshooting", "reference", "reference/data"} <= pages.keys()
   anchors = set(re.findall(r'id="(tfp_glow[\w.]*)"', "".join(pages.values())))
   assert NAMES.keys() <= anchors
   for name, page in pages.items():

@@ -405,6 +405,9 @@ _ARRAY = {"dtype": "float32", "shape": [1], "base64": "AACAPw=="}
         "class_name": "__lambda__", "config": {"value": "4wE="}}}}, scale=1.), "lambda"),
     (_object("tfp.distributions.Normal", loc={"keras": {"number": 1, "config": {
         "module": "os", "class_name": "system", "config": {}, "registered_name": "system"}}}, scale=1.), "system"),
+    (_object("tfp.distributions.Normal", loc={"keras": {"number": 1, "config": {
+        "module": "keras.ops", "class_name": "function", "config": "exp", "registered_name": "exp"}}}, scale=1.),
+     "of a layer.*for `distribution.loc`"),
     (_object("tfp.bijectors.Exp"), "must be that of a distribution"),
     ([], "must be that of a distribution"),
     ({"object": 3}, "`distribution`"),

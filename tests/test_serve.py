@@ -54,16 +54,6 @@ PHOTO = to_file(image_files.pixels(40, 30, 3), "JPEG")
 
 
 @pytest.fixture(scope="module")
-def grey_path(tmp_path_factory):
-  return served_models.export_grey(tmp_path_factory.mktemp("grey"))
-
-
-@pytest.fixture(scope="module")
-def colour_path(tmp_path_factory):
-  return served_models.export_colour(tmp_path_factory.mktemp("colour"))
-
-
-@pytest.fixture(scope="module")
 def grey_model(grey_path):
   return serve.ServedModel(grey_path, [])
 
@@ -390,6 +380,14 @@ def test_what_is_wrong_at_the_start_is_a_message_and_exit_code_2(monkeypatch, ca
 def test_listens_to_this_machine_only_unless_told_otherwise(monkeypatch):
   monkeypatch.setattr(sys, "argv", ["serve.py"])
   assert serve.parse_args().host == "127.0.0.1"
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "-1", "http"])
+def test_port_must_be_one(monkeypatch, capsys, port):
+  monkeypatch.setattr(sys, "argv", ["serve.py", f"--port={port}"])
+  with pytest.raises(SystemExit):
+    serve.parse_args()
+  assert f"must be a whole number from 1 to 65535. Received: '{port}'" in capsys.readouterr().err
 
 
 @pytest.mark.slow

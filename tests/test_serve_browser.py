@@ -45,19 +45,17 @@ def served(path, classes, directions, examples):
 
 
 @pytest.fixture(scope="module")
-def grey(tmp_path_factory):
+def grey(grey_path):
   """Everything that the command line can give: images to pick, and sliders."""
-  path = served_models.export_grey(tmp_path_factory.mktemp("grey"))
   examples = [image_files.pixels(*served_models.GREY_SHAPE, seed=seed) for seed in range(12)]
-  with served(path, [], served_models.directions(), examples) as app_and_url:
+  with served(grey_path, [], served_models.directions(), examples) as app_and_url:
     yield app_and_url
 
 
 @pytest.fixture(scope="module")
-def colour(tmp_path_factory):
+def colour(colour_path):
   """Classes, but neither images nor sliders."""
-  path = served_models.export_colour(tmp_path_factory.mktemp("colour"))
-  with served(path, served_models.CLASSES, {}, []) as app_and_url:
+  with served(colour_path, served_models.CLASSES, {}, []) as app_and_url:
     yield app_and_url
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-grpc = pytest.importorskip("grpc", reason="an extra, `serving`")
-pytest.importorskip("tensorflow_serving.apis", reason="an extra, `serving`")
+grpc = pytest.importorskip("grpc", reason="an extra, `warm_up`")
+pytest.importorskip("tensorflow_serving.apis", reason="an extra, `warm_up`")
 
 # pylint: disable=wrong-import-position
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc  # noqa: E402

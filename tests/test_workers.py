@@ -4,6 +4,7 @@ import json
 import re
 
 import distributed_runs
+import keras
 import numpy as np
 import pytest
 import small_models
@@ -94,6 +95,9 @@ def test_the_chief_alone_samples_saves_and_exports(two):
   for a, b in zip(chief["weights"], distributed_runs.values_of(model), strict=True):
     np.testing.assert_array_equal(a, b)
   np.testing.assert_array_equal(chief["sample"], model.sample(2, seed=0))
+  whole = keras.models.load_model(folder / "model.keras")
+  for a, b in zip(chief["weights"], distributed_runs.values_of(whole), strict=True):
+    np.testing.assert_array_equal(a, b)
   answer = tf.saved_model.load(str(folder / "saved_model")).signatures["log_prob"](images=tf.constant(IMAGES))
   np.testing.assert_allclose(answer["log_prob"], model.log_prob(IMAGES), rtol=1e-5)
 

@@ -27,7 +27,8 @@ class BitsPerDim(NamedTuple):
   standard_error: float
 
 
-def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, importance_weighted=False, seed=0, verbose=1):
+def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, importance_weighted=False, seed=0,
+                 verbose=1):
   """Upper bounds of the bits per dimension that discrete images take.
 
   The probability of a uint8 image is the integral of the model's density over the image's bin, the expectation of

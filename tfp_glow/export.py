@@ -174,7 +174,7 @@ def _import_serving_apis():
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2  # pylint: disable=import-outside-toplevel
   except ImportError as error:
     raise ImportError('`warm_up_batch_sizes` needs the package tensorflow-serving-api: pip install '
-                      f'"tfp_glow[serving]". Received: {error}') from error
+                      f'"tfp_glow[warm_up]". Received: {error}') from error
   return predict_pb2, prediction_log_pb2
 
 

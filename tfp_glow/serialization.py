@@ -170,8 +170,10 @@ class _Decoder:
       return self._keep(content, cls(**arguments))
 
   def _decode_keras(self, content, path):
-    del path
-    return self._keep(content, keras.saving.deserialize_keras_object(content["config"]))
+    value = keras.saving.deserialize_keras_object(content["config"])
+    if not hasattr(value, "get_config"):  # A function of Keras', say, for something else to call.
+      raise ValueError(f"`config` must be that of a layer or another object of Keras for `{path}`. Received: {value!r}")
+    return self._keep(content, value)
 
   def _keep(self, content, value):
     self._known[content["number"]] = value
@@ -228,7 +230,7 @@ def _name_of(cls):
 def _keras_config(value, path):
   try:
     with warnings.catch_warnings():
-      # Of an activation Keras does not write that it was one.
+      # Of an activation Keras writes nothing that tells that it was one.
       warnings.filterwarnings("error", "The object being serialized includes a `lambda`")
       config = keras.saving.serialize_keras_object(value)
   except (NotImplementedError, OSError, TypeError, UserWarning, ValueError) as error:

@@ -16,6 +16,9 @@ class LatentInterpolation(Picture):
 
   Of several workers (`tf.distribute`) the chief alone draws, while the others wait at the next step.
 
+  Of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide) five images take 2% of the CPU time; once, before
+  training, one or two seconds for building the graphs.
+
   #### Example
 
   ```python

@@ -14,6 +14,9 @@ class SampleGrid(Picture):
 
   Of several workers (`tf.distribute`) the chief alone draws, while the others wait at the next step.
 
+  Of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide) the default takes 2% of the CPU time; once, before
+  training, about a second for building the graph.
+
   #### Example
 
   ```python

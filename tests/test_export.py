@@ -263,6 +263,16 @@ def test_weights_are_stored_once(wide):
   assert held < stored < 1.1 * held
 
 
+@pytest.mark.slow
+def test_gradients_are_left_out_of_the_saved_model_alone(wide):
+  assert b"_gradient_op_type" not in (wide[1] / "saved_model.pb").read_bytes()
+  x = tf.constant(2. * tfp_glow.networks.MAX_LOG_SCALE)
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = tfp_glow.networks.bounded(x)
+  assert float(tape.gradient(y, x)) == 1.  # Of its own: that of clipping is 0.
+
+
 # Where it is written.
 
 

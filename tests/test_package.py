@@ -15,7 +15,8 @@ PACKAGE = pathlib.Path(tfp_glow.__file__).parent
 # as stated). Arrows run one way only.
 _ALLOWED = {
     "checks": set(),
-    "networks": set(),
+    "gradients": set(),
+    "networks": {"gradients"},
     "bijectors.one_pass": set(),
     "dequantize": set(),
     "preparation": set(),
@@ -27,13 +28,13 @@ _ALLOWED = {
     "bijectors.actnorm": {"bijectors.one_pass", "networks"},
     "bijectors.conv1x1": {"bijectors.one_pass", "networks"},
     "bijectors.permutation": {"bijectors.one_pass"},
-    "bijectors.coupling": {"bijectors.one_pass", "networks"},
+    "bijectors.coupling": {"bijectors.one_pass", "gradients", "networks"},
     "bijectors.squeeze": {"bijectors.one_pass"},
     "bijectors.factor_out": {"bijectors.one_pass", "networks"},
-    "bijectors.scan": {"bijectors.one_pass"},
+    "bijectors.scan": {"bijectors.one_pass", "gradients"},
     "bijectors.logit": {"bijectors.one_pass", "checks"},
-    "bijectors.log_det": {"bijectors.one_pass"},
-    "bijectors.fixed_point": {"bijectors.one_pass", "bijectors.log_det"},
+    "bijectors.log_det": {"bijectors.one_pass", "gradients"},
+    "bijectors.fixed_point": {"bijectors.one_pass", "bijectors.log_det", "gradients"},
     "bijectors.residual": {"checks", "lipschitz", "networks"} | {
         f"bijectors.{name}" for name in ("one_pass", "log_det", "fixed_point")},
     "residual_flow": {"checks", "lipschitz", "networks"} | {
@@ -43,7 +44,7 @@ _ALLOWED = {
     "original_architecture": set(),
     "original": {"glow", "model", "original_architecture", "bijectors.conv1x1"},
     "codec": {"dequantize"},
-    "export": {"codec"},
+    "export": {"codec", "gradients"},
     "health": set(),
     "inputs": {"health"},
     "serialization": {"bijectors.one_pass"},

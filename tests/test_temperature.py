@@ -64,15 +64,6 @@ def test_a_level_at_temperature_zero_is_at_its_mean_while_others_vary(models, co
       np.testing.assert_allclose(part.std(axis=0), 1., atol=0.4)
 
 
-@pytest.mark.slow
-def test_the_signature_for_serving_takes_one_temperature(model, tmp_path):
-  model.export(tmp_path / "saved_model")
-  sample = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["sample"]
-  assert sample.structured_input_signature[1]["temperature"].shape == []
-  served = sample(num_samples=tf.constant(4), temperature=tf.constant(0.6), seed=tf.constant([0, 1]))["images"]
-  np.testing.assert_allclose(served, model.sample(4, [0.6] * NUM_LEVELS, seed=1), atol=1e-5)
-
-
 @pytest.mark.parametrize("temperature, match", [
     ([1., 1.], r"must be one number, or a list.*`split_latent` returns. Received: \[1.0, 1.0\] for 3 levels"),
     ([], r"must be one number, or a list.*Received: \[\] for 3 levels"),

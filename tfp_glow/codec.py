@@ -213,6 +213,10 @@ class Codec:
     """
     if not hasattr(self.distribution, "bijector"):
       return self.to_images(self.distribution.sample(num_samples, seed=seed))
+    return self.decode(self.sample_latents(num_samples, temperature, seed), labels)
+
+  def sample_latents(self, num_samples, temperature, seed):
+    """The latents `[num_samples, ...]` of `sample`, which has the same arguments."""
     base = self.distribution.distribution
     z = base.sample(num_samples, seed=seed)
     temperature = self._temperature_of_latents(tf.cast(temperature, z.dtype))
@@ -224,8 +228,7 @@ class Codec:
     except NotImplementedError:
       tf.debugging.Assert(tf.reduce_all(as_drawn),
                           ["`temperature` must be 1 for latents without a mean. Received: ", temperature])
-    z = tf.ensure_shape(z, [None] + base.event_shape.as_list())
-    return self.decode(z, labels)
+    return tf.ensure_shape(z, [None] + base.event_shape.as_list())
 
   def _temperature_of_latents(self, temperature):
     """The temperature of each value of a latent, or of all."""

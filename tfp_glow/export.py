@@ -7,6 +7,7 @@ import secrets
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow import gradients
 from tfp_glow.codec import Codec
 
 # What a folder may hold that is taken for a SavedModel, and replaced.
@@ -81,17 +82,24 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
 
 def _save(codec, functions, folder):
   module = tf.Module()
-  # The whole distribution, so that its variables are saved; it holds no reference to the functions.
+  # The whole distribution, so that its variables are saved.
   module.variables_ = list(codec.distribution.variables)
-  module.functions = functions
-  tf.saved_model.save(module, folder, signatures=dict(functions, serving_default=functions["log_prob"]))
+  with gradients.left_out():  # Here the functions are traced.
+    tf.saved_model.save(module, folder, signatures=dict(functions, serving_default=functions["log_prob"]))
 
 
 def _functions(codec):
-  """The signatures, by their names."""
+  """The signatures, by their names. They call each other: a way through the flow is most of a graph, which takes time
+  to load.
+  """
   event_shape, spec = codec.event_shape.as_list(), lambda shape, dtype, name: tf.TensorSpec(shape, dtype, name=name)
   images_spec = lambda name: spec([None] + event_shape, codec.image_dtype, name)
   labels_spec = [] if codec.num_classes is None else [spec([None], tf.int32, "labels")]
+  functions = {}
+
+  def call(name, tensor, labels):
+    outputs, = functions[name](tensor, *[] if labels is None else [labels]).values()
+    return outputs
 
   def log_prob(images, labels=None):
     nats = codec.log_prob(images, labels)
@@ -104,17 +112,19 @@ def _functions(codec):
     return {"images": codec.decode(latent, labels)}
 
   def sample(num_samples, temperature, seed, labels=None):
-    return {"images": codec.sample(num_samples, temperature, seed, labels)}
+    if "decode" not in functions:
+      return {"images": codec.sample(num_samples, temperature, seed)}
+    return {"images": call("decode", codec.sample_latents(num_samples, temperature, seed), labels)}
 
   def interpolate(first, second, num_steps, labels=None):
-    lines = _lines(codec.encode(first, labels), codec.encode(second, labels), num_steps)
+    lines = _lines(call("encode", first, labels), call("encode", second, labels), num_steps)
     flat = tf.reshape(lines, tf.concat([[-1], tf.shape(lines)[2:]], axis=0))
-    images = codec.decode(flat, None if labels is None else tf.repeat(labels, num_steps))
+    images = call("decode", flat, None if labels is None else tf.repeat(labels, num_steps))
     return {"images": tf.reshape(images, tf.concat([tf.shape(lines)[:2], event_shape], axis=0))}
 
   make = lambda function, *specs: tf.function(
       function, input_signature=list(specs) + labels_spec, autograph=False)
-  functions = {"log_prob": make(log_prob, images_spec("images"))}
+  functions["log_prob"] = make(log_prob, images_spec("images"))
   if hasattr(codec.distribution, "bijector"):
     base = codec.distribution.distribution
     functions.update(

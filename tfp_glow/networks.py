@@ -6,6 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow.gradients import custom_gradient
+
 # The original trains `log_scale / 3` in place of `log_scale`, which makes its updates three times as large.
 LOG_SCALE_FACTOR = 3.
 
@@ -30,7 +32,7 @@ def bounded(log_scale, bound=MAX_LOG_SCALE):
     bound: Python `float`.
   """
 
-  @tf.custom_gradient
+  @custom_gradient
   def clip(x):
     clipped = tf.clip_by_value(x, -bound, bound)
     return clipped, lambda d_outputs: tf.where(tf.equal(clipped, x), d_outputs, tf.clip_by_value(d_outputs, -1., 1.))

@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tfp_glow import networks
 from tfp_glow.bijectors.one_pass import OnePassBijector, with_pull_back
+from tfp_glow.gradients import custom_gradient
 
 # The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and long before that the way
 # back overflows.
@@ -117,7 +118,7 @@ class _Coupling(OnePassBijector):
   def _differentiable_transform(self, inverse):
     """`_transform`, with the gradients that `_undo` computes in fewer passes over the data."""
 
-    @tf.custom_gradient
+    @custom_gradient
     def transform(inputs, *parameters):
       outputs, log_det = self._transform(inputs, parameters, inverse)
 

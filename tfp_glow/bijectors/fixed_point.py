@@ -5,6 +5,7 @@ import tensorflow as tf
 
 from tfp_glow.bijectors.log_det import linearized, not_differentiable
 from tfp_glow.bijectors.one_pass import with_pull_back
+from tfp_glow.gradients import custom_gradient
 
 
 def solve(branch, x, weights, tolerance, max_iterations, name):
@@ -33,7 +34,7 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
   """
   settled = lambda step, start, what: _settled(step, start, tolerance, max_iterations, f"{what} of `{name}.forward`")
 
-  @tf.custom_gradient
+  @custom_gradient
   def run(x, *flat):
     packed = tf.nest.pack_sequence_as(weights, flat)
     y = settled(lambda y: x - branch(y, packed), x, "the fixed point")

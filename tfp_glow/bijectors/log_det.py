@@ -12,6 +12,7 @@ import scipy.stats
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import with_pull_back
+from tfp_glow.gradients import custom_gradient
 
 # Of the numbers of terms that the roulette may draw.
 _TAILS = {
@@ -122,7 +123,7 @@ class SeriesEstimator:
   def evaluate(self, branch, y, weights, probe, num_terms):
     """As a call, of what was drawn: the probe, a tensor like `y`, and the number of terms, an integer scalar."""
 
-    @tf.custom_gradient
+    @custom_gradient
     def run(y, *flat):
       packed = tf.nest.pack_sequence_as(weights, flat)
       residual, pull_back = linearized(branch, y, packed)
@@ -189,7 +190,7 @@ def linearized(function, x, weights):
 def not_differentiable(value, *arguments):
   """`value`, whose gradient with respect to `arguments` is NaN wherever there is one: never taken for zero."""
 
-  @tf.custom_gradient
+  @custom_gradient
   def hide(value, *arguments):
 
     def gradients(d_value):

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.gradients import custom_gradient
 
 _GRADIENTS = ("autodiff", "reversible")
 
@@ -130,7 +131,7 @@ class Scan(OnePassBijector):
   def _apply_steps_reversibly(self, inputs, stacks, prepare_back, inverse, kwargs):
     """`_apply_steps`, which keeps its outputs alone for the gradients."""
 
-    @tf.custom_gradient
+    @custom_gradient
     def run(*flat):
       inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
       outputs, log_det = self._apply_steps(inputs_again, stacks_again, inverse, kwargs)

@@ -9,6 +9,7 @@ import pytest
 import small_models
 import tensorflow as tf
 import tensorflow_probability as tfp
+from distributed_runs import mirrored
 
 import tfp_glow
 from tfp_glow import lipschitz
@@ -196,18 +197,18 @@ def vector_model(flow=None, **kwargs):
 @pytest.fixture(scope="module")
 def trained():
   model = vector_model()
-  model.history_ = model.fit(points(), batch_size=16, epochs=20, shuffle=False, verbose=0).history["bits_per_dim"]
+  model.history_ = model.fit(points(), batch_size=16, epochs=40, shuffle=False, verbose=0).history["bits_per_dim"]
   return model
 
 
 def test_fit_improves_and_keeps_the_norms(trained):
-  assert np.mean(trained.history_[-3:]) < trained.history_[0] - 0.1
+  assert np.mean(trained.history_[-3:]) < trained.history_[0] - 1.
   check_norms(trained.distribution.bijector)
 
 
 def test_each_step_has_noise_of_its_own(trained):
   steps = noise_seeds(trained.distribution.bijector)[:, 1]
-  assert set(steps) <= {20 * 4, 20 * 4 + 1}  # One more where the first vectors were found by an update.
+  assert set(steps) <= {40 * 4, 40 * 4 + 1}  # One more where the first vectors were found by an update.
 
 
 def test_training_takes_the_coarser_estimate_and_evaluation_the_finer(monkeypatch):
@@ -248,7 +249,7 @@ def test_encode_decode_and_samples(trained):
   np.testing.assert_allclose(trained.decode(trained.encode(x)), x, atol=1e-4)
   samples = trained.sample(300, seed=0)
   np.testing.assert_array_equal(samples, trained.sample(300, seed=0))
-  assert np.corrcoef(samples[:, 0]**2, samples[:, 1])[0, 1] > 0.5
+  assert np.corrcoef(samples[:, 0]**2, samples[:, 1])[0, 1] > 0.95  # 0.988 of the data.
 
 
 def test_weights_and_model_are_saved(trained, tmp_path):
@@ -331,9 +332,8 @@ def test_images_are_trained_and_come_back():
 
 
 @pytest.mark.slow
-def test_replicas_stay_equal():
-  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
-  with strategy.scope():
+def test_replicas_stay_equal(trained):
+  with mirrored(2).scope():
     model = vector_model()
   history = model.fit(points(), batch_size=16, epochs=3, shuffle=False, verbose=0).history["bits_per_dim"]
   for variable in model.distribution.variables:
@@ -341,7 +341,6 @@ def test_replicas_stay_equal():
     np.testing.assert_array_equal(first, second, err_msg=variable.name)
   assert history[-1] < history[0]
   check_norms(model.distribution.bijector)
-  single = vector_model()
-  expected = single.fit(points(), batch_size=16, epochs=3, shuffle=False, verbose=0).history["bits_per_dim"]
+  expected = trained.history_[:3]
   np.testing.assert_allclose(history, expected, atol=0.3)  # Each replica draws its own probes.
   assert (np.abs(np.subtract(history, expected)) > 1e-6).all()

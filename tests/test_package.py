@@ -14,6 +14,7 @@ PACKAGE = pathlib.Path(tfp_glow.__file__).parent
 # Who may import whom: each module, everything to its left (a group in brackets does not import within itself, except
 # as stated). Arrows run one way only.
 _ALLOWED = {
+    "checks": set(),
     "gradients": set(),
     "files": set(),
     "networks": {"gradients"},
@@ -24,6 +25,7 @@ _ALLOWED = {
     "version": set(),
     "replicas": set(),
     "latent": set(),
+    "lipschitz": {"checks", "networks"},
     "bijectors.actnorm": {"bijectors.one_pass", "networks"},
     "bijectors.conv1x1": {"bijectors.one_pass", "networks"},
     "bijectors.permutation": {"bijectors.one_pass"},
@@ -31,7 +33,14 @@ _ALLOWED = {
     "bijectors.squeeze": {"bijectors.one_pass"},
     "bijectors.factor_out": {"bijectors.one_pass", "networks"},
     "bijectors.scan": {"bijectors.one_pass", "gradients"},
-    "glow": {"networks"} | {f"bijectors.{name}" for name in (
+    "bijectors.logit": {"bijectors.one_pass", "checks"},
+    "bijectors.log_det": {"bijectors.one_pass", "gradients"},
+    "bijectors.fixed_point": {"bijectors.one_pass", "bijectors.log_det", "gradients"},
+    "bijectors.residual": {"checks", "lipschitz", "networks"} | {
+        f"bijectors.{name}" for name in ("one_pass", "log_det", "fixed_point")},
+    "residual_flow": {"checks", "lipschitz", "networks"} | {
+        f"bijectors.{name}" for name in ("one_pass", "actnorm", "logit", "residual", "scan", "squeeze")},
+    "glow": {"checks", "networks"} | {f"bijectors.{name}" for name in (
         "one_pass", "actnorm", "conv1x1", "permutation", "coupling", "squeeze", "factor_out", "scan")},
     "original_architecture": set(),
     "original": {"dequantize", "glow", "model", "original_architecture", "bijectors.conv1x1"},

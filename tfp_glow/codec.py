@@ -81,6 +81,12 @@ class Codec:
     return bijectors
 
   @property
+  def log_det_estimator(self):
+    """How its bijectors estimate log-dets, a Python `str`; `None` where none does."""
+    ways = dict.fromkeys(getattr(part, "log_det_estimator", None) for part in self.distribution.submodules)
+    return "; ".join(way for way in ways if way) or None
+
+  @property
   def num_classes(self):
     """Number of classes, `None` where the images have none."""
     return getattr(getattr(self.distribution, "bijector", None), "num_classes", None)
@@ -146,9 +152,9 @@ class Codec:
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(num_odd, 0), [message, num_odd])]):
       return dequantize.quantize(values, self.num_bits)
 
-  def log_prob(self, images, labels=None, noise_seed=None):
+  def log_prob(self, images, labels=None, noise_seed=None, training=False):
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
-    return self._log_prob_of_values(self.to_values(images, noise_seed), labels)
+    return self._log_prob_of_values(self.to_values(images, noise_seed), labels, training)
 
   def log_prob_and_features(self, images, labels, noise_seed=None):
     """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
@@ -157,13 +163,23 @@ class Codec:
     # The bijector knows these latents: it has just computed them.
     return log_prob, self.bijector.class_features(self.bijector.inverse(values, **condition), **condition)
 
-  def _log_prob_of_values(self, values, labels):
-    return dequantize.discrete_log_prob(self.log_density(values, labels), self.num_dims, self.num_bits)
+  def _log_prob_of_values(self, values, labels, training=False):
+    return dequantize.discrete_log_prob(self.log_density(values, labels, training), self.num_dims, self.num_bits)
 
-  def log_density(self, values, labels=None):
-    """Log-density of dequantized images, `[N]`, in nats."""
-    condition = self.condition(labels)
-    return self.distribution.log_prob(values, **({"bijector_kwargs": condition} if condition else {}))
+  def log_density(self, values, labels=None, training=False):
+    """Log-density of dequantized images, `[N]`, in nats; with `training` a bijector may estimate it more coarsely."""
+    kwargs = self.condition(labels)
+    if training and hasattr(self.distribution, "bijector"):
+      kwargs |= _training_arguments(self.distribution.bijector)
+    return self.distribution.log_prob(values, **({"bijector_kwargs": kwargs} if kwargs else {}))
+
+  def after_update(self):
+    """Has bijectors follow an update of the weights, wherever they are in the distribution."""
+    parts = [part for part in self.distribution.submodules if hasattr(part, "after_update")]
+    nested = {id(part) for owner in parts for part in owner.submodules}
+    for part in parts:
+      if id(part) not in nested:
+        part.after_update()
 
   def bits_per_dim(self, log_prob):
     """From `log_prob`'s nats."""
@@ -271,8 +287,21 @@ class Codec:
       raise ValueError(f"`labels` must be one integer for each image, shape [N]. Received: shape {shape}")
 
 
+# `tfb.Chain` and `tfb.Invert` make instances of their base classes where a part of them is no `CompositeTensor`.
+_CHAIN, _INVERT = tfb.Chain.__bases__[0], tfb.Invert.__bases__[0]
+
+
+def _training_arguments(bijector):
+  """Arguments of a bijector that ask those of its parts that estimate log-dets for the estimate meant for training."""
+  if isinstance(bijector, _INVERT):
+    return _training_arguments(bijector.bijector)
+  if isinstance(bijector, _CHAIN):  # It hands to each part what is meant for its name.
+    arguments = {part.name: _training_arguments(part) for part in bijector.bijectors}
+    return {name: of_part for name, of_part in arguments.items() if of_part}
+  return {"training": True} if getattr(bijector, "is_stochastic", False) else {}
+
+
 def _links(bijector):
-  # `tfb.Chain` makes an instance of its base class where a part of it is no `CompositeTensor`.
-  if isinstance(bijector, tfb.Chain.__bases__[0]):
+  if isinstance(bijector, _CHAIN):
     return [link for part in bijector.bijectors for link in _links(part)]
   return [bijector]

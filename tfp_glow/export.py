@@ -32,7 +32,7 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
   both images of a pair. `serving_default` is `log_prob`. Images are dequantized at the midpoints of their bins, so that
   answers are deterministic; `log_prob` is in nats per image. `interpolate` goes on the straight lines between latents,
   at equal distances. A distribution without latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample`
-  only.
+  only. One whose bijector estimates log-dets has `log_det_estimator() -> log_det_estimator`, too: a string, says how.
 
   #### Example
 
@@ -143,6 +143,9 @@ def _functions(codec):
         interpolate=make(interpolate, images_spec("first"), images_spec("second"), spec([], tf.int32, "num_steps")))
   functions["sample"] = make(sample, spec([], tf.int32, "num_samples"), spec([], tf.float32, "temperature"),
                              spec([2], tf.int32, "seed"))
+  if codec.log_det_estimator is not None:
+    functions["log_det_estimator"] = tf.function(
+        lambda: {"log_det_estimator": tf.constant(codec.log_det_estimator)}, input_signature=[], autograph=False)
   return functions
 
 

@@ -214,7 +214,11 @@ class FlowModel(keras.Model):
       kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), health.StopWhenNotFinite())
     # Callbacks such as `StopOnInterrupt` are not told of errors.
     with _signal_handler_kept(signal.SIGINT), self._failure_named():
-      return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+      history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+    if self.optimizer.use_ema:  # Keras has just put averages in the place of the weights.
+      with self.distribute_strategy.scope():
+        self._codec.after_update()
+    return history
 
   @contextlib.contextmanager
   def _failure_named(self):
@@ -372,7 +376,7 @@ class FlowModel(keras.Model):
     images, labels = inputs.unpack(data)
     noise_seed = self._noise_seed(self.optimizer.iterations)
     with tf.GradientTape() as tape:
-      terms = self._terms(images, labels, noise_seed)
+      terms = self._terms(images, labels, noise_seed, training=True)
       losses = self._loss_of(terms)
       # Over all replicas: they may have got unequal shares of the batch, which may be empty.
       num_images = replicas.sum_over_replicas(tf.shape(losses)[0])
@@ -386,7 +390,12 @@ class FlowModel(keras.Model):
     are_finite = tf.concat([[tf.reduce_all(tf.math.is_finite(losses))], tf.math.is_finite(largest)], axis=0)
     summed = iter(replicas.sum_over_replicas([g for g in gradients if g is not None]))
     gradients = [g if g is None else next(summed) for g in gradients]
-    apply = lambda: _apply_summed(self.optimizer, gradients, variables)
+
+    def apply():
+      iterations = _apply_summed(self.optimizer, gradients, variables)
+      self._codec.after_update()
+      return iterations
+
     if self.jit_compile:
       # Once this is so, it stays so to the end of the execution, which may be of several steps.
       is_finite = tf.reduce_all(are_finite) & tf.math.is_finite(self._loss_tracker.total)
@@ -570,19 +579,19 @@ class FlowModel(keras.Model):
       if self.compiled and not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
 
-  def _bits(self, images, labels, noise_seed):
+  def _bits(self, images, labels, noise_seed, training=False):
     labels = None if self._codec.num_classes is None else labels
-    return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed))
+    return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed, training))
 
   def _noise_seed(self, step_or_purpose):
     return tf.stack([tf.constant(self._seed, tf.int32), tf.cast(step_or_purpose, tf.int32)])
 
-  def _terms(self, images, labels, noise_seed):
+  def _terms(self, images, labels, noise_seed, training=False):
     """What the metrics are the means of, a column for each: bits per dimension and, with a classifier, the bits of the
     label and whether it is the likeliest one.
     """
     if self.classifier is None:
-      return self._bits(images, labels, noise_seed)[:, tf.newaxis]
+      return self._bits(images, labels, noise_seed, training)[:, tf.newaxis]
     nats, features = self._codec.log_prob_and_features(images, labels, noise_seed)
     logits = self.classifier(features)
     labels = tf.cast(labels, tf.int32)

@@ -257,10 +257,9 @@ class _Lipschitz(keras.layers.Layer):
             for order in (self.domain, self.codomain)]
 
   def get_config(self):
-    orders = {name: keras.saving.serialize_keras_object(order) if isinstance(order, LearnedOrder) else order
-              for name, order in (("domain", self.domain), ("codomain", self.codomain))}
-    return {**super().get_config(), **orders, "coefficient": self.coefficient, "tolerance": self.tolerance,
-            "max_iterations": self.max_iterations, "seed": self.seed}
+    # Keras writes the objects itself, and so sees which of them layers share.
+    return {**super().get_config(), "domain": self.domain, "codomain": self.codomain, "coefficient": self.coefficient,
+            "tolerance": self.tolerance, "max_iterations": self.max_iterations, "seed": self.seed}
 
   @classmethod
   def from_config(cls, config):

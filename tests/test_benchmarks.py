@@ -45,7 +45,7 @@ needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/f
 def test_measurements(system, measurement, keys):
   if system == "normflows":
     pytest.importorskip("normflows", reason="an extra, `benchmarks`")
-  found = run._measure(system, measurement, *TINY)
+  found = run.measure(system, measurement, *TINY)
   assert found.keys() == keys
   assert all(math.isfinite(value) and value > 0. for value in found.values())
 
@@ -55,8 +55,8 @@ def test_measurements(system, measurement, keys):
 def test_stress(system):
   if system == "normflows":
     pytest.importorskip("normflows", reason="an extra, `benchmarks`")
-  found = run._measure(system, "health", *TINY[:-2], "--calls=2", "--kinds", "constant", "extreme", "--bits", "1",
-                       "--rates", "1e-3", "1e25", "--seeds=1")
+  found = run.measure(system, "health", *TINY[:-2], "--calls=2", "--kinds", "constant", "extreme", "--bits", "1",
+                      "--rates", "1e-3", "1e25", "--seeds=1")
   assert [(f["kind"], f["learning_rate"], f["sampled"]) for f in found] == [
       (kind, rate, rate == 1e-3) for kind in ("constant", "extreme") for rate in (1e-3, 1e25)]
 
@@ -65,7 +65,7 @@ def test_stress(system):
 @needs_fashion_mnist
 def test_invertibility():
   pytest.importorskip("tensorflow_datasets", reason="an extra, `data`")
-  found = run._measure("tfp_glow", "invertibility", *TINY)
+  found = run.measure("tfp_glow", "invertibility", *TINY)
   assert len(found["images"]) == 5 and all(f["error"] < 1e-3 and f["changed"] == 0 for f in found["images"].values())
 
 
@@ -73,8 +73,8 @@ def test_shares_are_of_all_trainings(monkeypatch, capsys):
   measure = lambda system, *_: [
       {"learning_rate": rate, "trained": True, "sampled": system == "FlowModel" or rate < 1e-2}
       for rate in health._RATES]
-  monkeypatch.setattr(run, "_measure", measure)
-  monkeypatch.setattr(run, "_peers", lambda: ["tfb.Glow"])
+  monkeypatch.setattr(run, "measure", measure)
+  monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow"])
   health._stress(argparse.Namespace(seeds=1, steps=1))
   ours, _, peer = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
   assert ours.split("|")[2:4] == [" 8 of 8 ", " 8 of 8 "]
@@ -83,7 +83,7 @@ def test_shares_are_of_all_trainings(monkeypatch, capsys):
 
 def test_a_failed_measurement_ends_the_run():
   with pytest.raises(SystemExit, match="failed:(.|\n)*invalid choice: 'nonsense'"):
-    run._measure("tfp_glow", "nonsense")
+    run.measure("tfp_glow", "nonsense")
 
 
 def test_tables_hold_ratios_within_a_round(monkeypatch, capsys):
@@ -95,8 +95,8 @@ def test_tables_hold_ratios_within_a_round(monkeypatch, capsys):
     milliseconds = shares[system] * 2.**((len(calls) - 1) // 5)  # The machine gets slower round by round.
     return {"step": milliseconds, "log_prob": milliseconds, "sample": milliseconds}
 
-  monkeypatch.setattr(run, "_measure", measure)
-  monkeypatch.setattr(run, "_peers", lambda: ["tfb.Glow"])
+  monkeypatch.setattr(run, "measure", measure)
+  monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow"])
   run._speed(argparse.Namespace(rounds=3))
   assert calls == 3 * ["convolutions", "tfp_glow", "tfp_glow", "tfp_glow", "tfb.Glow"]
   rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
@@ -108,7 +108,7 @@ def test_peers_that_diverge_do_not_win(monkeypatch, capsys):
   bits = {"5e-04": 4., "1e-03": 3., "2e-03": math.nan}
   measure = lambda system, measurement, rate, *_: {
       "bits_per_dim": bits[f"{float(rate.split('=')[1]):.0e}"], "steps": 7}
-  monkeypatch.setattr(run, "_measure", measure)
+  monkeypatch.setattr(run, "measure", measure)
   run._quality(argparse.Namespace(seconds=1.))
   assert capsys.readouterr().out.splitlines()[2].split("|")[2:5] == [" 3.000 ", " 7 ", " 0.001 "]
 
@@ -122,7 +122,7 @@ def test_tables_of_serving_hold_ratios_within_a_round(monkeypatch, capsys):
     time = 2.**(len(asked) // 2) * (1.5 if system == "SavedModel" else 1.)
     return {"export": {"FlowModel": 1., "SavedModel": 2.}, "load": {"load": time}}.get(measurement, {"log_prob": time})
 
-  monkeypatch.setattr(run, "_measure", measure)
+  monkeypatch.setattr(run, "measure", measure)
   monkeypatch.setattr(sys, "argv", ["serving.py", "--rounds=2", "--num_hidden=8"])
   serving.main()
   rows = [line for line in capsys.readouterr().out.splitlines() if "`log_prob`" in line]

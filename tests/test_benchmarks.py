@@ -1,18 +1,21 @@
 """The benchmarks run, at sizes at which they say nothing."""
 
 import argparse
+import concurrent.futures
 import importlib.util
 import json
 import math
 import pathlib
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
+import tfp_glow
 from tfp_glow import data
 
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
@@ -160,11 +163,54 @@ def test_trainings_of_the_ablation(monkeypatch):
   assert ablation._train("shuffle", "affine", 0, 2) != curve != ablation._train("conv1x1", "additive", 0, 2)
 
 
+@pytest.mark.slow
+@needs_fashion_mnist
+def test_a_training_of_the_ablation_may_diverge(monkeypatch, capsys):
+  pytest.importorskip("tensorflow_datasets", reason="an extra, `data`")
+  fit = tfp_glow.FlowModel.fit
+
+  def diverge(self, *args, **kwargs):
+    fit(self, *args, **{**kwargs, "epochs": 1})
+    raise FloatingPointError("The loss is gone.")
+
+  monkeypatch.setattr(tfp_glow.FlowModel, "fit", diverge)
+  monkeypatch.setattr(ablation, "_STEPS_PER_EPOCH", 1)
+  monkeypatch.setattr(ablation, "_NUM_TEST_BATCHES", 1)
+  monkeypatch.setattr(ablation, "_ARCHITECTURE", {"num_glow_blocks": 1, "num_steps_per_block": 1, "num_hidden": 4})
+  curve = ablation._train("reverse", "additive", 3, 3)
+  assert len(curve) == 3 and 0. < curve[0] < 20. and np.isnan(curve[1:]).all()
+  assert "reverse, additive, seed 3: The loss is gone." in capsys.readouterr().err
+
+
+def test_a_failure_loses_no_training_of_the_ablation(tmp_path, monkeypatch):
+  path = tmp_path / "ablation.json"
+  read = lambda: json.loads(path.read_text()) if path.exists() else []
+  others = [(permutation, coupling, 0) for permutation in ablation._PERMUTATIONS for coupling in ablation._COUPLINGS]
+  failing = others.pop()
+
+  def train(permutation, coupling, seed, num_epochs):
+    if (permutation, coupling, seed) != failing:
+      return [4.] * num_epochs
+    for _ in range(1000):
+      if len(read()) == len(others):
+        break
+      time.sleep(0.01)
+    raise RuntimeError("out of luck")
+
+  monkeypatch.setattr(ablation, "_train", train)
+  monkeypatch.setattr(ablation.concurrent.futures, "ProcessPoolExecutor",
+                      lambda *_, **__: concurrent.futures.ThreadPoolExecutor(2))
+  with pytest.raises(RuntimeError, match="out of luck"):
+    ablation._train_all([0], 2, path)
+  assert [(row["permutation"], row["coupling"], row["seed"]) for row in read()] == others
+  assert all(row["bits_per_dim"] == [4., 4.] for row in read())
+
+
 def test_figure_and_table_of_the_ablation(tmp_path, monkeypatch, capsys):
   bits = {"reverse": 3.9, "shuffle": 3.7, "conv1x1": 3.5}
   curves = {(permutation, coupling): [[6., bits[permutation] + (coupling == "additive") + seed / 10.] for seed in (0, 1)]
             for permutation in ablation._PERMUTATIONS for coupling in ablation._COUPLINGS}
-  monkeypatch.setattr(ablation, "_train_all", lambda seeds, num_epochs: curves)
+  monkeypatch.setattr(ablation, "_train_all", lambda seeds, num_epochs, path: curves)
   monkeypatch.setattr(sys, "argv", ["ablation.py", f"--output={tmp_path / 'new'}"])
   ablation.main()
   rows = capsys.readouterr().out.splitlines()[2:]
@@ -172,8 +218,24 @@ def test_figure_and_table_of_the_ablation(tmp_path, monkeypatch, capsys):
                   "| shuffle | 4.750 (4.700 to 4.800) | 3.750 (3.700 to 3.800) |",
                   "| conv1x1 | 4.550 (4.500 to 4.600) | 3.550 (3.500 to 3.600) |"]
   assert (tmp_path / "new" / "ablation.png").stat().st_size > 0
-  kept = json.loads((tmp_path / "new" / "ablation.json").read_text())
-  assert {(row["permutation"], row["coupling"]): row["bits_per_dim"] for row in kept} == curves
+
+
+def test_trainings_of_the_ablation_that_diverge_are_counted():
+  assert ablation._cell([3.5, math.nan, 3.7]) == "3.600 (3.500 to 3.700), 1 of 3 diverged"
+  assert ablation._cell([math.nan, math.nan]) == "2 of 2 diverged"
+
+
+@pytest.mark.parametrize("num_epochs, shown", [(1, [100]), (3, [200, 300])])
+def test_figure_of_the_ablation_is_never_empty(tmp_path, monkeypatch, num_epochs, shown):
+  import matplotlib.axes
+  drawn = []
+  plot = matplotlib.axes.Axes.plot
+  monkeypatch.setattr(matplotlib.axes.Axes, "plot", lambda self, x, y, **kwargs: drawn.append((x, y)) or plot(
+      self, x, y, **kwargs))
+  curves = {(permutation, coupling): [[6., 5., 4.][:num_epochs]]
+            for permutation in ablation._PERMUTATIONS for coupling in ablation._COUPLINGS}
+  ablation._draw(curves, tmp_path / "ablation.png")
+  assert drawn == 6 * [(shown, [6., 5., 4.][:num_epochs][-len(shown):])]
 
 
 @pytest.mark.parametrize("shift, least, most", [(0, 0.95, 1.), (1, 0., 0.05)])

@@ -13,6 +13,7 @@ import types
 
 import numpy as np
 import pytest
+import served_models
 import tensorflow as tf
 
 import tfp_glow
@@ -35,6 +36,8 @@ health = _load("health")
 serving = _load("serving")
 ablation = _load("ablation")
 class_samples = _load("class_samples")
+page = _load("page")
+callbacks = _load("callbacks")
 needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(),
                                          reason="needs Debian's package dataset-fashion-mnist")
 
@@ -208,7 +211,8 @@ def test_a_failure_loses_no_training_of_the_ablation(tmp_path, monkeypatch):
 
 def test_figure_and_table_of_the_ablation(tmp_path, monkeypatch, capsys):
   bits = {"reverse": 3.9, "shuffle": 3.7, "conv1x1": 3.5}
-  curves = {(permutation, coupling): [[6., bits[permutation] + (coupling == "additive") + seed / 10.] for seed in (0, 1)]
+  curves = {(permutation, coupling): [
+      [6., bits[permutation] + (coupling == "additive") + seed / 10.] for seed in (0, 1)]
             for permutation in ablation._PERMUTATIONS for coupling in ablation._COUPLINGS}
   monkeypatch.setattr(ablation, "_train_all", lambda seeds, num_epochs, path: curves)
   monkeypatch.setattr(sys, "argv", ["ablation.py", f"--output={tmp_path / 'new'}"])
@@ -255,7 +259,7 @@ def test_classes_of_samples_are_compared_with_those_asked_for(tmp_path, monkeypa
       labels_asked=labels.numpy(), **{name: value.numpy() for name, value in kwargs.items()})})
   monkeypatch.setattr(tf.saved_model, "load", lambda path: saved_model)
   settings = {"data": "digits", "image_size": None, "shorter_side": None, "data_dir": None, "num_bits": 4,
-              "conditional": True}
+              "conditional": True, "batch_size": 64, "max_shift": 0., "seed": 0}
   (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
   monkeypatch.setattr(sys, "argv", ["class_samples.py", str(tmp_path), "--samples=20"])
   class_samples.main()
@@ -274,7 +278,63 @@ def test_classes_of_samples_need_a_run_by_class(tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().err.count("Received: ") == 2
 
 
-@pytest.mark.parametrize("script", [run, health, serving])
+@pytest.mark.slow
+def test_page_is_asked_everything(grey_path, tmp_path, monkeypatch, capfd):
+  np.savez(tmp_path / "directions.npz", **served_models.directions())
+  options = [grey_path, "--directions", tmp_path / "directions.npz", "--calls=2"]
+  monkeypatch.setattr(sys, "argv", ["page.py", *map(str, options)])
+  page.main()
+  rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines()[2:]]
+  assert [row[0].strip(" `/") for row in rows] == [f"api/{name}" for name in (
+      "model", "image", "edit", "interpolate", "sample")]
+  assert all(0 <= int(median) <= int(worst) for _, median, worst in rows)
+
+
+@pytest.mark.slow
+def test_page_without_a_model_is_an_error(tmp_path, monkeypatch, capfd):
+  monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path)])
+  with pytest.raises(SystemExit, match=f"serve.py {tmp_path} .*failed"):
+    page.main()
+  assert "serve.py: error: " in capfd.readouterr().err
+
+
+def test_page_is_asked_with_a_class_and_all_sliders(monkeypatch):
+  asked = []
+  answers = {"/api/model": {"classes": ["cat"], "directions": ["darker", "3 to 8"]},
+             "/api/sample": {"images": ["a", "b", "c"]}}
+  monkeypatch.setattr(page, "_ask", lambda connection, path, body: asked.append((path, body)) or answers[path])
+  questions = page._questions(None)
+  assert asked == [("/api/model", None), ("/api/sample", questions["/api/sample"])]
+  assert questions["/api/edit"] == {"image": "a", "strengths": {"darker": 0.5, "3 to 8": 0.5}, "label": 0}
+  assert questions["/api/interpolate"] == {"first": "a", "second": "b", "label": 0}
+  assert all(body["label"] == 0 for path, body in questions.items() if body)
+
+
+@pytest.mark.slow
+def test_costs_of_callbacks(monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["callbacks.py", "--num-blocks=1", "--steps=1", "--epochs=3"])
+  callbacks.main()
+  rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+  assert [row[0].strip(" `") for row in rows] == ["SampleGrid", "LatentInterpolation", "BitsPerDimCurve"]
+  assert all(float(seconds) > 0. for row in rows for seconds in row[1:])
+
+
+def test_callbacks_are_timed_call_by_call():
+  seconds = iter([0., 1., 10., 13., 20., 25.])
+  callback = types.SimpleNamespace(on_epoch_begin=lambda epoch: None, on_epoch_end=lambda epoch, logs=None: None)
+  times = callbacks._Times(callback)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(callbacks.time, "process_time", lambda: next(seconds))
+    callback.on_epoch_begin(0)
+    callback.on_epoch_end(0, logs={})
+    callback.on_epoch_end(1, logs={})
+  assert times.before == [1.] and times.after == [3., 5.]
+
+
+@pytest.mark.parametrize("script", [
+    run, health, serving, ablation, page,
+    *(pytest.param(script, marks=pytest.mark.slow) for script in (class_samples, callbacks))])
 def test_every_measurement_is_described(script):
   done = subprocess.run([sys.executable, script.__file__, "--help"], capture_output=True, text=True, check=True)
-  assert all(name in done.stdout for name in script._SECTIONS)
+  assert done.stdout.count(script.__doc__.strip()) == 1
+  assert all(name in done.stdout for name in getattr(script, "_SECTIONS", ()))

@@ -57,10 +57,12 @@ class Case(NamedTuple):
 
 
 def perturb(bijector, seed=0, scale=0.05):
-  """Adds noise to all weights."""
+  """Adds noise to all weights, and has what follows them follow."""
   rng = np.random.default_rng(seed)
   for variable in bijector.trainable_variables:
     variable.assign_add(tf.constant(scale * rng.standard_normal(variable.shape), variable.dtype))
+  if isinstance(bijector, tfp_glow.OnePassBijector):
+    bijector.after_update()
 
 
 def run(bijector, inputs, inverse, **kwargs):
@@ -106,6 +108,27 @@ def _additive(num_channels, network, event_ndims=3):
 
 def _scan_of_couplings(dtype):
   return tfp_glow.Scan(lambda k: _affine(3, dense, event_ndims=1)(dtype), 2, [3], dtype=dtype)
+
+
+def contraction(units, dtype="float32", seed=0):
+  layer = functools.partial(tfp_glow.lipschitz.LipschitzDense, coefficient=0.7, dtype=dtype)
+  return keras.Sequential([layer(6, seed=seed), tfp_glow.lipschitz.LipSwish(dtype=dtype), layer(units, seed=seed + 1)])
+
+
+def _contracting_convolutions(units, dtype):
+  layer = functools.partial(tfp_glow.lipschitz.LipschitzConv2D, dtype=dtype, tolerance=0.1)
+  return keras.Sequential([tfp_glow.lipschitz.LipSwish(dtype=dtype), layer(4, 3, seed=0),
+                           tfp_glow.lipschitz.LipSwish(dtype=dtype), layer(units, 1, seed=1)])
+
+
+def residual_block(num_channels, dtype="float32", seed=0, log_det="exact", **kwargs):
+  """A block for vectors."""
+  return tfp_glow.InvertibleResidualBlock(contraction(num_channels, dtype, seed), log_det, event_ndims=1, seed=seed,
+                                          dtype=dtype, **kwargs)
+
+
+def _scan_of_blocks(dtype):
+  return tfp_glow.Scan(lambda k: residual_block(3, dtype, seed=k), 2, [3], dtype=dtype)
 
 
 def _chain(dtype):
@@ -172,6 +195,15 @@ CASES = [
     Case("scan", lambda dtype: tfp_glow.Scan(lambda k: glow_step(4, dtype, seed=k), 3, [2, 2, 4], dtype=dtype),
          [2, 2, 4]),
     Case("scan_vector", _scan_of_couplings, [3]),
+    Case("residual", lambda dtype: tfp_glow.InvertibleResidualBlock(
+        _contracting_convolutions(2, dtype), "exact", dtype=dtype), [2, 3, 2]),
+    Case("residual_vector", lambda dtype: residual_block(3, dtype), [3]),
+    Case("scan_residual", _scan_of_blocks, [3]),
+    Case("logit", lambda dtype: tfp_glow.Logit(0.45, dtype=dtype), [2, 3, 2]),
+    Case("residual_flow", lambda dtype: tfp_glow.ResidualFlowBijector(
+        (4, 2, 1), 2, 2, 4, 1, 4, logit_alpha=0.45, log_det="exact", seed=0, dtype=dtype), [4, 2, 1], [8]),
+    Case("residual_flow_vector", lambda dtype: tfp_glow.ResidualFlowBijector(
+        3, 0, num_dense_blocks=3, num_dense_hidden=4, logit_alpha=None, log_det="exact", seed=0, dtype=dtype), [3]),
     Case("chain", _chain, [2, 2, 3]),
     Case("chain_of_inverted", _chain_of_inverted, [2, 2, 3]),
     Case("chain_of_glow", _glow_in_chain, [2, 2, 2], [8]),

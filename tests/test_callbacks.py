@@ -95,6 +95,14 @@ def test_a_class_conditional_model_has_a_row_for_each_class(tmp_path):
       *model.encode(IMAGES[:2], labels[:2]), 3), np.array([0, 0, 1]))]))
 
 
+@pytest.mark.slow
+def test_of_many_classes_the_first_ten_are_seen(tmp_path):
+  model = _model(num_classes=12)
+  model.fit(IMAGES, np.arange(24) % 12, batch_size=8, verbose=0, callbacks=[
+      callbacks.SampleGrid(tmp_path, [1.], num_columns=2)])
+  assert _picture(tmp_path / "samples_0001.png").shape == pictures.tile([IMAGES[:2]] * 10).shape
+
+
 # Interpolations.
 
 
@@ -237,6 +245,16 @@ def test_replicas(tmp_path):
     (lambda: callbacks.SampleGrid("x", labels=[]), ValueError, r"`labels` must be a list.*Received: \[\]"),
     (lambda: callbacks.SampleGrid("x", seed=None), ValueError, "`seed` must not be None"),
     (lambda: callbacks.SampleGrid("x", every=0), ValueError, "`every` must be a positive `int`. Received: every=0"),
+    (lambda: callbacks.SampleGrid("x", temperatures="1"), ValueError, "`temperatures`.*Received: '1'"),
+    (lambda: callbacks.SampleGrid("x", labels=3), ValueError, "`labels` must be a list.*Received: 3"),
+    (lambda: callbacks.SampleGrid("x", labels="abc"), ValueError, "`labels` must be a list.*Received: 'abc'"),
+    (lambda: callbacks.SampleGrid(None), TypeError, "`folder` must be a path.*Received: None"),
+    (lambda: callbacks.BitsPerDimCurve(3), TypeError, "`folder` must be a path.*Received: 3"),
+    (lambda: callbacks.TrainingState(None), TypeError, "`folder` must be a path.*Received: None"),
+    (lambda: callbacks.TrainingState("x", {"a": {1}}), TypeError, r"`settings` must be.*Received: \{'a': \{1\}\}"),
+    (lambda: callbacks.TimeLimit("a"), ValueError, "`seconds` must be positive. Received: seconds='a'"),
+    (lambda: callbacks.LatentInterpolation("x", IMAGES, [1]), ValueError, r"`labels` must be 24.*Received: \[1\]"),
+    (lambda: callbacks.LatentInterpolation("x", IMAGES, num_steps=1), ValueError, "`num_steps` must be an `int`"),
     (lambda: callbacks.LatentInterpolation("x", IMAGES[:1]), ValueError, "`images` must be two images.*Received"),
     (lambda: callbacks.LatentInterpolation("x", IMAGES[0]), ValueError, "`images`.*Received: shape"),
     (lambda: callbacks.LatentInterpolation("x", IMAGES, every=1.5), ValueError, "`every`.*Received: every=1.5"),
@@ -256,7 +274,6 @@ def _continuous():
     (lambda d: callbacks.SampleGrid(d, seed="a"), _model, ValueError, "`seed` must be"),
     (lambda d: callbacks.LatentInterpolation(d, IMAGES / 255), _model, TypeError, "`images` must be uint8.*float64"),
     (lambda d: callbacks.LatentInterpolation(d, IMAGES[:, :3]), _model, ValueError, "`images` must have shape"),
-    (lambda d: callbacks.LatentInterpolation(d, IMAGES, num_steps=1), _model, ValueError, "`num_steps` must be"),
     (callbacks.SampleGrid, _continuous, ValueError, "`model` must be of uint8 images.*num_bits=None"),
 ])
 def test_bad_models(tmp_path, make, make_model, error, match):
@@ -313,6 +330,46 @@ def test_a_folder_that_is_lost_is_a_warning(tmp_path):
   assert {str(warning.message).split()[1] for warning in warned} == {
       "SampleGrid", "LatentInterpolation", "BitsPerDimCurve"}
   assert model.optimizer.iterations.numpy() == 6
+
+
+def test_event_files_that_cannot_be_written_are_a_warning(tmp_path):
+  grid = callbacks.SampleGrid(tmp_path / "folder", log_dir=tmp_path / "logs")
+
+  def fail():
+    raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+  spoil = keras.callbacks.LambdaCallback(on_epoch_begin=lambda epoch, logs: setattr(grid._writer, "flush", fail))
+  with pytest.warns(RuntimeWarning, match="SampleGrid writes after epoch 1 is missing.*No space left"):
+    assert _fit(grid, spoil, epochs=1).optimizer.iterations.numpy() == 3
+
+
+def test_event_files_of_a_run_that_failed_are_closed(tmp_path):
+  grid = callbacks.SampleGrid(tmp_path / "folder", log_dir=tmp_path / "logs")
+  writers = []
+
+  def fail(epoch, logs):
+    writers.append(grid._writer)
+    raise RuntimeError("of something else")
+
+  with pytest.raises(RuntimeError, match="of something else"):
+    _fit(grid, keras.callbacks.LambdaCallback(on_epoch_end=fail))
+  _fit(grid, epochs=1)
+  with pytest.raises(RuntimeError, match="already closed"):
+    writers[0].flush()
+    writers[0].init()
+
+
+def test_a_table_is_there_as_a_whole(tmp_path, monkeypatch):
+  _fit(callbacks.BitsPerDimCurve(tmp_path))
+  before = (tmp_path / "bits_per_dim.csv").read_text()
+
+  def fail(self, rows):
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(csv.DictWriter, "writerows", fail)
+  with pytest.raises(OSError, match="`folder` must be one that files can be written to.*No space left"):
+    _fit(callbacks.BitsPerDimCurve(tmp_path))
+  assert (tmp_path / "bits_per_dim.csv").read_text() == before
 
 
 def test_libraries_that_are_missing(tmp_path, monkeypatch):

@@ -76,7 +76,7 @@ def test_one_draw_is_that_of_predict_and_evaluate(glow_model, importance_weighte
 def test_draws_are_those_of_as_many_models_with_noise_of_their_own(glow_model):
   singles = []
   for k in range(3):
-    noise = tfp_glow.dequantize.image_noise(tf.constant(IMAGES), tf.constant([6, k]))
+    noise = tfp_glow.dequantize.image_noise(tf.constant(IMAGES), tf.constant([5, -1 - k]))
     nats = glow_model.distribution.log_prob((IMAGES + noise) / 256. - 0.5).numpy().astype(float) - 32 * np.log(256.)
     singles.append(nats)
   average = bits_per_dim(glow_model, IMAGES, num_noise_samples=3, seed=5).per_image
@@ -258,8 +258,39 @@ def test_bad_input(glow_model, args, kwargs, error, match):
     bits_per_dim(glow_model, *args, **kwargs)
 
 
+class _Endless(keras.utils.PyDataset):
+  num_batches = None
+
+  def __getitem__(self, index):
+    return IMAGES
+
+
+def test_endless_batches():
+  with pytest.raises(ValueError, match="`x` must end. Received: .*`num_batches` is None"):
+    bits_per_dim(tfp_glow.FlowModel(small_models.gaussian()), _Endless())
+
+
+def test_draws_share_no_noise_with_training():
+  """Nor with that of a model of another seed."""
+  model, images = tfp_glow.FlowModel(small_models.gaussian(), seed=1), tf.constant(IMAGES)
+  draws, original = [], tfp_glow.dequantize.image_noise
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tfp_glow.dequantize, "image_noise", lambda images, seed, dtype: (
+        draws.append(tuple(np.array(seed))), original(images, seed, dtype))[1])
+    tf.config.run_functions_eagerly(True)
+    try:
+      bits_per_dim(model, images, num_noise_samples=3, seed=0)
+      evaluated = set(draws)
+      small_models.compiled(model, run_eagerly=True).fit(images, batch_size=8, epochs=2, verbose=0)
+    finally:
+      tf.config.run_functions_eagerly(False)
+  assert len(evaluated) == 3 and len(set(draws)) > 6 and not evaluated & set(draws[len(evaluated):])
+
+
 def test_bad_continuous_data():
   model = tfp_glow.FlowModel(small_models.gaussian(), num_bits=None)
+  with pytest.raises(ValueError, match=r"`noise_seed` must be None for continuous data.*Received: \(0, 1\)"):
+    model.log_prob(np.zeros([2, *small_models.SHAPE], np.float32), noise_seed=(0, 1))
   with pytest.raises(ValueError, match="`num_noise_samples` must be 1 for continuous data.*Received: 2"):
     bits_per_dim(model, np.zeros([2, *small_models.SHAPE], np.float32), num_noise_samples=2)
   with pytest.raises(ValueError, match="`images` must be finite. Received: "):

@@ -157,22 +157,41 @@ def test_many_threads_at_once(signatures):
         np.testing.assert_allclose(value, alone[name][key], rtol=1e-5, atol=1e-5)
 
 
+_TWO, _LABELS = tf.zeros([2, 4, 4, 2], tf.uint8), {"labels": tf.constant([0, 1])}
+
+
+def _sampling(num_samples=2, temperature=1., seed=(0, 1), **labels):
+  return {"num_samples": tf.constant(num_samples), "temperature": tf.constant(temperature), "seed": tf.constant(seed),
+          **(labels or _LABELS)}
+
+
 _BAD = [
-    ("log_prob", {"images": tf.zeros([2, 4, 3, 2], tf.uint8)}),
-    ("log_prob", {"images": tf.zeros([4, 4, 2], tf.uint8)}),
-    ("log_prob", {"images": tf.zeros([2, 4, 4, 2])}),
-    ("log_prob", {}),
-    ("encode", {"images": tf.zeros([2, 4, 4, 1], tf.uint8)}),
-    ("decode", {"latent": tf.zeros([2, 31])}),
-    ("decode", {"latent": tf.zeros([2, 32], tf.float64)}),
-    ("sample", {"num_samples": tf.constant([2]), "temperature": tf.constant(1.), "seed": tf.constant([0, 1])}),
-    ("sample", {"num_samples": tf.constant(-1), "temperature": tf.constant(1.), "seed": tf.constant([0, 1])}),
-    ("sample", {"num_samples": tf.constant(2), "temperature": tf.constant(1.), "seed": tf.constant(1)}),
-    ("sample", {"num_samples": tf.constant(3), "temperature": tf.constant(1.), "seed": tf.constant([0, 1])}),
-    ("interpolate", {"first": tf.zeros([2, 4, 4, 2], tf.uint8), "second": tf.zeros([2, 4, 4, 2], tf.uint8),
-                     "num_steps": tf.constant(1)}),
-    ("interpolate", {"first": tf.zeros([2, 4, 4, 2], tf.uint8), "second": tf.zeros([3, 4, 4, 2], tf.uint8),
-                     "num_steps": tf.constant(2)}),
+    ("log_prob", {"images": tf.zeros([2, 4, 3, 2], tf.uint8), **_LABELS}, "shape"),
+    ("log_prob", {"images": tf.zeros([4, 4, 2], tf.uint8), **_LABELS}, "rank|shape"),
+    ("log_prob", {"images": tf.zeros([2, 4, 4, 2]), **_LABELS}, "float|dtype"),
+    ("log_prob", _LABELS, "images"),
+    ("log_prob", {"images": _TWO}, "labels"),
+    ("log_prob", {"images": _TWO, "labels": tf.constant([0, 3])}, r"`labels` must lie in 0 \.\. 2"),
+    ("log_prob", {"images": _TWO, "labels": tf.constant([-1, 0])}, r"`labels` must lie in 0 \.\. 2"),
+    ("log_prob", {"images": _TWO, "labels": tf.constant([0])}, "`labels` must be one integer for each image"),
+    ("encode", {"images": _TWO, "labels": tf.constant([0, 0, 0])}, "`labels` must be one integer for each image"),
+    ("encode", {"images": tf.zeros([2, 4, 4, 1], tf.uint8), **_LABELS}, "shape"),
+    ("decode", {"latent": tf.zeros([2, 31]), **_LABELS}, "shape"),
+    ("decode", {"latent": tf.zeros([2, 32], tf.float64), **_LABELS}, "double|float64"),
+    ("decode", {"latent": tf.fill([2, 32], np.nan), **_LABELS}, "must be finite to be uint8"),
+    ("sample", _sampling([2]), "shape|rank"),
+    ("sample", _sampling(-1), "`num_samples` must be at least 0"),
+    ("sample", _sampling(seed=1), "shape|rank"),
+    ("sample", _sampling(3), "`labels` must be one integer for each image"),
+    ("sample", _sampling(labels=tf.constant([0])), "`labels` must be one integer for each image"),
+    ("sample", _sampling(temperature=np.nan), "`temperature` must be finite and at least 0"),
+    ("sample", _sampling(temperature=np.inf), "`temperature` must be finite and at least 0"),
+    ("sample", _sampling(temperature=-1.), "`temperature` must be finite and at least 0"),
+    ("interpolate", {"first": _TWO, "second": _TWO, "num_steps": tf.constant(1), **_LABELS}, "must be at least 2"),
+    ("interpolate", {"first": _TWO, "second": tf.zeros([3, 4, 4, 2], tf.uint8), "num_steps": tf.constant(2), **_LABELS},
+     "`labels` must be one integer for each image"),
+    ("interpolate", {"first": _TWO, "second": _TWO, "num_steps": tf.constant(2), "labels": tf.constant([0])},
+     "`labels` must be one integer for each image"),
 ]
 
 
@@ -180,15 +199,17 @@ _BAD = [
 def test_a_bad_request_is_an_error_of_tensorflow_and_the_next_one_is_answered(signatures):
   good = lambda: signatures["log_prob"](images=tf.constant(IMAGES), labels=tf.constant(LABELS))["log_prob"].numpy()
   before = good()
-  for name, inputs in _BAD:
-    with pytest.raises((tf.errors.InvalidArgumentError, TypeError, ValueError)):
-      signatures[name](labels=tf.constant([0, 1]), **inputs)
-  for labels in (tf.constant([0, 3, 0, 0, 0, 0]), tf.constant([0, -1, 0, 0, 0, 0])):
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"`labels` must lie in 0 \.\. 2"):
-      signatures["log_prob"](images=tf.constant(IMAGES), labels=labels)
-  with pytest.raises((tf.errors.InvalidArgumentError, TypeError)):
-    signatures["log_prob"](images=tf.constant(IMAGES), labels=tf.constant(LABELS[:2]))
+  for name, inputs, match in _BAD:
+    with pytest.raises((tf.errors.InvalidArgumentError, TypeError, ValueError), match=match):
+      signatures[name](**inputs)
   np.testing.assert_array_equal(good(), before)
+
+
+def test_one_image_is_not_paired_with_many(tmp_path):
+  tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model")
+  signatures = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
+  with pytest.raises(tf.errors.InvalidArgumentError, match="`first` and `second` must be as many images"):
+    signatures["interpolate"](first=_TWO[:1], second=_TWO, num_steps=tf.constant(2))
 
 
 def _cli(*args):
@@ -264,7 +285,12 @@ def test_weights_are_stored_once(wide):
 
 
 @pytest.mark.slow
-def test_gradients_are_left_out_of_the_saved_model_alone(wide):
+def test_gradients_are_left_out_of_the_saved_model_alone(wide, tmp_path):
+  with_gradients = tf.Module()
+  with_gradients.variables_ = list(wide[0].distribution.variables)
+  with_gradients.f = tf.function(wide[0].distribution.log_prob, input_signature=[tf.TensorSpec([None, 4, 4, 2])])
+  tf.saved_model.save(with_gradients, tmp_path)
+  assert b"_gradient_op_type" in (tmp_path / "saved_model.pb").read_bytes()
   assert b"_gradient_op_type" not in (wide[1] / "saved_model.pb").read_bytes()
   x = tf.constant(2. * tfp_glow.networks.MAX_LOG_SCALE)
   with tf.GradientTape() as tape:
@@ -278,7 +304,7 @@ def test_gradients_are_left_out_of_the_saved_model_alone(wide):
 
 @pytest.mark.parametrize("path", [None, "", 3, b"saved_model"])
 def test_what_is_no_path(path):
-  with pytest.raises(TypeError, match="`path` must be the path of a folder.*Received: "):
+  with pytest.raises(TypeError, match="`path` must be a path.*Received: "):
     tfp_glow.FlowModel(small_models.gaussian()).export(path)
 
 
@@ -294,6 +320,12 @@ def test_other_files_are_left_alone(name, tmp_path):
   with pytest.raises(FileExistsError, match=rf"`path` must be a new folder.*Received: {tmp_path / name}"):
     tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / name)
   assert _everything_in(tmp_path) == before
+
+
+def test_a_folder_below_the_home_folder(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  tfp_glow.FlowModel(small_models.gaussian()).export("~/models/1")
+  assert (tmp_path / "models" / "1" / "saved_model.pb").exists()
 
 
 def test_a_file_in_place_of_the_parent_folder(tmp_path):
@@ -350,7 +382,7 @@ def test_without_the_package_for_warm_up_requests(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("sizes", [[0], [1.5], [True], ["1"]])
+@pytest.mark.parametrize("sizes", [None, 4, [0], [1.5], [True], ["1"]])
 def test_bad_warm_up_batch_sizes(sizes, tmp_path):
   with pytest.raises(ValueError, match="`warm_up_batch_sizes` must be positive `int`s. Received: "):
     tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model", warm_up_batch_sizes=sizes)

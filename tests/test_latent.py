@@ -163,3 +163,8 @@ _HALF = np.arange(4) < 2
 def test_bad_directions(z, has_attribute, error, match):
   with pytest.raises(error, match=match):
     latent.attribute_direction(z, has_attribute)
+
+
+def test_spherical_is_a_bool():
+  with pytest.raises(ValueError, match="`spherical` must be a `bool`. Received: 'no'"):
+    latent.interpolate(np.ones([2]), np.zeros([2]), 3, spherical="no")

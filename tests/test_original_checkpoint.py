@@ -469,3 +469,15 @@ def test_within_a_strategy(tmp_path):
       tf.distribute.get_strategy(), distributed_runs.mirrored(2)))
   for a, b in zip(one, two, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_arguments_are_checked_before_anything_is_read(tmp_path):
+  for kwargs, match in (({"num_bits": 9}, "`num_bits` must be an `int` in 1 .. 8. Received: 9"),
+                        ({"ema": "no"}, "`ema` must be a `bool`. Received: 'no'")):
+    with pytest.raises(ValueError, match=match):
+      tfp_glow.load_original_checkpoint(tmp_path / "not_there", SHAPE, **kwargs)
+
+
+def test_the_name_of_the_index_will_do():
+  model = tfp_glow.load_original_checkpoint(REFERENCE / "a.ckpt.index", SHAPE)
+  assert model.distribution.bijector.initialized

@@ -1,5 +1,6 @@
 """`model.save` and `keras.models.load_model`: what comes back, what is refused, and what a file cannot do."""
 
+import functools
 import json
 import os
 import subprocess
@@ -26,6 +27,11 @@ LABELS = np.arange(16) % 3
 def make_network(num_output_channels):
   return keras.Sequential([keras.layers.Conv2D(8, 3, padding="same", activation="gelu"),
                            keras.layers.Conv2D(num_output_channels, 3, padding="same", kernel_initializer="zeros")])
+
+
+@keras.saving.register_keras_serializable("tests")
+def make_wide_network(num_output_channels, width):
+  return keras.layers.Conv2D(num_output_channels, width, padding="same")
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -90,6 +96,7 @@ _GLOWS = {
     "float64": _glow(dtype="float64", learn_top=False),
     "reversible": _glow(gradient="reversible", validate_args=True), "network_fn": _glow(network_fn=make_network),
     "network_fn with get_config": _glow(network_fn=NetworkMaker(3)),
+    "network_fn with a setting": _glow(network_fn=functools.partial(make_wide_network, width=3)),
 }
 _IMAGE_FLOWS = {
     **_GLOWS,
@@ -158,6 +165,8 @@ def _fit(model, x=IMAGES, y=None, epochs=1):
 def _options(bijector):
   """The arguments of a constructor, as they are compared: with the dtype that the default stands for."""
   network_fn = bijector.parameters.get("network_fn")
+  if isinstance(network_fn, functools.partial):
+    network_fn = network_fn.func, network_fn.args, network_fn.keywords
   return {**bijector.parameters, "dtype": bijector.dtype, "network_fn": getattr(network_fn, "width", network_fn)}
 
 
@@ -319,9 +328,20 @@ class _OwnShift(tfb.Shift):
   """Of the user's."""
 
 
+@keras.saving.register_keras_serializable("tests")
+class _MakerWithoutFromConfig:
+  def __call__(self, num_output_channels):
+    return keras.layers.Conv2D(num_output_channels, 3, padding="same")
+
+  def get_config(self):
+    return {}
+
+
 @pytest.mark.parametrize("make, match", [
     (_glow(network_fn=_not_registered), r"`distribution\.bijector\.network_fn`.*Received: <function _not_registered"),
     (_glow(network_fn=lambda n: make_network(n)), r"`distribution\.bijector\.network_fn`.*<lambda>"),
+    (_glow(network_fn=_MakerWithoutFromConfig()), "network_fn`.*_MakerWithoutFromConfig, which has no `from_config`"),
+    (_glow(network_fn=functools.partial(_not_registered)), r"network_fn`.*Received: <function _not_registered"),
     (_glow(network_fn=NetworkMaker(3).__call__), r"`distribution\.bijector\.network_fn`.*bound method"),
     (lambda: _flow(tfb.Chain([tfb.Exp(), tfp_glow.AdditiveCoupling(
         keras.Sequential([keras.layers.Dense(2), _Unregistered()]), 1)])),
@@ -344,20 +364,75 @@ def test_a_refused_save_leaves_the_file_alone(make, match, tmp_path):
   assert path.read_text() == "of yesterday"
 
 
-def test_an_optimizer_that_cannot_be_written_is_found_before_the_file_is_emptied(tmp_path):
+class _Schedule(keras.optimizers.schedules.LearningRateSchedule):
+  def __call__(self, step):
+    return 1e-3
+
+
+class _ScheduleWithConfig(_Schedule):
+  def get_config(self):
+    return {}
+
+
+class _Optimizer(keras.optimizers.SGD):
+  pass
+
+
+class _Model(tfp_glow.FlowModel):
+  pass
+
+
+@pytest.mark.parametrize("make_model, optimizer, match", [
+    (tfp_glow.FlowModel, keras.optimizers.SGD(_Schedule()), "`optimizer` must be .*registered with Keras.*get_config"),
+    (tfp_glow.FlowModel, keras.optimizers.SGD(_ScheduleWithConfig()), "`optimizer` must.*_ScheduleWithConfig in it"),
+    (tfp_glow.FlowModel, _Optimizer(), "`optimizer` must be .*registered with Keras.*_Optimizer in it"),
+    (tfp_glow.FlowModel, keras.optimizers.SGD(lambda: 1e-3), "`optimizer` must be .*lambda"),
+    (_Model, keras.optimizers.SGD(), "The class of a model must be registered.*Received: .*_Model"),
+])
+def test_what_keras_would_not_find_again_is_found_before_a_file_is_touched(make_model, optimizer, match, tmp_path):
   path = tmp_path / "model.keras"
   path.write_text("of yesterday")
-
-  class Schedule(keras.optimizers.schedules.LearningRateSchedule):
-    """Without `get_config`."""
-
-    def __call__(self, step):
-      return 1e-3
-
-  model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.SGD(Schedule()))
-  with pytest.raises(NotImplementedError, match="get_config"):
+  model = small_models.compiled(make_model(small_models.gaussian()), optimizer)
+  with pytest.raises(ValueError, match=f"(?s){match}"):
     model.save(path)
-  assert path.read_text() == "of yesterday"
+  assert path.read_text() == "of yesterday" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_save_that_fails_leaves_the_file_alone(tmp_path, monkeypatch):
+  path = tmp_path / "model.keras"
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  model.save(path)
+  before = path.read_bytes()
+
+  def save(self, filepath, **kwargs):
+    with open(filepath, "wb") as file:
+      file.write(b"half of")
+    raise OSError("No space left on device")
+
+  monkeypatch.setattr(keras.Model, "save", save)
+  with pytest.raises(OSError, match="No space left"):
+    model.save(path)
+  assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_keras_asks_before_it_overwrites(tmp_path, monkeypatch):
+  path = tmp_path / "model.keras"
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  model.save(path, overwrite=False)
+  before = path.read_bytes()
+  model.distribution.trainable_variables[0].assign_add(tf.ones(model.distribution.trainable_variables[0].shape))
+  monkeypatch.setattr("builtins.input", lambda question: "n")
+  model.save(path, overwrite=False)
+  assert path.read_bytes() == before
+  model.save(path)
+  assert path.read_bytes() != before
+
+
+def test_a_frozen_model_stays_frozen(tmp_path):
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  assert _saved_and_loaded(model, tmp_path).trainable_variables
+  model.trainable = False
+  assert not _saved_and_loaded(model, tmp_path).trainable_variables
 
 
 @pytest.mark.parametrize("name", ["model", "model.h5", "model.txt"])

@@ -81,6 +81,12 @@ class Codec:
     return bijectors
 
   @property
+  def log_det_estimator(self):
+    """How its bijectors estimate log-dets, a Python `str`; `None` where none does."""
+    ways = dict.fromkeys(getattr(part, "log_det_estimator", None) for part in self.distribution.submodules)
+    return "; ".join(way for way in ways if way) or None
+
+  @property
   def num_classes(self):
     """Number of classes, `None` where the images have none."""
     return getattr(getattr(self.distribution, "bijector", None), "num_classes", None)
@@ -137,12 +143,18 @@ class Codec:
     return dequantize.dequantize(images, self.num_bits, noise, dtype)
 
   def to_images(self, values):
-    """The inverse of `to_values`, whatever the noise was."""
-    return values if self.num_bits is None else dequantize.quantize(values, self.num_bits)
+    """The inverse of `to_values`, whatever the noise was; values for uint8 images must be finite."""
+    if self.num_bits is None:
+      return values
+    # A NaN would become a black pixel, and nobody would know.
+    num_odd = tf.math.count_nonzero(~tf.math.is_finite(values))
+    message = "Images must be finite to be uint8: weights, latents or temperature are not sound. Received: not finite"
+    with tf.control_dependencies([tf.debugging.Assert(tf.equal(num_odd, 0), [message, num_odd])]):
+      return dequantize.quantize(values, self.num_bits)
 
-  def log_prob(self, images, labels=None, noise_seed=None):
+  def log_prob(self, images, labels=None, noise_seed=None, training=False):
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
-    return self._log_prob_of_values(self.to_values(images, noise_seed), labels)
+    return self._log_prob_of_values(self.to_values(images, noise_seed), labels, training)
 
   def log_prob_and_features(self, images, labels, noise_seed=None):
     """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
@@ -151,13 +163,23 @@ class Codec:
     # The bijector knows these latents: it has just computed them.
     return log_prob, self.bijector.class_features(self.bijector.inverse(values, **condition), **condition)
 
-  def _log_prob_of_values(self, values, labels):
-    return dequantize.discrete_log_prob(self.log_density(values, labels), self.num_dims, self.num_bits)
+  def _log_prob_of_values(self, values, labels, training=False):
+    return dequantize.discrete_log_prob(self.log_density(values, labels, training), self.num_dims, self.num_bits)
 
-  def log_density(self, values, labels=None):
-    """Log-density of dequantized images, `[N]`, in nats."""
-    condition = self.condition(labels)
-    return self.distribution.log_prob(values, **({"bijector_kwargs": condition} if condition else {}))
+  def log_density(self, values, labels=None, training=False):
+    """Log-density of dequantized images, `[N]`, in nats; with `training` a bijector may estimate it more coarsely."""
+    kwargs = self.condition(labels)
+    if training and hasattr(self.distribution, "bijector"):
+      kwargs |= _training_arguments(self.distribution.bijector)
+    return self.distribution.log_prob(values, **({"bijector_kwargs": kwargs} if kwargs else {}))
+
+  def after_update(self):
+    """Has bijectors follow an update of the weights, wherever they are in the distribution."""
+    parts = [part for part in self.distribution.submodules if hasattr(part, "after_update")]
+    nested = {id(part) for owner in parts for part in owner.submodules}
+    for part in parts:
+      if id(part) not in nested:
+        part.after_update()
 
   def bits_per_dim(self, log_prob):
     """From `log_prob`'s nats."""
@@ -210,14 +232,17 @@ class Codec:
     base = self.distribution.distribution
     z = base.sample(num_samples, seed=seed)
     temperature = self._temperature_of_latents(tf.cast(temperature, z.dtype))
+    is_valid = tf.reduce_all(tf.math.is_finite(temperature) & (temperature >= 0.))
+    checks = [tf.debugging.Assert(is_valid, ["`temperature` must be finite and at least 0. Received:", temperature])]
     as_drawn = tf.equal(temperature, 1.)
     try:
       mean = base.mean()
-      # As drawn, where nothing is asked for: a mean may be NaN.
-      z = tf.where(as_drawn, z, mean + temperature * (z - mean))
     except NotImplementedError:
-      tf.debugging.Assert(tf.reduce_all(as_drawn),
-                          ["`temperature` must be 1 for latents without a mean. Received: ", temperature])
+      mean = tf.constant(np.nan, z.dtype)
+    checks.append(tf.debugging.Assert(tf.reduce_all(as_drawn | tf.math.is_finite(mean)), [
+        "`temperature` must be 1 for latents without a mean. Received:", temperature]))
+    with tf.control_dependencies(checks):
+      z = tf.where(as_drawn, z, mean + temperature * (z - mean))
     return tf.ensure_shape(z, [None] + base.event_shape.as_list())
 
   def _temperature_of_latents(self, temperature):
@@ -240,7 +265,12 @@ class Codec:
     if labels is not None and not hasattr(labels, "shape"):
       labels = tf.convert_to_tensor(labels)
     self.check_labels_spec(labels)
-    return {} if labels is None else {"labels": tf.cast(labels, tf.int32)}
+    if labels is None:
+      return {}
+    labels = tf.convert_to_tensor(labels)
+    if labels.dtype.size > 4:  # Too large ones would come round to others.
+      labels = tf.where(tf.cast(tf.cast(labels, tf.int32), labels.dtype) == labels, labels, tf.cast(-1, labels.dtype))
+    return {"labels": tf.cast(labels, tf.int32)}
 
   def check_labels_spec(self, labels):
     """Checks `None` or anything with a `dtype` and a `shape`; raises as `condition`."""
@@ -257,8 +287,21 @@ class Codec:
       raise ValueError(f"`labels` must be one integer for each image, shape [N]. Received: shape {shape}")
 
 
+# `tfb.Chain` and `tfb.Invert` make instances of their base classes where a part of them is no `CompositeTensor`.
+_CHAIN, _INVERT = tfb.Chain.__bases__[0], tfb.Invert.__bases__[0]
+
+
+def _training_arguments(bijector):
+  """Arguments of a bijector that ask those of its parts that estimate log-dets for the estimate meant for training."""
+  if isinstance(bijector, _INVERT):
+    return _training_arguments(bijector.bijector)
+  if isinstance(bijector, _CHAIN):  # It hands to each part what is meant for its name.
+    arguments = {part.name: _training_arguments(part) for part in bijector.bijectors}
+    return {name: of_part for name, of_part in arguments.items() if of_part}
+  return {"training": True} if getattr(bijector, "is_stochastic", False) else {}
+
+
 def _links(bijector):
-  # `tfb.Chain` makes an instance of its base class where a part of it is no `CompositeTensor`.
-  if isinstance(bijector, tfb.Chain.__bases__[0]):
+  if isinstance(bijector, _CHAIN):
     return [link for part in bijector.bijectors for link in _links(part)]
   return [bijector]

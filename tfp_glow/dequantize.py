@@ -10,8 +10,10 @@ import numbers
 
 import tensorflow as tf
 
-# First entries of a noise's seed: training, evaluation and initialisation never share their noise.
-TRAINING, EVALUATION, INITIALIZATION = range(3)
+# Second entries of a noise's seed; the first is that of the model. Training has all from 0, the numbers of its steps;
+# evaluation, by several draws, this and those below. So no two of them ever share their noise.
+EVALUATION = -1
+INITIALIZATION = -2**31
 
 
 def check_num_bits(num_bits):

@@ -85,7 +85,7 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
   _check_arguments(codec, num_noise_samples, seed)
   inputs.check_data(codec, x, y, batch_size, {})
   batches, num_batches = _batches(x, y, batch_size)
-  seeds = [(seed + dequantize.EVALUATION, k) for k in range(num_noise_samples)]
+  seeds = [None if codec.num_bits is None else (seed, dequantize.EVALUATION - k) for k in range(num_noise_samples)]
   progress = keras.utils.Progbar(num_batches, verbose=verbose, stateful_metrics=["bits_per_dim"])
   bounds = []
   for batch in batches:
@@ -103,6 +103,8 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
 def _batches(x, y, batch_size):
   """Batches of the images, and how many there are: `None` if that is unknown."""
   if isinstance(x, keras.utils.PyDataset):
+    if x.num_batches is None:
+      raise ValueError(f"`x` must end. Received: {x!r}, whose `num_batches` is None")
     return (x[i] for i in range(x.num_batches)), x.num_batches
   if hasattr(x, "__next__"):
     return x, None
@@ -138,7 +140,7 @@ def _summary(per_image, x):
 
 def _check_arguments(codec, num_noise_samples, seed):
   for name, value, minimum in (("num_noise_samples", num_noise_samples, 1), ("seed", seed, 0)):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value < 2**31 - 8:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value < 2**31:
       raise ValueError(f"`{name}` must be an `int` of at least {minimum} and below 2**31. Received: {value!r}")
   if codec.num_bits is None and num_noise_samples != 1:
     raise ValueError("`num_noise_samples` must be 1 for continuous data, which are not dequantized. "

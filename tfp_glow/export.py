@@ -1,13 +1,11 @@
 """SavedModels: distributions that need nothing but TensorFlow to serve."""
 
-import contextlib
 import os
-import secrets
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import gradients
+from tfp_glow import files, gradients
 from tfp_glow.codec import Codec
 
 # What a folder may hold that is taken for a SavedModel, and replaced.
@@ -34,7 +32,7 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
   both images of a pair. `serving_default` is `log_prob`. Images are dequantized at the midpoints of their bins, so that
   answers are deterministic; `log_prob` is in nats per image. `interpolate` goes on the straight lines between latents,
   at equal distances. A distribution without latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample`
-  only.
+  only. One whose bijector estimates log-dets has `log_det_estimator() -> log_det_estimator`, too: a string, says how.
 
   #### Example
 
@@ -54,7 +52,8 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
 
   Args:
     distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`.
-    path: Folder to write. It is there when all of it has been written; a SavedModel that was there before is replaced.
+    path: Folder to write, `~` for the home folder. It is there when all of it has been written; a SavedModel that was
+      there before is replaced.
     num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data.
     warm_up_batch_sizes: Python `int`s: TensorFlow Serving, before it answers anybody, will call each signature with so
       many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
@@ -68,16 +67,21 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
   """
   codec = Codec(distribution, num_bits)
   path = _checked_path(path)
-  sizes = list(warm_up_batch_sizes)
+  sizes = list(warm_up_batch_sizes) if np.iterable(warm_up_batch_sizes) else [None]
   if any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 for size in sizes):
     raise ValueError(f"`warm_up_batch_sizes` must be positive `int`s. Received: {warm_up_batch_sizes!r}")
   apis = _import_serving_apis() if sizes else None
   codec.build()
   functions = _functions(codec)
-  with _written_as_a_whole(path) as folder:
-    _save(codec, functions, folder)
-    if sizes:
-      _write_warm_up_requests(apis, functions, sizes, folder)
+  try:
+    with files.written_as_a_whole(path) as folder:
+      tf.io.gfile.makedirs(folder)  # Now, not when all has been traced, if it cannot be.
+      _save(codec, functions, folder)
+      if sizes:
+        _write_warm_up_requests(apis, functions, sizes, folder)
+  except (tf.errors.OpError, OSError) as error:
+    raise OSError(
+        f"`path` must be a folder that can be written, but writing it failed: {error}. Received: {path}") from error
 
 
 def _save(codec, functions, folder):
@@ -102,21 +106,27 @@ def _functions(codec):
     return outputs
 
   def log_prob(images, labels=None):
+    _check_labels(labels, tf.shape(images)[0])
     nats = codec.log_prob(images, labels)
     return {"log_prob": nats, "bits_per_dim": codec.bits_per_dim(nats)}
 
   def encode(images, labels=None):
+    _check_labels(labels, tf.shape(images)[0])
     return {"latent": codec.encode(images, labels)}
 
   def decode(latent, labels=None):
+    _check_labels(labels, tf.shape(latent)[0])
     return {"images": codec.decode(latent, labels)}
 
   def sample(num_samples, temperature, seed, labels=None):
+    tf.debugging.assert_non_negative(num_samples, "`num_samples` must be at least 0.")
     if "decode" not in functions:
       return {"images": codec.sample(num_samples, temperature, seed)}
     return {"images": call("decode", codec.sample_latents(num_samples, temperature, seed), labels)}
 
   def interpolate(first, second, num_steps, labels=None):
+    for images in (first, second):
+      _check_labels(labels, tf.shape(images)[0])
     lines = _lines(call("encode", first, labels), call("encode", second, labels), num_steps)
     flat = tf.reshape(lines, tf.concat([[-1], tf.shape(lines)[2:]], axis=0))
     images = call("decode", flat, None if labels is None else tf.repeat(labels, num_steps))
@@ -133,12 +143,22 @@ def _functions(codec):
         interpolate=make(interpolate, images_spec("first"), images_spec("second"), spec([], tf.int32, "num_steps")))
   functions["sample"] = make(sample, spec([], tf.int32, "num_samples"), spec([], tf.float32, "temperature"),
                              spec([2], tf.int32, "seed"))
+  if codec.log_det_estimator is not None:
+    functions["log_det_estimator"] = tf.function(
+        lambda: {"log_det_estimator": tf.constant(codec.log_det_estimator)}, input_signature=[], autograph=False)
   return functions
+
+
+def _check_labels(labels, count):
+  if labels is not None:
+    tf.debugging.assert_equal(tf.shape(labels), [count], "`labels` must be one integer for each image.")
 
 
 def _lines(z0, z1, num_steps):
   """As `latent.interpolate`, from latents `[N, ...]` to `[N, num_steps, ...]`."""
   tf.debugging.assert_greater_equal(num_steps, 2, "`num_steps` must be at least 2.")
+  # One image would be paired with all of the others.
+  tf.debugging.assert_equal(tf.shape(z0)[0], tf.shape(z1)[0], "`first` and `second` must be as many images.")
   steps = tf.reshape(tf.range(num_steps), [-1] + [1] * (z0.shape.rank - 1))
   z0, z1 = tf.expand_dims(z0, 1), tf.expand_dims(z1, 1)
   lines = z0 + tf.cast(steps, z0.dtype) * ((z1 - z0) / tf.cast(num_steps - 1, z0.dtype))
@@ -146,33 +166,12 @@ def _lines(z0, z1, num_steps):
 
 
 def _checked_path(path):
-  if not isinstance(path, (str, os.PathLike)) or not str(path):
-    raise TypeError(f"`path` must be the path of a folder, a `str` or `os.PathLike`. Received: {path!r}")
-  path = os.fspath(path)
-  files, is_there = tf.io.gfile, tf.io.gfile.exists(path)
-  if is_there and not (files.isdir(path) and {name.rstrip("/") for name in files.listdir(path)} <= _FILES):
+  path, gfile = files.checked_path("path", path), tf.io.gfile
+  if gfile.exists(path) and not (
+      gfile.isdir(path) and {name.rstrip("/") for name in gfile.listdir(path)} <= _FILES):
     raise FileExistsError("`path` must be a new folder, or an empty one, or a SavedModel with nothing else in its "
                           f"folder, which is then replaced. Received: {path}")
   return path
-
-
-@contextlib.contextmanager
-def _written_as_a_whole(path):
-  """A folder to write to, which becomes `path` in the end, in place of what is there."""
-  files, suffix = tf.io.gfile, secrets.token_hex(4)
-  new, old = (f"{path.rstrip('/')}.{state}-{suffix}" for state in ("incomplete", "replaced"))
-  try:
-    yield new
-    if files.exists(path):
-      files.rename(path, old)
-    files.rename(new, path)
-  except (tf.errors.OpError, OSError) as error:
-    raise OSError(
-        f"`path` must be a folder that can be written, but writing it failed: {error} Received: {path}") from error
-  finally:
-    for folder in (new, old):
-      if files.exists(folder):
-        files.rmtree(folder)
 
 
 def _import_serving_apis():

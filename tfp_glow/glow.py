@@ -13,6 +13,7 @@ from tfp_glow.bijectors.one_pass import OnePassBijector, num_positions
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
+from tfp_glow.checks import check_choice, check_counts, check_seed
 
 _COUPLINGS = {"affine": AffineCoupling, "additive": AdditiveCoupling}
 _PERMUTATIONS = ("conv1x1", "reverse", "shuffle")
@@ -213,13 +214,12 @@ class GlowBijector(OnePassBijector):
     """
     parameters = dict(locals())
     height, width, channels = _checked_output_shape(output_shape, num_glow_blocks)
-    _check_positive(num_steps_per_block=num_steps_per_block, num_hidden=num_hidden)
+    check_counts(num_steps_per_block=num_steps_per_block, num_hidden=num_hidden)
     if num_classes is not None:
-      _check_positive(num_classes=num_classes)
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or seed < 0):
-      raise ValueError(f"`seed` must be an `int` of at least 0, or None. Received: {seed!r}")
-    _check_choice("coupling", coupling, tuple(_COUPLINGS))
-    _check_choice("permutation", permutation, _PERMUTATIONS)
+      check_counts(num_classes=num_classes)
+    check_seed(seed)
+    check_choice("coupling", coupling, tuple(_COUPLINGS))
+    check_choice("permutation", permutation, _PERMUTATIONS)
     super().__init__(forward_event_shape=[height * width * channels], inverse_event_shape=[height, width, channels],
                      dtype=dtype, validate_args=validate_args, parameters=parameters, name=name)
     self._squeeze = self._add_child(Squeeze(dtype=self.dtype))
@@ -363,26 +363,6 @@ class GlowBijector(OnePassBijector):
     top, log_det_top = self.top._inverse_and_log_det(y, labels)
     return self.join_latent(parts + [top]), log_det + log_det_top
 
-  def _forward_event_shape(self, input_shape):
-    return self._other_shape(input_shape, inverse=False)
-
-  def _inverse_event_shape(self, output_shape):
-    return self._other_shape(output_shape, inverse=True)
-
-  def _forward_event_shape_tensor(self, input_shape):
-    return tf.concat([input_shape[:-1], self._event_shapes[True]], axis=0)
-
-  def _inverse_event_shape_tensor(self, output_shape):
-    return tf.concat([output_shape[:-3], self._event_shapes[False]], axis=0)
-
-  def _other_shape(self, shape, inverse):
-    shape, own = tf.TensorShape(shape), self._event_shapes[inverse]
-    if shape.rank is None:
-      return self._event_shapes[not inverse]
-    if not own.is_compatible_with(shape[shape.rank - own.rank:]):
-      raise ValueError(f"The event shape on this side of `{self.name}` must be {own}. Received: {shape}")
-    return shape[:shape.rank - own.rank].concatenate(self._event_shapes[not inverse])
-
 
 class _Seeds:
   """An endless row of seeds from one; of `None`s from `None`."""
@@ -443,7 +423,7 @@ def _block_shapes(output_shape, num_blocks):
 
 
 def _checked_output_shape(output_shape, num_glow_blocks):
-  _check_positive(num_glow_blocks=num_glow_blocks)
+  check_counts(num_glow_blocks=num_glow_blocks)
   shape = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
   if len(shape) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
     raise ValueError(f"`output_shape` must be (height, width, channels), positive `int`s. Received: {output_shape!r}")
@@ -451,14 +431,3 @@ def _checked_output_shape(output_shape, num_glow_blocks):
     raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** `num_glow_blocks` = "
                      f"{2**num_glow_blocks}, as every block halves them. Received: {output_shape!r}")
   return tuple(int(size) for size in shape)
-
-
-def _check_positive(**arguments):
-  for name, value in arguments.items():
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-      raise ValueError(f"`{name}` must be a positive `int`. Received: {value!r}")
-
-
-def _check_choice(name, value, choices):
-  if value not in choices:
-    raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")

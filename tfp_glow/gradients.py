@@ -23,7 +23,11 @@ def custom_gradient(function):
 
 @contextlib.contextmanager
 def left_out():
-  """For functions that are traced to be evaluated only: a SavedModel would hold the gradients, which take time to load."""
+  """For functions that are traced to be evaluated only: a SavedModel would hold the gradients, which take time to load.
+
+  A `tf.function` inside of them that is traced for the first time here has no gradients later either, as it is not
+  traced again: a network that is one must have been called before.
+  """
   before = getattr(_this_thread, "leaves_out", False)
   _this_thread.leaves_out = True
   try:

@@ -40,8 +40,8 @@ def interpolate(z0, z1, num_steps, spherical=False):
 
   Raises:
     TypeError: if `z0` and `z1` are not floating.
-    ValueError: if their shapes or dtypes differ, `num_steps` is not as above, or there is no single arc: latents are
-      scalars, opposite, or not finite.
+    ValueError: if their shapes or dtypes differ, `num_steps` or `spherical` is not as above, or there is no single
+      arc: latents are scalars, opposite, or not finite.
 
   References:
     Shoemake, "Animating rotation with quaternion curves" (1985).
@@ -53,6 +53,8 @@ def interpolate(z0, z1, num_steps, spherical=False):
                      f"Received: z0 {z0.dtype} {list(z0.shape)}, z1 {z1.dtype} {list(z1.shape)}")
   if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 2:
     raise ValueError(f"`num_steps` must be an `int` of at least 2. Received: num_steps={num_steps!r}")
+  if not isinstance(spherical, (bool, np.bool_)):
+    raise ValueError(f"`spherical` must be a `bool`. Received: {spherical!r}")
   return (_arcs if spherical else np.linspace)(z0, z1, num_steps, dtype=z0.dtype)
 
 
@@ -132,8 +134,8 @@ def _norm_and_direction(z):
 
 def _floating(name, z):
   z = np.asarray(z)
-  if not np.issubdtype(z.dtype, np.floating):
-    raise TypeError(f"`{name}` must be floating, as latents are. Received: {name} of dtype {z.dtype}")
+  if not np.issubdtype(z.dtype, np.floating):  # Of bfloat16 NumPy knows too little.
+    raise TypeError(f"`{name}` must be floating, float16 to float64. Received: {name} of dtype {z.dtype}")
   return z
 
 

@@ -2,6 +2,8 @@
 
 import contextlib
 import json
+import numbers
+import os
 import random
 import signal
 import threading
@@ -10,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import dequantize, export, health, inputs, networks, replicas, serialization
+from tfp_glow import dequantize, export, files, health, inputs, networks, replicas, serialization
 from tfp_glow.codec import Codec
 
 
@@ -68,9 +70,9 @@ class FlowModel(keras.Model):
     # Whatever the global policy: it is for networks, the flow keeps its own precision.
     super().__init__(name=name, dtype="float32", autocast=False)
     self._codec = Codec(distribution, num_bits)
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**31 - 8:
+    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
-    self._seed = seed
+    self._seed = int(seed)
     self._weight_y = _checked_weight_y(weight_y, self._codec)
     self._codec.build()
     if not distribution.trainable_variables:
@@ -212,7 +214,11 @@ class FlowModel(keras.Model):
       kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), health.StopWhenNotFinite())
     # Callbacks such as `StopOnInterrupt` are not told of errors.
     with _signal_handler_kept(signal.SIGINT), self._failure_named():
-      return super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+      history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
+    if self.optimizer.use_ema:  # Keras has just put averages in the place of the weights.
+      with self.distribute_strategy.scope():
+        self._codec.after_update()
+    return history
 
   @contextlib.contextmanager
   def _failure_named(self):
@@ -298,13 +304,18 @@ class FlowModel(keras.Model):
       **kwargs: Of `keras.Model.save`.
 
     Raises:
-      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file; one that is
-        there already is then left as it was.
+      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file.
+      OSError: if the file cannot be written. After any error, one that was there before is as it was.
     """
-    if str(filepath).endswith((".h5", ".hdf5")):
+    if not str(filepath).endswith(".keras"):
       raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
-    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has emptied the file.
-    super().save(filepath, **kwargs)
+    serialization.check_is_found(type(self))
+    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has written a part.
+    if not kwargs.get("overwrite", True) and os.path.exists(filepath):
+      super().save(filepath, **kwargs)  # Keras asks, in a terminal.
+      return
+    with files.written_as_a_whole(filepath) as path:
+      super().save(path, **kwargs)
 
   def load_weights(self, filepath, **kwargs):
     """As `keras.Model.load_weights`; but if the file does not fit, nothing has changed.
@@ -327,23 +338,31 @@ class FlowModel(keras.Model):
       if not isinstance(error, ValueError):
         raise
       raise ValueError("`filepath` must hold the weights of a model with the same levels, steps, width, coupling, "
-                       f"permutation and image size: {error} Received: {filepath}") from error
+                       f"permutation and image size: {str(error):.500} Received: {filepath}") from error
 
   def get_config(self):
-    """What `from_config` makes the model from, without its weights; see `save`."""
+    """What `from_config` makes the model from, without its weights; see `save`.
+
+    A subclass whose constructor has other arguments adds them to what this returns.
+    """
     return {"distribution": serialization.distribution_to_config(self.distribution), "num_bits": self.num_bits,
-            "seed": self._seed, "weight_y": self._weight_y, "name": self.name}
+            "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name}
 
   @classmethod
   def from_config(cls, config):
     """Makes a model from what `get_config` returned."""
-    return cls(**{**config, "distribution": serialization.distribution_from_config(config["distribution"])})
+    config = dict(config, distribution=serialization.distribution_from_config(config["distribution"]))
+    is_trainable = config.pop("trainable", True)
+    model = cls(**config)
+    if not is_trainable:
+      model.trainable = False
+    return model
 
   def get_compile_config(self):
     """What `compile_from_config` compiles the model with."""
     if not self.compiled:
       return {}
-    optimizer = keras.saving.serialize_keras_object(self.optimizer)
+    optimizer = serialization.keras_config(self.optimizer, "optimizer")
     return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
 
   def compile_from_config(self, config):
@@ -355,9 +374,9 @@ class FlowModel(keras.Model):
 
   def train_step(self, data):
     images, labels = inputs.unpack(data)
-    noise_seed = self._noise_seed(dequantize.TRAINING, self.optimizer.iterations)
+    noise_seed = self._noise_seed(self.optimizer.iterations)
     with tf.GradientTape() as tape:
-      terms = self._terms(images, labels, noise_seed)
+      terms = self._terms(images, labels, noise_seed, training=True)
       losses = self._loss_of(terms)
       # Over all replicas: they may have got unequal shares of the batch, which may be empty.
       num_images = replicas.sum_over_replicas(tf.shape(losses)[0])
@@ -371,7 +390,12 @@ class FlowModel(keras.Model):
     are_finite = tf.concat([[tf.reduce_all(tf.math.is_finite(losses))], tf.math.is_finite(largest)], axis=0)
     summed = iter(replicas.sum_over_replicas([g for g in gradients if g is not None]))
     gradients = [g if g is None else next(summed) for g in gradients]
-    apply = lambda: _apply_summed(self.optimizer, gradients, variables)
+
+    def apply():
+      iterations = _apply_summed(self.optimizer, gradients, variables)
+      self._codec.after_update()
+      return iterations
+
     if self.jit_compile:
       # Once this is so, it stays so to the end of the execution, which may be of several steps.
       is_finite = tf.reduce_all(are_finite) & tf.math.is_finite(self._loss_tracker.total)
@@ -435,7 +459,11 @@ class FlowModel(keras.Model):
       ValueError: if the shape of `images` does not fit, they are not finite, `labels` are missing or too many, or
         `noise_seed` is not as above.
     """
-    noise_seed = None if noise_seed is None else _seed_pair(noise_seed, "noise_seed")
+    if noise_seed is not None:
+      if self.num_bits is None:
+        raise ValueError("`noise_seed` must be None for continuous data, which are not dequantized. "
+                         f"Received: {noise_seed!r}")
+      noise_seed = _seed_pair(noise_seed, "noise_seed")
     return self._log_prob(*inputs.checked_images(self._codec, images, labels), noise_seed).numpy()
 
   def class_probabilities(self, images):
@@ -551,19 +579,19 @@ class FlowModel(keras.Model):
       if self.compiled and not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
 
-  def _bits(self, images, labels, noise_seed):
+  def _bits(self, images, labels, noise_seed, training=False):
     labels = None if self._codec.num_classes is None else labels
-    return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed))
+    return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed, training))
 
-  def _noise_seed(self, purpose, step=0):
-    return tf.stack([tf.constant(self._seed + purpose, tf.int32), tf.cast(step, tf.int32)])
+  def _noise_seed(self, step_or_purpose):
+    return tf.stack([tf.constant(self._seed, tf.int32), tf.cast(step_or_purpose, tf.int32)])
 
-  def _terms(self, images, labels, noise_seed):
+  def _terms(self, images, labels, noise_seed, training=False):
     """What the metrics are the means of, a column for each: bits per dimension and, with a classifier, the bits of the
     label and whether it is the likeliest one.
     """
     if self.classifier is None:
-      return self._bits(images, labels, noise_seed)[:, tf.newaxis]
+      return self._bits(images, labels, noise_seed, training)[:, tf.newaxis]
     nats, features = self._codec.log_prob_and_features(images, labels, noise_seed)
     logits = self.classifier(features)
     labels = tf.cast(labels, tf.int32)
@@ -620,6 +648,9 @@ def _apply_summed(optimizer, gradients, variables):
   Keras 3 clips each replica's share of the gradients and adds up what is left. There is no public way around that.
   """
   inner = getattr(optimizer, "inner_optimizer", optimizer)
+  if not hasattr(inner, "_all_reduce_sum_gradients"):  # It would add up the sums, as many times as there are replicas.
+    raise NotImplementedError("`keras` must be a version whose optimizers have `_all_reduce_sum_gradients`. "
+                              f"Received: {keras.__version__}")
   inner._all_reduce_sum_gradients = list
   try:
     return optimizer.apply_gradients(zip(gradients, variables))

@@ -394,6 +394,9 @@ def build(network, input_shape, num_output_channels, dtype):
     num_output_channels: Expected size of the output's last dimension.
     dtype: Of the input.
 
+  Returns:
+    The dtype of the output.
+
   Raises:
     ValueError: if the output has another shape, or a call changes the network's state.
   """
@@ -406,6 +409,7 @@ def build(network, input_shape, num_output_channels, dtype):
       raise ValueError(f"`network` must map the shape {[1] + sizes} to {expected}. Received: {network.name!r}, which "
                        f"returns {outputs.shape.as_list()}")
     _check_stateless(network, inputs)
+  return outputs.dtype
 
 
 def _check_stateless(network, inputs):

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_glow import dequantize
 from tfp_glow.bijectors.conv1x1 import lu_factors
 from tfp_glow.glow import GlowBijector
 from tfp_glow.model import FlowModel
@@ -33,8 +34,8 @@ def load_original_checkpoint(path, image_shape, num_bits=8, ema=False):
   gives.
 
   Args:
-    path: Prefix of the checkpoint's files, such as `"logs/model_best_loss.ckpt"`, or a folder that holds one checkpoint
-      (or several, of which its file `checkpoint` names the last). `~` is the home folder.
+    path: Prefix of the checkpoint's files, such as `"logs/model_best_loss.ckpt"`, its file `.index`, or a folder that
+      holds one checkpoint (or several, of which its file `checkpoint` names the last). `~` is the home folder.
     image_shape: `(H, W, C)` of an image; `H` and `W` divisible by `2 ** num_levels`.
     num_bits: Python `int`, 1 .. 8, bits of the images that the model was trained with, the original's `n_bits_x`.
     ema: Python `bool`: whether to take the exponential moving averages of the weights in place of the weights.
@@ -46,13 +47,16 @@ def load_original_checkpoint(path, image_shape, num_bits=8, ema=False):
     FileNotFoundError: if there is no checkpoint at `path`.
     TypeError: if `path` is neither a string nor an `os.PathLike`.
     ValueError: if `path` is a folder of several checkpoints, a file is damaged, variables of the model are missing or
-      unexpected, weights are not finite or not invertible, `image_shape` does not fit the model, `num_bits` is not as
-      above, or there are no moving averages for `ema`.
+      unexpected, weights are not finite or not invertible, `image_shape` does not fit the model, `num_bits` or `ema` is
+      not as above, or there are no moving averages for `ema`.
 
   References:
     Kingma and Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018).
   """
   image_shape = _checked_image_shape(image_shape)
+  dequantize.check_num_bits(num_bits)
+  if not isinstance(ema, bool):
+    raise ValueError(f"`ema` must be a `bool`. Received: {ema!r}")
   prefix = _checkpoint_prefix(path)
   values, architecture = _read(prefix, image_shape, ema)
   glow = GlowBijector(
@@ -82,7 +86,7 @@ def _checkpoint_prefix(path):
   """The prefix of the files of the one checkpoint that `path` means."""
   if not isinstance(path, (str, os.PathLike)):
     raise TypeError(f"`path` must be a string or an `os.PathLike`. Received: {path!r}")
-  prefix = os.path.expanduser(os.fspath(path))
+  prefix = os.path.expanduser(os.fspath(path)).removesuffix(".index")
   if tf.io.gfile.exists(prefix + ".index"):
     return prefix
   if not tf.io.gfile.isdir(prefix):

@@ -7,6 +7,7 @@ somebody else has written cannot have other code run.
 
 import base64
 import contextlib
+import functools
 import inspect
 import warnings
 
@@ -40,6 +41,39 @@ def distribution_to_config(distribution):
     ValueError: if a part of it is neither of TFP nor of this package, nor registered with Keras.
   """
   return _Encoder().encode(distribution, "distribution")
+
+
+def keras_config(value, path):
+  """What `keras.saving.deserialize_keras_object` makes an object of Keras from again.
+
+  Args:
+    value: The object.
+    path: Python `str`, how a user would write it.
+
+  Returns:
+    Nest of `dict`s, `list`s and Python values that JSON can hold.
+
+  Raises:
+    ValueError: if Keras would not find a part of it.
+  """
+  try:
+    with warnings.catch_warnings():
+      # Of an activation Keras writes nothing that tells that it was one.
+      warnings.filterwarnings("error", "The object being serialized includes a `lambda`")
+      config = keras.saving.serialize_keras_object(value)
+  except (NotImplementedError, OSError, TypeError, UserWarning, ValueError) as error:
+    raise ValueError(f"{_cannot(path, value)}: {error}") from error
+  lost = sorted(set(_not_to_be_found(config)))
+  if lost:
+    raise ValueError(f"{_cannot(path, value)}, with {', '.join(lost)} in it")
+  return config
+
+
+def check_is_found(cls):
+  """Raises `ValueError` if Keras would not find a class by its name."""
+  if keras.saving.get_registered_object(keras.saving.get_registered_name(cls)) is not cls:
+    raise ValueError(f"The class of a model must be registered with Keras to be saved: decorate it with "
+                     f'`@keras.saving.register_keras_serializable("my_package")`. Received: {cls!r}')
 
 
 def distribution_from_config(config):
@@ -102,12 +136,15 @@ class _Encoder:
       if _is_plain(array.dtype):
         content = base64.b64encode(np.ascontiguousarray(array).tobytes()).decode()
         return "array", {"dtype": tf.as_dtype(array.dtype).name, "shape": list(array.shape), "base64": content}
+    if type(value) is functools.partial:
+      return "partial", {key: self.encode(part, path) for key, part in (
+          ("function", value.func), ("args", list(value.args)), ("kwargs", value.keywords))}
     if inspect.isclass(value) or inspect.isroutine(value):
       name = keras.saving.get_registered_name(value)
       if keras.saving.get_registered_object(name) is value:
         return "registered", name
     elif hasattr(value, "get_config"):
-      return "keras", {"config": _keras_config(value, path)}
+      return "keras", {"config": keras_config(value, path)}
     raise ValueError(_cannot(path, value))
 
   def _encode_arguments(self, value, name, path):
@@ -135,7 +172,8 @@ class _Decoder:
         "dict": self._decode_dict, "shape": lambda content, path: tf.TensorShape(content),
         "dtype": lambda content, path: _dtype(content), "array": lambda content, path: _array(content),
         "registered": lambda content, path: _registered(content), "shared": lambda content, path: self._known[content],
-        "variable": self._decode_variable, "object": self._decode_object, "keras": self._decode_keras}
+        "partial": self._decode_partial, "variable": self._decode_variable, "object": self._decode_object,
+        "keras": self._decode_keras}
 
   def decode(self, config, path):
     """The argument that is written so."""
@@ -154,6 +192,10 @@ class _Decoder:
 
   def _decode_dict(self, content, path):
     return {key: self.decode(item, f"{path}[{key!r}]") for key, item in content.items()}
+
+  def _decode_partial(self, content, path):
+    function, args, kwargs = (self.decode(content[key], path) for key in ("function", "args", "kwargs"))
+    return self._keep(content, functools.partial(function, *args, **kwargs))
 
   def _decode_variable(self, content, path):
     value = self.decode(content["value"], path)
@@ -227,20 +269,6 @@ def _name_of(cls):
                if public is cls or f"_{public.__name__}" == cls.__name__ and issubclass(public, cls)), None)
 
 
-def _keras_config(value, path):
-  try:
-    with warnings.catch_warnings():
-      # Of an activation Keras writes nothing that tells that it was one.
-      warnings.filterwarnings("error", "The object being serialized includes a `lambda`")
-      config = keras.saving.serialize_keras_object(value)
-  except (NotImplementedError, OSError, TypeError, UserWarning, ValueError) as error:
-    raise ValueError(f"{_cannot(path, value)}: {error}") from error
-  lost = sorted(set(_not_to_be_found(config)))
-  if lost:
-    raise ValueError(f"{_cannot(path, value)}, with {', '.join(lost)} in it")
-  return config
-
-
 def _not_to_be_found(config):
   """The names of classes and functions that Keras would not find when it reads `config`."""
   if isinstance(config, dict):
@@ -250,8 +278,11 @@ def _not_to_be_found(config):
       module = config.get("module") or ""
       name = config["config"] if config["class_name"] == "function" else config["registered_name"]
       of_keras = f"{module}.".startswith("keras.") or module == "builtins" and any(hasattr(m, name) for m in _OF_KERAS)
-      if not of_keras and keras.saving.get_registered_object(name) is None:
+      found = keras.saving.get_registered_object(name)
+      if not of_keras and found is None:
         yield name
+      elif inspect.isclass(found) and not hasattr(found, "from_config"):
+        yield f"{name}, which has no `from_config`,"
     config = list(config.values())
   if isinstance(config, (list, tuple)):
     for item in config:
@@ -261,8 +292,8 @@ def _not_to_be_found(config):
 def _cannot(path, value):
   return (f"`{path}` must be made of numbers, arrays, `tf.Variable`s, and distributions and bijectors of TFP or "
           "`tfp_glow`, or be registered with Keras, to be saved. Either decorate the named function, or the class with "
-          '`get_config`, with `@keras.saving.register_keras_serializable("my_package")`; or use `save_weights`, and '
-          f"`load_weights` into a model made by your own code. Received: {value!r}")
+          '`get_config` and `from_config`, with `@keras.saving.register_keras_serializable("my_package")`; or use '
+          f"`save_weights`, and `load_weights` into a model made by your own code. Received: {value!r}")
 
 
 def _dtype(name):

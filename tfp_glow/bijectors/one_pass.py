@@ -6,6 +6,7 @@ remembers a pass on the tensors that the pass connected, and reuses it only wher
 it again: same graph, same weights, same gradient tapes.
 """
 
+import functools
 import numbers
 import sys
 import weakref
@@ -129,16 +130,16 @@ class OnePassBijector(tfb.Bijector):
     """The inverse of `_enter`."""
     return values
 
-  def _apply(self, inputs, weights, inverse):
+  def _apply(self, inputs, weights, inverse, **kwargs):
     """The rest of the work of `_prepare`: returns value and the part of the log-det that depends on the input."""
     del weights
-    return self._inverse_and_log_det(inputs) if inverse else self._forward_and_log_det(inputs)
+    return (self._inverse_and_log_det if inverse else self._forward_and_log_det)(inputs, **kwargs)
 
   def _variables_of_apply(self):
     """The `keras.Variable`s that `_apply` reads by itself."""
     return self._keras_variables()
 
-  def _rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
+  def _rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse, **kwargs):
     """Gradients of `_apply` without its inputs, which are computed from its outputs.
 
     Args:
@@ -149,6 +150,7 @@ class OnePassBijector(tfb.Bijector):
       d_outputs: Gradient with respect to `outputs`.
       d_log_det: Gradient with respect to the log-det that `_apply` returned, `[N]`.
       inverse: The direction of `_apply`.
+      **kwargs: What else it was given.
 
     Returns:
       inputs: What `_apply` was given.
@@ -156,11 +158,11 @@ class OnePassBijector(tfb.Bijector):
       d_weights: Nest as `weights`.
       d_variables: List as `variables`.
     """
-    inputs, _ = self._apply(outputs, weights_back, not inverse)
+    inputs, _ = self._apply(outputs, weights_back, not inverse, **kwargs)
 
     def apply(inputs, weights, variables):
       del variables  # They are read by `_apply` itself.
-      again, log_det = self._apply(inputs, weights, inverse)
+      again, log_det = self._apply(inputs, weights, inverse, **kwargs)
       return again, tf.broadcast_to(log_det, tf.shape(d_log_det))
 
     _, pull_back = with_pull_back(apply, (inputs, weights, variables))
@@ -171,6 +173,16 @@ class OnePassBijector(tfb.Bijector):
     outputs, log_det = self._apply(self._enter(inputs), weights, inverse)
     return self._leave(outputs), log_det + constant
 
+  # State that follows the weights.
+
+  def _variables_of_update(self):
+    """The `keras.Variable`s that `after_update` assigns."""
+    return sum([child._variables_of_update() for child in self._children], [])
+
+  def _update(self):
+    """The values that it assigns to them."""
+    return sum([child._update() for child in self._children], [])
+
   # Variables. Keras' `StatelessScope`, which `Scan` uses to run one step with the weights of another, knows
   # `keras.Variable`s; `tf.Module`, `tf.train.Checkpoint` and TFP know `tf.Variable`s. Each pair shares its storage.
 
@@ -179,8 +191,9 @@ class OnePassBijector(tfb.Bijector):
       value = self._no_dependency(value)  # Or a checkpoint would hold each variable twice.
     super().__setattr__(name, value)
 
-  def _add_variable(self, name, value, trainable=True):
-    variable = keras.Variable(value, dtype=value.dtype.name, trainable=trainable, name=f"{self._name}_{name}")
+  def _add_variable(self, name, value, trainable=True, aggregation="none"):
+    variable = keras.Variable(value, dtype=value.dtype.name, trainable=trainable, aggregation=aggregation,
+                              name=f"{self._name}_{name}")
     self._adopt([variable])
     return variable
 
@@ -213,7 +226,7 @@ class OnePassBijector(tfb.Bijector):
 
     Args:
       x: Tensor `[...] + event_shape`.
-      **kwargs: Conditioning, e.g. `labels` of shape `[...]` (or broadcasting to it).
+      **kwargs: Conditioning, e.g. `labels` of shape `[...]` (or broadcasting to it), and options, `bool`s.
 
     Returns:
       y: Tensor `[...] + event_shape`.
@@ -286,6 +299,25 @@ class OnePassBijector(tfb.Bijector):
                        f"Received: shape {y.shape}" + (" with NaN or infinite values" if flat.shape[0] else ""))
     self._initialize(flat)
 
+  @property
+  def is_stochastic(self):
+    """Whether log-dets are estimated; if so, calls take `training=True` for the estimate that is meant for training."""
+    return any(child.is_stochastic for child in self._children)
+
+  @property
+  def log_det_estimator(self):
+    """How log-dets are computed outside of training, a Python `str`; `None` where there is a formula for them."""
+    ways = dict.fromkeys(child.log_det_estimator for child in self._children)
+    return "; ".join(way for way in ways if way) or None
+
+  def after_update(self):
+    """Brings state that follows the weights up to date: call it after every update of them, as `FlowModel` does.
+
+    Norms of constrained layers are measured again, and estimates draw new noise. Most bijectors have no such state.
+    """
+    for variable, value in zip(self._variables_of_update(), self._update()):
+      variable.assign(value)
+
   # TFP's interface.
 
   def _call_forward(self, x, name, **kwargs):
@@ -319,16 +351,35 @@ class OnePassBijector(tfb.Bijector):
     return tf.reduce_sum(log_det, axis=list(range(-extra, 0))) if extra else log_det
 
   def _forward_event_shape(self, input_shape):
-    return input_shape
+    return self._other_shape(input_shape, inverse=False)
 
   def _inverse_event_shape(self, output_shape):
-    return output_shape
+    return self._other_shape(output_shape, inverse=True)
 
   def _forward_event_shape_tensor(self, input_shape):
-    return input_shape
+    return self._other_shape_tensor(input_shape, inverse=False)
 
   def _inverse_event_shape_tensor(self, output_shape):
-    return output_shape
+    return self._other_shape_tensor(output_shape, inverse=True)
+
+  def _keeps_shape(self):
+    return self._event_shapes[True] == self._event_shapes[False]
+
+  def _other_shape(self, shape, inverse):
+    """The shape on the other side, of bijectors that keep it, or are between two shapes that are known."""
+    shape, own = tf.TensorShape(shape), self._event_shapes[inverse]
+    if self._keeps_shape():
+      return shape
+    if shape.rank is None:
+      return self._event_shapes[not inverse]
+    if not own.is_compatible_with(shape[shape.rank - own.rank:]):
+      raise ValueError(f"The event shape on this side of `{self.name}` must be {own}. Received: {shape}")
+    return shape[:shape.rank - own.rank].concatenate(self._event_shapes[not inverse])
+
+  def _other_shape_tensor(self, shape, inverse):
+    if self._keeps_shape():
+      return shape
+    return tf.concat([shape[:-self._event_shapes[inverse].rank], self._event_shapes[not inverse]], axis=0)
 
   # One evaluation.
 
@@ -360,10 +411,11 @@ class OnePassBijector(tfb.Bijector):
     batch_rank = inputs.shape.rank - self._event_shapes[inverse].rank
     batch_shape = tf.shape(inputs)[:batch_rank]
     static_batch_shape = inputs.shape[:batch_rank]
+    options = {key: value for key, value in kwargs.items() if isinstance(value, bool)}
     flat_kwargs = {key: _flat_argument(key, value, batch_shape, static_batch_shape) for key, value in kwargs.items()
-                   if value is not None}
+                   if value is not None and key not in options}
     flat = self._with_one_batch_dim(inputs, inverse)
-    run = self._inverse_and_log_det if inverse else self._forward_and_log_det
+    run = functools.partial(self._inverse_and_log_det if inverse else self._forward_and_log_det, **options)
     outputs, log_det = _never_empty(run)(flat, **flat_kwargs)
     if flat is not inputs:
       event = outputs.shape[1:]

@@ -67,7 +67,7 @@ class Scan(OnePassBijector):
       for array, value in zip(arrays, draw(k)):
         array[k] = value
     self._stacks = self._no_dependency([
-        self._add_variable(variable.path.replace("/", "_"), array, variable.trainable)
+        self._add_variable(variable.path.replace("/", "_"), array, variable.trainable, variable.aggregation)
         for variable, array in zip(self._template_variables, arrays)])
 
   _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
@@ -90,13 +90,21 @@ class Scan(OnePassBijector):
     """Number of steps, `K`."""
     return self._num_steps
 
-  def _forward_and_log_det(self, x):
-    return self._run(x, inverse=False)
+  @property
+  def is_stochastic(self):
+    return self._template.is_stochastic
 
-  def _inverse_and_log_det(self, y):
-    return self._run(y, inverse=True)
+  @property
+  def log_det_estimator(self):
+    return self._template.log_det_estimator
 
-  def _run(self, inputs, inverse):
+  def _forward_and_log_det(self, x, **kwargs):
+    return self._run(x, False, kwargs)
+
+  def _inverse_and_log_det(self, y, **kwargs):
+    return self._run(y, True, kwargs)
+
+  def _run(self, inputs, inverse, kwargs):
     values = {id(variable): tf.convert_to_tensor(self.stacked(variable).value) for variable in self._template_variables}
     arguments = (lambda variable: values[id(variable)]), inputs.shape[1:], inverse
     weights, constants = self._template._prepare(*arguments)
@@ -104,56 +112,71 @@ class Scan(OnePassBijector):
     entered = self._template._enter(inputs)
     if self._gradient == "reversible":
       prepare_back = lambda: self._template._prepare_back(*arguments)
-      outputs, log_det = self._apply_steps_reversibly(entered, stacks, prepare_back, inverse)
+      outputs, log_det = self._apply_steps_reversibly(entered, stacks, prepare_back, inverse, kwargs)
     else:
-      outputs, log_det = self._apply_steps(entered, stacks, inverse)
+      outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs)
     # Exact where the constant is the same for all steps and so not stacked.
     constant = tf.reduce_sum(tf.broadcast_to(constants, [self._num_steps]))
     return self._template._leave(outputs), log_det + constant
 
-  def _apply_steps(self, inputs, stacks, inverse):
+  def _apply_steps(self, inputs, stacks, inverse, kwargs):
     """All steps, with weights and variables `stacks`; returns values and the log-dets that depend on them, `[N]`."""
 
     def step(slices, value, log_det):
       weights, variables = slices
       with self._scope(variables):
-        value, step_log_det = self._template._apply(value, weights, inverse)
+        value, step_log_det = self._template._apply(value, weights, inverse, **kwargs)
       return (value, log_det + step_log_det), []
 
     first = tf.nest.flatten(inputs)[0]
     log_det = tf.zeros(tf.shape(first)[:1], first.dtype)
     return self._repeat(step, (inputs, log_det), stacks, [], inverse)[0]
 
-  def _apply_steps_reversibly(self, inputs, stacks, prepare_back, inverse):
+  def _apply_steps_reversibly(self, inputs, stacks, prepare_back, inverse, kwargs):
     """`_apply_steps`, which keeps its outputs alone for the gradients."""
 
     @custom_gradient
     def run(*flat):
       inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
-      outputs, log_det = self._apply_steps(inputs_again, stacks_again, inverse)
+      outputs, log_det = self._apply_steps(inputs_again, stacks_again, inverse, kwargs)
 
       def gradients(*d_flat):
         d_outputs = tf.nest.pack_sequence_as(outputs, d_flat[:-1])
-        return self._rebuild_steps(outputs, stacks_again, prepare_back(), d_outputs, d_flat[-1], inverse)
+        return self._rebuild_steps(outputs, stacks_again, prepare_back(), d_outputs, d_flat[-1], inverse, kwargs)
 
       return (*tf.nest.flatten(outputs), log_det), gradients
 
     *outputs, log_det = run(*tf.nest.flatten((inputs, stacks)))
     return tf.nest.pack_sequence_as(inputs, outputs), log_det
 
-  def _rebuild_steps(self, outputs, stacks, weights_back, d_outputs, d_log_det, inverse):
+  def _rebuild_steps(self, outputs, stacks, weights_back, d_outputs, d_log_det, inverse, kwargs):
     """The gradients of `_apply_steps`, with respect to its inputs and to all of `stacks`, one after the other."""
 
     def step(slices, outputs, d_outputs):
       (weights, variables), weights_back = slices
       with self._scope(variables):
         inputs, d_inputs, *d_slices = self._template._rebuild(
-            outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse)
+            outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse, **kwargs)
       return (inputs, d_inputs), tf.nest.flatten(d_slices)
 
     (_, d_inputs), d_stacks = self._repeat(
         step, (outputs, d_outputs), (stacks, weights_back), tf.nest.flatten(stacks), not inverse)
     return tf.nest.flatten(d_inputs) + d_stacks
+
+  def _variables_of_update(self):
+    return [self.stacked(variable) for variable in self._template._variables_of_update()]
+
+  def _update(self):
+    variables = self._variables_of_update()
+    if not variables:
+      return []
+
+    def step(values):
+      with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
+        return (), self._template._update()
+
+    values_of = lambda stacks: [tf.convert_to_tensor(stack.value) for stack in stacks]
+    return self._repeat(step, (), values_of(self._stacks), values_of(variables), True)[1]
 
   def _scope(self, variables):
     """Has the template take these values for its variables."""
@@ -210,16 +233,18 @@ class Scan(OnePassBijector):
   def _initialize(self, y):
     """Step after step, with the template as the workbench."""
 
-    @tf.function(autograph=False)  # Traced once: to run all operations of all steps one by one would take longer.
     def initialize_step(y, values):
       for variable, value in zip(self._template_variables, values):
         variable.assign(value)
       y = self._template._initialize(y)
       return y, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
 
-    rows = []
+    # Traced once: to run all operations of all steps one by one would take longer. A concrete function, as TensorFlow
+    # would take those of several flows for one that is traced again and again, and warn.
+    function, rows = None, []
     for values in self._rows():
-      y, row = initialize_step(y, list(values))
+      function = function or tf.function(initialize_step, autograph=False).get_concrete_function(y, list(values))
+      y, row = function(y, list(values))
       rows.append(row)
     for stack, *column in zip(self._stacks, *rows):
       stack.assign(tf.stack(column))

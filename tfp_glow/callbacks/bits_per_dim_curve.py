@@ -2,6 +2,7 @@
 
 import csv
 
+from tfp_glow import files
 from tfp_glow.callbacks.folder_writer import FolderWriter
 
 _PICTURE, _TABLE = "bits_per_dim.png", "bits_per_dim.csv"
@@ -70,10 +71,11 @@ class BitsPerDimCurve(FolderWriter):
                        f"({type(error).__name__}: {error}). Received: {self._folder}") from error
 
   def _save(self):
-    with (self._folder / _TABLE).open("w", newline="", encoding="utf-8") as file:
-      writer = csv.DictWriter(file, ["epoch", *_CURVES])
-      writer.writeheader()
-      writer.writerows(self._epochs)
+    with files.written_as_a_whole(self._folder / _TABLE) as path:  # A killed run goes on from it.
+      with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, ["epoch", *_CURVES])
+        writer.writeheader()
+        writer.writerows(self._epochs)
     figure = _figure()
     axes = figure.subplots()
     for key, label in _CURVES.items():

@@ -1,11 +1,13 @@
 """What the callbacks have in common that leave pictures in a folder."""
 
+import contextlib
 import pathlib
 import warnings
 
 import keras
+import tensorflow as tf
 
-from tfp_glow import replicas
+from tfp_glow import files, replicas
 from tfp_glow.model import FlowModel
 
 
@@ -18,7 +20,7 @@ class FolderWriter(keras.callbacks.Callback):
 
   def __init__(self, folder):
     super().__init__()
-    self._folder = pathlib.Path(folder)
+    self._folder = pathlib.Path(files.checked_path("folder", folder))
     self._has_begun = False
 
   def _begin(self, num_epochs):
@@ -48,11 +50,16 @@ class FolderWriter(keras.callbacks.Callback):
   def on_epoch_end(self, epoch, logs=None):
     if not self._is_chief():
       return
-    try:
+    with self._failure_is_a_warning(f"after epoch {epoch + 1}"):
       self._write(epoch + 1, logs or {})
-    except OSError as error:
-      warnings.warn(f"What {type(self).__name__} writes after epoch {epoch + 1} is missing in {self._folder}: {error}. "
-                    "Training goes on.", RuntimeWarning, stacklevel=2)
+
+  @contextlib.contextmanager
+  def _failure_is_a_warning(self, when):
+    try:
+      yield
+    except (OSError, tf.errors.OpError) as error:
+      warnings.warn(f"What {type(self).__name__} writes {when} is missing in {self._folder}: {error}. "
+                    "Training goes on.", RuntimeWarning, stacklevel=3)
 
   def _is_chief(self):
     return replicas.is_chief(self.model.distribute_strategy)

@@ -52,11 +52,16 @@ class Picture(FolderWriter):
                        f"Received: num_bits={self.model.num_bits}, {num_channels} channels")
 
   def on_train_end(self, logs=None):
-    if self._writer is not None:
-      self._writer.close()
-      self._writer = None
+    self._close()
+
+  def _close(self):
+    writer, self._writer = self._writer, None
+    if writer is not None:
+      with self._failure_is_a_warning("at last"):
+        writer.close()
 
   def _begin(self, num_epochs):
+    self._close()  # Where an error ended training before, nothing else has done so.
     if self._log_dir is not None:
       try:
         self._writer = tf.summary.create_file_writer(str(self._log_dir))

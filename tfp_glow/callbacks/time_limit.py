@@ -1,5 +1,6 @@
 """Ends training when its time is up."""
 
+import numbers
 import time
 
 import keras
@@ -18,7 +19,7 @@ class TimeLimit(keras.callbacks.Callback):
       ValueError: if `seconds` is not positive.
     """
     super().__init__()
-    if not seconds > 0:
+    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not seconds > 0:
       raise ValueError(f"`seconds` must be positive. Received: seconds={seconds!r}")
     self.seconds = seconds
 

@@ -9,7 +9,7 @@ import time
 import keras
 import tensorflow as tf
 
-from tfp_glow import replicas
+from tfp_glow import files, replicas
 
 # How TensorFlow's checkpoints name what is in them.
 _PROGRESS_KEY = "progress/.ATTRIBUTES/py_state"
@@ -63,12 +63,19 @@ class TrainingState(keras.callbacks.Callback):
     Args:
       folder: Where the state is kept; nothing else should be.
       settings: What must not change within a run: a Python `dict` that JSON can hold.
+
+    Raises:
+      TypeError: if `folder` is no path, or JSON cannot hold `settings`.
     """
     super().__init__()
     self.history = {}
     self.seconds = 0.
-    self._folder = pathlib.Path(folder)
-    self._settings = json.loads(json.dumps(settings))  # As they will be read: a tuple is a list.
+    self._folder = pathlib.Path(files.checked_path("folder", folder))
+    try:
+      self._settings = json.loads(json.dumps(settings))  # As they will be read: a tuple is a list.
+    except (TypeError, ValueError) as error:
+      raise TypeError("`settings` must be a `dict` that JSON can hold, but: "
+                      f"{error}. Received: {settings!r}") from error
     self._progress = _Progress()
     self._num_epochs = 0
 

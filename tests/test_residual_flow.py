@@ -1,0 +1,324 @@
+"""The residual flow: its architecture, and its training, saving and export by `FlowModel`."""
+
+import functools
+import inspect
+
+import keras
+import numpy as np
+import pytest
+import small_models
+import tensorflow as tf
+import tensorflow_probability as tfp
+from distributed_runs import mirrored
+from small_models import of_standard_normal, points, residual_flow, residual_model
+
+import tfp_glow
+from tfp_glow import lipschitz
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+IMAGES = small_models.images(24, (4, 4, 1))
+
+
+def make_flow(**kwargs):
+  return tfp_glow.ResidualFlowBijector(**{
+      "output_shape": (4, 4, 1), "num_scales": 2, "num_blocks_per_scale": 2, "num_hidden": 6, "num_dense_blocks": 1,
+      "num_dense_hidden": 6, "seed": 0, **kwargs})
+
+
+def constrained(flow):
+  """`(layer, values of its variables)` for each layer of each step, the steps of a `Scan` one by one."""
+  for part in flow._parts:
+    if isinstance(part, tfp_glow.Scan):
+      for values in part._rows():
+        by_variable = dict(zip(map(id, part._template_variables), values))
+        for layer in lipschitz.constrained_layers(part.template.block.network):
+          yield layer, [by_variable[id(v)] for v in (layer.kernel, layer.u, layer.v)]
+    elif isinstance(part, tfp_glow.ResidualStep):
+      for layer in lipschitz.constrained_layers(part.block.network):
+        yield layer, [tf.convert_to_tensor(v.value) for v in (layer.kernel, layer.u, layer.v)]
+
+
+def check_norms(flow, slack=0.02):
+  """That of each layer's exact matrix is within its bound."""
+  for layer, (kernel, u, v) in constrained(flow):
+    shape = layer._one_input[1:]
+    size = int(np.prod(shape))
+    matrix = np.reshape(layer._map(tf.reshape(tf.eye(size), [size, *shape]), kernel), [size, -1])
+    found = tf.reduce_sum(u * layer._map(v, kernel))
+    true = np.linalg.norm(matrix, 2)
+    assert (1. - slack) * true < found < (1. + 1e-5) * true
+
+
+# Architecture.
+
+
+@functools.cache
+def image_flow():
+  """One for all tests that do not train it."""
+  return make_flow(num_blocks_per_scale=3, num_dense_blocks=2)
+
+
+def steps_of(flow):
+  """A step for each of its parts that has any; of a `Scan` the template."""
+  return [part.template if isinstance(part, tfp_glow.Scan) else part for part in flow._parts if part.is_stochastic]
+
+
+def test_the_parts_are_those_of_the_paper():
+  flow = image_flow()
+  kinds = [type(part).__name__.lstrip("_") for part in flow._parts]
+  assert kinds == ["Logit", "ActNorm", "ResidualStep", "Scan", "Squeeze", "Scan", "Flatten", "Scan"]
+  assert [part.num_steps for part in flow._parts if isinstance(part, tfp_glow.Scan)] == [2, 3, 2]
+  networks = [step.block.network for step in steps_of(flow)]
+  kinds = [[type(layer).__name__ for layer in network.layers] for network in networks]
+  assert kinds[0] == ["LipschitzConv2D", "LipSwish"] * 2 + ["LipschitzConv2D"]
+  assert kinds[1:3] == [["LipSwish", "LipschitzConv2D"] * 3] * 2 and kinds[3] == ["LipSwish", "LipschitzDense"] * 3
+  layers = [lipschitz.constrained_layers(network) for network in networks]
+  assert [[layer.kernel_size for layer in of_one] for of_one in layers[:3]] == [[3, 1, 3]] * 3
+  assert [[layer.kernel.shape[-1] for layer in of_one] for of_one in layers] == [
+      [6, 6, 1], [6, 6, 1], [6, 6, 4], [6, 6, 16]]
+
+
+def test_defaults_are_those_of_the_paper():
+  defaults = {name: parameter.default for name, parameter in inspect.signature(
+      tfp_glow.ResidualFlowBijector.__init__).parameters.items()}
+  expected = dict(num_scales=3, num_blocks_per_scale=16, num_hidden=512, num_dense_blocks=4, num_dense_hidden=128,
+                  logit_alpha=0.05, coefficient=0.98, num_terms=2, num_eval_terms=20, roulette="poisson")
+  assert {key: defaults[key] for key in expected} == expected
+
+
+def test_every_layer_starts_within_its_bound():
+  flow = image_flow()
+  check_norms(flow)
+  # Steps are drawn one by one, not copied.
+  kernels = [kernel.numpy() for _, (kernel, *_) in constrained(flow)]
+  assert len({kernel.tobytes() for kernel in kernels}) == len(kernels) == 3 * (3 + 3 + 2)
+  assert len(set(noise_seeds(flow)[:, 0])) == 3 + 3 + 2
+
+
+def noise_seeds(flow):
+  """Those of all blocks, `[num_blocks, 2]`."""
+  seeds = [v.numpy() for v in flow._variables_of_update() if v.dtype == "int32"]
+  return np.concatenate([np.reshape(seed, [-1, 2]) for seed in seeds])
+
+
+def test_same_seed_same_flow():
+  first, again, other = (residual_flow(seed=seed).inverse_and_log_det(points()) for seed in (1, 1, 2))
+  for a, b in zip(first, again):
+    np.testing.assert_array_equal(a, b)
+  assert np.abs(first[0] - other[0]).max() > 0.01
+
+
+def test_initialisation_makes_latents_standard():
+  flow = image_flow()
+  assert not flow.initialized
+  x = 3. * np.random.default_rng(0).uniform(-0.5, 0.5, [200, 4, 4, 1]).astype(np.float32)**3
+  flow.initialize(x)
+  z = flow.inverse(x).numpy()
+  assert flow.initialized
+  np.testing.assert_allclose(z.mean(0), 0., atol=1e-3)
+  np.testing.assert_allclose(z.std(0), 1., atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kwargs", [
+    dict(num_dense_blocks=0), dict(num_blocks_per_scale=1), dict(num_scales=1, logit_alpha=None)])
+def test_without_blocks_of_a_kind(kwargs):
+  x = np.random.default_rng(0).uniform(-0.5, 0.5, [3, 4, 4, 1])
+  flow = make_flow(dtype="float64", log_det="exact", **kwargs)
+  flow.initialize(x)
+  z, log_det = flow.inverse_and_log_det(x)
+  y, log_det_back = flow.forward_and_log_det(z.numpy())
+  np.testing.assert_allclose(y, x, atol=1e-9)
+  np.testing.assert_allclose(log_det_back, -log_det, atol=1e-8)
+
+
+def copy_weights(source, target):
+  """All but the seeds of noise."""
+  values = [v.value for v in source._keras_variables() if v.dtype != "int32"]
+  for variable, value in zip([v for v in target._keras_variables() if v.dtype != "int32"], values, strict=True):
+    variable.assign(value)
+
+
+def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
+  sizes = []
+  for count in (2, 5):
+    flow = residual_flow(num_dense_blocks=count)
+    graph = tf.function(flow.inverse_and_log_det).get_concrete_function(
+        tf.TensorSpec([3, 2], tf.float32)).graph.as_graph_def()
+    sizes.append(len(graph.node) + sum(len(f.node_def) for f in graph.library.function))
+  assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("arguments, match", [
+    (dict(output_shape=(6, 4, 1), num_scales=3), "`output_shape` must have a height.*= 4.*Received: \\(6, 4, 1\\)"),
+    (dict(output_shape=(4, 4)), "`output_shape` must be.*Received: \\(4, 4\\)"),
+    (dict(output_shape=(0,)), "`output_shape` must be.*Received: \\(0,\\)"),
+    (dict(output_shape=3), "`num_scales` must be 0 for vectors. Received: 2 for 3"),
+    (dict(num_scales=0), "`num_scales` must be a positive `int`. Received: 0"),
+    (dict(num_blocks_per_scale=0), "`num_blocks_per_scale`.*Received: 0"),
+    (dict(num_hidden=1.5), "`num_hidden`.*Received: 1.5"),
+    (dict(num_dense_blocks=-1), "`num_dense_blocks`.*Received: -1"),
+    (dict(output_shape=3, num_scales=0, num_dense_blocks=0), "`num_dense_blocks`.*Received: 0"),
+    (dict(logit_alpha=0.5), "`logit_alpha` must be.*below 0.5. Received: 0.5"),
+    (dict(coefficient=1.), "`coefficient`.*Received: 1.0"),
+    (dict(log_det="magic"), "`log_det`.*Received: 'magic'"),
+    (dict(seed=-1), "`seed`.*Received: -1"),
+])
+def test_bad_arguments(arguments, match):
+  with pytest.raises(ValueError, match=match):
+    make_flow(**arguments)
+
+
+# In `FlowModel`.
+
+
+@pytest.fixture(scope="module")
+def trained():
+  model = residual_model()
+  model.history_ = model.fit(points(), batch_size=16, epochs=40, shuffle=False, verbose=0).history["bits_per_dim"]
+  return model
+
+
+def test_fit_improves_and_keeps_the_norms(trained):
+  assert np.mean(trained.history_[-3:]) < trained.history_[0] - 1.
+  check_norms(trained.distribution.bijector)
+
+
+def test_each_step_has_noise_of_its_own(trained):
+  steps = noise_seeds(trained.distribution.bijector)[:, 1]
+  assert set(steps) <= {40 * 4, 40 * 4 + 1}  # One more where the first vectors were found by an update.
+
+
+def test_training_takes_the_coarser_estimate_and_evaluation_the_finer(monkeypatch):
+  asked = []
+  original = tfp_glow.InvertibleResidualBlock._residual
+
+  def record(self, y, weights, training):
+    asked.append(training)
+    return original(self, y, weights, training)
+
+  monkeypatch.setattr(tfp_glow.InvertibleResidualBlock, "_residual", record)
+  model = residual_model()
+  model.adapt(points())
+  asked.clear()
+  model.fit(points(8), batch_size=8, verbose=0)
+  assert asked and all(asked)
+  asked.clear()
+  model.evaluate(points(8), verbose=0)
+  model.log_prob(points(8))
+  assert asked and not any(asked)
+
+
+def test_evaluation_gives_the_same_number_twice(trained):
+  first = trained.evaluate(points(), batch_size=16, verbose=0, return_dict=True)["bits_per_dim"]
+  assert trained.evaluate(points(), batch_size=16, verbose=0, return_dict=True)["bits_per_dim"] == first
+
+
+def test_estimated_log_dets_of_a_flow_are_those_of_the_exact_one(trained):
+  exact, flow, x = residual_flow(log_det="exact"), trained.distribution.bijector, points(4)
+  copy_weights(flow, exact)
+  draws = tf.function(flow.inverse_and_log_det)(np.repeat(x, 4000, 0))[1].numpy().reshape([4, 4000])
+  deviations = (draws.mean(1) - exact.inverse_and_log_det(x)[1]) / draws.std(1) * np.sqrt(4000.)
+  assert np.abs(deviations).max() < 4.
+
+
+def test_encode_decode_and_samples(trained):
+  x = points()
+  np.testing.assert_allclose(trained.decode(trained.encode(x)), x, atol=1e-4)
+  samples = trained.sample(300, seed=0)
+  np.testing.assert_array_equal(samples, trained.sample(300, seed=0))
+  assert np.corrcoef(samples[:, 0]**2, samples[:, 1])[0, 1] > 0.95  # 0.988 of the data.
+
+
+def test_weights_and_model_are_saved(trained, tmp_path):
+  trained.save_weights(tmp_path / "model.weights.h5")
+  trained.save(tmp_path / "model.keras")
+  other = residual_model(residual_flow(seed=1))
+  other.load_weights(tmp_path / "model.weights.h5")
+  for model in (other, keras.saving.load_model(tmp_path / "model.keras")):
+    np.testing.assert_array_equal(model.log_prob(points()), trained.log_prob(points()))
+
+
+def test_the_exported_model_says_how_it_estimates(trained, tmp_path):
+  trained.export(tmp_path / "saved_model")
+  signatures = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
+  np.testing.assert_allclose(signatures["log_prob"](images=tf.constant(points()))["log_prob"],
+                             trained.log_prob(points()), rtol=1e-5)
+  z = signatures["encode"](images=tf.constant(points()))["latent"]
+  np.testing.assert_allclose(signatures["decode"](latent=z)["images"], points(), atol=1e-4)
+  said = signatures["log_det_estimator"]()["log_det_estimator"].numpy().decode()
+  assert said == ("Russian roulette: 20 terms and a poisson number of further ones, gaussian probes, fixed noise")
+
+
+def test_norms_follow_averaged_weights():
+  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(residual_flow()), num_bits=None),
+                                keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.5))
+  model.fit(points(), batch_size=16, epochs=2, verbose=0)
+  check_norms(model.distribution.bijector, slack=0.002)
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda flow: tfb.Chain([tfb.Shift(1.), flow]), lambda flow: tfb.Invert(tfb.Invert(flow))], ids=["chain", "invert"])
+def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):
+  flow = residual_flow(log_det="power_series")
+  base = tfd.Sample(tfd.Normal(0., 1.), [2])
+  model = small_models.compiled(tfp_glow.FlowModel(tfd.TransformedDistribution(base, wrap(flow)), num_bits=None))
+  before, seeds = [v.numpy() for v in flow._variables_of_update()], noise_seeds(flow)
+  model.fit(points(8), batch_size=8, verbose=0)
+  for variable, value in zip(flow._variables_of_update(), before):
+    assert np.abs(variable.numpy() - value).max() > 0.
+  np.testing.assert_array_equal(noise_seeds(flow) - seeds, [[0, 1]] * len(seeds))  # Once a step.
+
+
+def test_a_training_loop_of_ones_own():
+  flow = residual_flow()
+  flow.initialize(points())
+  distribution, optimizer = of_standard_normal(flow), keras.optimizers.Adam(1e-2)
+  variables = [keras.Variable(v, dtype=v.dtype.name) for v in flow.trainable_variables]
+
+  @tf.function
+  def step():
+    with tf.GradientTape() as tape:
+      loss = -tf.reduce_mean(distribution.log_prob(points(), bijector_kwargs={"training": True}))
+    optimizer.apply(tape.gradient(loss, flow.trainable_variables), variables)
+    flow.after_update()
+    return loss
+
+  optimizer.build(variables)
+  losses = [step().numpy() for _ in range(40)]
+  assert np.mean(losses[-5:]) < losses[0] - 0.1
+  check_norms(flow)
+
+
+@pytest.mark.slow
+def test_xla_trains_as_well(trained):
+  model = residual_model(jit_compile=True)
+  history = model.fit(points(), batch_size=16, epochs=2, shuffle=False, verbose=0).history["bits_per_dim"]
+  np.testing.assert_allclose(history, trained.history_[:2], rtol=1e-3)
+  check_norms(model.distribution.bijector)
+
+
+@pytest.mark.slow
+def test_images_are_trained_and_come_back():
+  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(make_flow()), num_bits=8),
+                                keras.optimizers.Adam(3e-3))
+  history = model.fit(IMAGES, batch_size=8, epochs=12, verbose=0).history["bits_per_dim"]
+  assert history[-1] < history[0] - 0.1
+  np.testing.assert_array_equal(model.decode(model.encode(IMAGES)), IMAGES)
+  assert model.sample(3, seed=0).shape == (3, 4, 4, 1)
+  check_norms(model.distribution.bijector)
+
+
+@pytest.mark.slow
+def test_replicas_stay_equal(trained):
+  with mirrored(2).scope():
+    model = residual_model()
+  history = model.fit(points(), batch_size=16, epochs=3, shuffle=False, verbose=0).history["bits_per_dim"]
+  for variable in model.distribution.variables:
+    first, second = (copy.numpy() for copy in variable.values)
+    np.testing.assert_array_equal(first, second, err_msg=variable.name)
+  assert history[-1] < history[0]
+  check_norms(model.distribution.bijector)
+  expected = trained.history_[:3]
+  np.testing.assert_allclose(history, expected, atol=0.3)  # Each replica draws its own probes.
+  assert (np.abs(np.subtract(history, expected)) > 1e-6).all()

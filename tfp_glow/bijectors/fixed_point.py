@@ -1,0 +1,75 @@
+"""Inverting `y + g(y)` by a fixed-point iteration, and differentiating through that."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow.bijectors.log_det import linearized, not_differentiable
+from tfp_glow.bijectors.one_pass import with_pull_back
+from tfp_glow.gradients import custom_gradient
+
+
+def solve(branch, x, weights, tolerance, max_iterations, name):
+  """Finds `y` with `y + g(y) = x`, as the limit of `y <- x - g(y)`, which contracts as `g` does.
+
+  Each event is done when a step moves none of its numbers by more than the tolerance, relative to its largest number or
+  1; it then stays as it is, whatever the others still need.
+
+  The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way, and keeps nothing but
+  `y`. Second derivatives are not to be had: they are NaN.
+
+  Args:
+    branch: Callable, `g`: from a tensor like `x` and a nest `weights` to a tensor like `x`.
+    x: Tensor `[N] + event_shape`.
+    weights: Nest of tensors.
+    tolerance: Python `float`.
+    max_iterations: Python `int`.
+    name: Python `str`, of the bijector, for the error.
+
+  Returns:
+    Tensor like `x`. Events that are not done after `max_iterations` are an error (`tf.errors.InvalidArgumentError`);
+    where XLA compiles the function, which drops the check, they are NaN.
+
+  References:
+    Behrmann et al., "Invertible Residual Networks" (2019), algorithm 1.
+  """
+  settled = lambda step, start, what: _settled(step, start, tolerance, max_iterations, f"{what} of `{name}.forward`")
+
+  @custom_gradient
+  def run(x, *flat):
+    packed = tf.nest.pack_sequence_as(weights, flat)
+    y = settled(lambda y: x - branch(y, packed), x, "the fixed point")
+
+    def gradients(d_y):
+      _, pull_back = linearized(branch, y, packed)
+      d_x = not_differentiable(settled(lambda d_x: d_y - pull_back(d_x), d_y, "the gradient"), d_y, y, *flat)
+      _, pull_back_to_weights = with_pull_back(lambda packed: branch(y, packed), (packed,))
+      d_packed, = pull_back_to_weights(-d_x)
+      return d_x, *tf.nest.flatten(d_packed)
+
+    return y, gradients
+
+  return run(x, *tf.nest.flatten(weights))
+
+
+def _settled(step, start, tolerance, max_iterations, what):
+  """The fixed point of `step` for each event, from `start`."""
+  axes = list(range(1, start.shape.rank))
+
+  def move(y, moves, distance):
+    y_next = step(y)
+    distance_next = tf.reduce_max(tf.abs(y_next - y), axes) / (1. + tf.reduce_max(tf.abs(y_next), axes))
+    y = tf.where(tf.reshape(moves, [-1] + [1] * len(axes)), y_next, y)
+    distance = tf.where(moves, distance_next, distance)
+    # What has become NaN or infinite will not come back.
+    return y, moves & (distance > tolerance) & tf.math.is_finite(distance), distance
+
+  count = tf.shape(start)[:1]
+  y, _, distance = tf.while_loop(
+      lambda _, moves, *__: tf.reduce_any(moves), move,
+      (start, tf.fill(count, True), tf.fill(count, tf.constant(np.inf, start.dtype))),
+      maximum_iterations=max_iterations)
+  is_done = distance <= tolerance
+  message = [f"{what} must be reached in `max_iterations` = {max_iterations}, to a relative {tolerance:g}: the network "
+             "must contract, and its inputs be finite. Received: the last step of each event moved it by", distance]
+  with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_done), message)]):
+    return tf.where(tf.reshape(is_done, [-1] + [1] * len(axes)), y, np.nan)

@@ -1,0 +1,231 @@
+"""The log-determinant of `y + g(y)`: exactly, or estimated by the power series of the logarithm.
+
+With `J` the Jacobian of `g`, of norm below 1,
+
+```none
+log |det(I + J)| = sum over k of (-1)^(k + 1) / k * trace(J^k)        and        trace(A) = mean of probe^T A probe
+```
+"""
+
+import numpy as np
+import scipy.stats
+import tensorflow as tf
+
+from tfp_glow.bijectors.one_pass import with_pull_back
+from tfp_glow.gradients import custom_gradient
+
+# Of the numbers of terms that the roulette may draw.
+_TAILS = {
+    "geometric": lambda k: scipy.stats.geom(0.5).sf(k - 1),
+    "poisson": lambda k: scipy.stats.poisson(2.).sf(k - 1),
+}
+ROULETTES = tuple(_TAILS)
+PROBES = ("gaussian", "rademacher")
+
+# What is drawn from the seed of an estimate.
+_NUM_TERMS, _PROBE = range(2)
+
+
+def tail_probabilities(roulette):
+  """`P(N >= k)` for `k = 1, 2, ...`, as far as uniform numbers of 32 bits resolve it.
+
+  That is to 33 with `"geometric"`, 16 with `"poisson"`. Terms beyond would come once in billions of draws, billions of
+  times as large: no mean of draws would ever know.
+
+  Args:
+    roulette: `"geometric"`: `N` has the distribution `0.5 ** N`, from 1. `"poisson"`: that of Poisson with mean 2.
+
+  Returns:
+    float64 array.
+  """
+  tail = _TAILS[roulette](np.arange(1, 100))
+  return tail[tail > 2.**-33]
+
+
+def exact(branch, y, weights):
+  """`y + g(y)` and its log-determinant, by the whole Jacobian: `D` gradients for events of `D` numbers.
+
+  Args:
+    branch: Callable, `g`: from a tensor like `y` and a nest `weights` to a tensor like `y`.
+    y: Tensor `[N] + event_shape`.
+    weights: Nest of tensors.
+
+  Returns:
+    outputs: Tensor like `y`.
+    log_det: Tensor `[N]`.
+  """
+  num_dims = y.shape[1:].num_elements()
+  # Each event as many times as it has numbers: a row of its Jacobian from each.
+  copies = tf.repeat(y, num_dims, axis=0)
+  residuals, pull_back = linearized(branch, copies, weights)
+  identity = tf.eye(num_dims, batch_shape=tf.shape(y)[:1], dtype=y.dtype)
+  rows = tf.reshape(pull_back(tf.reshape(identity, tf.shape(copies))), tf.shape(identity))
+  # By a QR decomposition, which XLA can compile. The sign is always positive.
+  _, triangular = tf.linalg.qr(identity + rows)
+  log_det = tf.reduce_sum(tf.math.log(tf.abs(tf.linalg.diag_part(triangular))), -1)
+  return y + tf.reshape(tf.reshape(residuals, [-1, num_dims, num_dims])[:, 0], tf.shape(y)), log_det
+
+
+class SeriesEstimator:
+  """Estimates the log-determinant by a few terms of its power series, each with the same random probe.
+
+  An unbiased estimate draws how many terms there are, and divides each by the probability that it is there. (It is
+  unbiased but for terms that no draw reaches; see `tail_probabilities`.)
+
+  Memory, for the gradients, is that of the inputs and one tensor of their shape: the gradient evaluates the branch once
+  more, instead of keeping what it computed. It is the Neumann series: with the gradient `d_log_det` of each event's
+  log-det,
+
+  ```none
+  weighted = sum over k of (-1)^k * probe^T J^k
+  gradient of sum(d_log_det * log |det(I + J)|) = gradient of sum(d_log_det * (weighted J probe)), weighted held,
+  ```
+
+  its terms weighted as those of the value, from the vector-Jacobian products of which `weighted` is a sum. The authors'
+  code computes that gradient in the forward pass, which leaves no need to evaluate anything again, but takes all events
+  to have the same `d_log_det`. Here it may be any. Second derivatives are not to be had: they are NaN.
+
+  References:
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), sections 3.1, 3.2 and appendix C.
+  """
+
+  def __init__(self, num_terms, roulette, probe):
+    """Creates the estimator.
+
+    Args:
+      num_terms: Python `int`, number of terms that are always there.
+      roulette: One of `ROULETTES`, the distribution of the number of further terms; `None`: there are none, and the
+        estimate is biased.
+      probe: One of `PROBES`, the distribution of the probe's numbers.
+    """
+    tail = np.zeros([0]) if roulette is None else tail_probabilities(roulette)
+    self._num_terms = num_terms
+    self._tail = tail
+    self._coefficients = np.concatenate([np.ones([num_terms]), 1. / tail])
+    self._probe = probe
+
+  def __call__(self, branch, y, weights, seed):
+    """`y + g(y)` and the estimate of its log-determinant.
+
+    Args:
+      branch: See `exact`.
+      y: See `exact`.
+      weights: See `exact`.
+      seed: Integer tensor `[2]`. On each replica there are other probes, but as many terms.
+
+    Returns:
+      outputs: Tensor like `y`.
+      log_det: Tensor `[N]`.
+    """
+    probe = _draw_probe(self._probe, _of_replica(_fold_in(seed, _PROBE)), y)
+    return self.evaluate(branch, y, weights, probe, self._draw_num_terms(seed))
+
+  def evaluate(self, branch, y, weights, probe, num_terms):
+    """As a call, of what was drawn: the probe, a tensor like `y`, and the number of terms, an integer scalar."""
+
+    @custom_gradient
+    def run(y, *flat):
+      packed = tf.nest.pack_sequence_as(weights, flat)
+      residual, pull_back = linearized(branch, y, packed)
+      log_det, weighted = self._sum(pull_back, probe, num_terms)
+      weighted = not_differentiable(weighted, y, *flat)
+
+      def gradients(d_outputs, d_log_det):
+
+        def evaluate_again(y, packed):
+          residual, pull_back = linearized(branch, y, packed)
+          return residual, pull_back(_per_event(d_log_det, weighted) * weighted)
+
+        # Not before its turn: or all blocks would be evaluated at once, and their activations kept.
+        with tf.control_dependencies([d_outputs]):
+          y_again = tf.identity(y)
+        _, pull_back = with_pull_back(evaluate_again, (y_again, packed))
+        d_y, d_packed = pull_back((d_outputs, probe))
+        return d_outputs + d_y, *tf.nest.flatten(d_packed)
+
+      return (y + residual, log_det), gradients
+
+    return run(y, *tf.nest.flatten(weights))
+
+  def _sum(self, pull_back, probe, num_terms):
+    """The estimate `[N]`, and `weighted` of its gradient."""
+    coefficients = tf.constant(self._coefficients, probe.dtype)
+    axes = list(range(1, probe.shape.rank))
+
+    def add_term(k, power, log_det, weighted):
+      power = pull_back(power)  # probe^T J^k
+      factor = coefficients[k - 1] * (1. - 2. * tf.cast(k % 2, probe.dtype))
+      log_det -= factor / tf.cast(k, probe.dtype) * tf.reduce_sum(power * probe, axes)
+      return k + 1, power, log_det, weighted + factor * power
+
+    start = 1, probe, tf.zeros(tf.shape(probe)[:1], probe.dtype), probe
+    _, _, log_det, weighted = tf.while_loop(lambda k, *_: k <= num_terms, add_term, start,
+                                            maximum_iterations=len(self._coefficients))
+    return log_det, weighted
+
+  def _draw_num_terms(self, seed):
+    uniform = _uniform([], _fold_in(seed, _NUM_TERMS), tf.float64)
+    return self._num_terms + tf.reduce_sum(tf.cast(uniform <= self._tail, tf.int32))
+
+
+def linearized(function, x, weights):
+  """Evaluates a function, and makes the one that multiplies a tensor like the outputs with its Jacobian at `x`.
+
+  Args:
+    function: Callable, from a tensor and a nest of them to a tensor.
+    x: Tensor.
+    weights: Nest of tensors.
+
+  Returns:
+    outputs: What the function returns.
+    pull_back: Callable, as often as wanted.
+  """
+  with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+    tape.watch(x)
+    outputs = function(x, weights)
+  return outputs, lambda d_outputs: tape.gradient(
+      outputs, x, d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+def not_differentiable(value, *arguments):
+  """`value`, whose gradient with respect to `arguments` is NaN wherever there is one: never taken for zero."""
+
+  @custom_gradient
+  def hide(value, *arguments):
+
+    def gradients(d_value):
+      poison = tf.where(tf.reduce_any(tf.not_equal(d_value, 0.)), tf.constant(np.nan, d_value.dtype), 0.)
+      return tf.zeros_like(d_value), *(tf.fill(tf.shape(a), tf.cast(poison, a.dtype)) for a in arguments)
+
+    return tf.identity(value), gradients
+
+  return hide(tf.stop_gradient(value), *(a for a in arguments if a.dtype.is_floating))
+
+
+def _draw_probe(distribution, seed, y):
+  if distribution == "rademacher":
+    return 2. * tf.round(_uniform(tf.shape(y), seed, y.dtype)) - 1.
+  # Box and Muller's way: XLA makes other normal numbers of the same bits.
+  radius, angle = tf.unstack(_uniform(tf.concat([[2], tf.shape(y)], 0), seed, y.dtype), 2)
+  return tf.sqrt(-2. * tf.math.log(radius)) * tf.cos(2. * np.pi * angle)
+
+
+def _uniform(shape, seed, dtype):
+  """In `(0, 1]`, by steps of `2 ** -32`, or what of that the dtype resolves."""
+  # The same numbers on every device, and under XLA, which would choose another generator.
+  bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox")
+  return (tf.cast(bits, dtype) + (2.**31 + 0.5)) / 2.**32
+
+
+def _fold_in(seed, salt):
+  return tf.random.experimental.stateless_fold_in(seed, salt, alg="philox")
+
+
+def _of_replica(seed):
+  context = tf.distribute.get_replica_context()
+  return _fold_in(seed, 0 if context is None else context.replica_id_in_sync_group)
+
+
+def _per_event(values, like):
+  """From `[N]` to `[N, 1, ..., 1]`."""
+  return tf.reshape(values, [-1] + [1] * (like.shape.rank - 1))

@@ -1,0 +1,59 @@
+"""From images to unbounded values."""
+
+import math
+
+import tensorflow as tf
+
+from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.checks import check_choice, check_fractions
+
+
+class Logit(OnePassBijector):
+  """From values in `[-1/2, 1/2]`, as dequantized images are, to the real line, element by element.
+
+  ```none
+  u = alpha + (1 - 2 alpha) (y + 1/2)
+  inverse(y) = log(u / (1 - u))
+  inverse log-det = sum(log(1 - 2 alpha) - log(u) - log(1 - u))
+  ```
+
+  Values far beyond that range (`u` not between 0 and 1) become NaN.
+
+  References:
+    Dinh et al., "Density estimation using Real NVP" (2016), section 4.1.
+  """
+
+  def __init__(self, alpha=0.05, event_ndims=3, dtype=None, validate_args=False, name="logit"):
+    """Creates the bijector; it has no parameters.
+
+    Args:
+      alpha: Python `float` above 0 and below 1/2: the distance that images keep from 0 and 1.
+      event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
+      dtype: See `OnePassBijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if `alpha` or `event_ndims` is not as above.
+    """
+    parameters = dict(locals())
+    check_fractions(0.5, alpha=alpha)
+    check_choice("event_ndims", event_ndims, (1, 3))
+    super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    self._alpha = alpha
+
+  def _forward_and_log_det(self, x):
+    slope = 1. - 2. * self._alpha
+    log_slopes = tf.nn.softplus(x) + tf.nn.softplus(-x) + math.log(slope)
+    return (tf.sigmoid(x) - 0.5) / slope, -_sum(log_slopes)
+
+  def _inverse_and_log_det(self, y):
+    slope = 1. - 2. * self._alpha
+    log_above, log_below = (tf.math.log(0.5 + sign * slope * y) for sign in (1., -1.))
+    return log_above - log_below, _sum(math.log(slope) - log_above - log_below)
+
+
+def _sum(values):
+  """Over each event."""
+  return tf.reduce_sum(values, list(range(1, values.shape.rank)))

@@ -1,0 +1,197 @@
+"""The invertible residual block."""
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow import lipschitz, networks
+from tfp_glow.bijectors import log_det as log_dets
+from tfp_glow.bijectors.fixed_point import solve
+from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.checks import check_choice, check_counts, check_fractions, check_seed
+
+_LOG_DETS = ("russian_roulette", "power_series", "exact")
+
+
+class InvertibleResidualBlock(OnePassBijector):
+  """Adds to the data what a contracting network makes of it.
+
+  ```none
+  inverse(y) = y + network(y)
+  inverse log-det = log |det(I + J)|, J the Jacobian of the network
+  ```
+
+  `forward` has no closed form: it iterates `y <- x - network(y)` (`fixed_point.solve`) until that moves by no more than
+  rounding errors. Should it not, that is an error, or NaN where XLA compiles it.
+
+  With `log_det="exact"` the log-det comes from the Jacobian, for events of few numbers. Else it is an estimate (see
+  `log_det.SeriesEstimator`): a random one, but a function of the inputs, the weights and the seed, the same each time
+  until `after_update`, which moves on to other noise, as training needs. All events of a batch have as many terms, and
+  probes of their own. With `training=True`, in `bijector_kwargs` where a distribution is asked, it is a coarser one.
+
+  Memory of a training step does not grow with the network's depth times the number of blocks: a block keeps its inputs
+  and one tensor of their shape, and evaluates its network once more for the gradients.
+
+  #### Example
+
+  ```python
+  import keras
+  import tensorflow as tf
+  from tfp_glow import InvertibleResidualBlock
+  from tfp_glow.lipschitz import LipschitzDense, LipSwish
+
+  network = keras.Sequential([LipschitzDense(16), LipSwish(), LipschitzDense(2)])
+  block = InvertibleResidualBlock(network, log_det="exact", event_ndims=1)
+  x, log_det = block.inverse_and_log_det(tf.random.normal([5, 2]))  # [5, 2], [5]
+  ```
+
+  References:
+    Behrmann et al., "Invertible Residual Networks" (2019).
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019).
+  """
+
+  def __init__(self, network, log_det="russian_roulette", num_terms=2, num_eval_terms=20, roulette="poisson",
+               probe="gaussian", tolerance=None, max_iterations=1000, event_ndims=3, seed=None, dtype=None,
+               validate_args=False, name="residual_block"):
+    """Creates the block.
+
+    Args:
+      network: Keras layer or model, from `[N, H, W, C]` (with `event_ndims` 1, `[N, C]`) to the same shape, of a
+        Lipschitz constant below 1. Made of layers of `tfp_glow.lipschitz` it has that, and keeps it in training. Best a
+        `keras.Sequential` of them: its kernels are then normalised once for all evaluations.
+      log_det: `"russian_roulette"`: an unbiased estimate. `"power_series"`: an estimate without the terms after the
+        first few. `"exact"`.
+      num_terms: Python `int`, with `training=True` the number of terms of the estimate, before those that the roulette
+        adds.
+      num_eval_terms: Python `int`, the same without it.
+      roulette: Distribution of the number of terms that `"russian_roulette"` adds: `"poisson"`, of mean 2, or
+        `"geometric"`, halved with each term, from 1.
+      probe: `"gaussian"` or `"rademacher"`: distribution of the random vectors that estimate traces.
+      tolerance: Python `float`, of `forward`, relative to the largest number of an event; `None`: 1e-6 in float32,
+        1e-12 in float64.
+      max_iterations: Python `int`, of `forward`.
+      event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
+      seed: Python `int` of the estimate; `None`: another each time (after `keras.utils.set_random_seed`, the same).
+      dtype: See `OnePassBijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      TypeError: if `network` is not a Keras layer.
+      ValueError: if an argument is not as above; on first use or `build`, if the network does not fit the data, or
+        holds state that a call changes.
+    """
+    parameters = dict(locals())
+    check_choice("log_det", log_det, _LOG_DETS)
+    check_choice("roulette", roulette, log_dets.ROULETTES)
+    check_choice("probe", probe, log_dets.PROBES)
+    check_choice("event_ndims", event_ndims, (1, 3))
+    check_counts(num_terms=num_terms, num_eval_terms=num_eval_terms, max_iterations=max_iterations)
+    check_seed(seed)
+    if tolerance is not None:
+      check_fractions(tolerance=tolerance)
+    super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    self.network = network
+    self._event_shape = None
+    self._kind = log_det
+    self._description = {
+        "exact": "exact", "power_series": f"power series of {num_eval_terms} terms, {probe} probes, fixed noise",
+        "russian_roulette": f"Russian roulette: {num_eval_terms} terms and a {roulette} number of further ones, "
+                            f"{probe} probes, fixed noise"}[log_det]
+    self._tolerance = tolerance or (1e-6 if self.dtype == tf.float32 else 1e-12)
+    self._max_iterations = max_iterations
+    if networks.is_built(network):
+      self._adopt(network.variables)
+    if self.is_stochastic:
+      roulette = roulette if log_det == "russian_roulette" else None
+      self._estimators = self._no_dependency({training: log_dets.SeriesEstimator(count, roulette, probe)
+                                              for training, count in ((True, num_terms), (False, num_eval_terms))})
+      seed = int(networks.generator(seed).integers(2**31))
+      self._noise_seed = self._add_variable("noise_seed", tf.constant([seed, 0]), trainable=False,
+                                            aggregation="only_first_replica")
+
+  @property
+  def is_stochastic(self):
+    return self._kind != "exact"
+
+  @property
+  def log_det_estimator(self):
+    return self._description
+
+  def redraw(self, seed):
+    """What another block like this, with another seed, starts from: a list of `(variable of this one, array)`.
+
+    It has what differs; all of it is random, the vectors of the power iteration, too, which `after_update` sets right.
+
+    Args:
+      seed: Python `int`.
+    """
+    rng = networks.generator(seed)
+    drawn = [pair for layer in lipschitz.constrained_layers(self.network)
+             for pair in layer.redraw(int(rng.integers(2**30)))]
+    return drawn + ([(self._noise_seed, np.array([rng.integers(2**30), 0]))] if self.is_stochastic else [])
+
+  def build(self, event_shape):
+    """Builds the network, if it is not yet, and checks it.
+
+    The first call does it as well; do it yourself where the variables are needed before.
+
+    Args:
+      event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
+
+    Raises:
+      ValueError: if the network's output is not of that shape and the dtype of the block, the shape is not known or not
+        that of before, or the network holds state that a call changes.
+    """
+    event_shape = tf.TensorShape(event_shape)
+    if event_shape == self._event_shape:
+      return
+    if not event_shape.is_fully_defined() or self._event_shape is not None:
+      raise ValueError(f"Events of `{self.name}` must have a shape that is known when the graph is built and never "
+                       "changes: the Lipschitz constant of its network depends on it. "
+                       f"Received: {event_shape}, before it {self._event_shape}")
+    was_built = networks.is_built(self.network)
+    dtype = networks.build(self.network, event_shape, event_shape[-1], self.dtype)
+    if dtype != self.dtype:
+      raise ValueError(f"`network` must compute in the dtype of the block, {self.dtype.name}: rounding errors larger "
+                       f"than its own would not let `forward` converge. Received: {dtype.name}")
+    if not was_built:
+      self._adopt(self.network.variables)
+    self._event_shape = event_shape
+
+  def _inverse_and_log_det(self, y, training=False):
+    return self._residual(y, self._weights(y), training)
+
+  def _forward_and_log_det(self, x, training=False):
+    weights = self._weights(x)
+    y = solve(self._branch, x, weights, self._tolerance, self._max_iterations, self.name)
+    return y, -self._residual(y, weights, training)[1]
+
+  def _initialize(self, y):
+    self.build(y.shape[1:])
+    for layer in lipschitz.constrained_layers(self.network):
+      layer.update_spectral_norm()
+    return y + self._branch(y, self._weights(y))
+
+  def _weights(self, y):
+    self.build(y.shape[1:])
+    return lipschitz.fold(self.network)
+
+  def _branch(self, y, weights):
+    return lipschitz.run(self.network, y, weights)
+
+  def _residual(self, y, weights, training):
+    if not isinstance(training, bool):
+      raise ValueError(f"`training` must be a Python `bool`. Received: {training!r}")
+    if not self.is_stochastic:
+      return log_dets.exact(self._branch, y, weights)
+    seed = tf.convert_to_tensor(self._noise_seed.value)
+    return self._estimators[training](self._branch, y, weights, seed)
+
+  def _variables_of_update(self):
+    vectors = [vector for layer in lipschitz.constrained_layers(self.network) for vector in layer.vectors]
+    return vectors + ([self._noise_seed] if self.is_stochastic else [])
+
+  def _update(self):
+    vectors = [value for layer in lipschitz.constrained_layers(self.network) for value in layer.next_vectors()]
+    return vectors + ([tf.convert_to_tensor(self._noise_seed.value) + [0, 1]] if self.is_stochastic else [])

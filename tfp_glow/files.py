@@ -1,0 +1,59 @@
+"""Files and folders that are there whole or not at all."""
+
+import contextlib
+import os
+import secrets
+
+import tensorflow as tf
+
+
+def checked_path(name, path):
+  """A path, the argument called `name`, as a string, with the home folder for `~`.
+
+  Raises:
+    TypeError: if it is none.
+  """
+  if not isinstance(path, (str, os.PathLike)) or not str(path):
+    raise TypeError(f"`{name}` must be a path, a `str` or `os.PathLike`. Received: {path!r}")
+  return os.path.expanduser(os.fspath(path))
+
+
+@contextlib.contextmanager
+def written_as_a_whole(path):
+  """Gives a path to write a file or a folder to, which becomes `path` in the end, in place of what is there.
+
+  Until then, and after an error for good, there is what was there before. The path given has the ending of `path`.
+
+  Args:
+    path: Of any file system that TensorFlow knows. Where it is a link, what it leads to is replaced.
+  """
+  path = os.fspath(path).rstrip("/")
+  path = os.path.realpath(path) if os.path.islink(path) else path
+  folder, name = os.path.split(path)
+  new, old = (os.path.join(folder, f"{state}-{secrets.token_hex(4)}-{name}") for state in ("incomplete", "replaced"))
+  try:
+    yield new
+    _replace(path, new, old)
+  finally:
+    _remove(new)
+
+
+def _replace(path, new, old):
+  if not tf.io.gfile.isdir(path):
+    tf.io.gfile.rename(new, path, overwrite=True)
+    return
+  try:
+    tf.io.gfile.rename(path, old)
+    tf.io.gfile.rename(new, path)
+  except BaseException:
+    if tf.io.gfile.exists(old) and not tf.io.gfile.exists(path):
+      tf.io.gfile.rename(old, path)
+    raise
+  _remove(old)
+
+
+def _remove(path):
+  if tf.io.gfile.isdir(path):
+    tf.io.gfile.rmtree(path)
+  elif tf.io.gfile.exists(path):
+    tf.io.gfile.remove(path)

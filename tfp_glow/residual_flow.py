@@ -1,0 +1,254 @@
+"""Residual Flows: the multi-scale bijector."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow import networks
+from tfp_glow.bijectors.actnorm import ActNorm
+from tfp_glow.bijectors.logit import Logit
+from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.bijectors.residual import InvertibleResidualBlock
+from tfp_glow.bijectors.scan import Scan
+from tfp_glow.bijectors.squeeze import Squeeze
+from tfp_glow.checks import check_counts, check_fractions, check_seed
+from tfp_glow.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
+
+
+class _Sequence(OnePassBijector):
+  """Bijectors one after the other, in the order of `inverse`."""
+
+  def __init__(self, parts, **kwargs):
+    super().__init__(**kwargs)
+    self._parts = [self._add_child(part) for part in parts]
+
+  def _forward_and_log_det(self, x, training=False):
+    return self._run(x, self._parts[::-1], training, lambda part: part._forward_and_log_det)
+
+  def _inverse_and_log_det(self, y, training=False):
+    return self._run(y, self._parts, training, lambda part: part._inverse_and_log_det)
+
+  def _run(self, value, parts, training, method_of):
+    total = tf.zeros(tf.shape(value)[:1], value.dtype)
+    for part in parts:
+      value, log_det = method_of(part)(value, **({"training": training} if part.is_stochastic else {}))
+      total += log_det
+    return value, total
+
+  def _walk(self, y):
+    for part in self._parts:
+      for name, y, log_det in part._walk(y):
+        yield name, y, log_det
+
+  def _initialize(self, y):
+    for part in self._parts:
+      y = part._initialize(y)
+    return y
+
+
+class ResidualStep(_Sequence):
+  """One step of a residual flow; `inverse` is a residual block, then actnorm."""
+
+  def __init__(self, block, actnorm, validate_args=False, name="residual_step"):
+    """Creates the step.
+
+    Args:
+      block: `InvertibleResidualBlock`.
+      actnorm: `ActNorm`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+    """
+    parameters = dict(locals())
+    event_shape = [None] * actnorm.inverse_min_event_ndims
+    super().__init__([block, actnorm], forward_event_shape=event_shape, inverse_event_shape=event_shape,
+                     dtype=actnorm.dtype, validate_args=validate_args, parameters=parameters, name=name)
+    self.block = block
+    self.actnorm = actnorm
+
+  def build(self, event_shape):
+    """Builds the block's network for events of this shape."""
+    self.block.build(event_shape)
+
+
+class _Flatten(OnePassBijector):
+  """`inverse`: from an image to a vector."""
+
+  def __init__(self, event_shape, dtype):
+    super().__init__(forward_event_shape=[event_shape.num_elements()], inverse_event_shape=event_shape, dtype=dtype,
+                     name="flatten")
+
+  def _forward_and_log_det(self, x):
+    return tf.reshape(x, [-1, *self._event_shapes[True]]), tf.zeros([], x.dtype)
+
+  def _inverse_and_log_det(self, y):
+    return tf.reshape(y, [-1, *self._event_shapes[False]]), tf.zeros([], y.dtype)
+
+
+class ResidualFlowBijector(_Sequence):
+  """A residual flow, from a latent vector to an image or a vector.
+
+  ```none
+  inverse: logit, actnorm; then, for each scale, squeeze (but for the first scale) and steps of a residual block and
+           actnorm; at the end, on the flat vector, steps of a fully connected residual block and actnorm.
+  ```
+
+  The networks are LipSwish, 3x3 convolution, LipSwish, 1x1 convolution, LipSwish, 3x3 convolution, or as many fully
+  connected layers. The very first has no LipSwish before its first layer.
+
+  Nothing leaves on the way: the latent is the vector that comes out. It is standard normal where the model is right.
+
+  `inverse` is one pass. `forward` solves each block by fixed-point iterations, and is far slower. Log-dets are
+  estimated; see `InvertibleResidualBlock`, also on `training` and on `after_update`, which is due after every update of
+  the weights (`FlowModel` sees to both).
+
+  #### Example
+
+  ```python
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  flow = tfp_glow.ResidualFlowBijector((8, 8, 1), num_scales=2, num_blocks_per_scale=2, num_hidden=16)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  images = tfp.distributions.TransformedDistribution(base, flow)
+  x = images.sample(3)      # [3, 8, 8, 1]
+  images.log_prob(x)        # [3], in nats
+  ```
+
+  References:
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), appendix E; the order of its parts is that
+    of the authors' code.
+  """
+
+  def __init__(self, output_shape=(32, 32, 3), num_scales=3, num_blocks_per_scale=16, num_hidden=512,
+               num_dense_blocks=4, num_dense_hidden=128, logit_alpha=0.05, coefficient=0.98,
+               log_det="russian_roulette", num_terms=2, num_eval_terms=20, roulette="poisson", probe="gaussian",
+               seed=None, dtype=None, validate_args=False, name="residual_flow"):
+    """Creates the bijector.
+
+    Args:
+      output_shape: `(H, W, C)` of an image, `H` and `W` divisible by `2 ** (num_scales - 1)`; or `(C,)` of a vector:
+        then there are the fully connected blocks alone.
+      num_scales: Python `int`; 0 for vectors.
+      num_blocks_per_scale: Python `int`.
+      num_hidden: Python `int`, channels of the hidden layers of the convolutional networks.
+      num_dense_blocks: Python `int`, of fully connected blocks.
+      num_dense_hidden: Python `int`, width of the hidden layers of their networks.
+      logit_alpha: Python `float`, `alpha` of `Logit`, for images whose values lie in `[-1/2, 1/2]`. `None`: the values
+        are taken as they are, centred on 0.
+      coefficient: Python `float` below 1, bound of the norm of each layer.
+      log_det: See `InvertibleResidualBlock`.
+      num_terms: See `InvertibleResidualBlock`.
+      num_eval_terms: See `InvertibleResidualBlock`.
+      roulette: See `InvertibleResidualBlock`.
+      probe: See `InvertibleResidualBlock`.
+      seed: Python `int`, of initial values and estimates: same seed, same values. `None`: others each time (after
+        `keras.utils.set_random_seed`, the same).
+      dtype: Floating dtype of parameters, images and latents. Default: Keras' `floatx`.
+      validate_args: Python `bool`: a non-finite input is an error, at a cost.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if an argument is not as above.
+    """
+    parameters = dict(locals())
+    shape = _checked_output_shape(output_shape, num_scales)
+    check_counts(num_blocks_per_scale=num_blocks_per_scale, num_hidden=num_hidden, num_dense_hidden=num_dense_hidden)
+    if num_dense_blocks != 0 or not num_scales:
+      check_counts(num_dense_blocks=num_dense_blocks)
+    check_seed(seed)
+    if logit_alpha is not None:
+      check_fractions(0.5, logit_alpha=logit_alpha)
+    dtype = tf.as_dtype(dtype or keras.config.floatx())
+    make = _Maker(coefficient, dtype, seed, dict(log_det=log_det, num_terms=num_terms, num_eval_terms=num_eval_terms,
+                                                 roulette=roulette, probe=probe))
+    latent_shape = tf.TensorShape([shape.num_elements()])
+    parts = [] if logit_alpha is None else [Logit(logit_alpha, shape.rank, dtype)]
+    parts.append(ActNorm(shape[-1], shape.rank, dtype))
+    event_shape = shape
+    for scale in range(num_scales):
+      if scale:
+        squeeze = Squeeze(dtype=dtype)
+        parts.append(squeeze)
+        event_shape = squeeze.inverse_event_shape(event_shape)
+      parts += make.steps(event_shape, num_blocks_per_scale, num_hidden, scale == 0, f"scale{scale}")
+    if num_scales:
+      parts.append(_Flatten(event_shape, dtype))
+    parts += make.steps(latent_shape, num_dense_blocks, num_dense_hidden, num_scales == 0, "dense")
+    super().__init__(parts, forward_event_shape=latent_shape, inverse_event_shape=shape, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    self._initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
+
+  @property
+  def built(self):
+    """`True`: all variables exist from the start."""
+    return True
+
+  @property
+  def initialized(self):
+    """Whether `initialize` was called, or trained weights were restored: a Python `bool`, saved in checkpoints."""
+    return bool(self._initialized.numpy())
+
+  def _initialize(self, y):
+    x = super()._initialize(y)
+    self._initialized.assign(True)
+    return x
+
+
+class _Maker:
+  """Makes the steps of a flow, with a seed for each."""
+
+  def __init__(self, coefficient, dtype, seed, estimator):
+    self._coefficient = coefficient
+    self._dtype = dtype
+    self._rng = networks.generator(seed)
+    self._estimator = estimator
+
+  def steps(self, event_shape, count, num_hidden, is_first, name):
+    """A list of bijectors: `count` steps, the first on its own if it is the very first of the flow."""
+    alone = [self._step(event_shape, num_hidden, True)] if is_first else []
+    for step in alone:
+      step.build(event_shape)
+    if count == len(alone):
+      return alone
+    scan = Scan(lambda k: self._step(event_shape, num_hidden, False), count - len(alone), event_shape,
+                redraw=self._redraw, dtype=self._dtype, name=name)
+    # In a graph, all steps in one: one by one, and eagerly, it would take longer than to train for a while.
+    tf.function(scan.after_update, autograph=False)()
+    return alone + [scan]
+
+  def _step(self, event_shape, num_hidden, is_first):
+    network = self._network(event_shape, num_hidden)
+    block = InvertibleResidualBlock(keras.Sequential(network[is_first:]), event_ndims=event_shape.rank,
+                                    seed=self._draw_seed(), dtype=self._dtype, **self._estimator)
+    return ResidualStep(block, ActNorm(event_shape[-1], event_shape.rank, self._dtype))
+
+  def _network(self, event_shape, num_hidden):
+    """The layers of a network."""
+    layers, num_outputs = [], event_shape[-1]
+    for kernel_size, outputs in ((3, num_hidden), (1, num_hidden), (3, num_outputs)):
+      kwargs = {"coefficient": self._coefficient, "seed": self._draw_seed(), "dtype": self._dtype.name}
+      layers += [LipSwish(dtype=self._dtype.name), LipschitzDense(outputs, **kwargs) if event_shape.rank == 1 else
+                 LipschitzConv2D(outputs, kernel_size, **kwargs)]
+    return layers
+
+  def _redraw(self, step):
+    drawn = {id(variable): value for variable, value in step.block.redraw(self._draw_seed())}
+    return [drawn.get(id(variable), variable.numpy()) for variable in step._keras_variables()]
+
+  def _draw_seed(self):
+    return int(self._rng.integers(2**30))
+
+
+def _checked_output_shape(output_shape, num_scales):
+  shape = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
+  if len(shape) not in (1, 3) or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
+    raise ValueError("`output_shape` must be (height, width, channels) or (channels,), positive `int`s. "
+                     f"Received: {output_shape!r}")
+  if len(shape) == 1 and num_scales != 0:
+    raise ValueError(f"`num_scales` must be 0 for vectors. Received: {num_scales!r} for {output_shape!r}")
+  if len(shape) == 3:
+    check_counts(num_scales=num_scales)
+    if any(size % 2**(num_scales - 1) for size in shape[:2]):
+      raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** (`num_scales` - 1) = "
+                       f"{2**(num_scales - 1)}, as every scale but the first halves them. Received: {output_shape!r}")
+  return tf.TensorShape([int(size) for size in shape])

@@ -5,13 +5,16 @@
 
 Trainings of a small Glow (2 levels of 8 steps, 64 wide) on Fashion-MNIST reduced to 16x16, all for the same number of
 steps of Adamax at 0.001, as in the paper's code, after a warm-up of one epoch; a process with one thread for each. Bits
-per dimension are those of the test split, after each epoch.
+per dimension are those of the first 4,096 of the 10,000 images of the test split, after each epoch; the figure leaves
+out the epoch of the warm-up, if there are others, since its bits are far above theirs. The numbers are written after
+each training; those of one that diverges are NaN from there on.
 """
 
 import argparse
 import concurrent.futures
 import itertools
 import json
+import math
 import multiprocessing
 import os
 import pathlib
@@ -23,6 +26,7 @@ _COUPLINGS = ("additive", "affine")
 _ARCHITECTURE = {"num_glow_blocks": 2, "num_steps_per_block": 8, "num_hidden": 64}
 _STEPS_PER_EPOCH = 100
 _BATCH_SIZE = 64
+_NUM_TEST_BATCHES = 64
 
 
 def main():
@@ -33,32 +37,41 @@ def main():
                       help="folder of the figure and of the numbers (%(default)s)")
   args = parser.parse_args()
   args.output.mkdir(parents=True, exist_ok=True)
-  curves = _train_all(range(args.seeds), args.epochs)
-  (args.output / "ablation.json").write_text(json.dumps([
-      {"permutation": permutation, "coupling": coupling, "bits_per_dim": rows}
-      for (permutation, coupling), rows in curves.items()], indent=1) + "\n")
+  curves = _train_all(range(args.seeds), args.epochs, args.output / "ablation.json")
   _print_table(curves)
   _draw(curves, args.output / "ablation.png")
 
 
-def _train_all(seeds, num_epochs):
-  """Curves of bits per dimension, one for each seed, by permutation and coupling."""
+def _train_all(seeds, num_epochs, path):
+  """Curves of bits per dimension, one for each seed, by permutation and coupling; in the file as soon as they are."""
   settings = list(itertools.product(_PERMUTATIONS, _COUPLINGS, seeds))
-  curves = {key: [] for key in itertools.product(_PERMUTATIONS, _COUPLINGS)}
   os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
   workers = len(os.sched_getaffinity(0))
   context = multiprocessing.get_context("spawn")
+  found = {}
   with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
-    futures = [pool.submit(_train, *setting, num_epochs) for setting in settings]
-    for index, ((permutation, coupling, seed), future) in enumerate(zip(settings, futures)):
-      curves[permutation, coupling].append(future.result())
-      print(f"  {index + 1} of {len(settings)}: {permutation}, {coupling}, seed {seed}: {future.result()[-1]:.3f}",
-            file=sys.stderr, flush=True)
-  return curves
+    futures = {pool.submit(_train, *setting, num_epochs): setting for setting in settings}
+    for future in concurrent.futures.as_completed(futures):
+      setting = futures[future]
+      found[setting] = future.result()
+      _write(path, {setting: found[setting] for setting in settings if setting in found})
+      permutation, coupling, seed = setting
+      end = "diverged" if math.isnan(found[setting][-1]) else f"{found[setting][-1]:.3f}"
+      print(f"  {len(found)} of {len(settings)}: {permutation}, {coupling}, seed {seed}: {end}", file=sys.stderr,
+            flush=True)
+  return {key: [found[(*key, seed)] for seed in seeds] for key in itertools.product(_PERMUTATIONS, _COUPLINGS)}
+
+
+def _write(path, found):
+  new = path.with_suffix(".new")  # Whoever ends the program while it writes keeps the numbers until then.
+  new.write_text(json.dumps([
+      {"permutation": permutation, "coupling": coupling, "seed": seed, "bits_per_dim": curve}
+      for (permutation, coupling, seed), curve in found.items()], indent=1) + "\n")
+  new.replace(path)
 
 
 def _train(permutation, coupling, seed, num_epochs):
-  """Bits per dimension of the test split after each epoch."""
+  """Bits per dimension of test images after each epoch; NaN if there was none, as the training diverged."""
   # pylint: disable=import-outside-toplevel
   import keras
   import tensorflow_probability as tfp
@@ -72,17 +85,27 @@ def _train(permutation, coupling, seed, num_epochs):
   rate = keras.optimizers.schedules.PolynomialDecay(1e-5, _STEPS_PER_EPOCH, end_learning_rate=1e-3)
   model.compile(keras.optimizers.Adamax(rate))
   images = load("train", drop_remainder=True).repeat().take(num_steps)
-  history = model.fit(images, steps_per_epoch=_STEPS_PER_EPOCH, epochs=num_epochs, verbose=0,
-                      validation_data=load("test").take(64))
-  return history.history["val_bits_per_dim"]
+  try:
+    model.fit(images, steps_per_epoch=_STEPS_PER_EPOCH, epochs=num_epochs, verbose=0,
+              validation_data=load("test").take(_NUM_TEST_BATCHES))
+  except FloatingPointError as error:
+    print(f"  {permutation}, {coupling}, seed {seed}: {error}", file=sys.stderr, flush=True)
+  curve = model.history.history.get("val_bits_per_dim", [])
+  return curve + [math.nan] * (num_epochs - len(curve))
 
 
 def _print_table(curves):
   print(f"| test bits per dim, mean of the seeds (range) | {' | '.join(_COUPLINGS)} |\n|---|---|---|")
   for permutation in _PERMUTATIONS:
-    ends = [[curve[-1] for curve in curves[permutation, coupling]] for coupling in _COUPLINGS]
-    cells = [f"{statistics.mean(end):.3f} ({min(end):.3f} to {max(end):.3f})" for end in ends]
+    cells = [_cell([curve[-1] for curve in curves[permutation, coupling]]) for coupling in _COUPLINGS]
     print(f"| {permutation} | {' | '.join(cells)} |")
+
+
+def _cell(ends):
+  finite = [end for end in ends if math.isfinite(end)]
+  spread = [f"{statistics.mean(finite):.3f} ({min(finite):.3f} to {max(finite):.3f})"] if finite else []
+  diverged = [f"{len(ends) - len(finite)} of {len(ends)} diverged"] if len(finite) < len(ends) else []
+  return ", ".join(spread + diverged)
 
 
 def _draw(curves, path):
@@ -93,8 +116,10 @@ def _draw(curves, path):
   for axes, coupling in zip(panels, _COUPLINGS):
     for color, permutation in zip(("tab:red", "tab:orange", "tab:blue"), _PERMUTATIONS):
       for index, curve in enumerate(curves[permutation, coupling]):
+        first = min(1, len(curve) - 1)
         steps = [(epoch + 1) * _STEPS_PER_EPOCH for epoch in range(len(curve))]
-        axes.plot(steps[1:], curve[1:], color=color, linewidth=1, label=None if index else permutation)
+        axes.plot(steps[first:], curve[first:], color=color, linewidth=1, marker=".", markersize=3,
+                  label=None if index else permutation)
     axes.set(title=f"{coupling} coupling", xlabel="training steps")
   panels[0].set_ylabel("test bits per dimension")
   panels[0].legend()

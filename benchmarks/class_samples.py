@@ -10,16 +10,18 @@ images, and of samples of the run's SavedModel at several temperatures, as many 
 
 import argparse
 import json
+import math
 import pathlib
+import sys
 
 import numpy as np
 from sklearn import svm
 import tensorflow as tf
 
-from tfp_glow import data
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
+import training_data  # pylint: disable=wrong-import-position
 
 _TEMPERATURES = (0.5, 0.7, 0.8, 1.)
-_BATCH_SIZE = 100
 
 
 def main():
@@ -36,7 +38,8 @@ def main():
   settings = json.loads(results.read_text())["settings"]
   if not settings.get("conditional"):
     parser.error(f"`run` must have been trained with --conditional. Received: {args.run}")
-  train, test = (_load(settings, split, args.images) for split in ("train", "test"))
+  splits = training_data.load_splits(argparse.Namespace(**settings))
+  train, test = (_arrays(splits[split], settings, args.images) for split in ("train", "test"))
   classifier = svm.SVC(C=10.).fit(*train)
   num_classes = 1 + int(train[1].max())
   sample = tf.saved_model.load(str(args.run / "saved_model")).signatures["sample"]
@@ -46,11 +49,9 @@ def main():
     print(f"| samples at temperature {temperature:g} | {classifier.score(features, labels):.1%} |", flush=True)
 
 
-def _load(settings, split, limit):
+def _arrays(batches, settings, limit):
   """Features of images with the bits of the run, `[N, D]`, and labels."""
-  batches = data.load_images(
-      settings["data"], split, _BATCH_SIZE, settings["image_size"], with_labels=True, seed=0,
-      shorter_side=settings["shorter_side"], data_dir=settings["data_dir"]).take(-(-limit // _BATCH_SIZE))
+  batches = batches.take(math.ceil(limit / settings["batch_size"]))
   images, labels = (np.concatenate(parts) for parts in zip(*batches.as_numpy_iterator()))
   kept = 2**(8 - settings["num_bits"])
   return _features(images // kept * kept)[:limit], labels[:limit]

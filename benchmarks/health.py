@@ -17,8 +17,6 @@ import sys
 
 import run
 
-# pylint: disable=protected-access
-
 _BATCH_SIZES = (1, 64)
 _RATES = (1e-4, 1e-3, 1e-2, 3e-2)
 _BITS = (1, 8)
@@ -37,10 +35,10 @@ def _add_arguments(parser):
 
 def _stress(args):
   contestants = {"`tfp_glow` in `FlowModel`": "FlowModel", "`tfp_glow` in a bare training step": "tfp_glow",
-                 **{f"`{name}`": name for name in run._peers()}}
+                 **{f"`{name}`": name for name in run.peers()}}
   # A process for each core, with one thread: so small a model gains nothing from more.
   os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1")
-  measure = lambda system, batch_size: run._measure(
+  measure = lambda system, batch_size: run.measure(
       system, "health", *_ARCHITECTURE, f"--batch_size={batch_size}", f"--calls={args.steps}", f"--seeds={args.seeds}",
       "--bits", *map(str, _BITS), "--rates", *map(str, _RATES))
   results = collections.defaultdict(list)
@@ -63,7 +61,7 @@ def _share(found, key):
 
 
 def _invertibility(args):
-  found = run._measure("tfp_glow", "invertibility", "--num_levels=3", "--num_steps=32", "--num_hidden=32",
+  found = run.measure("tfp_glow", "invertibility", "--num_levels=3", "--num_steps=32", "--num_hidden=32",
                       "--learning_rate=1e-3", f"--calls={args.training_steps}")
   print(f"| 3 levels of 32 steps, float32, after {args.training_steps} training steps | largest error, of the range of "
         "pixels | changed pixels |\n|---|---|---|")

@@ -54,59 +54,59 @@ def _speed(args):
   contestants = {"bare convolutions": ("convolutions", ()),
                  **{f"tfp_glow, {name}": ("tfp_glow", options) for name, options in _OURS.items()},
                  "tfp_glow, autodiff, bfloat16 networks": ("tfp_glow", ("--policy=mixed_bfloat16",)),
-                 **{name: (name, ()) for name in _peers()}}
-  rounds = [{name: _measure(system, "speed", *options) for name, (system, options) in contestants.items()}
-            for _ in _progress(args.rounds)]
+                 **{name: (name, ()) for name in peers()}}
+  rounds = [{name: measure(system, "speed", *options) for name, (system, options) in contestants.items()}
+            for _ in progress(args.rounds)]
   print("| 2 levels of 4 steps, 128 wide, batch 16 of 32x32x3 | training step | log_prob | sample |\n|---|---|---|---|")
   for name in contestants:
-    cells = [_spread([r[name][key] / r["bare convolutions"][key] for r in rounds]) for key in rounds[0][name]]
+    cells = [spread([r[name][key] / r["bare convolutions"][key] for r in rounds]) for key in rounds[0][name]]
     print(f"| {name} | {' | '.join(cells)} |")
 
 
 def _fit(args):
   ratios = [result["fit"] / result["bare"] for result in (
-      _measure("tfp_glow", "fit") for _ in _progress(min(args.rounds, 3)))]
-  print(f"A step in `FlowModel.fit` takes {_spread(ratios)} times what the bare training step takes.")
+      measure("tfp_glow", "fit") for _ in progress(min(args.rounds, 3)))]
+  print(f"A step in `FlowModel.fit` takes {spread(ratios)} times what the bare training step takes.")
 
 
 def _bfloat16(args):
   """At the paper's width."""
   options = ("--num_hidden=512", "--calls=5")
-  ratios = [_measure("tfp_glow", "speed", *options)["step"] / _measure(
-      "tfp_glow", "speed", *options, "--policy=mixed_bfloat16")["step"] for _ in _progress(min(args.rounds, 3))]
-  print(f"At width 512, bfloat16 networks make a training step {_spread(ratios)} times faster.")
+  ratios = [measure("tfp_glow", "speed", *options)["step"] / measure(
+      "tfp_glow", "speed", *options, "--policy=mixed_bfloat16")["step"] for _ in progress(min(args.rounds, 3))]
+  print(f"At width 512, bfloat16 networks make a training step {spread(ratios)} times faster.")
 
 
 def _start(args):
   """Seconds to the end of the first training step at the paper's depth, and how they grow with depth."""
   contestants = {f"tfp_glow, {name}": ("tfp_glow", options) for name, options in _OURS.items()}
-  contestants |= {name: (name, ()) for name in _peers()}
+  contestants |= {name: (name, ()) for name in peers()}
   num_rounds = min(args.rounds, 3)
-  rounds = [{name: _measure(system, "start", "--num_levels=3", "--num_steps=32", *options)["first_step"]
-             for name, (system, options) in contestants.items()} for _ in _progress(num_rounds)]
+  rounds = [{name: measure(system, "start", "--num_levels=3", "--num_steps=32", *options)["first_step"]
+             for name, (system, options) in contestants.items()} for _ in progress(num_rounds)]
   print("| 3 levels of 32 steps | seconds from construction to the end of the first training step "
         "| ratio to tfp_glow |\n|---|---|---|")
   for name in contestants:
     ratios = [r[name] / r["tfp_glow, reversible"] for r in rounds]
-    print(f"| {name} | {_spread([r[name] for r in rounds])} | {_spread(ratios)} |")
+    print(f"| {name} | {spread([r[name] for r in rounds])} | {spread(ratios)} |")
   print("\n| tfp_glow, reversible, 2 levels, steps a level | seconds to the first step's end "
         "| without that step's own time |\n|---|---|---|")
   for depth in _DEPTHS:
-    found = [_measure("tfp_glow", "start", f"--num_steps={depth}", *_OURS["reversible"]) for _ in _progress(num_rounds)]
-    print(f"| {depth} | {_spread([f['first_step'] for f in found])} "
-          f"| {_spread([f['first_step'] - f['later_step'] for f in found])} |")
+    found = [measure("tfp_glow", "start", f"--num_steps={depth}", *_OURS["reversible"]) for _ in progress(num_rounds)]
+    print(f"| {depth} | {spread([f['first_step'] for f in found])} "
+          f"| {spread([f['first_step'] - f['later_step'] for f in found])} |")
 
 
 def _memory(args):
   """Peak of the process; and how it grows from the least depth, without what four copies of the parameters take."""
   contestants = {f"tfp_glow, {name}": ("tfp_glow", options) for name, options in _OURS.items()}
-  contestants |= {name: (name, ()) for name in _peers()}
+  contestants |= {name: (name, ()) for name in peers()}
   print(f"| 2 levels, peak MiB (of it parameters, gradients, Adam) | {' | '.join(f'{d} steps' for d in _DEPTHS)} | "
         "growth of the rest |\n|---|" + "---|" * (len(_DEPTHS) + 1))
   for name, (system, options) in contestants.items():
     columns = []
     for depth in _DEPTHS:
-      found = [_measure(system, "memory", f"--num_steps={depth}", *options) for _ in _progress(min(args.rounds, 3))]
+      found = [measure(system, "memory", f"--num_steps={depth}", *options) for _ in progress(min(args.rounds, 3))]
       columns.append((statistics.median(f["peak"] for f in found), found[0]["parameters"]))
     first, last = (peak - parameters for peak, parameters in (columns[0], columns[-1]))
     cells = [f"{peak:.0f} ({parameters:.0f})" for peak, parameters in columns]
@@ -119,20 +119,22 @@ def _quality(args):
         "| learning rate |\n|---|---|---|---|")
   contestants = {"tfp_glow": ("tfp_glow", ()),
                  "tfp_glow, bfloat16 networks": ("tfp_glow", ("--policy=mixed_bfloat16",)),
-                 **{name: (name, ()) for name in _peers()}}
+                 **{name: (name, ()) for name in peers()}}
   for name, (system, options) in contestants.items():
-    found = {rate: _measure(system, "quality", f"--learning_rate={rate}", f"--seconds={args.seconds}", *options)
+    found = {rate: measure(system, "quality", f"--learning_rate={rate}", f"--seconds={args.seconds}", *options)
              for rate in _LEARNING_RATES}
     finite = {rate: result for rate, result in found.items() if math.isfinite(result["bits_per_dim"])}
     rate = min(finite or found, key=lambda rate: found[rate]["bits_per_dim"])
     print(f"| {name} | {found[rate]['bits_per_dim']:.3f} | {found[rate]['steps']} | {rate:g} |", flush=True)
 
 
-def _peers():
+def peers():
+  """Names of the other systems, as far as they are installed."""
   return ["tfb.Glow"] + ["normflows"] * (importlib.util.find_spec("normflows") is not None)
 
 
-def _measure(system, measurement, *options):
+def measure(system, measurement, *options):
+  """What `measure.py` prints, called with these arguments in a process of its own; ends the program if it fails."""
   command = [sys.executable, _MEASURE, system, measurement, *options]
   process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
   if process.returncode:
@@ -140,13 +142,15 @@ def _measure(system, measurement, *options):
   return json.loads(process.stdout.splitlines()[-1])
 
 
-def _progress(count):
+def progress(count):
+  """The numbers of the rounds, each printed when it begins."""
   for index in range(count):
     print(f"  round {index + 1} of {count}", file=sys.stderr, flush=True)
     yield index
 
 
-def _spread(values):
+def spread(values):
+  """Median and range, for a table."""
   return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 

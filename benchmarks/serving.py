@@ -13,8 +13,6 @@ import tempfile
 
 import run
 
-# pylint: disable=protected-access
-
 _BATCH_SIZES = (1, 16)
 
 
@@ -24,7 +22,7 @@ def main():
   parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
   args, architecture = parser.parse_known_args()
   with tempfile.TemporaryDirectory() as folder:
-    measure = lambda system, measurement, *options: run._measure(
+    measure = lambda system, measurement, *options: run.measure(
         system, measurement, f"--folder={folder}", *architecture, *options)
     sizes = measure("tfp_glow", "export")
     print(f"File of `save`: {sizes['FlowModel']:.1f} MiB, folder of `export`: {sizes['SavedModel']:.1f} MiB",
@@ -54,13 +52,13 @@ def _latency(measure, num_rounds):
 def _rounds(measure, num_rounds, *options):
   # They take turns at being the first.
   orders = (("FlowModel", "SavedModel"), ("SavedModel", "FlowModel"))
-  return [{system: measure(system, *options) for system in orders[index % 2]} for index in run._progress(num_rounds)]
+  return [{system: measure(system, *options) for system in orders[index % 2]} for index in run.progress(num_rounds)]
 
 
 def _row(label, rounds, key):
   columns = [[r[system][key] for r in rounds] for system in ("FlowModel", "SavedModel")]
   ratios = [served / live for live, served in zip(*columns)]
-  return f"| {label} | {' | '.join(run._spread(values) for values in (*columns, ratios))} |"
+  return f"| {label} | {' | '.join(run.spread(values) for values in (*columns, ratios))} |"
 
 
 _SECTIONS = {"load": _load, "latency": _latency}

@@ -50,7 +50,10 @@ def parse_args():
 
 
 def values_of(images, step):
-  """uint8 images as floats in [-1/2, 1/2), each pixel at random in its bin."""
+  """uint8 images as floats in [-1/2, 1/2), each pixel at random in its bin; other noise at each step.
+
+  Steps below 0 are those before and after training.
+  """
   return dequantize.dequantize(images, NUM_BITS, dequantize.image_noise(images, [0, step]))
 
 
@@ -59,7 +62,7 @@ def train(batches, args):
   glow = tfp_glow.GlowBijector(SHAPE, args.num_blocks, args.num_steps, args.num_hidden, seed=args.seed)
   flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), [NUM_DIMS]), glow)
   optimizer = keras.optimizers.Adam(args.learning_rate, global_clipnorm=100.)
-  glow.initialize(values_of(next(iter(batches)), step=0))
+  glow.initialize(values_of(next(iter(batches)), step=-2))
   optimizer.build(flow.trainable_variables)
 
   @tf.function

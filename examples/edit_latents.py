@@ -34,7 +34,7 @@ from sklearn.neural_network import MLPClassifier
 import train_glow
 import training_data
 
-from tfp_glow import latent
+from tfp_glow import latent, pictures
 
 matplotlib.use("Agg")  # Pictures go to files: no display is needed.
 from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
@@ -292,7 +292,7 @@ def save_interpolations(path, model, classifier, test, edits, names):
 
 def temperatures_of_levels(model):
   """One level at a time at temperature 1, the others at 0; then all."""
-  num_levels = len(model.distribution.bijector.split_latent(np.zeros(model.distribution.distribution.event_shape)))
+  num_levels = len(model.distribution.bijector.blocks)
   names = [f"level {level + 1}" for level in range(num_levels)]
   return {**dict(zip(names, np.eye(num_levels).tolist())), "all levels": [1.] * num_levels}
 
@@ -348,11 +348,10 @@ def save_panels(path, panels):
       len(panels), 2, squeeze=False, layout="constrained", width_ratios=(num_columns, 5), height_ratios=num_rows,
       figsize=(0.7 * (num_columns + 5), 0.7 * sum(num_rows) + len(panels)))
   for (left, right), panel in zip(axes, panels):
-    picture, height, width = montage(panel.rows)
+    picture = pictures.tile(panel.rows)
     left.imshow(picture, cmap="gray", vmin=0, vmax=255)
-    left.set_xticks([width * (j + 0.5) for j in range(len(panel.positions))],
-                    [f"{position:g}" for position in panel.positions])
-    left.set_yticks([height * (i + 0.5) for i in range(len(panel.rows))], panel.row_names)
+    left.set_xticks(middles(picture.shape[1], len(panel.positions)), [f"{position:g}" for position in panel.positions])
+    left.set_yticks(middles(picture.shape[0], len(panel.rows)), panel.row_names)
     left.tick_params(length=0)
     left.spines[:].set_visible(False)
     left.set(title=panel.title, xlabel=panel.name_of_positions)
@@ -365,11 +364,9 @@ def save_panels(path, panels):
   plt.close(figure)
 
 
-def montage(rows):
-  """One picture of rows of images, with white between them; and the height and width of a place in it, in pixels."""
-  gap = max(1, rows[0].shape[1] // 16)
-  tiles = np.pad(rows, [(0, 0), (0, 0), (0, gap), (0, gap), (0, 0)], constant_values=255)
-  return np.concatenate(np.concatenate(tiles, axis=1), axis=1), *tiles.shape[2:4]
+def middles(length, count):
+  """Where the middles of so many images are along a picture of `pictures.tile`, in pixels."""
+  return [pictures.GAP / 2 + (length - pictures.GAP) * (index + 0.5) / count for index in range(count)]
 
 
 if __name__ == "__main__":

@@ -40,8 +40,11 @@ def main():
     load = functools.partial(data.load_images, folder, batch_size=args.batch_size, image_size=args.image_size,
                              seed=args.seed)
     test = load("test")
+    photos = next(iter(test.rebatch(16)))
+    if len(photos) < 2:
+      raise ValueError("`folder` must hold so many photos, some dozens, that two or more are kept for the test. "
+                       f"Received: {folder}, of which {len(photos)} is")
     model = make_model(test.element_spec.shape[1:], args)
-    photos = next(iter(test))
     train(model, load, photos[::max(1, len(photos) // 4)][:4], args)
     bits_per_dim = model.evaluate(test, return_dict=True, verbose=0)["bits_per_dim"]
   model.save_weights(args.output / "model.weights.h5")

@@ -1,18 +1,22 @@
 """The benchmarks run, at sizes at which they say nothing."""
 
 import argparse
+import concurrent.futures
 import importlib.util
 import json
 import math
 import pathlib
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
 import pytest
+import served_models
 import tensorflow as tf
 
+import tfp_glow
 from tfp_glow import data
 
 FOLDER = pathlib.Path(__file__).parent.parent / "benchmarks"
@@ -32,6 +36,8 @@ health = _load("health")
 serving = _load("serving")
 ablation = _load("ablation")
 class_samples = _load("class_samples")
+page = _load("page")
+callbacks = _load("callbacks")
 needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(),
                                          reason="needs Debian's package dataset-fashion-mnist")
 
@@ -45,7 +51,7 @@ needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/f
 def test_measurements(system, measurement, keys):
   if system == "normflows":
     pytest.importorskip("normflows", reason="an extra, `benchmarks`")
-  found = run._measure(system, measurement, *TINY)
+  found = run.measure(system, measurement, *TINY)
   assert found.keys() == keys
   assert all(math.isfinite(value) and value > 0. for value in found.values())
 
@@ -55,8 +61,8 @@ def test_measurements(system, measurement, keys):
 def test_stress(system):
   if system == "normflows":
     pytest.importorskip("normflows", reason="an extra, `benchmarks`")
-  found = run._measure(system, "health", *TINY[:-2], "--calls=2", "--kinds", "constant", "extreme", "--bits", "1",
-                       "--rates", "1e-3", "1e25", "--seeds=1")
+  found = run.measure(system, "health", *TINY[:-2], "--calls=2", "--kinds", "constant", "extreme", "--bits", "1",
+                      "--rates", "1e-3", "1e25", "--seeds=1")
   assert [(f["kind"], f["learning_rate"], f["sampled"]) for f in found] == [
       (kind, rate, rate == 1e-3) for kind in ("constant", "extreme") for rate in (1e-3, 1e25)]
 
@@ -65,7 +71,7 @@ def test_stress(system):
 @needs_fashion_mnist
 def test_invertibility():
   pytest.importorskip("tensorflow_datasets", reason="an extra, `data`")
-  found = run._measure("tfp_glow", "invertibility", *TINY)
+  found = run.measure("tfp_glow", "invertibility", *TINY)
   assert len(found["images"]) == 5 and all(f["error"] < 1e-3 and f["changed"] == 0 for f in found["images"].values())
 
 
@@ -73,8 +79,8 @@ def test_shares_are_of_all_trainings(monkeypatch, capsys):
   measure = lambda system, *_: [
       {"learning_rate": rate, "trained": True, "sampled": system == "FlowModel" or rate < 1e-2}
       for rate in health._RATES]
-  monkeypatch.setattr(run, "_measure", measure)
-  monkeypatch.setattr(run, "_peers", lambda: ["tfb.Glow"])
+  monkeypatch.setattr(run, "measure", measure)
+  monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow"])
   health._stress(argparse.Namespace(seeds=1, steps=1))
   ours, _, peer = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
   assert ours.split("|")[2:4] == [" 8 of 8 ", " 8 of 8 "]
@@ -83,7 +89,7 @@ def test_shares_are_of_all_trainings(monkeypatch, capsys):
 
 def test_a_failed_measurement_ends_the_run():
   with pytest.raises(SystemExit, match="failed:(.|\n)*invalid choice: 'nonsense'"):
-    run._measure("tfp_glow", "nonsense")
+    run.measure("tfp_glow", "nonsense")
 
 
 def test_tables_hold_ratios_within_a_round(monkeypatch, capsys):
@@ -95,8 +101,8 @@ def test_tables_hold_ratios_within_a_round(monkeypatch, capsys):
     milliseconds = shares[system] * 2.**((len(calls) - 1) // 5)  # The machine gets slower round by round.
     return {"step": milliseconds, "log_prob": milliseconds, "sample": milliseconds}
 
-  monkeypatch.setattr(run, "_measure", measure)
-  monkeypatch.setattr(run, "_peers", lambda: ["tfb.Glow"])
+  monkeypatch.setattr(run, "measure", measure)
+  monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow"])
   run._speed(argparse.Namespace(rounds=3))
   assert calls == 3 * ["convolutions", "tfp_glow", "tfp_glow", "tfp_glow", "tfb.Glow"]
   rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
@@ -108,7 +114,7 @@ def test_peers_that_diverge_do_not_win(monkeypatch, capsys):
   bits = {"5e-04": 4., "1e-03": 3., "2e-03": math.nan}
   measure = lambda system, measurement, rate, *_: {
       "bits_per_dim": bits[f"{float(rate.split('=')[1]):.0e}"], "steps": 7}
-  monkeypatch.setattr(run, "_measure", measure)
+  monkeypatch.setattr(run, "measure", measure)
   run._quality(argparse.Namespace(seconds=1.))
   assert capsys.readouterr().out.splitlines()[2].split("|")[2:5] == [" 3.000 ", " 7 ", " 0.001 "]
 
@@ -122,7 +128,7 @@ def test_tables_of_serving_hold_ratios_within_a_round(monkeypatch, capsys):
     time = 2.**(len(asked) // 2) * (1.5 if system == "SavedModel" else 1.)
     return {"export": {"FlowModel": 1., "SavedModel": 2.}, "load": {"load": time}}.get(measurement, {"log_prob": time})
 
-  monkeypatch.setattr(run, "_measure", measure)
+  monkeypatch.setattr(run, "measure", measure)
   monkeypatch.setattr(sys, "argv", ["serving.py", "--rounds=2", "--num_hidden=8"])
   serving.main()
   rows = [line for line in capsys.readouterr().out.splitlines() if "`log_prob`" in line]
@@ -160,11 +166,54 @@ def test_trainings_of_the_ablation(monkeypatch):
   assert ablation._train("shuffle", "affine", 0, 2) != curve != ablation._train("conv1x1", "additive", 0, 2)
 
 
+@pytest.mark.slow
+@needs_fashion_mnist
+def test_a_training_of_the_ablation_may_diverge(monkeypatch, capsys):
+  pytest.importorskip("tensorflow_datasets", reason="an extra, `data`")
+  fit = tfp_glow.FlowModel.fit
+
+  def diverge(self, *args, **kwargs):
+    fit(self, *args, **{**kwargs, "epochs": 1})
+    raise FloatingPointError("The loss is gone.")
+
+  monkeypatch.setattr(tfp_glow.FlowModel, "fit", diverge)
+  monkeypatch.setattr(ablation, "_STEPS_PER_EPOCH", 1)
+  monkeypatch.setattr(ablation, "_NUM_TEST_BATCHES", 1)
+  monkeypatch.setattr(ablation, "_ARCHITECTURE", {"num_glow_blocks": 1, "num_steps_per_block": 1, "num_hidden": 4})
+  curve = ablation._train("reverse", "additive", 3, 3)
+  assert len(curve) == 3 and 0. < curve[0] < 20. and np.isnan(curve[1:]).all()
+  assert "reverse, additive, seed 3: The loss is gone." in capsys.readouterr().err
+
+
+def test_a_failure_loses_no_training_of_the_ablation(tmp_path, monkeypatch):
+  path = tmp_path / "ablation.json"
+  read = lambda: json.loads(path.read_text()) if path.exists() else []
+  others = [(permutation, coupling, 0) for permutation in ablation._PERMUTATIONS for coupling in ablation._COUPLINGS]
+  failing = others.pop()
+
+  def train(permutation, coupling, seed, num_epochs):
+    if (permutation, coupling, seed) != failing:
+      return [4.] * num_epochs
+    for _ in range(1000):
+      if len(read()) == len(others):
+        break
+      time.sleep(0.01)
+    raise RuntimeError("out of luck")
+
+  monkeypatch.setattr(ablation, "_train", train)
+  monkeypatch.setattr(ablation.concurrent.futures, "ProcessPoolExecutor",
+                      lambda *_, **__: concurrent.futures.ThreadPoolExecutor(2))
+  with pytest.raises(RuntimeError, match="out of luck"):
+    ablation._train_all([0], 2, path)
+  assert [(row["permutation"], row["coupling"], row["seed"]) for row in read()] == others
+  assert all(row["bits_per_dim"] == [4., 4.] for row in read())
+
+
 def test_figure_and_table_of_the_ablation(tmp_path, monkeypatch, capsys):
   bits = {"reverse": 3.9, "shuffle": 3.7, "conv1x1": 3.5}
   curves = {(permutation, coupling): [[6., bits[permutation] + (coupling == "additive") + tenth] for tenth in (0., 0.1)]
             for permutation in ablation._PERMUTATIONS for coupling in ablation._COUPLINGS}
-  monkeypatch.setattr(ablation, "_train_all", lambda seeds, num_epochs: curves)
+  monkeypatch.setattr(ablation, "_train_all", lambda seeds, num_epochs, path: curves)
   monkeypatch.setattr(sys, "argv", ["ablation.py", f"--output={tmp_path / 'new'}"])
   ablation.main()
   rows = capsys.readouterr().out.splitlines()[2:]
@@ -172,8 +221,24 @@ def test_figure_and_table_of_the_ablation(tmp_path, monkeypatch, capsys):
                   "| shuffle | 4.750 (4.700 to 4.800) | 3.750 (3.700 to 3.800) |",
                   "| conv1x1 | 4.550 (4.500 to 4.600) | 3.550 (3.500 to 3.600) |"]
   assert (tmp_path / "new" / "ablation.png").stat().st_size > 0
-  kept = json.loads((tmp_path / "new" / "ablation.json").read_text())
-  assert {(row["permutation"], row["coupling"]): row["bits_per_dim"] for row in kept} == curves
+
+
+def test_trainings_of_the_ablation_that_diverge_are_counted():
+  assert ablation._cell([3.5, math.nan, 3.7]) == "3.600 (3.500 to 3.700), 1 of 3 diverged"
+  assert ablation._cell([math.nan, math.nan]) == "2 of 2 diverged"
+
+
+@pytest.mark.parametrize("num_epochs, shown", [(1, [100]), (3, [200, 300])])
+def test_figure_of_the_ablation_is_never_empty(tmp_path, monkeypatch, num_epochs, shown):
+  import matplotlib.axes
+  drawn = []
+  plot = matplotlib.axes.Axes.plot
+  monkeypatch.setattr(matplotlib.axes.Axes, "plot", lambda self, x, y, **kwargs: drawn.append((x, y)) or plot(
+      self, x, y, **kwargs))
+  curves = {(permutation, coupling): [[6., 5., 4.][:num_epochs]]
+            for permutation in ablation._PERMUTATIONS for coupling in ablation._COUPLINGS}
+  ablation._draw(curves, tmp_path / "ablation.png")
+  assert drawn == 6 * [(shown, [6., 5., 4.][:num_epochs][-len(shown):])]
 
 
 @pytest.mark.parametrize("shift, least, most", [(0, 0.95, 1.), (1, 0., 0.05)])
@@ -193,7 +258,7 @@ def test_classes_of_samples_are_compared_with_those_asked_for(tmp_path, monkeypa
       labels_asked=labels.numpy(), **{name: value.numpy() for name, value in kwargs.items()})})
   monkeypatch.setattr(tf.saved_model, "load", lambda path: saved_model)
   settings = {"data": "digits", "image_size": None, "shorter_side": None, "data_dir": None, "num_bits": 4,
-              "conditional": True}
+              "conditional": True, "batch_size": 64, "max_shift": 0., "seed": 0}
   (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
   monkeypatch.setattr(sys, "argv", ["class_samples.py", str(tmp_path), "--samples=20"])
   class_samples.main()
@@ -212,7 +277,63 @@ def test_classes_of_samples_need_a_run_by_class(tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().err.count("Received: ") == 2
 
 
-@pytest.mark.parametrize("script", [run, health, serving])
+@pytest.mark.slow
+def test_page_is_asked_everything(grey_path, tmp_path, monkeypatch, capfd):
+  np.savez(tmp_path / "directions.npz", **served_models.directions())
+  options = [grey_path, "--directions", tmp_path / "directions.npz", "--calls=2"]
+  monkeypatch.setattr(sys, "argv", ["page.py", *map(str, options)])
+  page.main()
+  rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines()[2:]]
+  assert [row[0].strip(" `/") for row in rows] == [f"api/{name}" for name in (
+      "model", "image", "edit", "interpolate", "sample")]
+  assert all(0 <= int(median) <= int(worst) for _, median, worst in rows)
+
+
+@pytest.mark.slow
+def test_page_without_a_model_is_an_error(tmp_path, monkeypatch, capfd):
+  monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path)])
+  with pytest.raises(SystemExit, match=f"serve.py {tmp_path} .*failed"):
+    page.main()
+  assert "serve.py: error: " in capfd.readouterr().err
+
+
+def test_page_is_asked_with_a_class_and_all_sliders(monkeypatch):
+  asked = []
+  answers = {"/api/model": {"classes": ["cat"], "directions": ["darker", "3 to 8"]},
+             "/api/sample": {"images": ["a", "b", "c"]}}
+  monkeypatch.setattr(page, "_ask", lambda connection, path, body: asked.append((path, body)) or answers[path])
+  questions = page._questions(None)
+  assert asked == [("/api/model", None), ("/api/sample", questions["/api/sample"])]
+  assert questions["/api/edit"] == {"image": "a", "strengths": {"darker": 0.5, "3 to 8": 0.5}, "label": 0}
+  assert questions["/api/interpolate"] == {"first": "a", "second": "b", "label": 0}
+  assert all(body["label"] == 0 for path, body in questions.items() if body)
+
+
+@pytest.mark.slow
+def test_costs_of_callbacks(monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["callbacks.py", "--num-blocks=1", "--steps=1", "--epochs=3"])
+  callbacks.main()
+  rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
+  assert [row[0].strip(" `") for row in rows] == ["SampleGrid", "LatentInterpolation", "BitsPerDimCurve"]
+  assert all(float(seconds) > 0. for row in rows for seconds in row[1:])
+
+
+def test_callbacks_are_timed_call_by_call():
+  seconds = iter([0., 1., 10., 13., 20., 25.])
+  callback = types.SimpleNamespace(on_epoch_begin=lambda epoch: None, on_epoch_end=lambda epoch, logs=None: None)
+  times = callbacks._Times(callback)
+  with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(callbacks.time, "process_time", lambda: next(seconds))
+    callback.on_epoch_begin(0)
+    callback.on_epoch_end(0, logs={})
+    callback.on_epoch_end(1, logs={})
+  assert times.before == [1.] and times.after == [3., 5.]
+
+
+@pytest.mark.parametrize("script", [
+    run, health, serving, ablation, page,
+    *(pytest.param(script, marks=pytest.mark.slow) for script in (class_samples, callbacks))])
 def test_every_measurement_is_described(script):
   done = subprocess.run([sys.executable, script.__file__, "--help"], capture_output=True, text=True, check=True)
-  assert all(name in done.stdout for name in script._SECTIONS)
+  assert done.stdout.count(script.__doc__.strip()) == 1
+  assert all(name in done.stdout for name in getattr(script, "_SECTIONS", ()))

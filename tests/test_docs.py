@@ -1,5 +1,6 @@
 """Every snippet of the README, of `docs` and of the docstrings runs; its commands are those that `.ci/run` runs."""
 
+import argparse
 import json
 import pathlib
 import re
@@ -49,19 +50,47 @@ def test_commands_are_those_of_continuous_integration():
 
 
 def test_files_that_the_readme_names_exist():
-  for name in set(re.findall(r"(?:docs|tests|examples)/[\w/.]+\w", "".join(PAGES.values()))):
+  for name in set(re.findall(r"(?:docs|tests|examples|benchmarks)/[\w/.]+\w", "".join(PAGES.values()))):
     assert (ROOT / name).exists(), name
 
 
-_COMMANDS = sorted(set(re.findall(r"python (examples/.+?)(?:`|\n)", "".join(PAGES.values()))))
+def _commands():
+  """Those of blocks and of running text, where a line may end in a command."""
+  join_lines = lambda match: match[0].replace("\n", " ")
+  text = "".join(re.sub(r"`[^`\n]+\n[^`\n]+`", join_lines, page) for page in PAGES.values())
+  return sorted(set(re.findall(r"python ((?:examples|benchmarks)/.+?)(?:`|\n)", text)))
 
 
-@pytest.mark.parametrize("command", _COMMANDS)
-def test_example_takes_the_options_of_the_pages(command, monkeypatch, tmp_path):
+class _Parsed(Exception):
+  pass
+
+
+def _parse_only(script, monkeypatch):
+  """Has its `main` end when it has parsed its options, if nothing is wrong with them."""
+  name = "parse_known_args" if "parse_known_args" in script.read_text() else "parse_args"
+  parse = getattr(argparse.ArgumentParser, name)
+
+  def parse_only(self):
+    parse(self)
+    raise _Parsed
+
+  monkeypatch.setattr(argparse.ArgumentParser, name, parse_only)
+
+
+@pytest.mark.parametrize("command", _commands())
+def test_script_takes_the_options_of_the_pages(command, monkeypatch, tmp_path):
+  name, *options = shlex.split(command)
+  script = ROOT / name
   monkeypatch.chdir(tmp_path)
-  script, *options = shlex.split(command)
-  monkeypatch.setattr(sys, "argv", [script, *(option for option in options if option != "--help")])
-  runpy.run_path(str(ROOT / script))["parse_args"]()
+  monkeypatch.syspath_prepend(script.parent)
+  monkeypatch.setattr(sys, "argv", [name, *(option for option in options if option != "--help")])
+  names = runpy.run_path(str(script))
+  if "parse_args" in names:
+    names["parse_args"]()
+  else:
+    _parse_only(script, monkeypatch)
+    with pytest.raises(_Parsed):
+      names["main"]()
 
 
 def test_workers_of_the_pages_are_one_cluster():

@@ -10,6 +10,8 @@ from PIL import Image
 import pytest
 import train_glow
 
+from tfp_glow import pictures
+
 TINY = ["--num-blocks=2", "--num-steps=1", "--num-hidden=4", "--batch-size=256", "--epochs=1"]
 
 
@@ -224,9 +226,11 @@ def test_default_edits_are_of_existing_classes():
   assert all(len(set(names)) == 10 for names in edit_latents.CLASS_NAMES.values())
 
 
-def test_pictures_are_side_by_side_in_rows():
-  rows = list(np.arange(2 * 3 * 2 * 4 * 1, dtype=np.uint8).reshape(2, 3, 2, 4, 1))
-  picture, height, width = edit_latents.montage(rows)
-  assert picture.shape == (2 * height, 3 * width, 1) and (height, width) == (3, 5)
-  np.testing.assert_array_equal(picture[3:5, 10:14], rows[1][2])
-  assert (picture[2] == 255).all() and (picture[:, 4] == 255).all()
+def test_names_of_rows_and_columns_are_at_the_middles_of_images():
+  rows = [np.stack([np.full([4, 2, 1], 3 * i + j, np.uint8) for j in range(3)]) for i in range(2)]
+  picture = pictures.tile(rows)[..., 0]
+  columns = np.array(edit_latents.middles(picture.shape[1], 3))
+  for i, row in enumerate(edit_latents.middles(picture.shape[0], 2)):
+    for j, column in enumerate(columns):
+      (top, *_, bottom), (left, *_, right) = (np.unique(places) for places in np.nonzero(picture == 3 * i + j))
+      assert (row, column) == ((top + bottom + 1) / 2, (left + right + 1) / 2)

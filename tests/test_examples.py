@@ -61,7 +61,10 @@ def test_help(name, monkeypatch, capsys):
 def test_bare_gradient_tape(monkeypatch):
   script = load("bare_gradient_tape")
   flows = record(script, monkeypatch, "train")
+  steps, values_of = [], script.values_of
+  monkeypatch.setattr(script, "values_of", lambda images, step: steps.append(step) or values_of(images, step))
   bits_per_dim = run(script, monkeypatch, "--epochs=3", "--learning-rate=1e-2")
+  assert [step for step in steps if isinstance(step, int)] == [-2, -1]  # Training has steps 0, 1, ...
   assert bits_per_dim < UNIFORM
   model = tfp_glow.FlowModel(flows[0], num_bits=4)
   model.compile()
@@ -106,6 +109,13 @@ def test_own_photos(monkeypatch, tmp_path, eagerly):
   assert {path.name for path in (tmp_path / "output" / "pictures").iterdir()} == {
       *(f"{name}_{epoch:04}.png" for name in ("samples", "interpolations") for epoch in range(3)),
       "bits_per_dim.png", "bits_per_dim.csv"}
+
+
+def test_own_photos_must_be_more_than_a_few(monkeypatch, tmp_path):
+  for split, count in (("train", 4), ("validation", 2), ("test", 1)):
+    image_files.fill(tmp_path / split, count, start=10 * count)
+  with pytest.raises(ValueError, match=rf"`folder` must hold so many photos.*Received: {tmp_path}, of which 1 is"):
+    run(load("own_photos"), monkeypatch, tmp_path, "--image-size=4")
 
 
 def test_photos_of_scikit_learn(tmp_path):

@@ -229,6 +229,20 @@ def test_each_preset_starts(name, monkeypatch, tmp_path):
 
 @slow
 @pytest.mark.usefixtures("mock_data")
+def test_preset_with_its_own_epochs_ends_at_the_time_limit(monkeypatch, tmp_path):
+  taken = []
+  monkeypatch.setattr(train_glow, "save_results", lambda model, test_images, history, results, start, args: (
+      taken.append((model, results, args))))
+  options = ["--preset=imagenet32", *_SMALL[:-1], "--time-limit=1e-6", f"--output={tmp_path}"]
+  monkeypatch.setattr(sys, "argv", ["train_glow.py", *options])
+  assert train_glow.main() == 0
+  (model, results, args), = taken
+  assert args.epochs == 1_000_000 and not model.run_eagerly
+  assert int(model.optimizer.iterations) == 1 and math.isfinite(results["validation_bits_per_dim"])
+
+
+@slow
+@pytest.mark.usefixtures("mock_data")
 def test_class_conditional_run_leaves_everything(monkeypatch, tmp_path):
   options = ["--preset=cifar10_conditional", *_SMALL]
   monkeypatch.setattr(sys, "argv", ["train_glow.py", *options, f"--output={tmp_path}"])

@@ -146,6 +146,13 @@ def test_files_are_read_as_load_images_reads_them(tmp_path, name, image, options
   np.testing.assert_array_equal(serve.read_image(content, expected.shape), expected)
 
 
+def test_photos_may_be_larger_than_other_images():
+  photo = to_file(np.full([4_000, 5_000], 200, np.uint8), "JPEG")
+  assert (serve.read_image(photo, (8, 8, 1)) == 200).all()
+  with pytest.raises(ValueError, match="at most 50 million pixels. Received: 56 million"):
+    serve.read_image(to_file(np.zeros([7_000, 8_000], np.uint8), "JPEG"), (8, 8, 1))
+
+
 def test_grey_becomes_colour_colour_becomes_grey_and_the_middle_is_kept():
   image = np.zeros([8, 40, 3], np.uint8)
   image[:, 11:29] = [0, 255, 0]  # The bilinear filter reaches one pixel beyond the middle 16.
@@ -223,6 +230,8 @@ _REFUSED = {
     "a PNG of other bytes": ("image", {"image": to_data_url(to_file(GREY[..., 0])[:-20] + bytes(20))}, "damaged"),
     "a PNG without pixels": ("image", {"image": to_data_url(png_of_size(30, 30))}, "damaged"),
     "many pixels": ("image", {"image": to_data_url(png_of_size(8_000, 8_000))}, "Received: 64 million"),
+    "more pixels than may be transparent": ("image", {"image": to_data_url(png_of_size(5_000, 4_000))},
+                                            "at most 16 million pixels. Received: 20 million"),
     "too many pixels for Pillow": ("image", {"image": to_data_url(png_of_size(30_000, 30_000))}, "Received: many more"),
     "a bad second image": ("interpolate", {"first": _IMAGE, "second": to_data_url(b"?")}, "must be an image"),
     "strengths in a list": ("edit", {**_EDIT, "strengths": [1.]}, "`strengths` must be an object"),

@@ -1,7 +1,14 @@
-"""The web page of examples/serve.py in a real browser: Debian's Chromium, without a display."""
+"""The web page of examples/serve.py in a real browser: Debian's Chromium, without a display.
+
+The picture of it in the README is drawn anew, with the model that two commands of the README leave in `output`, by
+
+  python examples/train_glow.py && python examples/edit_latents.py output
+  TFP_GLOW_RUN=output pytest tests/test_serve_browser.py -k picture_of_the_readme
+"""
 
 import contextlib
 import os
+import pathlib
 import shutil
 import threading
 
@@ -106,6 +113,29 @@ class Page:
     """Waits for an image and the bits under it."""
     bits = f"{answer['bits_per_dim']:.2f} bits per dim"
     self.wait_for(lambda: self.source(f"#{id_}") == answer["image"] and self.one(f"#{id_}-bits").text == bits)
+
+
+def of_run(folder):
+  """What `serve.main` serves of a run of the example."""
+  model = serve.ServedModel(folder / "saved_model", [])
+  directions = serve.load_directions(folder / "edits" / "directions.npz", model)
+  return served(folder / "saved_model", [], directions, serve.load_examples(folder / "test_images", model))
+
+
+@pytest.mark.skipif("TFP_GLOW_RUN" not in os.environ, reason="draws docs/serve.png: TFP_GLOW_RUN=output")
+def test_picture_of_the_readme(browser):
+  with of_run(pathlib.Path(os.environ["TFP_GLOW_RUN"])) as app_and_url:
+    page = Page(browser, app_and_url, width=1000, height=1043)
+    sources = page.sources("#first img")
+    page.all("#first label")[5].click()
+    page.all("#second label")[7].click()
+    page.run("arguments[0].value = 1; arguments[0].dispatchEvent(new Event('input'))", page.one("#direction-0"))
+    name = page.one("#direction-0").accessible_name
+    page.wait_until_shown("edited", page.answer("/api/edit", image=sources[5], strengths={name: 1}))
+    images = page.answer("/api/interpolate", first=sources[5], second=sources[7])["images"]
+    page.wait_for(lambda: page.sources("#steps img") == images)
+    picture = pathlib.Path(__file__).parent.parent / "docs" / "serve.png"
+    assert browser.save_screenshot(str(picture))
 
 
 def messages(browser):

@@ -1,0 +1,81 @@
+"""How long one waits for the answers of the web page of `examples/serve.py`; prints the table of `docs/serving.md`.
+
+  python benchmarks/page.py output/saved_model --images output/test_images --directions output/edits/directions.npz
+
+The server has a process of its own. This one asks over HTTP what the page asks, all questions in turn, one at a time:
+images are samples of the model, and an edit moves all sliders. Options are those of serve.py, and --calls.
+"""
+
+import argparse
+import contextlib
+import http.client
+import json
+import pathlib
+import socket
+import statistics
+import subprocess
+import sys
+import time
+
+_SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "serve.py"
+_HOST = "127.0.0.1"
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--calls", type=int, default=50, help="of each question (%(default)s)")
+  args, options = parser.parse_known_args()
+  with _serving(options) as connection:
+    questions = _questions(connection)
+    times = {name: [] for name in questions}
+    for _ in range(args.calls):
+      for name, body in questions.items():
+        start = time.perf_counter()
+        _ask(connection, name, body)
+        times[name].append(1e3 * (time.perf_counter() - start))
+  print(f"| {args.calls} calls of each | median, ms | worst, ms |\n|---|---|---|")
+  for name, found in times.items():
+    print(f"| `{name}` | {statistics.median(found):.0f} | {max(found):.0f} |")
+
+
+@contextlib.contextmanager
+def _serving(options):
+  """A connection to a server that runs until the block ends."""
+  with socket.create_server((_HOST, 0)) as free:
+    port = free.getsockname()[1]
+  command = [sys.executable, _SCRIPT, *options, f"--host={_HOST}", f"--port={port}"]
+  with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+    try:
+      if not process.stdout.readline():  # The line that names its address.
+        sys.exit(f"{' '.join(map(str, command))} failed.")  # It has said why.
+      with contextlib.closing(http.client.HTTPConnection(_HOST, port)) as connection:
+        yield connection
+    finally:
+      process.terminate()
+
+
+def _questions(connection):
+  """From paths of the server to what is sent there; `None` where there is nothing to send."""
+  known = _ask(connection, "/api/model", None)
+  label = {"label": 0} if known["classes"] else {}
+  sample = {"temperature": 0.7, "seed": 0, **label}
+  first, second, *_ = _ask(connection, "/api/sample", sample)["images"]
+  return {"/api/model": None, "/api/image": {"image": first, **label},
+          "/api/edit": {"image": first, "strengths": dict.fromkeys(known["directions"], 0.5), **label},
+          "/api/interpolate": {"first": first, "second": second, **label}, "/api/sample": sample}
+
+
+def _ask(connection, path, body):
+  if body is None:
+    connection.request("GET", path)
+  else:
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+  answer = connection.getresponse()
+  content = answer.read()
+  if answer.status != http.client.OK:
+    sys.exit(f"{path} failed: {content[-2000:]!r}")
+  return json.loads(content)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,7 +1,7 @@
 """Densities in the plane that `train_residual_flow.py` trains on, and its pictures and measures of them."""
 
-import functools
 import math
+import pathlib
 
 import numpy as np
 from sklearn import datasets
@@ -110,7 +110,7 @@ def save_pictures(name, beside, model, test_points, history, test_bits_per_dim, 
   grid = density_on_grid(model)
   np.save(folder / GRID, grid)
   panels = {"data": _histogram(draw(name, NUM_PICTURE_POINTS, seed, _PICTURE)), folder.name: grid,
-            **{other.name: np.load(other / GRID) for other in beside}}
+            **{other.name: np.load(other / GRID) for other in map(pathlib.Path, beside)}}
   figure, axes = plt.subplots(1, len(panels), figsize=(3. * len(panels), 3.3), layout="constrained", squeeze=False)
   # A flow has sharp ridges: brighter than this they would leave all else dark.
   brightest = 1.2 * np.quantile(panels["data"], 0.98)

@@ -57,7 +57,7 @@ OUTPUTS = (WEIGHTS, SAVED_MODEL, *run_pictures.FILES, RESULTS)
 STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
 
 # What may change when a run goes on.
-NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy")
+NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy", "beside")
 
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
 # A rare batch that a half-trained flow finds absurd has a gradient 10,000 times as long as others, and would ruin it.

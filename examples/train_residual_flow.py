@@ -58,7 +58,7 @@ def parse_args():
   add("--model", choices=("residual_flow", "couplings"), default="residual_flow",
       help="of a density; couplings: as many affine couplings as --num-dense-blocks, so wide that they have as many "
       "parameters as the residual flow (%(default)s)")
-  add("--beside", type=pathlib.Path, nargs="+", default=[], metavar="FOLDER",
+  add("--beside", nargs="+", default=[], metavar="FOLDER",
       help="other runs with the same density, to be shown in the same picture")
   add("--num-scales", type=options.positive_int, default=2,
       help="of images; each but the first half as high and wide (%(default)s)")
@@ -81,7 +81,7 @@ def parse_args():
     parser.error(f"--model and --beside are for densities: {', '.join(densities.DENSITIES)}. train_glow.py trains "
                  f"couplings on images. Received: --data {args.data}")
   for folder in args.beside:
-    if not (folder / densities.GRID).exists():
+    if not (pathlib.Path(folder) / densities.GRID).exists():
       parser.error(f"--beside must be folders of runs with a density that have finished. Received: {folder}")
   train_glow.check_output(parser, args, OUTPUTS_OF_DENSITIES if is_density else train_glow.OUTPUTS)
   return args

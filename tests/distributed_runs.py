@@ -59,6 +59,13 @@ def train_gaussian(strategy):
   return model, model.fit(data, epochs=2, verbose=0).history
 
 
+def train_residual(strategy, seed=0):
+  """A residual flow of points."""
+  with strategy.scope():
+    model = small_models.residual_model(small_models.residual_flow(num_dense_blocks=2, seed=seed))
+  return model, model.fit(small_models.points(), batch_size=16, epochs=2, shuffle=False, verbose=0).history
+
+
 def values_of(model):
   return [v.numpy() for v in model.distribution.variables]
 
@@ -99,6 +106,12 @@ def gaussian_worker(index, folder):
   _train_on(model, index, folder)
 
 
+def residual_worker(index, folder):
+  model, history = train_residual(tf.distribute.MultiWorkerMirroredStrategy(), seed=index)
+  _report({"weights": values_of(model), "history": history}, index, folder)
+  _train_on(model, index, folder, small_models.points())
+
+
 def draw(strategy, index, folder):
   """Trains with the callbacks that draw, first on all workers, then on the chief alone."""
   images = IMAGES[..., :1]
@@ -126,9 +139,9 @@ def _report(values, index, folder):
   (folder / f"unfinished_{index}").rename(folder / f"report_{index}")
 
 
-def _train_on(model, index, folder):
+def _train_on(model, index, folder, data=IMAGES):
   tell = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: (folder / f"training_{index}").touch())
-  model.fit(IMAGES, batch_size=8, epochs=10**9, shuffle=False, verbose=0, callbacks=[tell])
+  model.fit(data, batch_size=8, epochs=10**9, shuffle=False, verbose=0, callbacks=[tell])
 
 
 # The processes.

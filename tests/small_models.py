@@ -34,6 +34,30 @@ def gaussian(shape=SHAPE):
   return tfd.TransformedDistribution(base, tfb.Chain([tfb.Shift(shift), tfb.Scale(log_scale=scale)]))
 
 
+def points(count=64):
+  """Noisy points on a parabola, `[count, 2]`."""
+  rng = np.random.default_rng(0)
+  x = rng.uniform(-2., 2., [count, 1])
+  return np.concatenate([x, x**2 - 1. + 0.2 * rng.standard_normal([count, 1])], axis=1).astype(np.float32)
+
+
+def residual_flow(**kwargs):
+  """For points, whose steps are traced in less time than those for images."""
+  return tfp_glow.ResidualFlowBijector(
+      2, 0, **{"num_dense_blocks": 3, "num_dense_hidden": 8, "logit_alpha": None, "seed": 0, **kwargs})
+
+
+def of_standard_normal(flow):
+  """The distribution of what a `ResidualFlowBijector` makes of it."""
+  base = tfd.Sample(tfd.Normal(0., 1.), [int(np.prod(flow.parameters["output_shape"]))])
+  return tfd.TransformedDistribution(base, flow)
+
+
+def residual_model(flow=None, optimizer=None, **kwargs):
+  """Of points."""
+  return compiled(tfp_glow.FlowModel(of_standard_normal(flow or residual_flow()), num_bits=None), optimizer, **kwargs)
+
+
 def compiled(model=None, optimizer=None, **kwargs):
   model = tfp_glow.FlowModel(distribution(), num_bits=8) if model is None else model
   model.compile(optimizer or keras.optimizers.Adam(1e-2), **kwargs)

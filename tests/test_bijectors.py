@@ -396,3 +396,21 @@ def test_event_ndims_that_do_not_fit(event_ndims):
 def test_copies_would_lose_the_weights():
   with pytest.raises(NotImplementedError, match="`actnorm.copy`.*Received"):
     tfp_glow.ActNorm(2).copy(name="other")
+
+
+# Logit.
+
+
+def test_logit_is_that_of_its_formula_and_nan_beyond():
+  y = np.linspace(-0.5, 0.5, 11)
+  u = 0.05 + 0.9 * (y + 0.5)
+  np.testing.assert_allclose(tfp_glow.Logit(0.05, 1, "float64").inverse(y), np.log(u / (1. - u)), rtol=1e-12, atol=1e-14)
+  assert np.isnan(tfp_glow.Logit(0.05, 1, "float64").inverse([0.6])).all()
+
+
+@pytest.mark.parametrize("arguments, match", [
+    (dict(alpha=0.5), "`alpha` must be below 1/2. Received: 0.5"), (dict(alpha=0.), "`alpha`.*Received: 0.0"),
+    (dict(event_ndims=2), "`event_ndims`.*Received: 2")])
+def test_bad_arguments_of_logit(arguments, match):
+  with pytest.raises(ValueError, match=match):
+    tfp_glow.Logit(**arguments)

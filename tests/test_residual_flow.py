@@ -10,6 +10,7 @@ import small_models
 import tensorflow as tf
 import tensorflow_probability as tfp
 from distributed_runs import mirrored
+from small_models import of_standard_normal, points, residual_flow, residual_model
 
 import tfp_glow
 from tfp_glow import lipschitz
@@ -22,17 +23,6 @@ def make_flow(**kwargs):
   return tfp_glow.ResidualFlowBijector(**{
       "output_shape": (4, 4, 1), "num_scales": 2, "num_blocks_per_scale": 2, "num_hidden": 6, "num_dense_blocks": 1,
       "num_dense_hidden": 6, "seed": 0, **kwargs})
-
-
-def make_vector_flow(**kwargs):
-  """Whose steps are traced in less time."""
-  return tfp_glow.ResidualFlowBijector(
-      2, 0, **{"num_dense_blocks": 3, "num_dense_hidden": 8, "logit_alpha": None, "seed": 0, **kwargs})
-
-
-def distribution_of(flow):
-  base = tfd.Sample(tfd.Normal(0., 1.), flow._event_shapes[False])
-  return tfd.TransformedDistribution(base, flow)
 
 
 def constrained(flow):
@@ -112,7 +102,7 @@ def noise_seeds(flow):
 
 
 def test_same_seed_same_flow():
-  first, again, other = (make_vector_flow(seed=seed).inverse_and_log_det(points()) for seed in (1, 1, 2))
+  first, again, other = (residual_flow(seed=seed).inverse_and_log_det(points()) for seed in (1, 1, 2))
   for a, b in zip(first, again):
     np.testing.assert_array_equal(a, b)
   assert np.abs(first[0] - other[0]).max() > 0.01
@@ -152,7 +142,7 @@ def copy_weights(source, target):
 def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
   sizes = []
   for count in (2, 5):
-    flow = make_vector_flow(num_dense_blocks=count)
+    flow = residual_flow(num_dense_blocks=count)
     graph = tf.function(flow.inverse_and_log_det).get_concrete_function(
         tf.TensorSpec([3, 2], tf.float32)).graph.as_graph_def()
     sizes.append(len(graph.node) + sum(len(f.node_def) for f in graph.library.function))
@@ -182,21 +172,9 @@ def test_bad_arguments(arguments, match):
 # In `FlowModel`.
 
 
-def points(count=64):
-  """Two moons would do as well: a line with noise."""
-  rng = np.random.default_rng(0)
-  x = rng.uniform(-2., 2., [count, 1])
-  return np.concatenate([x, x**2 - 1. + 0.2 * rng.standard_normal([count, 1])], axis=1).astype(np.float32)
-
-
-def vector_model(flow=None, **kwargs):
-  return small_models.compiled(tfp_glow.FlowModel(distribution_of(flow or make_vector_flow()), num_bits=None),
-                               keras.optimizers.Adam(1e-2), **kwargs)
-
-
 @pytest.fixture(scope="module")
 def trained():
-  model = vector_model()
+  model = residual_model()
   model.history_ = model.fit(points(), batch_size=16, epochs=40, shuffle=False, verbose=0).history["bits_per_dim"]
   return model
 
@@ -220,7 +198,7 @@ def test_training_takes_the_coarser_estimate_and_evaluation_the_finer(monkeypatc
     return original(self, y, weights, training)
 
   monkeypatch.setattr(tfp_glow.InvertibleResidualBlock, "_residual", record)
-  model = vector_model()
+  model = residual_model()
   model.adapt(points())
   asked.clear()
   model.fit(points(8), batch_size=8, verbose=0)
@@ -237,7 +215,7 @@ def test_evaluation_gives_the_same_number_twice(trained):
 
 
 def test_estimated_log_dets_of_a_flow_are_those_of_the_exact_one(trained):
-  exact, flow, x = make_vector_flow(log_det="exact"), trained.distribution.bijector, points(4)
+  exact, flow, x = residual_flow(log_det="exact"), trained.distribution.bijector, points(4)
   copy_weights(flow, exact)
   draws = tf.function(flow.inverse_and_log_det)(np.repeat(x, 4000, 0))[1].numpy().reshape([4, 4000])
   deviations = (draws.mean(1) - exact.inverse_and_log_det(x)[1]) / draws.std(1) * np.sqrt(4000.)
@@ -255,7 +233,7 @@ def test_encode_decode_and_samples(trained):
 def test_weights_and_model_are_saved(trained, tmp_path):
   trained.save_weights(tmp_path / "model.weights.h5")
   trained.save(tmp_path / "model.keras")
-  other = vector_model(make_vector_flow(seed=1))
+  other = residual_model(residual_flow(seed=1))
   other.load_weights(tmp_path / "model.weights.h5")
   for model in (other, keras.saving.load_model(tmp_path / "model.keras")):
     np.testing.assert_array_equal(model.log_prob(points()), trained.log_prob(points()))
@@ -273,7 +251,7 @@ def test_the_exported_model_says_how_it_estimates(trained, tmp_path):
 
 
 def test_norms_follow_averaged_weights():
-  model = small_models.compiled(tfp_glow.FlowModel(distribution_of(make_vector_flow()), num_bits=None),
+  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(residual_flow()), num_bits=None),
                                 keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.5))
   model.fit(points(), batch_size=16, epochs=2, verbose=0)
   check_norms(model.distribution.bijector, slack=0.002)
@@ -282,7 +260,7 @@ def test_norms_follow_averaged_weights():
 @pytest.mark.parametrize("wrap", [
     lambda flow: tfb.Chain([tfb.Shift(1.), flow]), lambda flow: tfb.Invert(tfb.Invert(flow))], ids=["chain", "invert"])
 def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):
-  flow = make_vector_flow(log_det="power_series")
+  flow = residual_flow(log_det="power_series")
   base = tfd.Sample(tfd.Normal(0., 1.), [2])
   model = small_models.compiled(tfp_glow.FlowModel(tfd.TransformedDistribution(base, wrap(flow)), num_bits=None))
   before, seeds = [v.numpy() for v in flow._variables_of_update()], noise_seeds(flow)
@@ -293,9 +271,9 @@ def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):
 
 
 def test_a_training_loop_of_ones_own():
-  flow = make_vector_flow()
+  flow = residual_flow()
   flow.initialize(points())
-  distribution, optimizer = distribution_of(flow), keras.optimizers.Adam(1e-2)
+  distribution, optimizer = of_standard_normal(flow), keras.optimizers.Adam(1e-2)
   variables = [keras.Variable(v, dtype=v.dtype.name) for v in flow.trainable_variables]
 
   @tf.function
@@ -314,7 +292,7 @@ def test_a_training_loop_of_ones_own():
 
 @pytest.mark.slow
 def test_xla_trains_as_well(trained):
-  model = vector_model(jit_compile=True)
+  model = residual_model(jit_compile=True)
   history = model.fit(points(), batch_size=16, epochs=2, shuffle=False, verbose=0).history["bits_per_dim"]
   np.testing.assert_allclose(history, trained.history_[:2], rtol=1e-3)
   check_norms(model.distribution.bijector)
@@ -322,7 +300,7 @@ def test_xla_trains_as_well(trained):
 
 @pytest.mark.slow
 def test_images_are_trained_and_come_back():
-  model = small_models.compiled(tfp_glow.FlowModel(distribution_of(make_flow()), num_bits=8),
+  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(make_flow()), num_bits=8),
                                 keras.optimizers.Adam(3e-3))
   history = model.fit(IMAGES, batch_size=8, epochs=12, verbose=0).history["bits_per_dim"]
   assert history[-1] < history[0] - 0.1
@@ -334,7 +312,7 @@ def test_images_are_trained_and_come_back():
 @pytest.mark.slow
 def test_replicas_stay_equal(trained):
   with mirrored(2).scope():
-    model = vector_model()
+    model = residual_model()
   history = model.fit(points(), batch_size=16, epochs=3, shuffle=False, verbose=0).history["bits_per_dim"]
   for variable in model.distribution.variables:
     first, second = (copy.numpy() for copy in variable.values)

@@ -81,6 +81,12 @@ class Codec:
     return bijectors
 
   @property
+  def log_det_estimator(self):
+    """How its bijectors estimate log-dets, a Python `str`; `None` where none does."""
+    ways = dict.fromkeys(getattr(part, "log_det_estimator", None) for part in self.distribution.submodules)
+    return "; ".join(way for way in ways if way) or None
+
+  @property
   def num_classes(self):
     """Number of classes, `None` where the images have none."""
     return getattr(getattr(self.distribution, "bijector", None), "num_classes", None)
@@ -157,8 +163,8 @@ class Codec:
   def log_density(self, values, labels=None, training=False):
     """Log-density of dequantized images, `[N]`, in nats; with `training` a bijector may estimate it more coarsely."""
     kwargs = self.condition(labels)
-    if training and getattr(getattr(self.distribution, "bijector", None), "is_stochastic", False):
-      kwargs["training"] = True
+    if training and hasattr(self.distribution, "bijector"):
+      kwargs |= _training_arguments(self.distribution.bijector)
     return self.distribution.log_prob(values, **({"bijector_kwargs": kwargs} if kwargs else {}))
 
   def after_update(self):
@@ -267,8 +273,21 @@ class Codec:
       raise ValueError(f"`labels` must be one integer for each image, shape [N]. Received: shape {shape}")
 
 
+# `tfb.Chain` and `tfb.Invert` make instances of their base classes where a part of them is no `CompositeTensor`.
+_CHAIN, _INVERT = tfb.Chain.__bases__[0], tfb.Invert.__bases__[0]
+
+
+def _training_arguments(bijector):
+  """Keyword arguments of a bijector that ask those of its parts that estimate log-dets for what is meant for training."""
+  if isinstance(bijector, _INVERT):
+    return _training_arguments(bijector.bijector)
+  if isinstance(bijector, _CHAIN):  # It hands to each part what is meant for its name.
+    arguments = {part.name: _training_arguments(part) for part in bijector.bijectors}
+    return {name: of_part for name, of_part in arguments.items() if of_part}
+  return {"training": True} if getattr(bijector, "is_stochastic", False) else {}
+
+
 def _links(bijector):
-  # `tfb.Chain` makes an instance of its base class where a part of it is no `CompositeTensor`.
-  if isinstance(bijector, tfb.Chain.__bases__[0]):
+  if isinstance(bijector, _CHAIN):
     return [link for part in bijector.bijectors for link in _links(part)]
   return [bijector]

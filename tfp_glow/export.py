@@ -133,10 +133,9 @@ def _functions(codec):
         interpolate=make(interpolate, images_spec("first"), images_spec("second"), spec([], tf.int32, "num_steps")))
   functions["sample"] = make(sample, spec([], tf.int32, "num_samples"), spec([], tf.float32, "temperature"),
                              spec([2], tf.int32, "seed"))
-  estimator = getattr(getattr(codec.distribution, "bijector", None), "log_det_estimator", None)
-  if estimator is not None:
+  if codec.log_det_estimator is not None:
     functions["log_det_estimator"] = tf.function(
-        lambda: {"log_det_estimator": tf.constant(estimator)}, input_signature=[], autograph=False)
+        lambda: {"log_det_estimator": tf.constant(codec.log_det_estimator)}, input_signature=[], autograph=False)
   return functions
 
 

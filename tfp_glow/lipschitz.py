@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.checks import check_counts, check_fractions
+from tfp_glow.checks import check_counts, check_fractions, check_seed
 from tfp_glow.networks import generator, value_of
 
 # The steepest slope of `x * sigmoid(x)` is 1.0998.
@@ -120,6 +120,7 @@ class _Lipschitz(keras.layers.Layer):
     super().__init__(autocast=False, **kwargs)
     check_fractions(coefficient=coefficient, tolerance=tolerance)
     check_counts(max_iterations=max_iterations)
+    check_seed(seed)
     for name, order in (("domain", domain), ("codomain", codomain)):
       if not isinstance(order, LearnedOrder) and not (isinstance(order, numbers.Real) and order >= 1.):
         raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "

@@ -186,11 +186,6 @@ class ResidualFlowBijector(_Sequence):
     """Whether `initialize` was called, or trained weights were restored: a Python `bool`, saved in checkpoints."""
     return bool(self._initialized.numpy())
 
-  @property
-  def log_det_estimator(self):
-    """How log-dets are computed outside of training, a Python `str`."""
-    return next(part.block for part in self._parts if isinstance(part, ResidualStep)).log_det_estimator
-
   def _initialize(self, y):
     x = super()._initialize(y)
     self._initialized.assign(True)

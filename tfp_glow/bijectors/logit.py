@@ -5,7 +5,7 @@ import math
 import tensorflow as tf
 
 from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.checks import check_fractions
+from tfp_glow.checks import check_choice, check_fractions
 
 
 class Logit(OnePassBijector):
@@ -34,10 +34,11 @@ class Logit(OnePassBijector):
       name: Python `str`.
 
     Raises:
-      ValueError: if `alpha` is not as above.
+      ValueError: if `alpha` or `event_ndims` is not as above.
     """
     parameters = dict(locals())
     check_fractions(alpha=alpha)
+    check_choice("event_ndims", event_ndims, (1, 3))
     if alpha >= 0.5:
       raise ValueError(f"`alpha` must be below 1/2. Received: {alpha!r}")
     super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,

@@ -304,6 +304,12 @@ class OnePassBijector(tfb.Bijector):
     """Whether log-dets are estimated; if so, calls take `training=True` for the estimate that is meant for training."""
     return any(child.is_stochastic for child in self._children)
 
+  @property
+  def log_det_estimator(self):
+    """How log-dets are computed outside of training, a Python `str`; `None` where there is a formula for them."""
+    ways = dict.fromkeys(child.log_det_estimator for child in self._children)
+    return "; ".join(way for way in ways if way) or None
+
   def after_update(self):
     """Brings state that follows the weights up to date: call it after every update of them, as `FlowModel` does.
 

@@ -116,7 +116,6 @@ class InvertibleResidualBlock(OnePassBijector):
 
   @property
   def log_det_estimator(self):
-    """How log-dets are computed outside of training, a Python `str`."""
     return self._description
 
   def redraw(self, seed):

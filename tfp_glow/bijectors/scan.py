@@ -94,6 +94,10 @@ class Scan(OnePassBijector):
   def is_stochastic(self):
     return self._template.is_stochastic
 
+  @property
+  def log_det_estimator(self):
+    return self._template.log_det_estimator
+
   def _forward_and_log_det(self, x, **kwargs):
     return self._run(x, False, kwargs)
 

@@ -1,0 +1,189 @@
+"""Runs of residual flows: gone on with, saved, served, by many workers; what they meet on the way."""
+
+import os
+import subprocess
+import sys
+
+import distributed_runs
+import keras
+import numpy as np
+import pytest
+import small_models
+import tensorflow_probability as tfp
+import test_export
+from small_models import of_standard_normal, points, residual_flow, residual_model
+
+import tfp_glow
+from tfp_glow import callbacks
+from tfp_glow.lipschitz import LearnedOrder, LipschitzDense, LipSwish
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+IMAGES = small_models.images(16)
+
+
+def image_model(seed=0):
+  """Trained eagerly: there is nothing to trace."""
+  flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 2, 1, 4, 1, 4, seed=seed)
+  return small_models.compiled(tfp_glow.FlowModel(of_standard_normal(flow)),
+                               keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5), run_eagerly=True)
+
+
+def fit(model, **kwargs):
+  return model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0, **kwargs)
+
+
+def everything_in(model):
+  """Weights, vectors of the power iterations and seeds of noise among them, and the optimizer's variables."""
+  return [v.numpy() for v in model.weights + model.optimizer.variables]
+
+
+def assert_equal(found, expected):
+  for a, b in zip(found, expected, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+def state_of(model):
+  """What follows the weights."""
+  return [v.numpy() for v in model.distribution.bijector._variables_of_update()]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_as_if_it_had_not_been_ended(tmp_path):
+  def run(folder, epochs, seed=0):
+    model, state = image_model(seed), callbacks.TrainingState(tmp_path / folder)
+    start = state_of(model)
+    fit(model, initial_epoch=state.restore(model), epochs=epochs, callbacks=[state])
+    return model, start
+
+  whole, start = run("whole", 3)
+  run("ended", 1)
+  resumed, _ = run("ended", 3, seed=1)  # Nothing of another start is left.
+  assert_equal(everything_in(resumed), everything_in(whole))
+  for before, after in zip(start, state_of(whole), strict=True):
+    assert (before != after).any()
+  assert all(seeds[..., 1].max() >= 3 * 2 for seeds in state_of(whole) if seeds.dtype == np.int32)
+
+
+_LOAD = """
+import sys
+import keras, tfp_glow
+import numpy as np
+model = keras.models.load_model(sys.argv[1])
+model.fit(np.load(sys.argv[2]), batch_size=8, shuffle=False, verbose=0)
+np.savez(sys.argv[3], *[v.numpy() for v in model.weights + model.optimizer.variables])
+"""
+
+
+@pytest.mark.slow
+def test_fresh_processes_train_on_and_serve(tmp_path):
+  model = image_model()
+  fit(model)
+  model.save(tmp_path / "model.keras")
+  model.export(tmp_path / "saved_model")
+  np.save(tmp_path / "images.npy", IMAGES)
+  (answers,) = test_export._serve(tmp_path, [(tmp_path / "saved_model", {"images": test_export.IMAGES})])
+  test_export._check_answers(answers, model)
+  paths = [tmp_path / name for name in ("model.keras", "images.npy", "found.npz")]
+  subprocess.run([sys.executable, "-c", _LOAD, *paths], check=True, cwd=tmp_path,
+                 env={**os.environ, "PYTHONPATH": os.path.dirname(tfp_glow.__path__[0])})
+  fit(model)
+  assert_equal(np.load(tmp_path / "found.npz").values(), everything_in(model))
+
+
+@pytest.mark.slow
+def test_two_workers_train_as_two_replicas(tmp_path):
+  """Which draw the same noise; the second worker starts from other weights than the chief."""
+  with distributed_runs.Workers(2, distributed_runs.residual_worker, tmp_path) as workers:
+    chief, other = workers.reports()
+  assert chief == other
+  model, history = distributed_runs.train_residual(distributed_runs.mirrored(2))
+  np.testing.assert_allclose(chief["history"]["bits_per_dim"], history["bits_per_dim"], rtol=1e-4)
+  for found, expected in zip(chief["weights"], distributed_runs.values_of(model), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+# Precision.
+
+
+def test_the_flow_keeps_its_precision_under_a_policy_of_less():
+  expected = residual_flow().inverse_and_log_det(points(8))
+  before = keras.config.dtype_policy()
+  keras.config.set_dtype_policy("mixed_bfloat16")
+  try:
+    found = residual_flow().inverse_and_log_det(points(8))
+    with pytest.raises(ValueError, match="`network` must compute in the dtype of the block.*Received: bfloat16"):
+      tfp_glow.InvertibleResidualBlock(LipschitzDense(2), event_ndims=1).build([2])
+  finally:
+    keras.config.set_dtype_policy(before)
+  assert_equal(found, expected)
+
+
+@pytest.mark.slow
+def test_images_of_one_colour_and_of_noise_and_latents_far_out_come_back():
+  model = image_model()
+  fit(model)
+  plain = np.broadcast_to(np.array([0, 1, 127, 255], np.uint8)[:, None, None, None], [4, *small_models.SHAPE])
+  noise = np.random.default_rng(0).integers(0, 256, [8, *small_models.SHAPE], dtype=np.uint8)
+  for images in (plain, noise):
+    np.testing.assert_array_equal(model.decode(model.encode(images)), images)
+  flow = model.distribution.bijector
+  z = 3. * np.random.default_rng(1).standard_normal([8, 32]).astype(np.float32)
+  np.testing.assert_allclose(flow.inverse(flow.forward(z).numpy()), z, atol=1e-4 * np.abs(z).max())
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e3, 1e6])
+def test_points_of_any_size_come_back(size):
+  flow = residual_flow()
+  y = (size * points(8)).astype(np.float32)
+  z = flow.inverse(y).numpy()
+  np.testing.assert_allclose(flow.forward(z), y, rtol=1e-5, atol=1e-5 * size + 1e-6)
+
+
+# Flows of one's own.
+
+
+def block_of_learned_orders(name, seed):
+  outer, inner = LearnedOrder(), LearnedOrder()
+  network = keras.Sequential([LipSwish(), LipschitzDense(8, domain=outer, codomain=inner, seed=seed),
+                              LipSwish(), LipschitzDense(2, domain=inner, codomain=outer, seed=seed + 1)])
+  return tfp_glow.InvertibleResidualBlock(network, event_ndims=1, seed=seed, name=name)
+
+
+def flow_of_learned_orders():
+  return tfb.Chain([block_of_learned_orders("first", 0), tfp_glow.ActNorm(2, 1), block_of_learned_orders("second", 2)])
+
+
+@pytest.mark.slow
+def test_learned_orders_are_trained_and_saved(tmp_path):
+  base = tfd.Sample(tfd.Normal(0., 1.), [2])
+  model = small_models.compiled(
+      tfp_glow.FlowModel(tfd.TransformedDistribution(base, flow_of_learned_orders()), num_bits=None), run_eagerly=True)
+  train = lambda model: model.fit(points(), batch_size=16, epochs=2, shuffle=False, verbose=0)
+  train(model)
+  orders = [v.numpy() for v in model.distribution.trainable_variables if "logit" in v.name]
+  assert len(orders) == 4 and all(abs(order + np.log(3.)) > 0.01 for order in orders)
+  np.testing.assert_allclose(model.decode(model.encode(points())), points(), atol=1e-4)
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  np.testing.assert_array_equal(loaded.log_prob(points()), model.log_prob(points()))
+  train(model)
+  train(loaded)
+  assert_equal(everything_in(loaded), everything_in(model))
+
+
+def test_parts_of_compositions_are_asked_for_the_estimate_of_training(monkeypatch):
+  asked = []
+  original = tfp_glow.InvertibleResidualBlock._residual
+
+  def record(self, y, weights, training):
+    asked.append((self.name, training))
+    return original(self, y, weights, training)
+
+  monkeypatch.setattr(tfp_glow.InvertibleResidualBlock, "_residual", record)
+  flow = tfb.Invert(tfb.Invert(tfb.Chain([tfb.Shift(1.), flow_of_learned_orders()])))
+  model = tfp_glow.FlowModel(tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), [2]), flow), num_bits=None)
+  for training in (True, False):
+    asked.clear()
+    model._codec.log_prob(points(4), training=training)
+    assert set(asked) == {("first", training), ("second", training)}
+  assert model._codec.log_det_estimator.startswith("Russian roulette: 20 terms")

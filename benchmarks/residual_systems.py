@@ -3,7 +3,7 @@
 Images as they are, at one scale: actnorm, and then blocks and actnorms in turn. Both draw their weights from the same
 distribution, bound each layer by 0.98, bring its norm up to date by five power iterations after each training step, and
 estimate log-dets with Gaussian probes and the same number of terms: in training two, else 20, and a geometric number of
-further ones.
+further ones. Samples are exact to the last digits of float32; by itself normflows leaves errors of 0.003.
 """
 
 import numpy as np
@@ -14,6 +14,7 @@ import systems
 
 _COEFFICIENT = 0.98
 _NUM_POWER_ITERATIONS = 5
+_TOLERANCE = 1e-6  # That of the package, relative to `1 + |x|`; normflows compares squares.
 
 
 def _tfp_glow(architecture):
@@ -75,10 +76,11 @@ def _normflows(architecture):
     return nf.NormalizingFlow(base, flows[::-1])
 
   def sample(model, count):
-    """`model.sample`, but for the log-dets, which nobody asked for."""
+    """`model.sample`, without the log-dets, which nobody asked for, and as exact as the other system's."""
     z, _ = model.q0(count)
     for flow in model.flows:
-      z = flow.iresblock.inverse(z) if isinstance(flow, nf.flows.Residual) else flow(z)[0]
+      is_block = isinstance(flow, nf.flows.Residual)
+      z = flow.iresblock._inverse_fixed_point(z, _TOLERANCE**2, _TOLERANCE**2) if is_block else flow(z)[0]
     return z
 
   return systems.torch_system(make_model, lambda model, x: model.log_prob(x), sample, architecture,

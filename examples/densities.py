@@ -15,7 +15,8 @@ FILES = (DENSITIES_PICTURE, CURVE, GRID)
 
 SIDE = 4.  # The pictures show the square from -SIDE to SIDE.
 NUM_CELLS = 200  # Along a side of the picture.
-NUM_POINTS = 20_000  # Of an epoch, to validate, to test, and of samples to measure.
+NUM_POINTS = 20_000  # Of an epoch, to test, and of samples to measure.
+NUM_VALIDATION_POINTS = 5_000
 NUM_PICTURE_POINTS = 2_000_000
 _TEST, _VALIDATION, _PICTURE, _FIRST_EPOCH = range(4)  # What is drawn, for the seed.
 
@@ -56,6 +57,9 @@ def draw(name, count, *seed):
 
 def load_splits(args):
   """As `training_data.load_splits`; each epoch has points of its own."""
+  for folder in map(pathlib.Path, args.beside):
+    if not (folder / GRID).exists():
+      raise ValueError(f"--beside must be folders of runs with a density that have finished. Received: {folder}")
   points = lambda *what: draw(args.data, NUM_POINTS, args.seed, *what)
   batches = lambda array: [array[i:i + args.batch_size] for i in range(0, len(array), args.batch_size)]
 
@@ -64,8 +68,9 @@ def load_splits(args):
         lambda: (batch for epoch in epochs for batch in batches(points(_FIRST_EPOCH + epoch))),
         output_signature=tf.TensorSpec([None, 2], tf.float32))
 
-  load = lambda what: tf.data.Dataset.from_tensor_slices(points(what)).batch(args.batch_size)
-  return {"train": load(_FIRST_EPOCH), "train_epochs": epochs_of, "validation": load(_VALIDATION), "test": load(_TEST)}
+  load = lambda array: tf.data.Dataset.from_tensor_slices(array).batch(args.batch_size)
+  return {"train": load(points(_FIRST_EPOCH)), "train_epochs": epochs_of,
+          "validation": load(points(_VALIDATION)[:NUM_VALIDATION_POINTS]), "test": load(points(_TEST))}
 
 
 def measures(model, name, seed):

@@ -71,7 +71,7 @@ def main():
   return run(parse_args(), training_data.load_splits, make_model, save_results, OUTPUTS)
 
 
-def run(args, load_splits, make_model, save_results, outputs):
+def run(args, load_splits, make_model, save_results, outputs, jit_compile="auto"):
   """Trains and saves, or goes on with that.
 
   Args:
@@ -80,6 +80,7 @@ def run(args, load_splits, make_model, save_results, outputs):
     make_model: From these and the shape of an image to a `FlowModel`.
     save_results: As the function of this name.
     outputs: Names of the files and folders that it writes.
+    jit_compile: See `FlowModel.compile`.
 
   Returns:
     The exit code.
@@ -91,7 +92,7 @@ def run(args, load_splits, make_model, save_results, outputs):
     splits = load_splits(args)
     with strategy.scope():
       model = make_model(args, training_data.image_shape(splits["train"]))
-      compile_model(model, args, len(splits["train"]))
+      compile_model(model, args, len(splits["train"]), jit_compile)
     state = training_state(args)
     if args.overwrite:
       state.delete()
@@ -165,10 +166,11 @@ def make_model(args, image_shape):
                             weight_y=args.weight_y)
 
 
-def compile_model(model, args, steps_per_epoch):
+def compile_model(model, args, steps_per_epoch, jit_compile="auto"):
   """Chooses the optimizer."""
-  model.compile(OPTIMIZERS[args.optimizer](
-      learning_rate_schedule(args, steps_per_epoch), beta_2=args.beta_2, global_clipnorm=MAX_GRADIENT_NORM))
+  optimizer = OPTIMIZERS[args.optimizer](
+      learning_rate_schedule(args, steps_per_epoch), beta_2=args.beta_2, global_clipnorm=MAX_GRADIENT_NORM)
+  model.compile(optimizer, jit_compile=jit_compile)
 
 
 def training_state(args):

@@ -54,14 +54,12 @@ def exact(branch, y, weights):
     outputs: Tensor like `y`.
     log_det: Tensor `[N]`.
   """
-  num_dims = y.shape[1:].num_elements()
-  # Each event as many times as it has numbers: a row of its Jacobian from each.
-  copies = tf.repeat(y, num_dims, axis=0)
-  residuals, pull_back = linearized(branch, copies, weights)
-  identity = tf.eye(num_dims, batch_shape=tf.shape(y)[:1], dtype=y.dtype)
-  rows = tf.reshape(pull_back(tf.reshape(identity, tf.shape(copies))), tf.shape(identity))
-  log_det = _log_abs_det(identity + rows)
-  return y + tf.reshape(tf.reshape(residuals, [-1, num_dims, num_dims])[:, 0], tf.shape(y)), log_det
+  event_shape = y.shape[1:]
+  num_dims = event_shape.num_elements()
+  residual, pull_back = linearized(branch, y, weights)
+  rows = [pull_back(tf.zeros_like(y) + tf.constant(np.reshape(row, event_shape), y.dtype)) for row in np.eye(num_dims)]
+  jacobian = tf.stack([tf.reshape(row, [-1, num_dims]) for row in rows], axis=1)
+  return y + residual, _log_abs_det(tf.eye(num_dims, dtype=y.dtype) + jacobian)
 
 
 def _log_abs_det(matrices):

@@ -159,7 +159,7 @@ def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
     (dict(num_hidden=1.5), "`num_hidden`.*Received: 1.5"),
     (dict(num_dense_blocks=-1), "`num_dense_blocks`.*Received: -1"),
     (dict(output_shape=3, num_scales=0, num_dense_blocks=0), "`num_dense_blocks`.*Received: 0"),
-    (dict(logit_alpha=0.5), "`alpha` must be below 1/2. Received: 0.5"),
+    (dict(logit_alpha=0.5), "`logit_alpha` must be.*below 0.5. Received: 0.5"),
     (dict(coefficient=1.), "`coefficient`.*Received: 1.0"),
     (dict(log_det="magic"), "`log_det`.*Received: 'magic'"),
     (dict(seed=-1), "`seed`.*Received: -1"),

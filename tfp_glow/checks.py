@@ -10,11 +10,11 @@ def check_counts(**arguments):
       raise ValueError(f"`{name}` must be a positive `int`. Received: {value!r}")
 
 
-def check_fractions(**arguments):
-  """Raises `ValueError` for an argument that is not a number above 0 and below 1."""
+def check_fractions(bound=1., **arguments):
+  """Raises `ValueError` for an argument that is not a number above 0 and below `bound`."""
   for name, value in arguments.items():
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0. < value < 1.:
-      raise ValueError(f"`{name}` must be a number above 0 and below 1. Received: {value!r}")
+    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0. < value < bound:
+      raise ValueError(f"`{name}` must be a number above 0 and below {bound:g}. Received: {value!r}")
 
 
 def check_choice(name, value, choices):

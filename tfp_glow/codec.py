@@ -278,7 +278,7 @@ _CHAIN, _INVERT = tfb.Chain.__bases__[0], tfb.Invert.__bases__[0]
 
 
 def _training_arguments(bijector):
-  """Keyword arguments of a bijector that ask those of its parts that estimate log-dets for what is meant for training."""
+  """Arguments of a bijector that ask those of its parts that estimate log-dets for the estimate meant for training."""
   if isinstance(bijector, _INVERT):
     return _training_arguments(bijector.bijector)
   if isinstance(bijector, _CHAIN):  # It hands to each part what is meant for its name.

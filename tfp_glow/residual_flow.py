@@ -11,7 +11,7 @@ from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
-from tfp_glow.checks import check_counts, check_seed
+from tfp_glow.checks import check_counts, check_fractions, check_seed
 from tfp_glow.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
 
 
@@ -156,6 +156,8 @@ class ResidualFlowBijector(_Sequence):
     if num_dense_blocks != 0 or not num_scales:
       check_counts(num_dense_blocks=num_dense_blocks)
     check_seed(seed)
+    if logit_alpha is not None:
+      check_fractions(0.5, logit_alpha=logit_alpha)
     dtype = tf.as_dtype(dtype or keras.config.floatx())
     make = _Maker(coefficient, dtype, seed, dict(log_det=log_det, num_terms=num_terms, num_eval_terms=num_eval_terms,
                                                  roulette=roulette, probe=probe))

@@ -37,10 +37,8 @@ class Logit(OnePassBijector):
       ValueError: if `alpha` or `event_ndims` is not as above.
     """
     parameters = dict(locals())
-    check_fractions(alpha=alpha)
+    check_fractions(0.5, alpha=alpha)
     check_choice("event_ndims", event_ndims, (1, 3))
-    if alpha >= 0.5:
-      raise ValueError(f"`alpha` must be below 1/2. Received: {alpha!r}")
     super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self._alpha = alpha

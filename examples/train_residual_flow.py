@@ -1,6 +1,6 @@
 """Trains a residual flow on a density in the plane or on images; leaves weights, a SavedModel, pictures and numbers.
 
-A checkerboard, and beside it what couplings make of it that have as many parameters; then the 8x8 digits of scikit-learn:
+A checkerboard, and beside it what couplings with as many parameters make of it; then the 8x8 digits of scikit-learn:
 
   python examples/train_residual_flow.py --data checkerboard --output residual_flow
   python examples/train_residual_flow.py --data checkerboard --model couplings --output couplings --beside residual_flow
@@ -102,11 +102,9 @@ def make_couplings(args, event_shape):
   aim = sum(v.shape.num_elements() for v in make_model(args, event_shape).distribution.trainable_variables)
   width = min(range(1, 4 * args.num_dense_hidden), key=lambda width: abs(_num_parameters(args, width) - aim))
   steps = []
-  for k in range(args.num_dense_blocks):
-    dense = lambda units, index: keras.layers.Dense(
-        units, "relu", kernel_initializer=keras.initializers.HeNormal(3 * args.num_dense_blocks * args.seed + 3 * k + index))
-    network = keras.Sequential([dense(width, 0), dense(width, 1), networks.ZeroDense(2)])
-    coupling = tfp_glow.AffineCoupling(network, event_ndims=1)
+  for _ in range(args.num_dense_blocks):
+    dense = [keras.layers.Dense(width, "relu", kernel_initializer="he_normal") for _ in range(2)]
+    coupling = tfp_glow.AffineCoupling(keras.Sequential([*dense, networks.ZeroDense(2)]), event_ndims=1)
     coupling.build(event_shape)
     steps += [tfp_glow.ActNorm(2, event_ndims=1), tfp_glow.ChannelPermutation([1, 0], event_ndims=1), coupling]
   return _flow_model(tfb.Chain(steps), event_shape, args)

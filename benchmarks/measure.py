@@ -324,9 +324,9 @@ def _uint8_images(architecture):
   return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "working_memory": _working_memory, "fit": _fit,
-                 "quality": _quality, "health": _health, "invertibility": _invertibility, "export": _export, "load": _load,
-                 "latency": _latency}
+_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "working_memory": _working_memory,
+                 "fit": _fit, "quality": _quality, "health": _health, "invertibility": _invertibility,
+                 "export": _export, "load": _load, "latency": _latency}
 
 if __name__ == "__main__":
   main()

@@ -4,8 +4,8 @@
   python benchmarks/residual.py --only speed --rounds 3
 
 Measured as by `run.py`; what both systems have in common is in `residual_systems.py`. normflows has three gradients: its
-default, computed in the forward pass to save memory (and right for equal weights of all images only); that of the Neumann
-series alone; and plain backpropagation through the estimate.
+default, computed in the forward pass to save memory (and right only where all images weigh the same); that of the
+Neumann series alone; and plain backpropagation through the estimate.
 """
 
 import importlib.util

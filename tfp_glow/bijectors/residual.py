@@ -163,10 +163,10 @@ class InvertibleResidualBlock(OnePassBijector):
   def _inverse_and_log_det(self, y, training=False):
     return self._residual(y, self._weights(y), training)
 
-  def _forward_and_log_det(self, x, training=False):
+  def _forward_and_log_det(self, x, training=False, needs_log_det=True):
     weights = self._weights(x)
     y = solve(self._branch, x, weights, self._tolerance, self._max_iterations, self.name)
-    return y, -self._residual(y, weights, training)[1]
+    return y, -self._residual(y, weights, training)[1] if needs_log_det else tf.zeros(tf.shape(x)[:1], x.dtype)
 
   def _initialize(self, y):
     self.build(y.shape[1:])

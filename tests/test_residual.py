@@ -393,7 +393,7 @@ def test_a_training_step_keeps_no_activations_of_the_networks():
 
 
 def test_forward_alone_estimates_no_log_det(monkeypatch):
-  scan = tfp_glow.Scan(lambda k: block_of(), 2, Y.shape[1:])
+  scan = tfp_glow.Scan(lambda k: block_of(), 2, Y.shape[1:], dtype="float64")
   x = scan.inverse(Y)
 
   def fail(*_):

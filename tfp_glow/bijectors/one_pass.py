@@ -340,8 +340,8 @@ class OnePassBijector(tfb.Bijector):
     done = self._recall(inputs, inverse, kwargs)
     if done is not None:
       return done[0]
-    # An estimate takes longer than the value, and is not always wanted. Evaluations differ if their arguments do: nobody
-    # will be told that this one's log-det was 0.
+    # An estimate takes longer than the value, and is not always wanted. Evaluations differ where their arguments do:
+    # nobody will be told that this one's log-det was 0.
     options = {"needs_log_det": False} if self.is_stochastic and not inverse else {}
     return self._evaluate(inputs, inverse, {**kwargs, **options})[0]
 

@@ -18,8 +18,10 @@ import time
 
 import numpy as np
 
+import residual_systems
 import systems
 
+_MAKERS = {**systems.MAKERS, **residual_systems.MAKERS}
 _WARM_UP_CALLS = 3
 # What `export` writes.
 _KERAS_FILE, _SAVED_MODEL = "model.keras", "saved_model"
@@ -28,8 +30,7 @@ _KERAS_FILE, _SAVED_MODEL = "model.keras", "saved_model"
 def main():
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("system", choices=("convolutions", "tfp_glow", "FlowModel", "SavedModel", "tfb.Glow",
-                                         "normflows"))
+  parser.add_argument("system", choices=(*_MAKERS, "SavedModel"))
   parser.add_argument("measurement", choices=tuple(_MEASUREMENTS))
   parser.add_argument("--calls", type=int, default=10, help="timed calls (%(default)s)")
   stress = parser.add_argument_group("of `health`, where `--calls` are the training steps")
@@ -51,7 +52,7 @@ def main():
 
 def _speed(args, architecture):
   """Milliseconds of a training step, `log_prob` and sampling: medians of calls in turn."""
-  system = systems.make(args.system, architecture)
+  system = _MAKERS[args.system](architecture)
   images = architecture.images()
   calls = {"step": lambda: system.step(images), "log_prob": lambda: system.log_prob(images), "sample": system.sample}
   times = {name: [] for name in calls}
@@ -69,7 +70,7 @@ def _start(args, architecture):
   images = architecture.images()
   _import(args.system)
   start = time.perf_counter()
-  system = systems.make(args.system, architecture)
+  system = _MAKERS[args.system](architecture)
   system.step(images)
   first = time.perf_counter()
   system.step(images)
@@ -78,7 +79,7 @@ def _start(args, architecture):
 
 def _import(name):
   # pylint: disable=import-outside-toplevel, unused-import
-  if name == "normflows":
+  if name.startswith("normflows"):
     import normflows
   else:
     import keras
@@ -88,12 +89,27 @@ def _import(name):
 
 def _memory(args, architecture):
   """Peak MiB of the process after some training steps, and MiB of parameters, gradients and Adam's two averages."""
-  system = systems.make(args.system, architecture)
+  system = _MAKERS[args.system](architecture)
   images = architecture.images()
   for _ in range(_WARM_UP_CALLS):
     system.step(images)
-  return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10,
-          "parameters": 4 * 4 * system.num_parameters / 2**20}
+  return {"peak": _peak(), "parameters": 4 * 4 * system.num_parameters / 2**20}
+
+
+def _peak():
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+def _working_memory(args, architecture):
+  """MiB by which the peak of the process grows in some training steps, and from the construction on."""
+  _import(args.system)
+  before = _peak()
+  system = _MAKERS[args.system](architecture)
+  built = _peak()
+  images = architecture.images()
+  for _ in range(args.calls):
+    system.step(images)
+  return {"steps": _peak() - built, "all": _peak() - before}
 
 
 def _fit(args, architecture):
@@ -139,7 +155,7 @@ def _quality(args, architecture):
   # The same uniform noise for all: 8 bits.
   dequantize = lambda images: ((images + rng.random(images.shape)) / 256. - 0.5).astype(np.float32)
   start = time.perf_counter()
-  system = systems.make(args.system, architecture)
+  system = _MAKERS[args.system](architecture)
   num_steps = 0
   while time.perf_counter() - start < args.seconds:
     loss = system.step(dequantize(next(batches)))
@@ -161,7 +177,7 @@ def _health(args, architecture):
   Adam with the warm-up and the clipping of `examples/train_glow.py`, whose loss is in bits per dimension.
   """
   clip_norm = 100. * architecture.num_dims * math.log(2.)
-  system = systems.make(args.system, dataclasses.replace(architecture, clip_norm=clip_norm))
+  system = _MAKERS[args.system](dataclasses.replace(architecture, clip_norm=clip_norm))
   results = []
   for kind, num_bits, rate, seed in itertools.product(args.kinds, args.bits, args.rates, range(args.seeds)):
     batches = _stress_batches(kind, num_bits, architecture, seed)
@@ -308,9 +324,9 @@ def _uint8_images(architecture):
   return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "fit": _fit, "quality": _quality,
-                 "health": _health, "invertibility": _invertibility, "export": _export, "load": _load,
-                 "latency": _latency}
+_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "working_memory": _working_memory,
+                 "fit": _fit, "quality": _quality, "health": _health, "invertibility": _invertibility,
+                 "export": _export, "load": _load, "latency": _latency}
 
 if __name__ == "__main__":
   main()

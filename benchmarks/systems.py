@@ -47,13 +47,7 @@ class System:
   restart: Callable = None  # With the weights of another seed, initialised from a batch, and a fresh optimizer.
 
 
-def make(name, architecture):
-  """Builds a system, initialised from a batch where it does that."""
-  return {"convolutions": _convolutions, "tfp_glow": _tfp_glow, "FlowModel": _flow_model, "tfb.Glow": _tfb_glow,
-          "normflows": _normflows}[name](architecture)
-
-
-def _tensorflow_system(make_distribution, initialize, make_optimizer, make_step, images):
+def tensorflow_system(make_distribution, initialize, make_optimizer, make_step, images):
   """A system of what these four functions make.
 
   Args:
@@ -103,7 +97,7 @@ def _clipping(architecture):
   return {"global_clipnorm": architecture.clip_norm} if math.isfinite(architecture.clip_norm) else {}
 
 
-def _keras_adam(architecture, tf_variables):
+def keras_adam(architecture, tf_variables):
   import keras  # pylint: disable=import-outside-toplevel
   optimizer = keras.optimizers.Adam(architecture.learning_rate, **_clipping(architecture))
   variables = [keras.Variable(v) for v in tf_variables]
@@ -125,8 +119,8 @@ def _tfp_glow(architecture, make_step=_make_bare_step):
     base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
     return tfp.distributions.TransformedDistribution(base, glow)
 
-  return _tensorflow_system(make_distribution, lambda distribution, x: distribution.bijector.initialize(x),
-                            lambda variables: _keras_adam(architecture, variables), make_step, architecture.images())
+  return tensorflow_system(make_distribution, lambda distribution, x: distribution.bijector.initialize(x),
+                            lambda variables: keras_adam(architecture, variables), make_step, architecture.images())
 
 
 def _flow_model(architecture):
@@ -175,7 +169,7 @@ def _tfb_glow(architecture):
     return optimizer, variables
 
   # Its first call initialises it.
-  return _tensorflow_system(make_distribution, lambda distribution, x: distribution.log_prob(x), make_optimizer,
+  return tensorflow_system(make_distribution, lambda distribution, x: distribution.log_prob(x), make_optimizer,
                             _make_bare_step, architecture.images())
 
 
@@ -194,7 +188,7 @@ def _convolutions(architecture):
     levels.append([[draw(3, 3, kept, hidden), draw(hidden), draw(1, 1, hidden, hidden), draw(hidden),
                     draw(3, 3, hidden, outputs), draw(outputs)] for _ in range(architecture.num_steps)])
     channels = kept
-  optimizer, variables = _keras_adam(architecture, tf.nest.flatten(levels))
+  optimizer, variables = keras_adam(architecture, tf.nest.flatten(levels))
 
   def network(x, weights):
     convolve = lambda x, kernel, bias: tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias)
@@ -228,15 +222,10 @@ def _convolutions(architecture):
 
 def _normflows(architecture):
   # pylint: disable=import-outside-toplevel
-  import os
   import normflows as nf
-  import torch
-  torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
   num_levels, (height, width, channels) = architecture.num_levels, architecture.image_shape
-  to_tensor = lambda x: torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
 
-  def make_model(seed):
-    torch.manual_seed(seed)
+  def make_model():
     base, merges, flows = [], [], []
     for level in range(num_levels):
       steps = [nf.flows.GlowBlock(channels * 2**(num_levels + 1 - level), architecture.num_hidden,
@@ -250,37 +239,64 @@ def _normflows(architecture):
       base.append(nf.distributions.DiagGaussian(shape))
     return nf.MultiscaleFlow(base, flows, merges, class_cond=False)
 
+  return torch_system(make_model, lambda model, x: model.log_prob(x, None),
+                      lambda model, count: model.sample(count)[0], architecture)
+
+
+def torch_system(make_model, log_prob, sample, architecture, after_update=lambda model: None):
+  """A system of what these functions make, with as many threads as cores.
+
+  Args:
+    make_model: Makes a `torch.nn.Module`; from torch's global seed.
+    log_prob: From the model and a batch, channels first, to `[N]`; its first call initialises the model.
+    sample: From the model and a number of images to these.
+    architecture: `Architecture`.
+    after_update: Called with the model after each training step.
+  """
+  # pylint: disable=import-outside-toplevel
+  import os
+  import torch
+  torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+  to_tensor = lambda x: torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))
   model = optimizer = None
 
   def restart(seed, x):
     nonlocal model, optimizer
-    model = make_model(seed)
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    model = make_model()
     optimizer = torch.optim.Adam(model.parameters(), lr=architecture.learning_rate)
     with torch.no_grad():
-      model.log_prob(to_tensor(x), None)  # Initialises its actnorms.
+      log_prob(model, to_tensor(x))
 
   restart(0, architecture.images())
 
   def step(x):
     optimizer.zero_grad()
-    loss = -model.log_prob(to_tensor(x), None).mean()
+    loss = -log_prob(model, to_tensor(x)).mean()
     loss.backward()
     if math.isfinite(architecture.clip_norm):
       torch.nn.utils.clip_grad_norm_(model.parameters(), architecture.clip_norm)
     optimizer.step()
-    return float(loss)
+    after_update(model)
+    return float(loss.detach())
 
-  def log_prob(x):
+  def evaluate(function, *args):
+    model.eval()
     with torch.no_grad():
-      return model.log_prob(to_tensor(x), None).numpy()
-
-  def sample(count=architecture.batch_size):
-    with torch.no_grad():
-      return model.sample(count)[0].numpy()
+      result = function(model, *args).numpy()
+    model.train()
+    return result
 
   def set_learning_rate(rate):
     for group in optimizer.param_groups:
       group["lr"] = rate
 
-  return System(step, log_prob, sample, sum(p.numel() for p in model.parameters()), set_learning_rate,
-                restart)
+  return System(step, lambda x: evaluate(log_prob, to_tensor(x)),
+                lambda count=architecture.batch_size: evaluate(sample, count),
+                sum(p.numel() for p in model.parameters()), set_learning_rate, restart)
+
+
+# From a name to the function that builds the system of an `Architecture`, initialised from a batch where it does that.
+MAKERS = {"convolutions": _convolutions, "tfp_glow": _tfp_glow, "FlowModel": _flow_model, "tfb.Glow": _tfb_glow,
+          "normflows": _normflows}

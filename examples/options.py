@@ -1,4 +1,7 @@
-"""The command line of `train_glow.py`, but for what concerns the files that it leaves."""
+"""The command line of `train_glow.py`, but for what concerns the files that it leaves.
+
+`train_residual_flow.py` takes the options of data and training from here, too.
+"""
 
 import argparse
 import math
@@ -9,16 +12,10 @@ from presets import PRESETS
 
 def make_parser(description):
   """An `argparse.ArgumentParser` of all options, with the defaults of the digits."""
-  parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser = empty_parser(description)
   add = parser.add_argument
   add("--preset", choices=PRESETS, help="an experiment of the paper; its settings take the place of the defaults below")
-  add("--data", default="digits", help="'digits', the name of a TFDS data set, or a folder of images (%(default)s)")
-  add("--data-dir", help="where TFDS keeps its data sets (TFDS's default)")
-  add("--image-size", type=positive_int, help="height and width of the images (as they are)")
-  add("--shorter-side", type=positive_int,
-      help="images are reduced to this shorter side, and squares of --image-size cut out: at random to train (as large "
-      "squares as there are)")
-  add("--num-bits", type=int, choices=range(1, 9), help="bits kept of each pixel (4 for the digits, else 8)")
+  add_data_options(parser, "'digits', the name of a TFDS data set, or a folder of images")
   add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="learn the images of each class")
   add("--weight-y", type=non_negative_float, default=0.,
       help="weight of the bits of the label, as told by the latents, in the loss (%(default)s)")
@@ -29,6 +26,36 @@ def make_parser(description):
   add("--permutation", choices=("conv1x1", "reverse", "shuffle"), default="conv1x1", help="(%(default)s)")
   add("--gradient", choices=("autodiff", "reversible"), default="autodiff",
       help="reversible: memory does not grow with --num-steps, but steps take longer (%(default)s)")
+  add_training_options(parser)
+  return parser
+
+
+def empty_parser(description):
+  """Without any options."""
+  return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_data_options(parser, data_help):
+  """What to train on."""
+  add = parser.add_argument
+  add("--data", default="digits", help=f"{data_help} (%(default)s)")
+  add("--data-dir", help="where TFDS keeps its data sets (TFDS's default)")
+  add("--image-size", type=positive_int, help="height and width of the images (as they are)")
+  add("--shorter-side", type=positive_int,
+      help="images are reduced to this shorter side, and squares of --image-size cut out: at random to train (as large "
+      "squares as there are)")
+  add("--num-bits", type=int, choices=range(1, 9), help="bits kept of each pixel (4 for the digits, else 8)")
+  add("--max-shift", type=non_negative_float,
+      help="training images are shifted at random by up to so many pixels, rounded: by up to 0.75, two thirds stay in "
+      "their column and two thirds in their row (0.75 for the digits, else 0)")
+  add("--shift-fill", choices=("zeros", "nearest"), default="zeros",
+      help="what moves in there; nearest: the border, repeated (%(default)s)")
+  add("--flip", action="store_true", help="training images are mirrored at random")
+
+
+def add_training_options(parser):
+  """How to train, and where to leave what comes of it."""
+  add = parser.add_argument
   add("--epochs", type=positive_int, default=45, help="(%(default)s)")
   add("--batch-size", type=positive_int, default=64, help="over all devices (%(default)s)")
   add("--optimizer", choices=("adam", "adamax"), default="adam", help="(%(default)s)")
@@ -37,12 +64,6 @@ def make_parser(description):
   add("--schedule", choices=("cosine", "constant"), default="cosine",
       help="the learning rate after the warm-up: falling to 0 at the last step, or as it is (%(default)s)")
   add("--warm-up-steps", type=non_negative_int, help="(a twentieth of all steps)")
-  add("--max-shift", type=non_negative_float,
-      help="training images are shifted at random by up to so many pixels, rounded: by up to 0.75, two thirds stay in "
-      "their column and two thirds in their row (0.75 for the digits, else 0)")
-  add("--shift-fill", choices=("zeros", "nearest"), default="zeros",
-      help="what moves in there; nearest: the border, repeated (%(default)s)")
-  add("--flip", action="store_true", help="training images are mirrored at random")
   add("--time-limit", type=positive_float, help="minutes after which training ends, whatever --epochs (none)")
   add("--strategy", choices=("none", "mirrored", "multiworker"), default="none",
       help="train on one device, on all GPUs of this machine, or on all machines of TF_CONFIG (%(default)s)")
@@ -50,7 +71,6 @@ def make_parser(description):
   add("--output", type=pathlib.Path, default=pathlib.Path("output"), help="folder of the results (%(default)s)")
   add("--overwrite", action="store_true",
       help="whether results of an earlier run in --output may be lost, and an unfinished one begins anew")
-  return parser
 
 
 def parse(parser):
@@ -59,19 +79,32 @@ def parse(parser):
   if args.preset:
     parser.set_defaults(**PRESETS[args.preset].options())
     args = parser.parse_args()
+  check(parser, args, args.num_blocks, "2 ** num_blocks", "every block")
+  if args.weight_y and not args.conditional:
+    parser.error(f"--weight-y must be 0 without --conditional. Received: {args.weight_y:g}")
+  return args
+
+
+def check(parser, args, num_halvings, formula, what):
+  """Fills in the defaults that depend on other options, and ends the program if options do not go together.
+
+  Args:
+    parser: `argparse.ArgumentParser`.
+    args: Its settings, with those of `add_data_options` and `add_training_options`.
+    num_halvings: Python `int`, how often the images are halved,
+    formula: Python `str`, 2 to that power,
+    what: Python `str`, and by whom.
+  """
   if args.num_bits is None:
     args.num_bits = 4 if args.data == "digits" else 8
   if args.max_shift is None:
     args.max_shift = 0.75 if args.data == "digits" else 0.
-  if args.image_size and args.image_size % 2**args.num_blocks:
-    parser.error(f"--image-size must be divisible by 2 ** num_blocks = {2**args.num_blocks}, as every block halves it. "
+  if args.image_size and args.image_size % 2**num_halvings:
+    parser.error(f"--image-size must be divisible by {formula} = {2**num_halvings}, as {what} halves it. "
                  f"Received: {args.image_size}")
-  if args.weight_y and not args.conditional:
-    parser.error(f"--weight-y must be 0 without --conditional. Received: {args.weight_y:g}")
   if args.time_limit and args.strategy == "multiworker":
     parser.error("--time-limit must not be given with --strategy=multiworker: each worker has a clock of its own. "
                  f"Received: {args.time_limit:g}")
-  return args
 
 
 def positive_int(text):

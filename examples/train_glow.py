@@ -57,7 +57,7 @@ OUTPUTS = (WEIGHTS, SAVED_MODEL, *run_pictures.FILES, RESULTS)
 STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
 
 # What may change when a run goes on.
-NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy")
+NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy", "beside")
 
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
 # A rare batch that a half-trained flow finds absurd has a gradient 10,000 times as long as others, and would ruin it.
@@ -68,15 +68,31 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 
 def main():
   """Parses the command line, trains, saves; returns the exit code."""
+  return run(parse_args(), training_data.load_splits, make_model, save_results, OUTPUTS)
+
+
+def run(args, load_splits, make_model, save_results, outputs, jit_compile="auto"):
+  """Trains and saves, or goes on with that.
+
+  Args:
+    args: The settings.
+    load_splits: From these to a dict as that of `training_data.load_splits`.
+    make_model: From these and the shape of an image to a `FlowModel`.
+    save_results: As the function of this name.
+    outputs: Names of the files and folders that it writes.
+    jit_compile: See `FlowModel.compile`.
+
+  Returns:
+    The exit code.
+  """
   start = time.monotonic()
-  args = parse_args()
   keras.utils.set_random_seed(args.seed)
   try:
     strategy = make_strategy(args)
-    splits = training_data.load_splits(args)
+    splits = load_splits(args)
     with strategy.scope():
       model = make_model(args, training_data.image_shape(splits["train"]))
-      compile_model(model, args, len(splits["train"]))
+      compile_model(model, args, len(splits["train"]), jit_compile)
     state = training_state(args)
     if args.overwrite:
       state.delete()
@@ -85,7 +101,7 @@ def main():
       # Now, not when all epochs have been trained, if it cannot be read.
       best_is_there = replicas.run_on_chief(lambda: is_loaded(model, args.output / BEST_UNTIL_NOW), strategy)
       state.restore(model)
-    prepare_output(args, keep_best_until_now=first_epoch > 0)
+    prepare_output(args, first_epoch > 0, outputs)
   except (ValueError, OSError, ImportError, RuntimeError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
     return EXIT_USAGE
@@ -124,13 +140,18 @@ def parse_args():
   """The settings; argparse ends the program with a message if one of them cannot be."""
   parser = options.make_parser(__doc__)
   args = options.parse(parser)
+  check_output(parser, args, OUTPUTS)
+  return args
+
+
+def check_output(parser, args, outputs):
+  """Ends the program if there are results of another run in its folder, with these names."""
   if args.output.exists() and not args.output.is_dir():
     parser.error(f"--output must be a folder. Received: {args.output}")
-  has_results = any((args.output / name).exists() for name in OUTPUTS)
+  has_results = any((args.output / name).exists() for name in outputs)
   if has_results and not args.overwrite and not training_state(args).exists():
     parser.error("--output must be a folder without the results of an earlier run; --overwrite replaces them. "
                  f"Received: {args.output}")
-  return args
 
 
 def make_model(args, image_shape):
@@ -145,10 +166,11 @@ def make_model(args, image_shape):
                             weight_y=args.weight_y)
 
 
-def compile_model(model, args, steps_per_epoch):
+def compile_model(model, args, steps_per_epoch, jit_compile="auto"):
   """Chooses the optimizer."""
-  model.compile(OPTIMIZERS[args.optimizer](
-      learning_rate_schedule(args, steps_per_epoch), beta_2=args.beta_2, global_clipnorm=MAX_GRADIENT_NORM))
+  optimizer = OPTIMIZERS[args.optimizer](
+      learning_rate_schedule(args, steps_per_epoch), beta_2=args.beta_2, global_clipnorm=MAX_GRADIENT_NORM)
+  model.compile(optimizer, jit_compile=jit_compile)
 
 
 def training_state(args):
@@ -157,10 +179,10 @@ def training_state(args):
   return callbacks.TrainingState(args.output / STATE, settings)
 
 
-def prepare_output(args, keep_best_until_now):
+def prepare_output(args, keep_best_until_now, outputs=OUTPUTS):
   """Makes the folder, and clears it of the results of an earlier run, lest those of two lie side by side."""
   (args.output / STATE).mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
-  for name in (*OUTPUTS, BEST_UNTIL_NOW):
+  for name in (*outputs, BEST_UNTIL_NOW):
     path = args.output / name
     if path.is_dir():
       shutil.rmtree(path)
@@ -261,7 +283,8 @@ def keep_best(model, validation_images, checkpoint):
   return bits_per_dim
 
 
-def save_results(model, test_images, history, results, start, args):
+def save_results(model, test_images, history, results, start, args, save_pictures=run_pictures.save_pictures,
+                 outputs=OUTPUTS):
   """Writes pictures, SavedModel and, last, the numbers: `results` and what is added to them here."""
   metrics = model.evaluate(test_images, return_dict=True, verbose=0)
   results = {
@@ -271,12 +294,12 @@ def save_results(model, test_images, history, results, start, args):
       "settings": {**vars(args), "output": str(args.output)},
       "versions": versions(),
   }
-  run_pictures.save_pictures(model, test_images, history, results["bits_per_dim"], args.output, args.seed)
+  save_pictures(model, test_images, history, results["bits_per_dim"], args.output, args.seed)
   model.export(args.output / SAVED_MODEL)
   results["seconds"] = round(time.monotonic() - start, 1)
   (args.output / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
   print(f"Test bits per dim: {results['bits_per_dim']:.4f}, after {results['seconds']:.0f} s. In {args.output}: "
-        f"{', '.join(OUTPUTS)}")
+        f"{', '.join(outputs)}")
 
 
 def evaluate(model, images):

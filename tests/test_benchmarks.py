@@ -40,6 +40,7 @@ page = _load("page")
 callbacks = _load("callbacks")
 needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(),
                                          reason="needs Debian's package dataset-fashion-mnist")
+residual = _load("residual")
 
 
 @pytest.mark.slow
@@ -47,9 +48,12 @@ needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/f
     ("tfp_glow", "speed", {"step", "log_prob", "sample"}), ("convolutions", "speed", {"step", "log_prob", "sample"}),
     ("tfb.Glow", "start", {"first_step", "later_step"}), ("tfp_glow", "memory", {"peak", "parameters"}),
     ("tfp_glow", "fit", {"bare", "fit"}), ("FlowModel", "speed", {"step", "log_prob", "sample"}),
-    ("normflows", "speed", {"step", "log_prob", "sample"})])
+    ("normflows", "speed", {"step", "log_prob", "sample"}),
+    ("tfp_glow.residual", "speed", {"step", "log_prob", "sample"}),
+    ("tfp_glow.residual", "working_memory", {"steps", "all"}),
+    ("normflows.residual", "speed", {"step", "log_prob", "sample"})])
 def test_measurements(system, measurement, keys):
-  if system == "normflows":
+  if system.startswith("normflows"):
     pytest.importorskip("normflows", reason="an extra, `benchmarks`")
   found = run.measure(system, measurement, *TINY)
   assert found.keys() == keys
@@ -337,3 +341,33 @@ def test_every_measurement_is_described(script):
   done = subprocess.run([sys.executable, script.__file__, "--help"], capture_output=True, text=True, check=True)
   assert done.stdout.count(script.__doc__.strip()) == 1
   assert all(name in done.stdout for name in getattr(script, "_SECTIONS", ()))
+  assert all(name in done.stdout for name in script._SECTIONS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["memory_efficient", "neumann", "plain"])
+def test_gradients_of_normflows(gradient):
+  pytest.importorskip("normflows", reason="an extra, `benchmarks`")
+  assert run.measure("normflows.residual", "speed", f"--gradient={gradient}", *TINY)["step"] > 0.
+
+
+def test_tables_of_residual_flows(monkeypatch, capsys):
+  asked = []
+
+  def measure(system, measurement, *options):
+    asked.append((system, measurement, *options))
+    slower = {"tfp_glow.residual": 1., "normflows.residual": 2.}[system]
+    time = slower * 10. * 2.**((len(asked) - 1) // 4)  # The machine gets slower round by round.
+    return {"speed": {"step": time, "log_prob": 2. * time}, "working_memory": {"steps": 1., "all": 300. * slower}}[
+        measurement]
+
+  monkeypatch.setattr(run, "_measure", measure)
+  residual._speed(argparse.Namespace(rounds=3))
+  assert len(asked) == 12 and all(options[2:5] == (*residual._OPTIONS, "--num_steps=3") for options in asked)
+  rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+  assert rows[0] == "| `tfp_glow` | 1.00 (1.00 to 1.00), 20 ms | 1.00 (1.00 to 1.00), 40 ms |"
+  assert len(rows) == 4 and all("| 2.00 (2.00 to 2.00), 40 ms |" in row for row in rows[1:])
+  del asked[:]
+  residual._blocks(argparse.Namespace(rounds=1))
+  rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+  assert [row.count("300 MiB") for row in rows] == [3, 0, 0, 0] and all(row.count("600 MiB") == 3 for row in rows[1:])

@@ -404,7 +404,8 @@ def test_copies_would_lose_the_weights():
 def test_logit_is_that_of_its_formula_and_nan_beyond():
   y = np.linspace(-0.5, 0.5, 11)
   u = 0.05 + 0.9 * (y + 0.5)
-  np.testing.assert_allclose(tfp_glow.Logit(0.05, 1, "float64").inverse(y), np.log(u / (1. - u)), rtol=1e-12, atol=1e-14)
+  found = tfp_glow.Logit(0.05, 1, "float64").inverse(y)
+  np.testing.assert_allclose(found, np.log(u / (1. - u)), rtol=1e-12, atol=1e-14)
   assert np.isnan(tfp_glow.Logit(0.05, 1, "float64").inverse([0.6])).all()
 
 

@@ -389,7 +389,20 @@ def test_a_training_step_keeps_no_activations_of_the_networks():
     return {tuple(shape) for shape in shapes if shape.rank and shape[0] in (count, 3 * count)}
 
   assert kept("russian_roulette") == {(7, 3)}
-  assert (21, 64) in kept("exact")
+  assert (7, 64) in kept("exact")
+
+
+def test_forward_alone_estimates_no_log_det(monkeypatch):
+  scan = tfp_glow.Scan(lambda k: block_of(), 2, Y.shape[1:], dtype="float64")
+  x = scan.inverse(Y)
+
+  def fail(*_):
+    raise AssertionError("estimated")
+
+  monkeypatch.setattr(log_dets.SeriesEstimator, "__call__", fail)
+  np.testing.assert_allclose(scan.forward(tf.identity(x)), Y, atol=1e-5)
+  with pytest.raises(AssertionError, match="estimated"):
+    scan.forward_log_det_jacobian(tf.identity(x))
 
 
 # The fixed point.

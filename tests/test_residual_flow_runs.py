@@ -11,7 +11,7 @@ import pytest
 import small_models
 import tensorflow_probability as tfp
 import test_export
-from small_models import of_standard_normal, points, residual_flow, residual_model
+from small_models import of_standard_normal, points, residual_flow
 
 import tfp_glow
 from tfp_glow import callbacks

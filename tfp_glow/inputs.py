@@ -1,5 +1,8 @@
 """What `FlowModel` is given: batches in their various shapes, and checks before any work."""
 
+import numbers
+import random
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -125,3 +128,28 @@ def _with_first(batch, rest):
   """A generator, as Keras takes no other iterators."""
   yield batch
   yield from rest
+
+
+def checked_weight_y(weight_y, codec):
+  """A Python `float`; raises `ValueError` if it is negative, or the distribution has no classes that latents tell."""
+  if isinstance(weight_y, bool) or not isinstance(weight_y, numbers.Real) or not 0. <= weight_y < np.inf:
+    raise ValueError(f"`weight_y` must be a finite number of at least 0. Received: {weight_y!r}")
+  if weight_y and codec.num_class_features is None:
+    raise ValueError("`weight_y` must be 0 for a distribution whose bijector has no `num_classes` and "
+                     f"`class_features`. Received: {weight_y!r}")
+  return float(weight_y)
+
+
+def seed_pair(seed, name="seed"):
+  """An int32 tensor [2] of the argument called `name`: an `int`, a pair of them, or `None` for any.
+
+  Raises:
+    ValueError: if it is something else.
+  """
+  pair = [0, seed] if np.ndim(seed) == 0 else seed
+  if seed is None:
+    pair = [random.SystemRandom().randrange(2**31) for _ in range(2)]
+  if np.shape(pair) != (2,) or not np.issubdtype(np.asarray(pair).dtype, np.integer) or not (
+      -2**31 <= np.min(pair) and np.max(pair) < 2**31):
+    raise ValueError(f"`{name}` must be an `int` of 32 bits, a pair of them, or None. Received: {seed!r}")
+  return tf.constant(pair, tf.int32)

@@ -14,11 +14,8 @@ from tfp_glow.networks import generator, value_of
 _STEEPEST = 1.1
 
 
-@tf.custom_gradient
 def lip_swish(x, beta):
   """`x * sigmoid(beta * x) / 1.1`: smooth, and nowhere steeper than 1.
-
-  Its gradient is a product with its slope, which is computed once, however many gradients are pulled back through it.
 
   Args:
     x: Tensor.
@@ -27,26 +24,28 @@ def lip_swish(x, beta):
   Returns:
     Tensor of the shape of `x`.
   """
-  gate = tf.sigmoid(beta * x)
-  slope = _slope(x, beta)
-
-  def gradients(d_outputs):
-    return d_outputs * slope, tf.reduce_sum(d_outputs * x * x * gate * (1. - gate)) / _STEEPEST
-
-  return x * gate / _STEEPEST, gradients
+  return _swish(x * beta) / (_STEEPEST * beta)
 
 
 @tf.custom_gradient
-def _slope(x, beta):
-  """Of `lip_swish`, with respect to `x`."""
-  scaled = beta * x
-  gate = tf.sigmoid(scaled)
+def _swish(x):
+  """`x * sigmoid(x)`. Memory bounds its speed: derivatives are written such that they pass over the data few times."""
+  gate = tf.sigmoid(x)
+  swish = x * gate
+  # Once, however many gradients are pulled back through it.
+  slope = _slope_of_swish(x, gate, swish)
+  return swish, lambda d_outputs: d_outputs * slope
 
-  def gradients(d_slope):
-    bend = d_slope * gate * (1. - gate) * (2. + scaled * (1. - 2. * gate)) / _STEEPEST
-    return beta * bend, tf.reduce_sum(x * bend)
 
-  return gate * (1. + scaled * (1. - gate)) / _STEEPEST, gradients
+def _slope_of_swish(x, gate, swish):
+  """`gate + x * gate * (1 - gate)`."""
+
+  @tf.custom_gradient
+  def slope_of(x):
+    slope = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)
+    return slope, lambda d_slope: d_slope * (1. - gate) * (2. * slope - swish)
+
+  return slope_of(x)
 
 
 @keras.saving.register_keras_serializable("tfp_glow")
@@ -72,12 +71,14 @@ class LipSwish(keras.layers.Layer):
     self.beta = self.add_weight(name="beta", shape=(), initializer=keras.initializers.Constant(0.5))
 
   def fold(self):
-    """What `run` needs besides the inputs."""
-    return [tf.nn.softplus(value_of(self.beta))]
+    """What `run` needs besides the inputs: factors of what goes in and of what comes out."""
+    beta = tf.nn.softplus(value_of(self.beta))
+    return [[beta], [1. / (_STEEPEST * beta)]]
 
-  def run(self, inputs, beta):
-    """The layer, of what `fold` returned."""
-    return lip_swish(tf.cast(inputs, self.compute_dtype), tf.cast(beta, self.compute_dtype))
+  def run(self, inputs, before, after):
+    """The layer, of what `fold` returned; either may be empty, where a neighbour sees to it."""
+    scale = lambda tensor, factors: tensor * tf.cast(factors[0], tensor.dtype) if factors else tensor
+    return scale(_swish(scale(tf.cast(inputs, self.compute_dtype), before)), after)
 
   def call(self, inputs):
     return self.run(inputs, *self.fold())
@@ -257,10 +258,9 @@ class _Lipschitz(keras.layers.Layer):
             for order in (self.domain, self.codomain)]
 
   def get_config(self):
-    orders = {name: keras.saving.serialize_keras_object(order) if isinstance(order, LearnedOrder) else order
-              for name, order in (("domain", self.domain), ("codomain", self.codomain))}
-    return {**super().get_config(), **orders, "coefficient": self.coefficient, "tolerance": self.tolerance,
-            "max_iterations": self.max_iterations, "seed": self.seed}
+    # Keras writes the objects itself, and so sees which of them layers share.
+    return {**super().get_config(), "domain": self.domain, "codomain": self.codomain, "coefficient": self.coefficient,
+            "tolerance": self.tolerance, "max_iterations": self.max_iterations, "seed": self.seed}
 
   @classmethod
   def from_config(cls, config):
@@ -418,13 +418,28 @@ def fold(network):
       values of the variables.
 
   Returns:
-    List of tensors, for each layer of a `keras.Sequential` a list of them.
+    Nest of tensors.
   """
   if type(network) is keras.Sequential:  # A subclass may do more.
-    return [fold(layer) for layer in network.layers]
+    return _merge(network.layers, [fold(layer) for layer in network.layers])
   if isinstance(network, (_Lipschitz, LipSwish)):
     return network.fold()
   return [value_of(variable) for variable in network.variables]
+
+
+def _merge(layers, folded):
+  """Has linear maps see to the factors of the `LipSwish` after or before them: weights are fewer than activations."""
+  for i, layer in enumerate(layers):
+    if not isinstance(layer, LipSwish):
+      continue
+    if i > 0 and isinstance(layers[i - 1], _Lipschitz):
+      (factor,), folded[i][0] = folded[i][0], []
+      folded[i - 1] = [tensor * tf.cast(factor, tensor.dtype) for tensor in folded[i - 1]]
+    if i + 1 < len(layers) and isinstance(layers[i + 1], _Lipschitz):
+      (factor,), folded[i][1] = folded[i][1], []
+      kernel, bias = folded[i + 1]
+      folded[i + 1] = [kernel * tf.cast(factor, kernel.dtype), bias]
+  return folded
 
 
 def run(network, inputs, weights):

@@ -4,7 +4,6 @@ import contextlib
 import json
 import numbers
 import os
-import random
 import signal
 import threading
 
@@ -12,7 +11,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import dequantize, export, files, health, inputs, networks, replicas, serialization
+from tfp_glow import checks, dequantize, export, files, health, inputs, networks, replicas, serialization
 from tfp_glow.codec import Codec
 
 
@@ -73,7 +72,7 @@ class FlowModel(keras.Model):
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
     self._seed = int(seed)
-    self._weight_y = _checked_weight_y(weight_y, self._codec)
+    self._weight_y = inputs.checked_weight_y(weight_y, self._codec)
     self._codec.build()
     if not distribution.trainable_variables:
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
@@ -392,7 +391,7 @@ class FlowModel(keras.Model):
     gradients = [g if g is None else next(summed) for g in gradients]
 
     def apply():
-      iterations = _apply_summed(self.optimizer, gradients, variables)
+      iterations = replicas.apply_summed(self.optimizer, gradients, variables)
       self._codec.after_update()
       return iterations
 
@@ -463,7 +462,7 @@ class FlowModel(keras.Model):
       if self.num_bits is None:
         raise ValueError("`noise_seed` must be None for continuous data, which are not dequantized. "
                          f"Received: {noise_seed!r}")
-      noise_seed = _seed_pair(noise_seed, "noise_seed")
+      noise_seed = inputs.seed_pair(noise_seed, "noise_seed")
     return self._log_prob(*inputs.checked_images(self._codec, images, labels), noise_seed).numpy()
 
   def class_probabilities(self, images):
@@ -539,11 +538,10 @@ class FlowModel(keras.Model):
     Raises:
       ValueError: if an argument is not as above, or the distribution has no latents and `temperature` is not 1.
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, (int, np.integer)) or num_samples < 1:
-      raise ValueError(f"`num_samples` must be a positive `int`. Received: {num_samples!r}")
+    checks.check_counts(num_samples=num_samples)
     temperature = self._codec.check_temperature(temperature)
     labels = inputs.checked_labels(self._codec, labels, num_samples)
-    return self._sample(tf.constant(num_samples, tf.int32), temperature, _seed_pair(seed), labels).numpy()
+    return self._sample(tf.constant(num_samples, tf.int32), temperature, inputs.seed_pair(seed), labels).numpy()
 
   def export(self, path, warm_up_batch_sizes=()):
     """Writes a SavedModel that needs nothing but TensorFlow to serve, by `tfp_glow.export.export_distribution`.
@@ -633,31 +631,6 @@ def _signal_handler_kept(number):
       signal.signal(number, handler)
 
 
-def _checked_weight_y(weight_y, codec):
-  if isinstance(weight_y, bool) or not isinstance(weight_y, (int, float, np.number)) or not 0. <= weight_y < np.inf:
-    raise ValueError(f"`weight_y` must be a finite number of at least 0. Received: {weight_y!r}")
-  if weight_y and codec.num_class_features is None:
-    raise ValueError("`weight_y` must be 0 for a distribution whose bijector has no `num_classes` and "
-                     f"`class_features`. Received: {weight_y!r}")
-  return float(weight_y)
-
-
-def _apply_summed(optimizer, gradients, variables):
-  """`optimizer.apply_gradients`, of gradients that are already sums over the replicas.
-
-  Keras 3 clips each replica's share of the gradients and adds up what is left. There is no public way around that.
-  """
-  inner = getattr(optimizer, "inner_optimizer", optimizer)
-  if not hasattr(inner, "_all_reduce_sum_gradients"):  # It would add up the sums, as many times as there are replicas.
-    raise NotImplementedError("`keras` must be a version whose optimizers have `_all_reduce_sum_gradients`. "
-                              f"Received: {keras.__version__}")
-  inner._all_reduce_sum_gradients = list
-  try:
-    return optimizer.apply_gradients(zip(gradients, variables))
-  finally:
-    vars(inner).pop("_all_reduce_sum_gradients", None)  # Another replica's thread may have been here before.
-
-
 def _with_callback(callbacks, callback):
   """What `fit` may be given as `callbacks`, and one more: the first, as others may write weights."""
   if isinstance(callbacks, keras.callbacks.CallbackList):
@@ -666,17 +639,6 @@ def _with_callback(callbacks, callback):
       callbacks.append(callback)
     return callbacks
   return [callback, *keras.tree.flatten(callbacks)] if callbacks else [callback]
-
-
-def _seed_pair(seed, name="seed"):
-  """An int32 tensor [2]; the argument is called `name` in errors."""
-  pair = [0, seed] if np.ndim(seed) == 0 else seed
-  if seed is None:
-    pair = [random.SystemRandom().randrange(2**31) for _ in range(2)]
-  if np.shape(pair) != (2,) or not np.issubdtype(np.asarray(pair).dtype, np.integer) or not (
-      -2**31 <= np.min(pair) and np.max(pair) < 2**31):
-    raise ValueError(f"`{name}` must be an `int` of 32 bits, a pair of them, or None. Received: {seed!r}")
-  return tf.constant(pair, tf.int32)
 
 
 def _keras_name(variable):

@@ -2,6 +2,7 @@
 
 import json
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -81,3 +82,19 @@ def _from_chief(read, strategy):
 
   values = tf.function(lambda: strategy.run(values_of_first_replica), autograph=False)()
   return [strategy.experimental_local_results(value)[0] for value in values]
+
+
+def apply_summed(optimizer, gradients, variables):
+  """`optimizer.apply_gradients`, of gradients that are already sums over the replicas.
+
+  Keras 3 clips each replica's share of the gradients and adds up what is left. There is no public way around that.
+  """
+  inner = getattr(optimizer, "inner_optimizer", optimizer)
+  if not hasattr(inner, "_all_reduce_sum_gradients"):  # It would add up the sums, as many times as there are replicas.
+    raise NotImplementedError("`keras` must be a version whose optimizers have `_all_reduce_sum_gradients`. "
+                              f"Received: {keras.__version__}")
+  inner._all_reduce_sum_gradients = list
+  try:
+    return optimizer.apply_gradients(zip(gradients, variables))
+  finally:
+    vars(inner).pop("_all_reduce_sum_gradients", None)  # Another replica's thread may have been here before.

@@ -22,16 +22,16 @@ class _Sequence(OnePassBijector):
     super().__init__(**kwargs)
     self._parts = [self._add_child(part) for part in parts]
 
-  def _forward_and_log_det(self, x, training=False):
-    return self._run(x, self._parts[::-1], training, lambda part: part._forward_and_log_det)
+  def _forward_and_log_det(self, x, **options):
+    return self._run(x, self._parts[::-1], options, lambda part: part._forward_and_log_det)
 
-  def _inverse_and_log_det(self, y, training=False):
-    return self._run(y, self._parts, training, lambda part: part._inverse_and_log_det)
+  def _inverse_and_log_det(self, y, **options):
+    return self._run(y, self._parts, options, lambda part: part._inverse_and_log_det)
 
-  def _run(self, value, parts, training, method_of):
+  def _run(self, value, parts, options, method_of):
     total = tf.zeros(tf.shape(value)[:1], value.dtype)
     for part in parts:
-      value, log_det = method_of(part)(value, **({"training": training} if part.is_stochastic else {}))
+      value, log_det = method_of(part)(value, **(options if part.is_stochastic else {}))
       total += log_det
     return value, total
 

@@ -338,7 +338,12 @@ class OnePassBijector(tfb.Bijector):
 
   def _value(self, inputs, inverse, kwargs):
     done = self._recall(inputs, inverse, kwargs)
-    return self._evaluate(inputs, inverse, kwargs)[0] if done is None else done[0]
+    if done is not None:
+      return done[0]
+    # An estimate takes longer than the value, and is not always wanted. Evaluations differ where their arguments do:
+    # nobody will be told that this one's log-det was 0.
+    options = {"needs_log_det": False} if self.is_stochastic and not inverse else {}
+    return self._evaluate(inputs, inverse, {**kwargs, **options})[0]
 
   def _log_det(self, inputs, event_ndims, inverse, kwargs):
     min_event_ndims = self._event_shapes[inverse].rank

@@ -100,8 +100,6 @@ class InvertibleResidualBlock(OnePassBijector):
                             f"{probe} probes, fixed noise"}[log_det]
     self._tolerance = tolerance or (1e-6 if self.dtype == tf.float32 else 1e-12)
     self._max_iterations = max_iterations
-    if networks.is_built(network):
-      self._adopt(network.variables)
     if self.is_stochastic:
       roulette = roulette if log_det == "russian_roulette" else None
       self._estimators = self._no_dependency({training: log_dets.SeriesEstimator(count, roulette, probe)
@@ -109,6 +107,9 @@ class InvertibleResidualBlock(OnePassBijector):
       seed = int(networks.generator(seed).integers(2**31))
       self._noise_seed = self._add_variable("noise_seed", tf.constant([seed, 0]), trainable=False,
                                             aggregation="only_first_replica")
+    # Last, as where it is built later: a saved model's network is built before the block is made again.
+    if networks.is_built(network):
+      self._adopt(network.variables)
 
   @property
   def is_stochastic(self):
@@ -162,10 +163,10 @@ class InvertibleResidualBlock(OnePassBijector):
   def _inverse_and_log_det(self, y, training=False):
     return self._residual(y, self._weights(y), training)
 
-  def _forward_and_log_det(self, x, training=False):
+  def _forward_and_log_det(self, x, training=False, needs_log_det=True):
     weights = self._weights(x)
     y = solve(self._branch, x, weights, self._tolerance, self._max_iterations, self.name)
-    return y, -self._residual(y, weights, training)[1]
+    return y, -self._residual(y, weights, training)[1] if needs_log_det else tf.zeros(tf.shape(x)[:1], x.dtype)
 
   def _initialize(self, y):
     self.build(y.shape[1:])

@@ -1,0 +1,72 @@
+"""Measures the residual flow against that of normflows (PyTorch) on the same architecture; prints the README's tables.
+
+  python benchmarks/residual.py                        all of it: half an hour on two cores
+  python benchmarks/residual.py --only speed --rounds 3
+
+Measured as by `run.py`; what both systems have in common is in `residual_systems.py`. normflows has three gradients: its
+default, computed in the forward pass to save memory (and right only where all images weigh the same); that of the
+Neumann series alone; and plain backpropagation through the estimate.
+"""
+
+import importlib.util
+import statistics
+import sys
+
+import run
+
+_OPTIONS = ("--num_levels=1", "--num_hidden=64")
+_NUM_BLOCKS = (3, 6, 12)
+_CONTESTANTS = {
+    "`tfp_glow`": ("tfp_glow.residual", ()),
+    "normflows, memory-efficient": ("normflows.residual", ("--gradient=memory_efficient",)),
+    "normflows, Neumann series": ("normflows.residual", ("--gradient=neumann",)),
+    "normflows, plain": ("normflows.residual", ("--gradient=plain",)),
+}
+
+
+def main():
+  if importlib.util.find_spec("normflows") is None:
+    sys.exit('This benchmark needs normflows: pip install -e ".[benchmarks]"')
+  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+
+
+def _add_arguments(parser):
+  parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
+
+
+def _speed(args):
+  rounds = [_measure_all("speed", _NUM_BLOCKS[0]) for _ in run.progress(args.rounds)]
+  keys = list(rounds[0][next(iter(_CONTESTANTS))])
+  print(f"| {_NUM_BLOCKS[0]} blocks, 64 wide, batch 16 of 32x32x3: times of `tfp_glow`'s | {' | '.join(keys)} |\n|---|"
+        + "---|" * len(keys))
+  first = next(iter(_CONTESTANTS))
+  for name in _CONTESTANTS:
+    ratios = [run.spread([r[name][key] / r[first][key] for r in rounds]) for key in keys]
+    milliseconds = [statistics.median(r[name][key] for r in rounds) for key in keys]
+    cells = [f"{ratio}, {time:.0f} ms" for ratio, time in zip(ratios, milliseconds)]
+    print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _blocks(args):
+  """How time and memory of training grow with the number of blocks."""
+  print(f"| training | {' | '.join(f'{count} blocks' for count in _NUM_BLOCKS)} |\n|---|" + "---|" * len(_NUM_BLOCKS))
+  num_rounds = min(args.rounds, 3)
+  rounds = {count: [{measurement: _measure_all(measurement, count) for measurement in ("speed", "working_memory")}
+                    for _ in run.progress(num_rounds)] for count in _NUM_BLOCKS}
+  for name in _CONTESTANTS:
+    median = lambda count, measurement, key: statistics.median(r[measurement][name][key] for r in rounds[count])
+    cells = [f"{median(count, 'speed', 'step'):.0f} ms, {median(count, 'working_memory', 'all'):.0f} MiB"
+             for count in _NUM_BLOCKS]
+    print(f"| {name} | {' | '.join(cells)} |")
+
+
+def _measure_all(measurement, num_blocks):
+  """What each contestant's measurement found, one after the other."""
+  return {name: run.measure(system, measurement, *_OPTIONS, f"--num_steps={num_blocks}", *options)
+          for name, (system, options) in _CONTESTANTS.items()}
+
+
+_SECTIONS = {"speed": _speed, "blocks": _blocks}
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,134 @@
+"""Trains a residual flow on a density in the plane or on images; leaves weights, a SavedModel, pictures and numbers.
+
+A checkerboard, and beside it what couplings with as many parameters make of it; then the 8x8 digits of scikit-learn:
+
+  python examples/train_residual_flow.py --data checkerboard --output residual_flow
+  python examples/train_residual_flow.py --data checkerboard --model couplings --output couplings --beside residual_flow
+  python examples/train_residual_flow.py --data digits --output digits
+
+The folder then holds what train_glow.py leaves of images. Of a density:
+
+  model.weights.h5      the weights with the best bits per dimension of points to validate
+  saved_model/          a SavedModel that needs nothing but TensorFlow
+  densities.png         the density of the data, that of the model, and those of --beside
+  density.npy           that of the model, for the picture of another run
+  training_curve.png    bits per dimension, epoch by epoch
+  results.json          bits per dimension of test points, their mean log-density in nats, settings, seconds, versions
+
+Ctrl-C, and runs that have not finished, are as with train_glow.py.
+"""
+
+import functools
+import signal
+import sys
+
+import keras
+import tensorflow_probability as tfp
+
+import densities
+import options
+import tfp_glow
+import train_glow
+import training_data
+from tfp_glow import networks
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+OUTPUTS_OF_DENSITIES = (train_glow.WEIGHTS, train_glow.SAVED_MODEL, *densities.FILES, train_glow.RESULTS)
+# Of what images and densities need different ones of.
+DEFAULTS = {"epochs": (45, 200), "batch_size": (64, 500), "num_dense_blocks": (2, 16), "num_dense_hidden": (64, 128)}
+
+
+def main():
+  """Parses the command line, trains, saves; returns the exit code."""
+  args = parse_args()
+  if args.data not in densities.DENSITIES:
+    return train_glow.run(args, training_data.load_splits, make_model, train_glow.save_results, train_glow.OUTPUTS)
+  make = {"residual_flow": make_model, "couplings": make_couplings}[args.model]
+  # So small networks in a `Scan` gain from XLA; to compile couplings one by one would take it minutes.
+  jit_compile = args.model == "residual_flow" and args.strategy == "none"
+  return train_glow.run(args, densities.load_splits, make, save_results, OUTPUTS_OF_DENSITIES, jit_compile)
+
+
+def parse_args():
+  """The settings; argparse ends the program with a message if one of them cannot be."""
+  parser = options.empty_parser(__doc__)
+  options.add_data_options(
+      parser, f"one of {', '.join(densities.DENSITIES)}; or 'digits', the name of a TFDS data set, a folder of images")
+  add = parser.add_argument
+  add("--model", choices=("residual_flow", "couplings"), default="residual_flow",
+      help="of a density; couplings: as many affine couplings as --num-dense-blocks, so wide that they have as many "
+      "parameters as the residual flow (%(default)s)")
+  add("--beside", nargs="+", default=[], metavar="FOLDER",
+      help="other runs with the same density, to be shown in the same picture")
+  add("--num-scales", type=options.positive_int, default=2,
+      help="of images; each but the first half as high and wide (%(default)s)")
+  add("--num-blocks", type=options.positive_int, default=4, help="residual blocks at each scale (%(default)s)")
+  add("--num-hidden", type=options.positive_int, default=64, help="channels inside their networks (%(default)s)")
+  add("--num-dense-blocks", type=options.positive_int,
+      help="fully connected residual blocks, of densities all there are (2 of images, else 16)")
+  add("--num-dense-hidden", type=options.positive_int, help="width inside their networks (64 of images, else 128)")
+  add("--coefficient", type=options.fraction, default=0.98, help="bound of the norm of each layer (%(default)s)")
+  options.add_training_options(parser)
+  parser.set_defaults(data="checkerboard", conditional=False, learning_rate=2e-3, beta_2=0.99,
+                      **dict.fromkeys(DEFAULTS))
+  args = parser.parse_args()
+  is_density = args.data in densities.DENSITIES
+  for name, values in DEFAULTS.items():
+    if getattr(args, name) is None:
+      setattr(args, name, values[is_density])
+  options.check(parser, args, args.num_scales - 1, "2 ** (num_scales - 1)", "every scale but the first")
+  if not is_density and (args.model != "residual_flow" or args.beside):
+    parser.error(f"--model and --beside are for densities: {', '.join(densities.DENSITIES)}. train_glow.py trains "
+                 f"couplings on images. Received: --data {args.data}")
+  train_glow.check_output(parser, args, OUTPUTS_OF_DENSITIES if is_density else train_glow.OUTPUTS)
+  return args
+
+
+def make_model(args, event_shape):
+  """A `FlowModel` of a residual flow for points or images of this shape."""
+  is_density = len(event_shape) == 1
+  flow = tfp_glow.ResidualFlowBijector(
+      event_shape, num_scales=0 if is_density else args.num_scales, num_blocks_per_scale=args.num_blocks,
+      num_hidden=args.num_hidden, num_dense_blocks=args.num_dense_blocks, num_dense_hidden=args.num_dense_hidden,
+      coefficient=args.coefficient, seed=args.seed,
+      # Points are centred by actnorm; and of two numbers the log-det is cheap without estimates.
+      **({"logit_alpha": None, "log_det": "exact"} if is_density else {}))
+  return _flow_model(flow, flow.inverse_event_shape(event_shape), args)
+
+
+def make_couplings(args, event_shape):
+  """A `FlowModel` of Glow's affine couplings, which change the one coordinate and the other in turn."""
+  aim = sum(v.shape.num_elements() for v in make_model(args, event_shape).distribution.trainable_variables)
+  width = min(range(1, 4 * args.num_dense_hidden), key=lambda width: abs(_num_parameters(args, width) - aim))
+  steps = []
+  for _ in range(args.num_dense_blocks):
+    dense = [keras.layers.Dense(width, "relu", kernel_initializer="he_normal") for _ in range(2)]
+    coupling = tfp_glow.AffineCoupling(keras.Sequential([*dense, networks.ZeroDense(2)]), event_ndims=1)
+    coupling.build(event_shape)
+    steps += [tfp_glow.ActNorm(2, event_ndims=1), tfp_glow.ChannelPermutation([1, 0], event_ndims=1), coupling]
+  return _flow_model(tfb.Chain(steps), event_shape, args)
+
+
+def _num_parameters(args, width):
+  """Of couplings: those of three dense layers, the last with a scale, and of actnorm."""
+  return args.num_dense_blocks * (2 * width + width * (width + 1) + 2 * (width + 1) + 2 + 4)
+
+
+def _flow_model(bijector, latent_shape, args):
+  base = tfd.Sample(tfd.Normal(0., 1.), latent_shape)
+  num_bits = None if args.data in densities.DENSITIES else args.num_bits
+  return tfp_glow.FlowModel(tfd.TransformedDistribution(base, bijector), num_bits=num_bits, seed=args.seed)
+
+
+def save_results(model, test_points, history, results, start, args):
+  """As `train_glow.save_results`, of a density."""
+  results = {**results, **densities.measures(model, args.data, args.seed)}
+  save_pictures = functools.partial(densities.save_pictures, args.data, args.beside)
+  train_glow.save_results(model, test_points, history, results, start, args, save_pictures, OUTPUTS_OF_DENSITIES)
+
+
+if __name__ == "__main__":
+  if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    signal.signal(signal.SIGINT, train_glow.end_at_once)
+  sys.exit(main())

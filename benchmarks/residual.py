@@ -25,7 +25,7 @@ _CONTESTANTS = {
 
 
 def main():
-  if importlib.util.find_spec("normflows") is None:
+  if importlib.util.find_spec("normflows") is None and not {"-h", "--help"} & set(sys.argv):
     sys.exit('This benchmark needs normflows: pip install -e ".[benchmarks]"')
   run.run_sections(__doc__, _SECTIONS, _add_arguments)
 

@@ -56,8 +56,9 @@ def test_measurements(system, measurement, keys):
     pytest.importorskip("normflows", reason="an extra, `benchmarks`")
   found = run.measure(system, measurement, *TINY)
   assert found.keys() == keys
-  # So small a model may find what its steps need in what was there before.
-  assert all(math.isfinite(value) and (value > 0. or key == "steps") for key, value in found.items())
+  # So small a model may find all that it needs in what was taken by the imports.
+  is_valid = lambda value: value > 0. or measurement == "working_memory" and value == 0.
+  assert all(math.isfinite(value) and is_valid(value) for value in found.values())
 
 
 @pytest.mark.slow

@@ -8,7 +8,6 @@ default, computed in the forward pass to save memory (and right only where all i
 Neumann series alone; and plain backpropagation through the estimate.
 """
 
-import importlib.util
 import statistics
 import sys
 
@@ -25,8 +24,6 @@ _CONTESTANTS = {
 
 
 def main():
-  if importlib.util.find_spec("normflows") is None and not {"-h", "--help"} & set(sys.argv):
-    sys.exit('This benchmark needs normflows: pip install -e ".[benchmarks]"')
   run.run_sections(__doc__, _SECTIONS, _add_arguments)
 
 
@@ -62,6 +59,8 @@ def _blocks(args):
 
 def _measure_all(measurement, num_blocks):
   """What each contestant's measurement found, one after the other."""
+  if "normflows" not in run.peers():
+    sys.exit('This benchmark needs normflows: pip install -e ".[benchmarks]"')
   return {name: run.measure(system, measurement, *_OPTIONS, f"--num_steps={num_blocks}", *options)
           for name, (system, options) in _CONTESTANTS.items()}
 

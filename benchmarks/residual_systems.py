@@ -6,7 +6,6 @@ estimate log-dets with Gaussian probes and the same number of terms: in training
 further ones. Samples are exact to the last digits of float32; by itself normflows leaves errors of 0.003.
 """
 
-
 import systems
 
 # pylint: disable=protected-access

@@ -120,7 +120,7 @@ def _tfp_glow(architecture, make_step=_make_bare_step):
     return tfp.distributions.TransformedDistribution(base, glow)
 
   return tensorflow_system(make_distribution, lambda distribution, x: distribution.bijector.initialize(x),
-                            lambda variables: keras_adam(architecture, variables), make_step, architecture.images())
+                           lambda variables: keras_adam(architecture, variables), make_step, architecture.images())
 
 
 def _flow_model(architecture):

@@ -32,6 +32,7 @@ _ALLOWED = {
     "bijectors.coupling": {"bijectors.one_pass", "gradients", "networks"},
     "bijectors.squeeze": {"bijectors.one_pass"},
     "bijectors.factor_out": {"bijectors.one_pass", "networks"},
+    "bijectors.whole_flow": {"bijectors.one_pass"},
     "bijectors.scan": {"bijectors.one_pass", "gradients"},
     "bijectors.logit": {"bijectors.one_pass", "checks"},
     "bijectors.log_det": {"bijectors.one_pass", "gradients"},
@@ -39,9 +40,10 @@ _ALLOWED = {
     "bijectors.residual": {"checks", "lipschitz", "networks"} | {
         f"bijectors.{name}" for name in ("one_pass", "log_det", "fixed_point")},
     "residual_flow": {"checks", "lipschitz", "networks"} | {
-        f"bijectors.{name}" for name in ("one_pass", "actnorm", "logit", "residual", "scan", "squeeze")},
+        f"bijectors.{name}" for name in ("one_pass", "actnorm", "logit", "residual", "scan", "squeeze",
+                                 "whole_flow")},
     "glow": {"checks", "networks"} | {f"bijectors.{name}" for name in (
-        "one_pass", "actnorm", "conv1x1", "permutation", "coupling", "squeeze", "factor_out", "scan")},
+        "one_pass", "actnorm", "conv1x1", "permutation", "coupling", "squeeze", "factor_out", "scan", "whole_flow")},
     "original_architecture": set(),
     "original": {"dequantize", "glow", "model", "original_architecture", "bijectors.conv1x1"},
     "codec": {"dequantize"},

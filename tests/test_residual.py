@@ -392,6 +392,19 @@ def test_a_training_step_keeps_no_activations_of_the_networks():
   assert (7, 64) in kept("exact")
 
 
+def test_forward_alone_makes_no_jacobian(monkeypatch):
+  block = bijector_cases.residual_block(3, "float64")
+  block.build([3])
+  x = block.inverse(Y)
+  calls, exact = [], log_dets.exact
+  monkeypatch.setattr(log_dets, "exact", lambda *args: (calls.append(1), exact(*args))[1])
+  again = tf.identity(x)
+  np.testing.assert_allclose(block.forward(again), Y, atol=1e-5)
+  assert not calls
+  block.forward_log_det_jacobian(tf.identity(x))
+  assert len(calls) == 1
+
+
 def test_forward_alone_estimates_no_log_det(monkeypatch):
   scan = tfp_glow.Scan(lambda k: block_of(), 2, Y.shape[1:], dtype="float64")
   x = scan.inverse(Y)

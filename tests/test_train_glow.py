@@ -1,7 +1,6 @@
 """Tests of `examples/train_glow.py`: whole runs of tiny models, and its parts."""
 
 import argparse
-import importlib.util
 import json
 import math
 import pathlib
@@ -18,6 +17,7 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
+import train_glow
 from tfp_glow import callbacks, data
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train_glow.py"
@@ -25,16 +25,6 @@ TINY = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=256"]
 TIMEOUT = 300  # seconds, far more than needed
 
 slow = pytest.mark.slow
-
-
-def _load_script():
-  spec = importlib.util.spec_from_file_location("train_glow", SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-train_glow = _load_script()
 
 
 def run(*options):

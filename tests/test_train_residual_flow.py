@@ -1,8 +1,6 @@
 """Tests of `examples/train_residual_flow.py`: whole runs of tiny models, and its densities."""
 
-import importlib.util
 import json
-import pathlib
 import sys
 
 import numpy as np
@@ -12,22 +10,12 @@ import tensorflow as tf
 
 import densities
 import train_glow
+import train_residual_flow as script
 
-SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train_residual_flow.py"
 TINY = ["--num-dense-blocks=1", "--num-dense-hidden=4", "--epochs=1", "--batch-size=1000"]
 TINY_IMAGES = ["--data=digits", "--num-scales=1", "--num-blocks=1", "--num-hidden=4"]
 
 slow = pytest.mark.slow
-
-
-def _load_script():
-  spec = importlib.util.spec_from_file_location("train_residual_flow", SCRIPT)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module
-
-
-script = _load_script()
 
 
 def call(monkeypatch, *options):

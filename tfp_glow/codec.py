@@ -148,7 +148,8 @@ class Codec:
       return values
     # A NaN would become a black pixel, and nobody would know.
     num_odd = tf.math.count_nonzero(~tf.math.is_finite(values))
-    message = "Images must be finite to be uint8: weights, latents or temperature are not sound. Received: not finite"
+    message = ("Images must be finite to be uint8: weights, latents or temperature are not sound. "
+               "Received: so many numbers that are not:")
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(num_odd, 0), [message, num_odd])]):
       return dequantize.quantize(values, self.num_bits)
 

@@ -119,15 +119,18 @@ def _functions(codec):
     return {"images": codec.decode(latent, labels)}
 
   def sample(num_samples, temperature, seed, labels=None):
-    tf.debugging.assert_non_negative(num_samples, "`num_samples` must be at least 0.")
+    num_samples = _at_least(0, "num_samples", num_samples)
     if "decode" not in functions:
       return {"images": codec.sample(num_samples, temperature, seed)}
     return {"images": call("decode", codec.sample_latents(num_samples, temperature, seed), labels)}
 
   def interpolate(first, second, num_steps, labels=None):
-    for images in (first, second):
-      labels = _checked_labels(labels, images)
-    lines = _lines(call("encode", first, labels), call("encode", second, labels), num_steps)
+    num_steps = _at_least(2, "num_steps", num_steps)
+    z0, z1 = call("encode", first, labels), call("encode", second, labels)
+    # One image would be paired with all of the others.
+    z0 = _after([tf.debugging.assert_equal(
+        tf.shape(z0)[0], tf.shape(z1)[0], "`first` and `second` must be as many images.")], z0)
+    lines = _lines(z0, z1, num_steps)
     flat = tf.reshape(lines, tf.concat([[-1], tf.shape(lines)[2:]], axis=0))
     images = call("decode", flat, None if labels is None else tf.repeat(labels, num_steps))
     return {"images": tf.reshape(images, tf.concat([tf.shape(lines)[:2], event_shape], axis=0))}
@@ -153,17 +156,24 @@ def _checked_labels(labels, events):
   """Labels that are there only if there are as many as events: elsewhere one would do for all."""
   if labels is None:
     return None
-  is_right = tf.debugging.assert_equal(
-      tf.shape(labels), tf.shape(events)[:1], "`labels` must be one integer for each image.")
-  with tf.control_dependencies([is_right]):
-    return tf.identity(labels)
+  return _after([tf.debugging.assert_equal(
+      tf.shape(labels), tf.shape(events)[:1], "`labels` must be one integer for each image.")], labels)
+
+
+def _at_least(minimum, name, number):
+  """The number, checked; one that is no scalar is left to TensorFlow, which says so of the first thing made of it."""
+  is_right = tf.reduce_all(tf.reshape(number, [-1]) >= minimum)
+  return _after([tf.debugging.Assert(is_right, [f"`{name}` must be at least {minimum}. Received:", number])], number)
+
+
+def _after(checks, tensor):
+  """The tensor once the checks have passed: what is made of it cannot fail before them, with a message of its own."""
+  with tf.control_dependencies(checks):
+    return tf.identity(tensor)
 
 
 def _lines(z0, z1, num_steps):
   """As `latent.interpolate`, from latents `[N, ...]` to `[N, num_steps, ...]`."""
-  tf.debugging.assert_greater_equal(num_steps, 2, "`num_steps` must be at least 2.")
-  # One image would be paired with all of the others.
-  tf.debugging.assert_equal(tf.shape(z0)[0], tf.shape(z1)[0], "`first` and `second` must be as many images.")
   steps = tf.reshape(tf.range(num_steps), [-1] + [1] * (z0.shape.rank - 1))
   z0, z1 = tf.expand_dims(z0, 1), tf.expand_dims(z1, 1)
   lines = z0 + tf.cast(steps, z0.dtype) * ((z1 - z0) / tf.cast(num_steps - 1, z0.dtype))

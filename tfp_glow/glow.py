@@ -13,6 +13,7 @@ from tfp_glow.bijectors.one_pass import OnePassBijector, num_positions
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
+from tfp_glow.bijectors.whole_flow import WholeFlow
 from tfp_glow.checks import check_choice, check_counts, check_seed
 
 _COUPLINGS = {"affine": AffineCoupling, "additive": AdditiveCoupling}
@@ -153,7 +154,7 @@ def _rows(x):
   return tf.reshape(x, [-1, x.shape[-1]])
 
 
-class GlowBijector(OnePassBijector):
+class GlowBijector(WholeFlow):
   """Glow, multi-scale, from a latent vector to an image.
 
   ```none
@@ -225,7 +226,7 @@ class GlowBijector(OnePassBijector):
     self._squeeze = self._add_child(Squeeze(dtype=self.dtype))
     self._num_steps_per_block = num_steps_per_block
     self._block_shapes = self._no_dependency(_block_shapes((height, width, channels), num_glow_blocks))
-    self._initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
+    self._add_initialized()
     seeds = _Seeds(seed)
     self.blocks = []
     self.splits = []
@@ -237,16 +238,6 @@ class GlowBijector(OnePassBijector):
       if block < num_glow_blocks - 1:
         self.splits.append(self._add_child(FactorOut(event_shape, self.dtype, name=f"split{block}")))
     self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top"))
-
-  @property
-  def built(self):
-    """`True`: all variables exist from the start, while couplings on their own make theirs when first called."""
-    return True
-
-  @property
-  def initialized(self):
-    """Whether `initialize` was called, or trained weights were restored: a Python `bool`, saved in checkpoints."""
-    return bool(self._initialized.numpy())
 
   @property
   def num_classes(self):
@@ -337,7 +328,7 @@ class GlowBijector(OnePassBijector):
     """Block after block; the top prior keeps its values, whatever the labels."""
     labels = None if self.top.num_classes is None else tf.zeros(tf.shape(y)[:1], tf.int32)
     x, _ = self._encode(y, labels, lambda block, y: (block._initialize(y), 0.))
-    self._initialized.assign(True)
+    self.mark_initialized()
     return x
 
   def _walk(self, y, labels=None):

@@ -196,7 +196,7 @@ def assign_original_variables(glow, values):
     raise ValueError(f"`values` must hold every variable of the architecture; {missing} are missing. "
                      f"Received: {sorted(values)}")
   _assign(rows, values)
-  glow._initialized.assign(True)
+  glow.mark_initialized()
 
 
 def _assign(rows, values):

@@ -11,6 +11,7 @@ from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
+from tfp_glow.bijectors.whole_flow import WholeFlow
 from tfp_glow.checks import check_counts, check_fractions, check_seed
 from tfp_glow.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
 
@@ -31,7 +32,7 @@ class _Sequence(OnePassBijector):
   def _run(self, value, parts, options, method_of):
     total = tf.zeros(tf.shape(value)[:1], value.dtype)
     for part in parts:
-      value, log_det = method_of(part)(value, **(options if part.is_stochastic else {}))
+      value, log_det = method_of(part)(value, **(options if part.has_costly_log_det else {}))
       total += log_det
     return value, total
 
@@ -84,7 +85,7 @@ class _Flatten(OnePassBijector):
     return tf.reshape(y, [-1, *self._event_shapes[False]]), tf.zeros([], y.dtype)
 
 
-class ResidualFlowBijector(_Sequence):
+class ResidualFlowBijector(WholeFlow, _Sequence):
   """A residual flow, from a latent vector to an image or a vector.
 
   ```none
@@ -176,21 +177,11 @@ class ResidualFlowBijector(_Sequence):
     parts += make.steps(latent_shape, num_dense_blocks, num_dense_hidden, num_scales == 0, "dense")
     super().__init__(parts, forward_event_shape=latent_shape, inverse_event_shape=shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
-    self._initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
-
-  @property
-  def built(self):
-    """`True`: all variables exist from the start."""
-    return True
-
-  @property
-  def initialized(self):
-    """Whether `initialize` was called, or trained weights were restored: a Python `bool`, saved in checkpoints."""
-    return bool(self._initialized.numpy())
+    self._add_initialized()
 
   def _initialize(self, y):
     x = super()._initialize(y)
-    self._initialized.assign(True)
+    self.mark_initialized()
     return x
 
 

@@ -305,6 +305,11 @@ class OnePassBijector(tfb.Bijector):
     return any(child.is_stochastic for child in self._children)
 
   @property
+  def has_costly_log_det(self):
+    """Whether a log-det takes longer than the value; if so, calls take `needs_log_det=False` (and `training`)."""
+    return any(child.has_costly_log_det for child in self._children)
+
+  @property
   def log_det_estimator(self):
     """How log-dets are computed outside of training, a Python `str`; `None` where there is a formula for them."""
     ways = dict.fromkeys(child.log_det_estimator for child in self._children)
@@ -340,10 +345,12 @@ class OnePassBijector(tfb.Bijector):
     done = self._recall(inputs, inverse, kwargs)
     if done is not None:
       return done[0]
-    # An estimate takes longer than the value, and is not always wanted. Evaluations differ where their arguments do:
-    # nobody will be told that this one's log-det was 0.
-    options = {"needs_log_det": False} if self.is_stochastic and not inverse else {}
-    return self._evaluate(inputs, inverse, {**kwargs, **options})[0]
+    if inverse or not self.has_costly_log_det:
+      return self._evaluate(inputs, inverse, kwargs)[0]
+    # Passes differ where their arguments do: nobody will be told that this one's log-det was 0.
+    kwargs = {**kwargs, "needs_log_det": False}
+    done = self._recall(inputs, inverse, kwargs)
+    return self._evaluate(inputs, inverse, kwargs)[0] if done is None else done[0]
 
   def _log_det(self, inputs, event_ndims, inverse, kwargs):
     min_event_ndims = self._event_shapes[inverse].rank

@@ -116,6 +116,10 @@ class InvertibleResidualBlock(OnePassBijector):
     return self._kind != "exact"
 
   @property
+  def has_costly_log_det(self):
+    return True
+
+  @property
   def log_det_estimator(self):
     return self._description
 

@@ -95,6 +95,10 @@ class Scan(OnePassBijector):
     return self._template.is_stochastic
 
   @property
+  def has_costly_log_det(self):
+    return self._template.has_costly_log_det
+
+  @property
   def log_det_estimator(self):
     return self._template.log_det_estimator
 

@@ -3,8 +3,8 @@
   python benchmarks/residual.py                        all of it: half an hour on two cores
   python benchmarks/residual.py --only speed --rounds 3
 
-Measured as by `run.py`; what both systems have in common is in `residual_systems.py`. normflows has three gradients: its
-default, computed in the forward pass to save memory (and right only where all images weigh the same); that of the
+Measured as by `run.py`; what both systems have in common is in `residual_systems.py`. normflows has three gradients:
+its default, computed in the forward pass to save memory (and right only where all images weigh the same); that of the
 Neumann series alone; and plain backpropagation through the estimate.
 """
 

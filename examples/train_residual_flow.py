@@ -32,7 +32,7 @@ import train_glow
 import training_data
 from tfp_glow import networks
 
-tfb, tfd = tfp.bijectors, tfp.distributions
+tfd = tfp.distributions
 
 OUTPUTS_OF_DENSITIES = (train_glow.WEIGHTS, train_glow.SAVED_MODEL, *densities.FILES, train_glow.RESULTS)
 # Of what images and densities need different ones of.
@@ -45,9 +45,9 @@ def main():
   if args.data not in densities.DENSITIES:
     return train_glow.run(args, training_data.load_splits, make_model, train_glow.save_results, train_glow.OUTPUTS)
   make = {"residual_flow": make_model, "couplings": make_couplings}[args.model]
-  # So small networks in a `Scan` gain from XLA; to compile couplings one by one would take it minutes.
-  jit_compile = args.model == "residual_flow" and args.strategy == "none"
-  return train_glow.run(args, densities.load_splits, make, save_results, OUTPUTS_OF_DENSITIES, jit_compile)
+  # So small networks in a `Scan` gain from XLA.
+  return train_glow.run(args, densities.load_splits, make, save_results, OUTPUTS_OF_DENSITIES,
+                        jit_compile=args.strategy == "none")
 
 
 def parse_args():
@@ -101,13 +101,14 @@ def make_couplings(args, event_shape):
   """A `FlowModel` of Glow's affine couplings, which change the one coordinate and the other in turn."""
   aim = sum(v.shape.num_elements() for v in make_model(args, event_shape).distribution.trainable_variables)
   width = min(range(1, 4 * args.num_dense_hidden), key=lambda width: abs(_num_parameters(args, width) - aim))
-  steps = []
-  for _ in range(args.num_dense_blocks):
+
+  def make_step(_):
     dense = [keras.layers.Dense(width, "relu", kernel_initializer="he_normal") for _ in range(2)]
     coupling = tfp_glow.AffineCoupling(keras.Sequential([*dense, networks.ZeroDense(2)]), event_ndims=1)
-    coupling.build(event_shape)
-    steps += [tfp_glow.ActNorm(2, event_ndims=1), tfp_glow.ChannelPermutation([1, 0], event_ndims=1), coupling]
-  return _flow_model(tfb.Chain(steps), event_shape, args)
+    return tfp_glow.GlowStep(
+        tfp_glow.ActNorm(2, event_ndims=1), tfp_glow.ChannelPermutation([1, 0], event_ndims=1), coupling)
+
+  return _flow_model(tfp_glow.Scan(make_step, args.num_dense_blocks, event_shape), event_shape, args)
 
 
 def _num_parameters(args, width):

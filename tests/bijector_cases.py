@@ -106,6 +106,12 @@ def _additive(num_channels, network, event_ndims=3):
   return lambda dtype: tfp_glow.AdditiveCoupling(network(units, dtype), event_ndims, dtype)
 
 
+def _vector_step(dtype):
+  return tfp_glow.GlowStep(
+      tfp_glow.ActNorm(3, event_ndims=1, dtype=dtype), tfp_glow.ChannelPermutation([2, 0, 1], 1, dtype=dtype),
+      _affine(3, dense, event_ndims=1)(dtype))
+
+
 def _scan_of_couplings(dtype):
   return tfp_glow.Scan(lambda k: _affine(3, dense, event_ndims=1)(dtype), 2, [3], dtype=dtype)
 
@@ -192,9 +198,11 @@ CASES = [
     Case("top_prior_classes", lambda dtype: tfp_glow.TopPrior([2, 3, 4], num_classes=3, dtype=dtype), [2, 3, 4],
          num_classes=3),
     Case("glow_step", lambda dtype: glow_step(4, dtype), [2, 3, 4]),
+    Case("glow_step_vector", _vector_step, [3]),
     Case("scan", lambda dtype: tfp_glow.Scan(lambda k: glow_step(4, dtype, seed=k), 3, [2, 2, 4], dtype=dtype),
          [2, 2, 4]),
     Case("scan_vector", _scan_of_couplings, [3]),
+    Case("scan_steps_vector", lambda dtype: tfp_glow.Scan(lambda k: _vector_step(dtype), 2, [3], dtype=dtype), [3]),
     Case("residual", lambda dtype: tfp_glow.InvertibleResidualBlock(
         _contracting_convolutions(2, dtype), "exact", dtype=dtype), [2, 3, 2]),
     Case("residual_vector", lambda dtype: residual_block(3, dtype), [3]),

@@ -352,6 +352,9 @@ def test_a_network_of_lower_precision_does_not_lower_that_of_the_flow(coupling):
     (lambda: tfp_glow.ChannelPermutation([1, 2]), "`indices`"),
     (lambda: tfp_glow.Squeeze(0), "`block_size`"), (lambda: tfp_glow.Squeeze(2.), "`block_size`"),
     (lambda: tfp_glow.FactorOut([2, 2, 3]), "`event_shape`"), (lambda: tfp_glow.FactorOut([2, 2]), "`event_shape`"),
+    (lambda: tfp_glow.GlowStep(tfp_glow.ActNorm(3, 1), tfp_glow.ChannelPermutation([2, 0, 1]), tfp_glow.AffineCoupling(
+        bijector_cases.dense(4, "float32"), 1)), "the same `event_ndims`"),
+    (lambda: tfp_glow.ResidualStep(bijector_cases.residual_block(3), tfp_glow.ActNorm(3)), "the same `event_ndims`"),
     (lambda: tfp_glow.TopPrior([2, 2]), "`event_shape`"), (lambda: tfp_glow.TopPrior([None, 2, 4]), "`event_shape`"),
 ])
 def test_bad_arguments(construct, match):

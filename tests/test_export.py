@@ -80,6 +80,17 @@ def _trained(**kwargs):
 
 
 @pytest.fixture(scope="module")
+def residual(tmp_path_factory):
+  """A residual flow, and where it was exported to."""
+  path = tmp_path_factory.mktemp("residual") / "saved_model"
+  flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 2, 1, 4, 1, 4, seed=0)
+  model = tfp_glow.FlowModel(small_models.of_standard_normal(flow))
+  model.adapt(IMAGES)
+  model.export(path)
+  return model, path
+
+
+@pytest.fixture(scope="module")
 def wide(tmp_path_factory):
   """A model with many parameters, and where it was exported to."""
   path = tmp_path_factory.mktemp("wide") / "saved_model"
@@ -117,8 +128,8 @@ def _check_answers(served, model, **labels):
 
 
 @pytest.mark.slow
-def test_a_process_with_tensorflow_alone_gets_equal_results(wide, exported, tmp_path):
-  asked = {wide: {}, exported: {"labels": LABELS}}
+def test_a_process_with_tensorflow_alone_gets_equal_results(wide, exported, residual, tmp_path):
+  asked = {wide: {}, exported: {"labels": LABELS}, residual: {}}
   served = _serve(tmp_path, [(path, {"images": IMAGES, **labels}) for (_, path), labels in asked.items()])
   for ((model, _), labels), answers in zip(asked.items(), served, strict=True):
     _check_answers(answers, model, **labels)

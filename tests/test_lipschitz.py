@@ -342,6 +342,7 @@ def test_configuration_makes_the_same_layer_again(layer):
     (lambda: LipschitzDense(3, coefficient=1.), "`coefficient`.*below 1. Received: 1.0"),
     (lambda: LipschitzDense(3, tolerance=0.), "`tolerance`.*Received: 0.0"),
     (lambda: LipschitzDense(3, max_iterations=0), "`max_iterations`.*Received: 0"),
+    (lambda: LipschitzDense(3, domain=True), "`domain`.*Received: True"),
     (lambda: LipschitzDense(3, domain=0.5), "`domain`.*Received: 0.5"),
     (lambda: LipschitzDense(3, domain=math.nan), "`domain`.*Received: nan"),
     (lambda: LipschitzConv2D(4, 3, seed=0.5), "`seed`.*Received: 0.5"),

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import small_models
 import tensorflow_probability as tfp
-import test_export
 from small_models import of_standard_normal, points, residual_flow
 
 import tfp_glow
@@ -85,7 +84,7 @@ np.savez(sys.argv[2], *[v.numpy() for v in model.weights + model.optimizer.varia
 
 
 @pytest.mark.slow
-def test_fresh_processes_train_on_and_serve(tmp_path):
+def test_a_fresh_process_goes_on_as_if_it_had_not_stopped(tmp_path):
   """All that is compared to the last bit has been computed by processes that did the same before."""
   np.save(tmp_path / "images.npy", IMAGES)
   package = [os.path.dirname(tfp_glow.__path__[0])]
@@ -94,10 +93,6 @@ def test_fresh_processes_train_on_and_serve(tmp_path):
     subprocess.run([sys.executable, "-c", script, *paths], check=True, cwd=tmp_path,
                    env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)})
   assert_equal(np.load(tmp_path / "resumed.npz").values(), np.load(tmp_path / "whole.npz").values())
-  model = keras.models.load_model(tmp_path / "model.keras")
-  model.export(tmp_path / "saved_model")
-  (answers,) = test_export._serve(tmp_path, [(tmp_path / "saved_model", {"images": test_export.IMAGES})])
-  test_export._check_answers(answers, model)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ _PERMUTATIONS = ("conv1x1", "reverse", "shuffle")
 
 
 class GlowStep(OnePassBijector):
-  """One step of flow; `inverse` is actnorm, then permutation, then coupling.
+  """One step of flow, of images or vectors; `inverse` is actnorm, then permutation, then coupling.
 
   Actnorm and permutation are one matrix product: `((y + b) * s) @ W = y @ (s W) + (b s) @ W`.
 
@@ -35,12 +35,19 @@ class GlowStep(OnePassBijector):
     Args:
       actnorm: `ActNorm`.
       permutation: `InvertibleConv1x1` or `ChannelPermutation`.
-      coupling: `AffineCoupling` or `AdditiveCoupling`.
+      coupling: `AffineCoupling` or `AdditiveCoupling`. All three must have the same `event_ndims`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+
+    Raises:
+      ValueError: if they have not.
     """
     parameters = dict(locals())
-    event_shape = actnorm.inverse_event_shape([None] * 2 + [actnorm.shift.shape[0]])
+    ranks = [part.inverse_min_event_ndims for part in (actnorm, permutation, coupling)]
+    if len(set(ranks)) > 1:
+      raise ValueError("`actnorm`, `permutation` and `coupling` must have the same `event_ndims`. "
+                       f"Received: {ranks}")
+    event_shape = [None] * (ranks[0] - 1) + [actnorm.shift.shape[0]]
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=actnorm.dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self.actnorm = self._add_child(actnorm)

@@ -122,7 +122,8 @@ class _Lipschitz(keras.layers.Layer):
     check_counts(max_iterations=max_iterations)
     check_seed(seed)
     for name, order in (("domain", domain), ("codomain", codomain)):
-      if not isinstance(order, LearnedOrder) and not (isinstance(order, numbers.Real) and order >= 1.):
+      is_number = isinstance(order, numbers.Real) and not isinstance(order, bool)
+      if not isinstance(order, LearnedOrder) and not (is_number and order >= 1.):
         raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "
                          f"`LearnedOrder`. Received: {order!r}")
     self._num_outputs = num_outputs

@@ -55,12 +55,18 @@ class ResidualStep(_Sequence):
 
     Args:
       block: `InvertibleResidualBlock`.
-      actnorm: `ActNorm`.
+      actnorm: `ActNorm`, of the same `event_ndims`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+
+    Raises:
+      ValueError: if it is of another.
     """
     parameters = dict(locals())
-    event_shape = [None] * actnorm.inverse_min_event_ndims
+    ranks = [part.inverse_min_event_ndims for part in (block, actnorm)]
+    if ranks[0] != ranks[1]:
+      raise ValueError(f"`block` and `actnorm` must have the same `event_ndims`. Received: {ranks}")
+    event_shape = [None] * ranks[0]
     super().__init__([block, actnorm], forward_event_shape=event_shape, inverse_event_shape=event_shape,
                      dtype=actnorm.dtype, validate_args=validate_args, parameters=parameters, name=name)
     self.block = block

@@ -43,7 +43,10 @@ def tail_probabilities(roulette):
 
 
 def exact(branch, y, weights):
-  """`y + g(y)` and its log-determinant, by the whole Jacobian: `D` gradients for events of `D` numbers.
+  """`y + g(y)` and its log-determinant, by the whole Jacobian, of events of few numbers.
+
+  It takes the work and the memory of as many copies of an event as there are numbers in it, `D`, all at once: one by
+  one, the graph would grow with `D`.
 
   Args:
     branch: Callable, `g`: from a tensor like `y` and a nest `weights` to a tensor like `y`.
@@ -56,10 +59,14 @@ def exact(branch, y, weights):
   """
   event_shape = y.shape[1:]
   num_dims = event_shape.num_elements()
-  residual, pull_back = linearized(branch, y, weights)
-  rows = [pull_back(tf.zeros_like(y) + tf.constant(np.reshape(row, event_shape), y.dtype)) for row in np.eye(num_dims)]
-  jacobian = tf.stack([tf.reshape(row, [-1, num_dims]) for row in rows], axis=1)
-  return y + residual, _log_abs_det(tf.eye(num_dims, dtype=y.dtype) + jacobian)
+  identity = tf.eye(num_dims, dtype=y.dtype)
+  copies = tf.broadcast_to(tf.expand_dims(y, 1), tf.concat([tf.shape(y)[:1], [num_dims], event_shape], 0))
+  directions = tf.zeros_like(copies) + tf.reshape(identity, [num_dims, *event_shape])
+  flat = lambda x: tf.reshape(x, [-1, *event_shape])
+  residuals, pull_back = linearized(branch, flat(copies), weights)
+  jacobian = tf.reshape(pull_back(flat(directions)), [-1, num_dims, num_dims])
+  residual = tf.reshape(residuals, tf.shape(copies))[:, 0]
+  return y + residual, _log_abs_det(identity + jacobian)
 
 
 def _log_abs_det(matrices):
@@ -226,10 +233,11 @@ def _draw_probe(distribution, seed, y):
 
 
 def _uniform(shape, seed, dtype):
-  """In `(0, 1]`, by steps of `2 ** -32`, or what of that the dtype resolves."""
+  """Between `2 ** -33` and 1, by steps of `2 ** -32`, or what of that the dtype resolves."""
   # The same numbers on every device, and under XLA, which would choose another generator.
   bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox")
-  return (tf.cast(bits, dtype) + (2.**31 + 0.5)) / 2.**32
+  # In float32 one number in 66 million would be 0, and its logarithm infinite.
+  return tf.maximum((tf.cast(bits, dtype) + (2.**31 + 0.5)) / 2.**32, 2.**-33)
 
 
 def _fold_in(seed, salt):

@@ -404,6 +404,20 @@ def test_a_training_step_keeps_no_activations_of_the_networks():
   assert (3 * 7, 64) in kept("exact")
 
 
+def test_xla_compiles_gradients_of_exact_log_dets_in_a_scan():
+  """Of a number of events that the graph does not know."""
+  scan = tfp_glow.Scan(lambda k: bijector_cases.residual_block(3, "float64", seed=k), 2, [3], dtype="float64")
+
+  def gradients(y):
+    with tf.GradientTape() as tape:
+      log_det = scan.inverse_and_log_det(y)[1]
+    return tape.gradient(log_det, scan.trainable_variables)
+
+  signature = [tf.TensorSpec([None, 3], tf.float64)]
+  for found, expected in zip(tf.function(gradients, signature, jit_compile=True)(Y), gradients(Y), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
 def test_forward_alone_makes_no_jacobian(monkeypatch):
   block = bijector_cases.residual_block(3, "float64")
   block.build([3])

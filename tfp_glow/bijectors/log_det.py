@@ -60,12 +60,12 @@ def exact(branch, y, weights):
   event_shape = y.shape[1:]
   num_dims = event_shape.num_elements()
   identity = tf.eye(num_dims, dtype=y.dtype)
-  copies = tf.broadcast_to(tf.expand_dims(y, 1), tf.concat([tf.shape(y)[:1], [num_dims], event_shape], 0))
+  copies = tf.stack([y] * num_dims, axis=1)  # XLA would not compile gradients of a broadcast in a `Scan`.
   directions = tf.zeros_like(copies) + tf.reshape(identity, [num_dims, *event_shape])
   flat = lambda x: tf.reshape(x, [-1, *event_shape])
   residuals, pull_back = linearized(branch, flat(copies), weights)
   jacobian = tf.reshape(pull_back(flat(directions)), [-1, num_dims, num_dims])
-  residual = tf.reshape(residuals, tf.shape(copies))[:, 0]
+  residual = tf.reshape(residuals, [-1, num_dims, *event_shape])[:, 0]
   return y + residual, _log_abs_det(identity + jacobian)
 
 

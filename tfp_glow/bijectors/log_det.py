@@ -22,6 +22,8 @@ _TAILS = {
 ROULETTES = tuple(_TAILS)
 PROBES = ("gaussian", "rademacher")
 
+_FEW = 8  # With as many numbers in an event the rows of its Jacobian are computed one by one.
+
 # What is drawn from the seed of an estimate.
 _NUM_TERMS, _PROBE = range(2)
 
@@ -45,9 +47,6 @@ def tail_probabilities(roulette):
 def exact(branch, y, weights):
   """`y + g(y)` and its log-determinant, by the whole Jacobian, of events of few numbers.
 
-  It takes the work and the memory of as many copies of an event as there are numbers in it, `D`, all at once: one by
-  one, the graph would grow with `D`.
-
   Args:
     branch: Callable, `g`: from a tensor like `y` and a nest `weights` to a tensor like `y`.
     y: Tensor `[N] + event_shape`.
@@ -57,16 +56,29 @@ def exact(branch, y, weights):
     outputs: Tensor like `y`.
     log_det: Tensor `[N]`.
   """
+  num_dims = y.shape[1:].num_elements()
+  residual, jacobian = (_jacobian_by_rows if num_dims <= _FEW else _jacobian_at_once)(branch, y, weights)
+  return y + residual, _log_abs_det(tf.eye(num_dims, dtype=y.dtype) + jacobian)
+
+
+def _jacobian_by_rows(branch, y, weights):
+  """`g(y)`, and its Jacobian `[N, D, D]`: the least work, and a graph that grows with `D`."""
+  residual, pull_back = linearized(branch, y, weights)
+  num_dims = y.shape[1:].num_elements()
+  rows = [pull_back(tf.zeros_like(y) + tf.constant(np.reshape(row, y.shape[1:]), y.dtype)) for row in np.eye(num_dims)]
+  return residual, tf.stack([tf.reshape(row, [-1, num_dims]) for row in rows], axis=1)
+
+
+def _jacobian_at_once(branch, y, weights):
+  """The same from `D` copies of each event, with the work and the memory that they take."""
   event_shape = y.shape[1:]
   num_dims = event_shape.num_elements()
-  identity = tf.eye(num_dims, dtype=y.dtype)
   copies = tf.stack([y] * num_dims, axis=1)  # XLA would not compile gradients of a broadcast in a `Scan`.
-  directions = tf.zeros_like(copies) + tf.reshape(identity, [num_dims, *event_shape])
+  directions = tf.zeros_like(copies) + tf.reshape(tf.eye(num_dims, dtype=y.dtype), [num_dims, *event_shape])
   flat = lambda x: tf.reshape(x, [-1, *event_shape])
   residuals, pull_back = linearized(branch, flat(copies), weights)
   jacobian = tf.reshape(pull_back(flat(directions)), [-1, num_dims, num_dims])
-  residual = tf.reshape(residuals, [-1, num_dims, *event_shape])[:, 0]
-  return y + residual, _log_abs_det(identity + jacobian)
+  return tf.reshape(residuals, [-1, num_dims, *event_shape])[:, 0], jacobian
 
 
 def _log_abs_det(matrices):

@@ -414,6 +414,7 @@ def test_logit_is_that_of_its_formula_and_nan_beyond():
 
 @pytest.mark.parametrize("arguments, match", [
     (dict(alpha=0.5), "`alpha` must be.*below 0.5. Received: 0.5"), (dict(alpha=0.), "`alpha`.*Received: 0.0"),
+    (dict(alpha=1e-8), "`alpha` must be at least 1e-06 in float32. Received: 1e-08"),
     (dict(event_ndims=2), "`event_ndims`.*Received: 2")])
 def test_bad_arguments_of_logit(arguments, match):
   with pytest.raises(ValueError, match=match):

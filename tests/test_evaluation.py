@@ -258,6 +258,13 @@ def test_bad_input(glow_model, args, kwargs, error, match):
     bits_per_dim(glow_model, *args, **kwargs)
 
 
+def test_estimated_log_dets_have_no_importance_weighted_bound():
+  flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 1, 1, 4, 0)
+  model = tfp_glow.FlowModel(small_models.of_standard_normal(flow))
+  with pytest.raises(ValueError, match="`importance_weighted` must be False.*Received: True, with Russian roulette"):
+    bits_per_dim(model, IMAGES, importance_weighted=True)
+
+
 class _Endless(keras.utils.PyDataset):
   num_batches = None
 

@@ -361,3 +361,16 @@ def test_sizes_of_images_must_be_known_and_stay():
     layer(np.zeros([1, 6, 4, 2]))
   layer, _ = make("conv 1x1")
   assert layer(np.zeros([1, 7, 9, 6])).shape == (1, 7, 9, 4)
+
+
+def test_norms_of_high_order_neither_overflow_nor_vanish():
+  for size in (30., 0.03):
+    layer = LipschitzDense(4, domain=1., codomain=100.)
+    layer.build((None, 2))
+    layer.kernel.assign(tf.fill([2, 4], size))
+    np.testing.assert_allclose(layer.norm(), size * 4.**0.01, rtol=1e-5)
+
+
+def test_an_order_of_another_dtype():
+  layer = LipschitzDense(4, domain=LearnedOrder(dtype="float32"), dtype="float64")
+  assert layer(np.ones([1, 2])).dtype == tf.float64

@@ -540,6 +540,30 @@ def test_gradients_through_the_fixed_point_are_those_of_the_implicit_function(na
     np.testing.assert_allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_gradients_through_the_fixed_point_of_any_size(scale):
+  """Each event's gradient is as exact as if it were of size 1."""
+  block = bijector_cases.residual_block(3)
+  x = tf.constant(RNG.standard_normal([2, 3]), tf.float32)
+
+  def gradients(weights):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      loss = tf.reduce_sum(tf.constant(weights, tf.float32)[:, tf.newaxis] * block.forward(x))
+    return tape.gradient(loss, x)
+
+  np.testing.assert_allclose(gradients([scale, 1.]) / np.float32([[scale], [1.]]), gradients([1., 1.]), rtol=1e-5)
+
+
+def test_a_gradient_of_zero_is_zero():
+  block, x = bijector_cases.residual_block(3), tf.ones([2, 3])
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    loss = tf.reduce_sum(tf.constant([[0.], [1.]]) * block.forward(x))
+  found = tape.gradient(loss, x).numpy()
+  assert (found[0] == 0.).all() and (found[1] != 0.).any()
+
+
 def test_gradients_of_forward_and_its_log_det_are_those_of_differences():
   block = bijector_cases.residual_block(3, "float64")
   block.build([3])
@@ -633,6 +657,8 @@ def test_bad_arguments(arguments, match):
 
 def test_bad_networks():
   make = functools.partial(tfp_glow.InvertibleResidualBlock, event_ndims=1)
+  with pytest.raises(ValueError, match=r"must not be 'exact' for events of more than 256 .*Received: \(257,\)"):
+    make(keras.layers.Rescaling(0.5), "exact").build([257])
   with pytest.raises(TypeError, match="`network` must be a layer.*Received: 3"):
     make(3)
   for network, match in ((keras.layers.Dense(2), r"`network` must map the shape \[1, 3\] to \[1, 3\]"),

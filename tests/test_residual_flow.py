@@ -119,6 +119,21 @@ def test_initialisation_makes_latents_standard():
   np.testing.assert_allclose(z.std(0), 1., atol=1e-2)
 
 
+def test_data_that_are_no_images_are_told_from_the_first():
+  flow = tfp_glow.ResidualFlowBijector(2, 0, num_dense_blocks=1, num_dense_hidden=4)
+  with pytest.raises(ValueError, match="`y` must lie between -1/2 and 1/2.*`logit_alpha=None`.*Received: -4 to 3"):
+    flow.initialize([[-4., 3.], [0., 0.]])
+  assert not flow.initialized and all(np.isfinite(v).all() for v in flow.trainable_variables)
+
+
+def test_a_walk_of_a_training_step():
+  flow = residual_flow()
+  *_, (_, z, _) = parts = list(flow.walk(points(4), training=True))
+  expected, log_det = flow.inverse_and_log_det(points(4), training=True)
+  np.testing.assert_allclose(z, expected, atol=1e-6)
+  np.testing.assert_allclose(sum(part[2] for part in parts), log_det, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kwargs", [
     dict(num_dense_blocks=0), dict(num_blocks_per_scale=1), dict(num_scales=1, logit_alpha=None)])
@@ -250,9 +265,10 @@ def test_the_exported_model_says_how_it_estimates(trained, tmp_path):
   assert said == ("Russian roulette: 20 terms and a poisson number of further ones, gaussian probes, fixed noise")
 
 
-def test_norms_follow_averaged_weights():
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
+def test_norms_follow_averaged_weights(wrap):
   model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(residual_flow()), num_bits=None),
-                                keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.5))
+                                wrap(keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.5)))
   model.fit(points(), batch_size=16, epochs=2, verbose=0)
   check_norms(model.distribution.bijector, slack=0.002)
 

@@ -42,6 +42,9 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
 
   both are bounds in expectation. The second is never above the first, falls as `K` grows, and tends to the exact value.
 
+  Where log-dets are estimated, as in residual flows, the average is such a bound over the noise of the estimates, too.
+  That noise is fixed: all draws and batches share it, and the standard error knows nothing of it.
+
   #### Example
 
   ```python
@@ -60,9 +63,11 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
     model: `FlowModel`; it need not be compiled.
     x: As in `FlowModel.evaluate`: images, or a dict of them and labels, as arrays or in a `tf.data.Dataset` of batches.
     y: Labels, if `x` is an array and the model class-conditional.
-    batch_size: Python `int`, where `x` holds arrays; `None`: 32. It changes nothing but time and memory.
+    batch_size: Python `int`, where `x` holds arrays; `None`: 32. It changes nothing but time and memory, and the noise
+      of log-dets that are estimated.
     num_noise_samples: Python `int`, the draws `K` of the dequantization noise; 1 for continuous data, which get none.
-    importance_weighted: Python `bool`: which of the bounds.
+    importance_weighted: Python `bool`: which of the bounds. There is only the first where log-dets are estimated: the
+      other would take their noise for probability.
     seed: Python `int` of the noise, which is a function of it and of the image. If it is the seed of the model, the
       first draw is that of `evaluate` and `predict`.
     verbose: 0 (silent), 1 (progress bar), or 2 (one line), as in `evaluate`.
@@ -82,7 +87,7 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
   if not isinstance(model, FlowModel):
     raise TypeError(f"`model` must be a `FlowModel`. Received: {model!r}")
   codec = Codec(model.distribution, model.num_bits)
-  _check_arguments(codec, num_noise_samples, seed)
+  _check_arguments(codec, num_noise_samples, importance_weighted, seed)
   inputs.check_data(codec, x, y, batch_size, {})
   batches, num_batches = _batches(x, y, batch_size)
   seeds = [None if codec.num_bits is None else (seed, dequantize.EVALUATION - k) for k in range(num_noise_samples)]
@@ -138,7 +143,10 @@ def _summary(per_image, x):
     return BitsPerDim(per_image, float(per_image.mean()), float(per_image.std(ddof=1) / math.sqrt(num_images)))
 
 
-def _check_arguments(codec, num_noise_samples, seed):
+def _check_arguments(codec, num_noise_samples, importance_weighted, seed):
+  if importance_weighted and codec.log_det_estimator not in (None, "exact"):
+    raise ValueError("`importance_weighted` must be False where log-dets are estimated: their noise would count as "
+                     f"probability. Received: True, with {codec.log_det_estimator}")
   for name, value, minimum in (("num_noise_samples", num_noise_samples, 1), ("seed", seed, 0)):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value < 2**31:
       raise ValueError(f"`{name}` must be an `int` of at least {minimum} and below 2**31. Received: {value!r}")

@@ -201,6 +201,8 @@ class _Lipschitz(keras.layers.Layer):
     size = tf.abs(kernel) * tf.cast(self._is_used(), kernel.dtype)
     if domain == 1. and codomain == math.inf:
       return tf.reduce_max(tf.reshape(tf.reduce_max(size, -1), [-1, size.shape[-2]]), 0)[:, tf.newaxis]
+    largest = tf.stop_gradient(tf.reduce_max(size))  # Or high powers would overflow, or vanish.
+    size = tf.math.divide_no_nan(size, largest)
     if domain == 1.:
       power, sums = codomain, self._transpose(tf.ones(self._one_output, kernel.dtype), size**codomain)
     else:
@@ -208,7 +210,7 @@ class _Lipschitz(keras.layers.Layer):
       sums = self._map(tf.ones(self._one_input, kernel.dtype), size**power)
     # Of a convolution, at the position where it is largest: at others some of the kernel meets the padding.
     sums = tf.reduce_max(tf.reshape(sums, [-1, sums.shape[-1]]), 0)
-    norms = tf.where(sums > 0., tf.where(sums > 0., sums, 1.)**(1. / power), 0.)
+    norms = largest * tf.where(sums > 0., tf.where(sums > 0., sums, 1.)**(1. / power), 0.)
     return norms[:, tf.newaxis] if domain == 1. else norms
 
   def fold(self):
@@ -255,7 +257,7 @@ class _Lipschitz(keras.layers.Layer):
     return [u, v]
 
   def _orders(self):
-    return [order.order() if isinstance(order, LearnedOrder) else float(order)
+    return [tf.cast(order.order(), self.kernel.dtype) if isinstance(order, LearnedOrder) else float(order)
             for order in (self.domain, self.codomain)]
 
   def get_config(self):
@@ -285,8 +287,10 @@ class LipschitzDense(_Lipschitz):
   norm but not into them, and `update_spectral_norm` brings them up to date, which is due after every change of the
   kernel. (A bijector's `after_update` does it for its network, and `FlowModel` calls that in every training step.)
 
-  Such a norm is estimated from below, by about the `tolerance` at most where both orders are 2; with other orders the
-  iteration may stop at a maximum that is not the largest.
+  Such a norm is estimated from below, where both orders are 2 by about the `tolerance`, provided that the kernel has
+  changed in small steps, as in training: from vectors that all but meet a smaller singular value, as they may after
+  other weights were assigned, it takes more updates than one to leave it. With other orders the iteration may stop at a
+  maximum that is not the largest.
 
   References:
     Gouk et al., "Regularisation of neural networks by enforcing Lipschitz continuity" (2018).

@@ -214,7 +214,8 @@ class FlowModel(keras.Model):
     # Callbacks such as `StopOnInterrupt` are not told of errors.
     with _signal_handler_kept(signal.SIGINT), self._failure_named():
       history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
-    if self.optimizer.use_ema:  # Keras has just put averages in the place of the weights.
+    # Keras has just put averages in the place of the weights, also where it scales the loss.
+    if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
       with self.distribute_strategy.scope():
         self._codec.after_update()
     return history
@@ -274,6 +275,8 @@ class FlowModel(keras.Model):
 
   def predict(self, x, batch_size=None, **kwargs):
     """As `keras.Model.predict`: bits per dimension of each image, `[N]`; their mean is what `evaluate` returns.
+
+    (From batches of the same size, where log-dets are estimated.)
 
     Args:
       x: As in `fit`; class-conditional models take datasets of `(images, labels)`.

@@ -36,9 +36,9 @@ class _Sequence(OnePassBijector):
       total += log_det
     return value, total
 
-  def _walk(self, y):
+  def _walk(self, y, **options):
     for part in self._parts:
-      for name, y, log_det in part._walk(y):
+      for name, y, log_det in part._walk(y, **(options if part.has_costly_log_det else {})):
         yield name, y, log_det
 
   def _initialize(self, y):

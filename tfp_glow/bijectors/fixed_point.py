@@ -11,11 +11,12 @@ from tfp_glow.gradients import custom_gradient
 def solve(branch, x, weights, tolerance, max_iterations, name):
   """Finds `y` with `y + g(y) = x`, as the limit of `y <- x - g(y)`, which contracts as `g` does.
 
-  Each event is done when a step moves none of its numbers by more than the tolerance, relative to its largest number or
-  1; it then stays as it is, whatever the others still need.
+  Each event is done when a step moves none of its numbers by more than the tolerance, relative to its largest number
+  and 1; it then stays as it is, whatever the others still need.
 
-  The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way, and keeps nothing but
-  `y`. Second derivatives are not to be had: they are NaN.
+  The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way, but relative to the
+  largest number alone, as gradients may be of any size; and it keeps nothing but `y`. Second derivatives are not to be
+  had: they are NaN.
 
   Args:
     branch: Callable, `g`: from a tensor like `x` and a nest `weights` to a tensor like `x`.
@@ -32,16 +33,17 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
   References:
     Behrmann et al., "Invertible Residual Networks" (2019), algorithm 1.
   """
-  settled = lambda step, start, what: _settled(step, start, tolerance, max_iterations, f"{what} of `{name}.forward`")
+  settled = lambda step, start, unit, what: _settled(
+      step, start, unit, tolerance, max_iterations, f"{what} of `{name}.forward`")
 
   @custom_gradient
   def run(x, *flat):
     packed = tf.nest.pack_sequence_as(weights, flat)
-    y = settled(lambda y: x - branch(y, packed), x, "the fixed point")
+    y = settled(lambda y: x - branch(y, packed), x, 1., "the fixed point")
 
     def gradients(d_y):
       _, pull_back = linearized(branch, y, packed)
-      d_x = not_differentiable(settled(lambda d_x: d_y - pull_back(d_x), d_y, "the gradient"), d_y, y, *flat)
+      d_x = not_differentiable(settled(lambda d_x: d_y - pull_back(d_x), d_y, 0., "the gradient"), d_y, y, *flat)
       _, pull_back_to_weights = with_pull_back(lambda packed: branch(y, packed), (packed,))
       d_packed, = pull_back_to_weights(-d_x)
       return d_x, *tf.nest.flatten(d_packed)
@@ -51,13 +53,14 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
   return run(x, *tf.nest.flatten(weights))
 
 
-def _settled(step, start, tolerance, max_iterations, what):
-  """The fixed point of `step` for each event, from `start`."""
+def _settled(step, start, unit, tolerance, max_iterations, what):
+  """The fixed point of `step` for each event, from `start`; `unit` is added to its largest number in the tolerance."""
   axes = list(range(1, start.shape.rank))
 
   def move(y, moves, distance):
     y_next = step(y)
-    distance_next = tf.reduce_max(tf.abs(y_next - y), axes) / (1. + tf.reduce_max(tf.abs(y_next), axes))
+    distance_next = tf.math.divide_no_nan(
+        tf.reduce_max(tf.abs(y_next - y), axes), unit + tf.reduce_max(tf.abs(y_next), axes))
     y = tf.where(tf.reshape(moves, [-1] + [1] * len(axes)), y_next, y)
     distance = tf.where(moves, distance_next, distance)
     # What has become NaN or infinite will not come back.

@@ -34,14 +34,26 @@ class Logit(OnePassBijector):
       name: Python `str`.
 
     Raises:
-      ValueError: if `alpha` or `event_ndims` is not as above.
+      ValueError: if `alpha` or `event_ndims` is not as above, or `alpha` so small that rounding errors reach 0 or 1.
     """
     parameters = dict(locals())
     check_fractions(0.5, alpha=alpha)
     check_choice("event_ndims", event_ndims, (1, 3))
     super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
+    smallest = 1e-12 if self.dtype == tf.float64 else 1e-6
+    if alpha < smallest:
+      raise ValueError(f"`alpha` must be at least {smallest:g} in {self.dtype.name}. Received: {alpha!r}")
     self._alpha = alpha
+
+  def _initialize(self, y):
+    # Beyond, the logarithms are NaN, and so would all be that is initialised from them.
+    bound = 0.5 / (1. - 2. * self._alpha)
+    low, high = float(tf.reduce_min(y)), float(tf.reduce_max(y))
+    if not -bound < low <= high < bound:
+      raise ValueError("`y` must lie between -1/2 and 1/2, as images do, where a flow begins with a logit (that of a "
+                       f"`ResidualFlowBijector` is left out by `logit_alpha=None`). Received: {low:g} to {high:g}")
+    return super()._initialize(y)
 
   def _forward_and_log_det(self, x):
     slope = 1. - 2. * self._alpha

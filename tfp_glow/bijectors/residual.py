@@ -10,6 +10,7 @@ from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.checks import check_choice, check_counts, check_fractions, check_seed
 
 _LOG_DETS = ("russian_roulette", "power_series", "exact")
+_MOST_FOR_EXACT = 256  # Numbers in an event: the graph of an exact log-det grows with them, memory with their square.
 
 
 class InvertibleResidualBlock(OnePassBijector):
@@ -59,7 +60,7 @@ class InvertibleResidualBlock(OnePassBijector):
         Lipschitz constant below 1. Made of layers of `tfp_glow.lipschitz` it has that, and keeps it in training. Best a
         `keras.Sequential` of them: its kernels are then normalised once for all evaluations.
       log_det: `"russian_roulette"`: an unbiased estimate. `"power_series"`: an estimate without the terms after the
-        first few. `"exact"`.
+        first few. `"exact"`: for events of up to 256 numbers.
       num_terms: Python `int`, with `training=True` the number of terms of the estimate, before those that the roulette
         adds.
       num_eval_terms: Python `int`, the same without it.
@@ -145,8 +146,8 @@ class InvertibleResidualBlock(OnePassBijector):
       event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
 
     Raises:
-      ValueError: if the network's output is not of that shape and the dtype of the block, the shape is not known or not
-        that of before, or the network holds state that a call changes.
+      ValueError: if the network's output is not of that shape and the dtype of the block, the shape is not known, not
+        that of before or too large for an exact log-det, or the network holds state that a call changes.
     """
     event_shape = tf.TensorShape(event_shape)
     if event_shape == self._event_shape:
@@ -155,6 +156,9 @@ class InvertibleResidualBlock(OnePassBijector):
       raise ValueError(f"Events of `{self.name}` must have a shape that is known when the graph is built and never "
                        "changes: the Lipschitz constant of its network depends on it. "
                        f"Received: {event_shape}, before it {self._event_shape}")
+    if not self.is_stochastic and event_shape.num_elements() > _MOST_FOR_EXACT:
+      raise ValueError(f"`log_det` must not be 'exact' for events of more than {_MOST_FOR_EXACT} numbers. "
+                       f"Received: {event_shape}")
     was_built = networks.is_built(self.network)
     dtype = networks.build(self.network, event_shape, event_shape[-1], self.dtype)
     if dtype != self.dtype:

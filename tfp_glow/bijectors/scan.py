@@ -224,10 +224,10 @@ class Scan(OnePassBijector):
     arrays = [tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t) for t in flat]
     return lambda k: tf.nest.pack_sequence_as(stacks, [array.read(k) for array in arrays])
 
-  def _walk(self, y):
+  def _walk(self, y, **kwargs):
     for k, values in enumerate(self._rows()):
       with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
-        for name, y, log_det in self._template._walk(y):
+        for name, y, log_det in self._template._walk(y, **kwargs):
           yield f"{self.name}, step of flow {k}, {name}", y, log_det
 
   def _rows(self):

@@ -84,8 +84,8 @@ def residual(tmp_path_factory):
   """A residual flow, and where it was exported to."""
   path = tmp_path_factory.mktemp("residual") / "saved_model"
   flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 2, 1, 4, 1, 4, seed=0)
-  model = tfp_glow.FlowModel(small_models.of_standard_normal(flow))
-  model.adapt(IMAGES)
+  model = small_models.compiled(tfp_glow.FlowModel(small_models.of_standard_normal(flow)), run_eagerly=True)
+  model.fit(IMAGES, batch_size=3, verbose=0)
   model.export(path)
   return model, path
 

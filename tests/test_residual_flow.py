@@ -268,7 +268,7 @@ def test_the_exported_model_says_how_it_estimates(trained, tmp_path):
 @pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
 def test_norms_follow_averaged_weights(wrap):
   model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(residual_flow()), num_bits=None),
-                                wrap(keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.5)))
+                                wrap(keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.99)))
   model.fit(points(), batch_size=16, epochs=2, verbose=0)
   check_norms(model.distribution.bijector, slack=0.002)
 

@@ -233,7 +233,6 @@ class GlowBijector(WholeFlow):
     self._squeeze = self._add_child(Squeeze(dtype=self.dtype))
     self._num_steps_per_block = num_steps_per_block
     self._block_shapes = self._no_dependency(_block_shapes((height, width, channels), num_glow_blocks))
-    self._add_initialized()
     seeds = _Seeds(seed)
     self.blocks = []
     self.splits = []
@@ -334,9 +333,7 @@ class GlowBijector(WholeFlow):
   def _initialize(self, y):
     """Block after block; the top prior keeps its values, whatever the labels."""
     labels = None if self.top.num_classes is None else tf.zeros(tf.shape(y)[:1], tf.int32)
-    x, _ = self._encode(y, labels, lambda block, y: (block._initialize(y), 0.))
-    self.mark_initialized()
-    return x
+    return self._encode(y, labels, lambda block, y: (block._initialize(y), 0.))[0]
 
   def _walk(self, y, labels=None):
     for index, block in enumerate(self.blocks):

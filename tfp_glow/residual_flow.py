@@ -183,12 +183,6 @@ class ResidualFlowBijector(WholeFlow, _Sequence):
     parts += make.steps(latent_shape, num_dense_blocks, num_dense_hidden, num_scales == 0, "dense")
     super().__init__(parts, forward_event_shape=latent_shape, inverse_event_shape=shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
-    self._add_initialized()
-
-  def _initialize(self, y):
-    x = super()._initialize(y)
-    self.mark_initialized()
-    return x
 
 
 class _Maker:

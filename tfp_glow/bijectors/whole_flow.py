@@ -8,9 +8,14 @@ from tfp_glow.bijectors.one_pass import OnePassBijector
 class WholeFlow(OnePassBijector):
   """A flow all of whose variables exist from the start, and which remembers whether it was initialised."""
 
-  def _add_initialized(self):
-    """To be called once, by the constructor."""
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
     self._initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
+
+  def initialize(self, y):
+    """As `OnePassBijector.initialize`; after it `initialized` is `True`."""
+    super().initialize(y)
+    self.mark_initialized()
 
   def mark_initialized(self):
     """Has the flow count as initialised: by `initialize`, or by weights from elsewhere."""

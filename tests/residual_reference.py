@@ -1,9 +1,11 @@
 """The residual blocks of `tests/reference/residual_flows.npz`, in this package's layers."""
 
+import functools
 import pathlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import tfp_glow
 from tfp_glow.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
@@ -61,3 +63,19 @@ def make_block(name, dtype="float64", **kwargs):
   event_ndims = 1 if name == "fc" else 3
   return tfp_glow.InvertibleResidualBlock(make_network(name, dtype), event_ndims=event_ndims, dtype=dtype, seed=0,
                                           **kwargs)
+
+
+@functools.cache
+def exact_block(name):
+  """A block that no test changes, its numbers, and the inputs."""
+  reference = numbers(name)
+  return make_block(name, log_det="exact"), reference, tf.constant(image(reference["x"]))
+
+
+def gradients_of(function, x, network):
+  """Of the sum of what `function(x)` returns: by input, by kernels, by all other weights in their order."""
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    total = tf.reduce_sum(function(x))
+  sources = [x] + [variable.value for variable in network.trainable_variables]
+  return tape.gradient(total, sources, unconnected_gradients="zero")

@@ -377,8 +377,6 @@ def test_bad_models(make, error, match):
     make()
 
 
-
-
 def test_train_on_batch_does_what_fit_does():
   fitted, trained = (small_models.compiled(tfp_glow.FlowModel(small_models.distribution())) for _ in range(2))
   fitted.fit(IMAGES, batch_size=24, shuffle=False, verbose=0)

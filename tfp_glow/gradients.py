@@ -1,9 +1,10 @@
-"""`tf.custom_gradient`, which graphs that nobody will differentiate can do without."""
+"""Gradients: custom ones, which graphs that nobody will differentiate can do without, and pull-backs of functions."""
 
 import contextlib
 import functools
 import threading
 
+import numpy as np
 import tensorflow as tf
 
 _this_thread = threading.local()
@@ -34,3 +35,62 @@ def left_out():
     yield
   finally:
     _this_thread.leaves_out = before
+
+
+def with_pull_back(function, arguments):
+  """Evaluates a function, and makes the one that pulls gradients back through it.
+
+  Args:
+    function: Callable, from `arguments` to a nest of tensors.
+    arguments: Tuple of nests of tensors.
+
+  Returns:
+    outputs: What the function returns.
+    pull_back: Callable, from the gradients of the outputs to those of `arguments`, zero where they have none.
+  """
+  flat = tf.nest.flatten(arguments)
+  floating = [tensor for tensor in flat if tensor.dtype.is_floating]
+  with tf.GradientTape() as tape:
+    tape.watch(floating)
+    outputs = function(*arguments)
+
+  def pull_back(d_outputs):
+    found = iter(tape.gradient(outputs, floating, d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO))
+    return tf.nest.pack_sequence_as(
+        arguments, [next(found) if tensor.dtype.is_floating else tf.zeros_like(tensor) for tensor in flat])
+
+  return outputs, pull_back
+
+
+def linearized(function, x, weights):
+  """Evaluates a function, and makes the one that multiplies a tensor like the outputs with its Jacobian at `x`.
+
+  Args:
+    function: Callable, from a tensor and a nest of them to a tensor.
+    x: Tensor.
+    weights: Nest of tensors.
+
+  Returns:
+    outputs: What the function returns.
+    pull_back: Callable, as often as wanted.
+  """
+  with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+    tape.watch(x)
+    outputs = function(x, weights)
+  return outputs, lambda d_outputs: tape.gradient(
+      outputs, x, d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+
+def not_differentiable(value, *arguments):
+  """`value`, whose gradient with respect to `arguments` is NaN wherever there is one: never taken for zero."""
+
+  @custom_gradient
+  def hide(value, *arguments):
+
+    def gradients(d_value):
+      poison = tf.where(tf.reduce_any(tf.not_equal(d_value, 0.)), tf.constant(np.nan, d_value.dtype), 0.)
+      return tf.zeros_like(d_value), *(tf.fill(tf.shape(a), tf.cast(poison, a.dtype)) for a in arguments)
+
+    return tf.identity(value), gradients
+
+  return hide(tf.stop_gradient(value), *(a for a in arguments if a.dtype.is_floating))

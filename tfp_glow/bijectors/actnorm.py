@@ -5,6 +5,7 @@ import tensorflow as tf
 from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape, num_positions
 from tfp_glow.networks import activation_statistics, log_scale_of
 
+
 class ActNorm(OnePassBijector):
   """Per-channel affine map whose parameters are initialised from data.
 

@@ -4,8 +4,8 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow import networks
-from tfp_glow.bijectors.one_pass import OnePassBijector, with_pull_back
-from tfp_glow.gradients import custom_gradient
+from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.gradients import custom_gradient, with_pull_back
 
 # The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and long before that the way
 # back overflows.

@@ -3,9 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.bijectors.log_det import linearized, not_differentiable
-from tfp_glow.bijectors.one_pass import with_pull_back
-from tfp_glow.gradients import custom_gradient
+from tfp_glow.gradients import custom_gradient, linearized, not_differentiable, with_pull_back
 
 
 def solve(branch, x, weights, tolerance, max_iterations, name):

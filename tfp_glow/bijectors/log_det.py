@@ -11,8 +11,7 @@ import numpy as np
 import scipy.stats
 import tensorflow as tf
 
-from tfp_glow.bijectors.one_pass import with_pull_back
-from tfp_glow.gradients import custom_gradient
+from tfp_glow.gradients import custom_gradient, linearized, not_differentiable, with_pull_back
 
 # Of the numbers of terms that the roulette may draw.
 _TAILS = {
@@ -200,40 +199,6 @@ class SeriesEstimator:
   def _draw_num_terms(self, seed):
     uniform = _uniform([], _fold_in(seed, _NUM_TERMS), tf.float64)
     return self._num_terms + tf.reduce_sum(tf.cast(uniform <= self._tail, tf.int32))
-
-
-def linearized(function, x, weights):
-  """Evaluates a function, and makes the one that multiplies a tensor like the outputs with its Jacobian at `x`.
-
-  Args:
-    function: Callable, from a tensor and a nest of them to a tensor.
-    x: Tensor.
-    weights: Nest of tensors.
-
-  Returns:
-    outputs: What the function returns.
-    pull_back: Callable, as often as wanted.
-  """
-  with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
-    tape.watch(x)
-    outputs = function(x, weights)
-  return outputs, lambda d_outputs: tape.gradient(
-      outputs, x, d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-
-
-def not_differentiable(value, *arguments):
-  """`value`, whose gradient with respect to `arguments` is NaN wherever there is one: never taken for zero."""
-
-  @custom_gradient
-  def hide(value, *arguments):
-
-    def gradients(d_value):
-      poison = tf.where(tf.reduce_any(tf.not_equal(d_value, 0.)), tf.constant(np.nan, d_value.dtype), 0.)
-      return tf.zeros_like(d_value), *(tf.fill(tf.shape(a), tf.cast(poison, a.dtype)) for a in arguments)
-
-    return tf.identity(value), gradients
-
-  return hide(tf.stop_gradient(value), *(a for a in arguments if a.dtype.is_floating))
 
 
 def _draw_probe(distribution, seed, y):

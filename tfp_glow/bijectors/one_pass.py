@@ -9,20 +9,17 @@ it again: same graph, same weights, same gradient tapes.
 import functools
 import numbers
 import sys
-import weakref
 
 import keras
-import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow.python import pywrap_tfe
 from tensorflow_probability.python.bijectors.composition import Composition
+
+from tfp_glow.bijectors import passes
+from tfp_glow.gradients import with_pull_back
 
 tfb = tfp.bijectors
 
-# Where a pass is remembered: on the tensor that it returned, and on the one that it was given.
-_RETURNED_BY = "_tfp_glow_returned_by"
-_GIVEN_TO = "_tfp_glow_given_to"
 # Known of a bijector that is not ours: whether one of ours is part of it.
 _HOLDS_OURS = "_tfp_glow_holds_ours"
 
@@ -437,12 +434,12 @@ class OnePassBijector(tfb.Bijector):
     log_det.set_shape(static_batch_shape)
     if outputs is inputs:
       outputs = tf.identity(outputs)
-    _Pass(self, inverse, inputs, outputs, log_det, kwargs).remember()
+    passes.Pass(self, inverse, inputs, outputs, log_det, kwargs).remember()
     return outputs, log_det
 
   def _recall(self, inputs, inverse, kwargs, log_det_only=False):
     """Value and log-det of an earlier pass, from either of its ends, if they still hold; else `None`."""
-    back, again = getattr(inputs, _RETURNED_BY, None), getattr(inputs, _GIVEN_TO, lambda: None)()
+    back, again = passes.that_returned(inputs), passes.that_was_given(inputs)
     if back is not None and back.inverse != inverse and back.is_by(self, kwargs) and back.still_holds():
       # The way back as a function of `inputs` cannot be had from what came before `inputs`: of a sample, watched after
       # it was drawn, the gradient of `log_prob` would be lost. For log-dets alone, which follow their pass, it may be.
@@ -451,21 +448,6 @@ class OnePassBijector(tfb.Bijector):
     if again is not None and again.inverse == inverse and again.is_by(self, kwargs) and again.still_holds():
       return again.output(), again.log_det
     return None
-
-  def _state(self):
-    """A token of the weights as they are: equal tokens, equal weights."""
-    if tf.inside_function():
-      graph = tf.compat.v1.get_default_graph()
-      return graph, len(graph.get_operations())
-    variables = [v for v in self.variables if v.dtype != tf.bool]
-    return b"".join(tf.fingerprint(tf.reshape(v, [1, -1])).numpy().tobytes() for v in variables)
-
-  def _is_state(self, state):
-    if not tf.inside_function() or isinstance(state, bytes):
-      return not tf.inside_function() and state == self._state()
-    graph, num_operations = state
-    return graph is tf.compat.v1.get_default_graph() and not any(
-        _may_write(op) for op in graph.get_operations()[num_operations:])
 
 
 def _never_empty(run):
@@ -499,31 +481,6 @@ def _flat_argument(name, value, batch_shape, static_batch_shape):
   return tf.reshape(tf.broadcast_to(value, batch_shape), [-1])
 
 
-def with_pull_back(function, arguments):
-  """Evaluates a function, and makes the one that pulls gradients back through it.
-
-  Args:
-    function: Callable, from `arguments` to a nest of tensors.
-    arguments: Tuple of nests of tensors.
-
-  Returns:
-    outputs: What the function returns.
-    pull_back: Callable, from the gradients of the outputs to those of `arguments`, zero where they have none.
-  """
-  flat = tf.nest.flatten(arguments)
-  floating = [tensor for tensor in flat if tensor.dtype.is_floating]
-  with tf.GradientTape() as tape:
-    tape.watch(floating)
-    outputs = function(*arguments)
-
-  def pull_back(d_outputs):
-    found = iter(tape.gradient(outputs, floating, d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO))
-    return tf.nest.pack_sequence_as(
-        arguments, [next(found) if tensor.dtype.is_floating else tf.zeros_like(tensor) for tensor in flat])
-
-  return outputs, pull_back
-
-
 def channels_event_shape(num_channels, event_ndims):
   """The event shape `[..., C]` of a bijector that acts on channels; raises `ValueError` for anything but counts."""
   if isinstance(num_channels, bool) or not isinstance(num_channels, numbers.Integral) or num_channels < 1:
@@ -540,65 +497,6 @@ def num_positions(event_shape, dtype):
   if count is None:
     raise ValueError(f"The size of an event must be known when the graph is built. Received: {event_shape}")
   return tf.cast(count, dtype)
-
-
-class _Pass:
-  """One evaluated pass of a bijector.
-
-  The tensor returned keeps this alive, and with it the one given; not the other way round: no cycle, and nothing
-  outlives the user's own reference to what was returned.
-  """
-
-  def __init__(self, bijector, inverse, input_, output, log_det, kwargs):
-    self.bijector = bijector
-    self.inverse = inverse
-    self.input = input_
-    self.output = weakref.ref(output)
-    self.log_det = log_det
-    self.kwargs = {key: _frozen(value) for key, value in kwargs.items()}
-    self.state = bijector._state()  # pylint: disable=protected-access
-    # Made here and now, so that just the tapes that saw this pass see it.
-    self.witness = tf.identity(output)
-    self.watched = self._watched()
-
-  def remember(self):
-    setattr(self.output(), _RETURNED_BY, self)
-    setattr(self.input, _GIVEN_TO, weakref.ref(self))
-
-  def is_by(self, bijector, kwargs):
-    return self.bijector is bijector and self.kwargs.keys() == kwargs.keys() and all(
-        _is_same(frozen, kwargs[key]) for key, frozen in self.kwargs.items())
-
-  def still_holds(self):
-    """Whether a new evaluation would give the same numbers, seen by the same gradient tapes.
-
-    Of a log-det asked for at the output of a pass the gradients flow to what the pass was given and to the weights, not
-    to that output: all that `log_prob` needs.
-    """
-    if not self.bijector._is_state(self.state):  # pylint: disable=protected-access
-      return False
-    now = self._watched()
-    # With several tapes, or a persistent one, TensorFlow does not tell whether they are the same as then.
-    return now == self.watched and now[0] < 2 and now[0] == _tapes_that_watch(
-        [self.witness, self.log_det])
-
-  def _watched(self):
-    """How many tapes watch anything here, and how many each: the input, the output, the weights."""
-    tensors = [self.input, self.output()] + [v.read_value() for v in self.bijector.trainable_variables]
-    return [_tapes_that_watch(tensors)] + [_tapes_that_watch([tensor]) for tensor in tensors]
-
-
-def _frozen(value):
-  """The value of an argument as it is now: an array, a list or a variable may be changed in place."""
-  if isinstance(value, tf.Variable):
-    # In a graph, `_is_state` sees that it is written.
-    return value if tf.inside_function() else np.array(value.numpy())
-  return value if value is None or tf.is_tensor(value) else np.array(value)
-
-
-def _is_same(frozen, value):
-  return frozen is value or (isinstance(frozen, np.ndarray) and not tf.is_tensor(_frozen(value))
-                             and np.array_equal(frozen, value))
 
 
 class _CacheOfOthers(type(tfb.Bijector._cache.storage)):  # pylint: disable=protected-access
@@ -638,13 +536,3 @@ def _for_log_dets_of_a_composition():
   while frame is not None and frame.f_code is not walk:
     frame = frame.f_back
   return frame is not None
-
-
-def _tapes_that_watch(tensors):
-  """0: none, 1: one that is not persistent, 2: more, or persistent."""
-  return pywrap_tfe.TFE_Py_TapeSetPossibleGradientTypes(tensors)
-
-
-def _may_write(op):
-  reads = ("ReadVariableOp", "VariableShape")
-  return op.type not in reads and any(tensor.dtype == tf.resource for tensor in op.inputs)

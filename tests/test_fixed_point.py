@@ -1,0 +1,136 @@
+"""The fixed point: `forward` of residual blocks, and gradients through it."""
+
+import bijector_cases
+import keras
+import numpy as np
+import pytest
+import residual_reference
+import tensorflow as tf
+
+import tfp_glow
+from tfp_glow import gradients, lipschitz
+from tfp_glow.bijectors.fixed_point import solve
+
+RNG = np.random.default_rng(0)
+Y = RNG.standard_normal([5, 3])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 3e-6), ("float64", 1e-11)])
+@pytest.mark.parametrize("name", residual_reference.BLOCKS)
+def test_forward_undoes_inverse_to_rounding_errors(name, dtype, tolerance):
+  block = residual_reference.make_block(name, dtype, log_det="power_series", num_eval_terms=1)
+  y = residual_reference.image(residual_reference.numbers(name)["x"]).astype(dtype)
+  x = block.inverse(y).numpy()
+  found = tf.function(block.forward)(x).numpy()
+  scale = 1. + np.abs(y).max()
+  np.testing.assert_allclose(found, y, atol=tolerance * scale)
+  np.testing.assert_allclose(block.inverse(found), x, atol=tolerance * scale)  # The residual.
+
+
+def linear_block(slope, **kwargs):
+  """`inverse` multiplies by `1 + slope`."""
+  network = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(slope), dtype="float64")
+  return tfp_glow.InvertibleResidualBlock(network, "exact", event_ndims=1, dtype="float64", **kwargs)
+
+
+def test_each_event_takes_its_own_number_of_iterations():
+  count = []
+
+  def branch(y, weights):
+    del weights
+    count.append(y.numpy())
+    return 0.5 * y * tf.constant([[1.], [0.]], tf.float64)
+
+  solve(branch, tf.constant([[3.], [2.]], tf.float64), [], 1e-9, 100, "block")
+  iterates = np.array(count)[:, :, 0]
+  assert len(count) > 25 and (iterates[2:, 1] == 2.).all()
+  # Alone it takes the same steps as in company.
+  alone = linear_block(-0.9)
+  together = alone.forward(np.array([[1.], [1e-3], [50.]])).numpy()
+  for row, x in zip(together, (1., 1e-3, 50.)):
+    np.testing.assert_array_equal(alone.forward(np.array([[x]]))[0], row)
+
+
+@pytest.mark.parametrize("make", [
+    lambda: linear_block(-0.99, max_iterations=20), lambda: linear_block(1.5), lambda: linear_block(1.)],
+    ids=["too few", "expands", "oscillates"])
+def test_no_convergence_is_never_silent(make):
+  block, x = make(), np.ones([2, 1])
+  x[1] = 0.  # Converges at once.
+  for run in (block.forward, tf.function(block.forward)):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="must be reached in `max_iterations` = .*Received: "):
+      run(x)
+  found = tf.function(block.forward, jit_compile=True)(x).numpy()
+  assert np.isnan(found[0]).all() and (found[1] == 0.).all()
+
+
+def test_inputs_that_are_not_finite_do_not_converge():
+  for bad in (np.nan, np.inf):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="inputs be finite"):
+      linear_block(0.5).forward(np.array([[bad]]))
+
+
+@pytest.mark.parametrize("name", residual_reference.BLOCKS)
+def test_gradients_through_the_fixed_point_are_those_of_the_implicit_function(name):
+  """`d_x (I + J) = d_y`, solved by brute force."""
+  block, _, x = residual_reference.exact_block(name)
+  d_y = tf.constant(RNG.standard_normal(x.shape))
+  target = x.numpy() + 0.1
+  y = block.forward(target)
+  found = residual_reference.gradients_of(
+      lambda z: d_y * block.forward(z), tf.constant(target), block.network)
+  size = x.shape[1:].num_elements()
+  copies = tf.repeat(y, size, axis=0)
+  outputs, pull_back = gradients.linearized(block._branch, copies, lipschitz.fold(block.network))
+  del outputs
+  jacobian = tf.reshape(pull_back(tf.reshape(tf.eye(size, batch_shape=[len(x)], dtype=x.dtype), copies.shape)),
+                        [-1, size, size])
+  by_hand = np.linalg.solve(np.eye(size) + np.transpose(jacobian, [0, 2, 1]), np.reshape(d_y, [-1, size, 1]))
+  by_hand = by_hand.reshape(x.shape)
+  np.testing.assert_allclose(found[0], by_hand, atol=1e-10)
+  expected = residual_reference.gradients_of(
+      lambda y: -by_hand * block._branch(y, lipschitz.fold(block.network)), y, block.network)
+  for a, b in zip(found[1:], expected[1:], strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e8])
+def test_gradients_through_the_fixed_point_of_any_size(scale):
+  """Each event's gradient is as exact as if it were of size 1."""
+  block = bijector_cases.residual_block(3)
+  x = tf.constant(RNG.standard_normal([2, 3]), tf.float32)
+
+  def gradients(weights):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      loss = tf.reduce_sum(tf.constant(weights, tf.float32)[:, tf.newaxis] * block.forward(x))
+    return tape.gradient(loss, x)
+
+  np.testing.assert_allclose(gradients([scale, 1.]) / np.float32([[scale], [1.]]), gradients([1., 1.]), rtol=1e-5)
+
+
+def test_a_gradient_of_zero_is_zero():
+  block, x = bijector_cases.residual_block(3), tf.ones([2, 3])
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    loss = tf.reduce_sum(tf.constant([[0.], [1.]]) * block.forward(x))
+  found = tape.gradient(loss, x).numpy()
+  assert (found[0] == 0.).all() and (found[1] != 0.).any()
+
+
+def test_gradients_of_forward_and_its_log_det_are_those_of_differences():
+  block = bijector_cases.residual_block(3, "float64")
+  block.build([3])
+  x, kernel = tf.constant(Y), block.network.trainable_variables[0]
+  direction = RNG.standard_normal(kernel.shape)
+  start = kernel.numpy()
+
+  def loss(step):
+    kernel.assign(start + step * direction)
+    y, log_det = block.forward_and_log_det(x)
+    return tf.reduce_sum(tf.sin(y)) + tf.reduce_sum(log_det**2)
+
+  expected = (loss(1e-5) - loss(-1e-5)) / 2e-5
+  with tf.GradientTape() as tape:
+    total = loss(0.)
+  np.testing.assert_allclose(tf.reduce_sum(tape.gradient(total, kernel.value) * direction), expected, rtol=1e-6)

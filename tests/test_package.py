@@ -26,7 +26,7 @@ _ALLOWED = {
     "version": set(),
     "replicas": set(),
     "latent": set(),
-    "lipschitz": {"checks", "networks"},
+    "lipschitz": {"checks", "gradients", "networks"},
     "bijectors.actnorm": {"bijectors.one_pass", "networks"},
     "bijectors.conv1x1": {"bijectors.one_pass", "networks"},
     "bijectors.permutation": {"bijectors.one_pass"},

@@ -3,23 +3,54 @@
 import contextlib
 import functools
 import threading
+import weakref
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.framework import ops
 
 _this_thread = threading.local()
 
+# Where a graph keeps the gradients of its operations.
+_GRADIENTS = "_tfp_glow_gradients"
 
-def custom_gradient(function):
-  """As `tf.custom_gradient`; but within `left_out`, what `function` computes and no more."""
+
+def custom_gradient(function, can_be_left_out=True):
+  """As `tf.custom_gradient`; but within `left_out`, what `function` computes and no more.
+
+  Args:
+    function: Callable, as that of `tf.custom_gradient`.
+    can_be_left_out: Python `bool`: `False` where gradients are part of what is evaluated, as they are of log-dets.
+
+  Returns:
+    Callable.
+  """
 
   @functools.wraps(function)
   def evaluate(*args):
-    if getattr(_this_thread, "leaves_out", False):
+    if can_be_left_out and getattr(_this_thread, "leaves_out", False):
       return function(*args)[0]
-    return tf.custom_gradient(function)(*args)
+    outputs = tf.custom_gradient(function)(*args)
+    if tf.inside_function():
+      _forget_with_its_graph(tf.nest.flatten(outputs)[0].op)
+    return outputs
 
   return evaluate
+
+
+def _forget_with_its_graph(operation):
+  """Lets go of a graph that nobody else needs.
+
+  TensorFlow registers each custom gradient of each graph by a name, for ever, and the gradient holds the graph, all
+  that it was traced from and so the model: a hundred megabytes, in a search for the best of many models.
+  """
+  graph, name = operation.graph, operation.get_attr("_gradient_op_type").decode()
+  gradients = getattr(graph, _GRADIENTS, {})
+  gradients[name] = ops.gradient_registry.lookup(name)
+  setattr(graph, _GRADIENTS, gradients)
+  graph_if_alive, registered = weakref.ref(graph), ops.gradient_registry._registry  # pylint: disable=protected-access
+  registered[name]["type"] = lambda *args: getattr(graph_if_alive(), _GRADIENTS)[name](*args)
+  weakref.finalize(graph, registered.pop, name, None)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Keras layers of bounded Lipschitz constant: the networks of invertible residual blocks."""
 
+import functools
 import math
 import numbers
 
@@ -8,10 +9,14 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow.checks import check_counts, check_fractions, check_seed
+from tfp_glow.gradients import custom_gradient
 from tfp_glow.networks import generator, value_of
 
 # The steepest slope of `x * sigmoid(x)` is 1.0998.
 _STEEPEST = 1.1
+
+# Log-dets are made of gradients of these layers.
+_custom_gradient = functools.partial(custom_gradient, can_be_left_out=False)
 
 
 def lip_swish(x, beta):
@@ -27,7 +32,7 @@ def lip_swish(x, beta):
   return _swish(x * beta) / (_STEEPEST * beta)
 
 
-@tf.custom_gradient
+@_custom_gradient
 def _swish(x):
   """`x * sigmoid(x)`. Memory bounds its speed: derivatives are written such that they pass over the data few times."""
   gate = tf.sigmoid(x)
@@ -40,7 +45,7 @@ def _swish(x):
 def _slope_of_swish(x, gate, swish):
   """`gate + x * gate * (1 - gate)`."""
 
-  @tf.custom_gradient
+  @_custom_gradient
   def slope_of(x):
     slope = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)
     return slope, lambda d_slope: d_slope * (1. - gate) * (2. * slope - swish)

@@ -1,6 +1,7 @@
 """What one step of `FlowModel` does: of training, of evaluation, of prediction."""
 
 import contextlib
+import weakref
 
 import keras
 import numpy as np
@@ -90,8 +91,10 @@ class FlowSteps(keras.Model):
     batch = [images] if self._codec.num_classes is None else [images, labels]
     # Known to all before any of them stops: it would leave others waiting.
     num_failed = replicas.sum_over_replicas(tf.cast(~tf.reduce_all(are_finite), tf.int32))
-    is_sound = tf.cond(tf.equal(num_failed, 0), lambda: tf.constant(True),
-                       lambda: tf.py_function(self._stop, [are_finite, noise_seed, *batch], tf.bool))
+    stop = weakref.WeakMethod(self._stop)  # TensorFlow never lets go of the functions that it calls.
+    is_sound = tf.cond(
+        tf.equal(num_failed, 0), lambda: tf.constant(True),
+        lambda: tf.py_function(lambda *args: stop()(*args), [are_finite, noise_seed, *batch], tf.bool))
     # Those of the same process leave it to the replica that has failed to say why, and never get beyond this.
     return replicas.sum_over_replicas(tf.cast(is_sound, tf.int32))
 

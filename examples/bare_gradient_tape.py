@@ -10,6 +10,7 @@ the test split with the default settings).
 import argparse
 
 import keras
+from options import non_negative_int, positive_float, positive_int
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -39,13 +40,13 @@ def parse_args():
   """The settings."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
-  add("--num-blocks", type=int, default=2, help="scales, each half as high and wide (%(default)s)")
-  add("--num-steps", type=int, default=8, help="steps of flow at each scale (%(default)s)")
-  add("--num-hidden", type=int, default=64, help="channels inside the coupling networks (%(default)s)")
-  add("--epochs", type=int, default=20, help="(%(default)s)")
-  add("--batch-size", type=int, default=64, help="(%(default)s)")
-  add("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
-  add("--seed", type=int, default=0, help="the same seed gives the same result (%(default)s)")
+  add("--num-blocks", type=positive_int, default=2, help="scales, each half as high and wide (%(default)s)")
+  add("--num-steps", type=positive_int, default=8, help="steps of flow at each scale (%(default)s)")
+  add("--num-hidden", type=positive_int, default=64, help="channels inside the coupling networks (%(default)s)")
+  add("--epochs", type=positive_int, default=20, help="(%(default)s)")
+  add("--batch-size", type=positive_int, default=64, help="(%(default)s)")
+  add("--learning-rate", type=positive_float, default=1e-3, help="(%(default)s)")
+  add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   return parser.parse_args()
 
 

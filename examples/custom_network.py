@@ -16,6 +16,7 @@ parameters), 2.60 with attention (58,980), and 2.48 with the default network (33
 import argparse
 
 import keras
+from options import non_negative_int, positive_float, positive_int
 import tensorflow_probability as tfp
 
 import tfp_glow
@@ -114,13 +115,13 @@ def parse_args():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add("--network", choices=NETWORKS, default="resnet", help="(%(default)s)")
-  add("--num-blocks", type=int, default=2, help="scales, each half as high and wide (%(default)s)")
-  add("--num-steps", type=int, default=4, help="steps of flow at each scale (%(default)s)")
-  add("--num-hidden", type=int, default=32, help="channels inside the networks (%(default)s)")
-  add("--epochs", type=int, default=20, help="(%(default)s)")
-  add("--batch-size", type=int, default=64, help="(%(default)s)")
-  add("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
-  add("--seed", type=int, default=0, help="the same seed gives the same result (%(default)s)")
+  add("--num-blocks", type=positive_int, default=2, help="scales, each half as high and wide (%(default)s)")
+  add("--num-steps", type=positive_int, default=4, help="steps of flow at each scale (%(default)s)")
+  add("--num-hidden", type=positive_int, default=32, help="channels inside the networks (%(default)s)")
+  add("--epochs", type=positive_int, default=20, help="(%(default)s)")
+  add("--batch-size", type=positive_int, default=64, help="(%(default)s)")
+  add("--learning-rate", type=positive_float, default=1e-3, help="(%(default)s)")
+  add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   return parser.parse_args()
 
 

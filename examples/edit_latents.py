@@ -120,21 +120,13 @@ def parse_args():
   add("--edit", type=options.non_negative_int, nargs=2, action="append", metavar=("FROM", "TO"),
       help="numbers of two classes of the data; may be given again (3 8 and 4 9 for the digits, 5 7 and 0 2 for "
       "fashion_mnist, else 0 1)")
-  add("--strengths", type=finite_float, nargs="+", default=list(DEFAULT_STRENGTHS), metavar="STRENGTH",
+  add("--strengths", type=options.finite_float, nargs="+", default=list(DEFAULT_STRENGTHS), metavar="STRENGTH",
       help="multiples of the difference of the means that are added (0 to 1.5 in steps of 0.25)")
   add("--seed", type=options.non_negative_int, default=0, help="of the classifier and the samples (%(default)s)")
   add("--output", type=pathlib.Path, help="folder of the results, where earlier ones are replaced (RUN/edits)")
   args = parser.parse_args()
   args.output = args.output or args.run / "edits"
   return args
-
-
-def finite_float(text):
-  """An argparse type."""
-  value = float(text)
-  if not math.isfinite(value):
-    raise argparse.ArgumentTypeError(f"must be a finite number. Received: {text!r}")
-  return value
 
 
 def load_settings(run):

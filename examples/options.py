@@ -127,6 +127,11 @@ def non_negative_float(text):
   return _number(text, float, lambda value: 0. <= value < math.inf, "a number of at least 0")
 
 
+def finite_float(text):
+  """An argparse type."""
+  return _number(text, float, math.isfinite, "a finite number")
+
+
 def fraction(text):
   """An argparse type."""
   return _number(text, float, lambda value: 0. < value < 1., "a number between 0 and 1")

@@ -34,6 +34,7 @@ import argparse
 
 import keras
 import numpy as np
+from options import non_negative_int, positive_float, positive_int
 from sklearn import metrics
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -71,14 +72,14 @@ def parse_args():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add("--data", choices=("fashion_mnist", "digits"), default="fashion_mnist", help="(%(default)s)")
-  add("--num-images", type=int, default=1000, help="of each kind, to score (%(default)s)")
-  add("--num-blocks", type=int, default=2, help="scales, each half as high and wide (%(default)s)")
-  add("--num-steps", type=int, default=4, help="steps of flow at each scale (%(default)s)")
-  add("--num-hidden", type=int, default=64, help="channels inside the coupling networks (%(default)s)")
-  add("--num-training-steps", type=int, default=2000, help="(%(default)s)")
-  add("--batch-size", type=int, default=32, help="(%(default)s)")
-  add("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
-  add("--seed", type=int, default=0, help="the same seed gives the same result (%(default)s)")
+  add("--num-images", type=positive_int, default=1000, help="of each kind, to score (%(default)s)")
+  add("--num-blocks", type=positive_int, default=2, help="scales, each half as high and wide (%(default)s)")
+  add("--num-steps", type=positive_int, default=4, help="steps of flow at each scale (%(default)s)")
+  add("--num-hidden", type=positive_int, default=64, help="channels inside the coupling networks (%(default)s)")
+  add("--num-training-steps", type=positive_int, default=2000, help="(%(default)s)")
+  add("--batch-size", type=positive_int, default=32, help="(%(default)s)")
+  add("--learning-rate", type=positive_float, default=1e-3, help="(%(default)s)")
+  add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   return parser.parse_args()
 
 

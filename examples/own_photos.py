@@ -22,6 +22,7 @@ import pathlib
 import tempfile
 
 import keras
+from options import non_negative_int, positive_float, positive_int
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -58,15 +59,18 @@ def parse_args():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add("folder", nargs="?", type=pathlib.Path, help="jpg, jpeg, png, bmp and gif files, also in sub-folders")
-  add("--image-size", type=int, default=32, help="height and width, divisible by 2 ** num_blocks (%(default)s)")
-  add("--num-bits", type=int, default=5, help="bits kept of each pixel: with 5 samples look best (%(default)s)")
-  add("--num-blocks", type=int, default=3, help="scales, each half as high and wide (%(default)s)")
-  add("--num-steps", type=int, default=8, help="steps of flow at each scale; the paper's: 32 (%(default)s)")
-  add("--num-hidden", type=int, default=64, help="channels in the coupling networks; the paper's: 512 (%(default)s)")
-  add("--epochs", type=int, default=30, help="(%(default)s)")
-  add("--batch-size", type=int, default=16, help="(%(default)s)")
-  add("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
-  add("--seed", type=int, default=0, help="the same seed gives the same result (%(default)s)")
+  add("--image-size", type=positive_int, default=32,
+      help="height and width, divisible by 2 ** num_blocks (%(default)s)")
+  add("--num-bits", type=int, choices=range(1, 9), default=5,
+      help="bits kept of each pixel: with 5 samples look best (%(default)s)")
+  add("--num-blocks", type=positive_int, default=3, help="scales, each half as high and wide (%(default)s)")
+  add("--num-steps", type=positive_int, default=8, help="steps of flow at each scale; the paper's: 32 (%(default)s)")
+  add("--num-hidden", type=positive_int, default=64,
+      help="channels in the coupling networks; the paper's: 512 (%(default)s)")
+  add("--epochs", type=positive_int, default=30, help="(%(default)s)")
+  add("--batch-size", type=positive_int, default=16, help="(%(default)s)")
+  add("--learning-rate", type=positive_float, default=1e-3, help="(%(default)s)")
+  add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   add("--output", type=pathlib.Path, default=pathlib.Path("photos"), help="folder of the results (%(default)s)")
   return parser.parse_args()
 

@@ -204,6 +204,7 @@ def test_run_that_is_none(monkeypatch, tmp_path, capsys, content):
 @pytest.mark.parametrize("options, message", [
     (["--edit", "3"], "--edit: expected 2 arguments"), (["--edit", "3", "x"], "--edit: must be a whole number"),
     (["--strengths", "nan"], "--strengths: must be a finite number. Received: 'nan'"),
+    (["--strengths", "abc"], "--strengths: must be a finite number. Received: 'abc'"),
     (["--seed=-1"], "--seed: must be"),
 ])
 def test_bad_arguments(monkeypatch, tmp_path, capsys, options, message):

@@ -57,6 +57,18 @@ def test_help(name, monkeypatch, capsys):
   assert ending.value.code == 0 and script.__doc__.splitlines()[0] in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("option", ["--seed=-1", "--epochs=0", "--num-steps=x", "--learning-rate=nan"])
+@pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos"])
+def test_bad_options(name, option, monkeypatch, capsys):
+  script = load(name)
+  monkeypatch.setattr(sys, "argv", [f"{name}.py", option])
+  with pytest.raises(SystemExit) as ending:
+    script.parse_args()
+  key, value = option.split("=")
+  error = capsys.readouterr().err
+  assert ending.value.code == 2 and f"{key}: must be " in error and error.endswith(f"Received: '{value}'\n")
+
+
 @slow
 def test_bare_gradient_tape(monkeypatch):
   script = load("bare_gradient_tape")

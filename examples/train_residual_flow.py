@@ -37,6 +37,7 @@ tfd = tfp.distributions
 OUTPUTS_OF_DENSITIES = (train_glow.WEIGHTS, train_glow.SAVED_MODEL, *densities.FILES, train_glow.RESULTS)
 # Of what images and densities need different ones of.
 DEFAULTS = {"epochs": (45, 200), "batch_size": (64, 500), "num_dense_blocks": (2, 16), "num_dense_hidden": (64, 128)}
+OF_IMAGES = {"num_scales": 2, "num_blocks": 4, "num_hidden": 64}
 
 
 def main():
@@ -61,10 +62,9 @@ def parse_args():
       "parameters as the residual flow (%(default)s)")
   add("--beside", nargs="+", default=[], metavar="FOLDER",
       help="other runs with the same density, to be shown in the same picture")
-  add("--num-scales", type=options.positive_int, default=2,
-      help="of images; each but the first half as high and wide (%(default)s)")
-  add("--num-blocks", type=options.positive_int, default=4, help="residual blocks at each scale (%(default)s)")
-  add("--num-hidden", type=options.positive_int, default=64, help="channels inside their networks (%(default)s)")
+  add("--num-scales", type=options.positive_int, help="of images; each but the first half as high and wide (2)")
+  add("--num-blocks", type=options.positive_int, help="of images: residual blocks at each scale (4)")
+  add("--num-hidden", type=options.positive_int, help="of images: channels inside their networks (64)")
   add("--num-dense-blocks", type=options.positive_int,
       help="fully connected residual blocks, of densities all there are (2 of images, else 16)")
   add("--num-dense-hidden", type=options.positive_int, help="width inside their networks (64 of images, else 128)")
@@ -74,6 +74,12 @@ def parse_args():
                       **dict.fromkeys(DEFAULTS))
   args = parser.parse_args()
   is_density = args.data in densities.DENSITIES
+  for name, value in OF_IMAGES.items():
+    if is_density and getattr(args, name) is not None:
+      parser.error(f"--{name.replace('_', '-')} must not be given with --data {args.data}: it is for images. "
+                   f"Received: {getattr(args, name)}")
+    if getattr(args, name) is None:
+      setattr(args, name, value)
   for name, values in DEFAULTS.items():
     if getattr(args, name) is None:
       setattr(args, name, values[is_density])

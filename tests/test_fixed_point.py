@@ -134,3 +134,42 @@ def test_gradients_of_forward_and_its_log_det_are_those_of_differences():
   with tf.GradientTape() as tape:
     total = loss(0.)
   np.testing.assert_allclose(tf.reduce_sum(tape.gradient(total, kernel.value) * direction), expected, rtol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("within, jit_compile", [("scan", False), ("scan", True), ("loop", False), ("branch", False)])
+def test_gradients_are_those_of_graphs_with_control_flow(within, jit_compile):
+  """By weights as well as by the input, also where they are asked for twice."""
+  make_block = lambda k: bijector_cases.residual_block(3, "float64", seed=k, tolerance=1e-11)
+  bijector = tfp_glow.Scan(make_block, 2, [3], dtype="float64") if within == "scan" else make_block(0)
+  bijector.inverse(Y)  # Builds it.
+  run = {
+      "scan": bijector.forward,
+      "loop": lambda x: tf.while_loop(lambda i, _: i < 2, lambda i, x: (i + 1, bijector.forward(x)), (0, x))[1],
+      "branch": lambda x: tf.cond(tf.reduce_sum(x) > -1e9, lambda: bijector.forward(x), lambda: x),
+  }[within]
+
+  def gradients(x):
+    # XLA does not compile those of a persistent tape.
+    with tf.GradientTape(persistent=not jit_compile) as tape:
+      tape.watch(x)
+      total = tf.reduce_sum(tf.sin(run(x)))
+    return [tape.gradient(total, [x, *bijector.trainable_variables]) for _ in range(1 if jit_compile else 2)]
+
+  x = tf.constant(Y)
+  expected = gradients(x)[0]
+  assert all(np.abs(gradient).max() > 0. for gradient in expected)
+  for found in tf.function(gradients, jit_compile=jit_compile)(x):
+    for a, b in zip(found, expected, strict=True):
+      np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+def test_second_derivatives_are_nan():
+  block, x = bijector_cases.residual_block(3, "float64"), tf.constant(Y)
+  with tf.GradientTape() as outer:
+    outer.watch(x)
+    with tf.GradientTape() as inner:
+      inner.watch(x)
+      total = tf.reduce_sum(tf.sin(block.forward(x)))
+    slope = tf.reduce_sum(inner.gradient(total, x)**2)
+  assert np.isnan(outer.gradient(slope, x)).all()

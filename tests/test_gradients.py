@@ -47,6 +47,7 @@ def graphs():
   return sum(isinstance(each, tf.Graph) for each in gc.get_objects())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [
     lambda: small_models.compiled(tfp_glow.FlowModel(small_models.distribution())),
     lambda: small_models.compiled(tfp_glow.FlowModel(

@@ -347,6 +347,11 @@ def test_configuration_makes_the_same_layer_again(layer):
     (lambda: LipschitzDense(3, domain=math.nan), "`domain`.*Received: nan"),
     (lambda: LipschitzConv2D(4, 3, seed=0.5), "`seed`.*Received: 0.5"),
     (lambda: LipschitzDense(3, codomain="2"), "`codomain`.*Received: '2'"),
+    (lambda: LipschitzDense(3, codomain=1.), "`codomain` must not be 1.*Received: domain=2.0, codomain=1.0"),
+    (lambda: LipschitzDense(3, domain=INF), "nor `domain` infinite.*Received: domain=inf, codomain=2.0"),
+    (lambda: LipschitzDense(3, domain=INF, codomain=1.), "Received: domain=inf, codomain=1.0"),
+    (lambda: LipschitzConv2D(4, 3)(np.zeros([5, 4], np.float32)), r"must be given images.*Received: \(5, 4\)"),
+    (lambda: LipschitzConv2D(4, 1)(np.zeros([5, 4], np.float32)), r"must be given images.*Received: \(5, 4\)"),
 ])
 def test_bad_arguments(construct, match):
   with pytest.raises(ValueError, match=match):

@@ -179,6 +179,19 @@ def test_without_training_there_are_more_terms():
 # Draws.
 
 
+@pytest.mark.parametrize("log_det", ["exact", "power_series", "russian_roulette"])
+def test_log_dets_of_networks_that_do_not_contract_are_nan(log_det):
+  """A series that diverges would be a number, too."""
+  make = lambda slope: tfp_glow.InvertibleResidualBlock(
+      keras.layers.Rescaling(slope, dtype="float64"), log_det, event_ndims=1, seed=0, dtype="float64")
+  y = RNG.standard_normal([5, 3])
+  for training in ({}, {"training": True}) if log_det != "exact" else ({},):
+    assert np.isfinite(make(-0.99).inverse_and_log_det(y, **training)[1]).all()
+    for wrap in (lambda f: f, tf.function):
+      found = wrap(functools.partial(make(-9.).inverse_and_log_det, **training))(y)
+      assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
+
+
 def test_the_number_of_terms_is_distributed_as_said():
   for roulette, mean, least in (("poisson", 2., 0), ("geometric", 2., 1)):
     estimator = log_dets.SeriesEstimator(3, roulette, "gaussian")

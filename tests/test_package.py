@@ -19,7 +19,7 @@ _ALLOWED = {
     "files": set(),
     "networks": {"gradients"},
     "bijectors.passes": set(),
-    "bijectors.one_pass": {"bijectors.passes", "gradients"},
+    "bijectors.one_pass": {"bijectors.passes", "checks", "gradients"},
     "dequantize": set(),
     "preparation": set(),
     "data": {"preparation"},

@@ -82,8 +82,9 @@ def test_defaults_are_those_of_the_paper():
   defaults = {name: parameter.default for name, parameter in inspect.signature(
       tfp_glow.ResidualFlowBijector.__init__).parameters.items()}
   expected = dict(num_scales=3, num_blocks_per_scale=16, num_hidden=512, num_dense_blocks=4, num_dense_hidden=128,
-                  logit_alpha=0.05, coefficient=0.98, num_terms=2, num_eval_terms=20, roulette="poisson")
+                  coefficient=0.98, num_terms=2, num_eval_terms=20, roulette="poisson")
   assert {key: defaults[key] for key in expected} == expected
+  assert make_flow()._parts[0].parameters["alpha"] == 0.05
 
 
 def test_every_layer_starts_within_its_bound():
@@ -120,7 +121,7 @@ def test_initialisation_makes_latents_standard():
 
 
 def test_data_that_are_no_images_are_told_from_the_first():
-  flow = tfp_glow.ResidualFlowBijector(2, 0, num_dense_blocks=1, num_dense_hidden=4)
+  flow = tfp_glow.ResidualFlowBijector(2, 0, num_dense_blocks=1, num_dense_hidden=4, logit_alpha=0.05)
   with pytest.raises(ValueError, match="`y` must lie between -1/2 and 1/2.*`logit_alpha=None`.*Received: -4 to 3"):
     flow.initialize([[-4., 3.], [0., 0.]])
   assert not flow.initialized and all(np.isfinite(v).all() for v in flow.trainable_variables)
@@ -168,12 +169,19 @@ def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
     (dict(output_shape=(6, 4, 1), num_scales=3), "`output_shape` must have a height.*= 4.*Received: \\(6, 4, 1\\)"),
     (dict(output_shape=(4, 4)), "`output_shape` must be.*Received: \\(4, 4\\)"),
     (dict(output_shape=(0,)), "`output_shape` must be.*Received: \\(0,\\)"),
+    (dict(output_shape=(True, 4, 1)), "`output_shape` must be.*Received: \\(True, 4, 1\\)"),
     (dict(output_shape=3), "`num_scales` must be 0 for vectors. Received: 2 for 3"),
+    (dict(output_shape=3, num_scales=False), "`num_scales` must be 0 for vectors. Received: False"),
     (dict(num_scales=0), "`num_scales` must be a positive `int`. Received: 0"),
     (dict(num_blocks_per_scale=0), "`num_blocks_per_scale`.*Received: 0"),
     (dict(num_hidden=1.5), "`num_hidden`.*Received: 1.5"),
-    (dict(num_dense_blocks=-1), "`num_dense_blocks`.*Received: -1"),
+    (dict(num_dense_blocks=-1), "`num_dense_blocks` must be an `int` of at least 0. Received: -1"),
+    (dict(num_dense_blocks=False), "`num_dense_blocks` must be.*Received: False"),
     (dict(output_shape=3, num_scales=0, num_dense_blocks=0), "`num_dense_blocks`.*Received: 0"),
+    (dict(dtype="foo"), "`dtype` must be float32 or float64.*Received: 'foo'"),
+    (dict(dtype="bfloat16"), "`dtype` must be float32 or float64.*Received: 'bfloat16'"),
+    (dict(log_det=np.array(["exact"])), "`log_det` must be one of.*Received: array"),
+    (dict(logit_alpha="none"), "`logit_alpha` must be.*Received: 'none'"),
     (dict(logit_alpha=0.5), "`logit_alpha` must be.*below 0.5. Received: 0.5"),
     (dict(coefficient=1.), "`coefficient`.*Received: 1.0"),
     (dict(log_det="magic"), "`log_det`.*Received: 'magic'"),
@@ -182,6 +190,23 @@ def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
 def test_bad_arguments(arguments, match):
   with pytest.raises(ValueError, match=match):
     make_flow(**arguments)
+
+
+def test_vectors_need_not_be_bounded():
+  """By default: a logit is for images."""
+  flow = tfp_glow.ResidualFlowBijector(3, 0, num_dense_blocks=1, num_dense_hidden=4, seed=0)
+  assert np.isfinite(flow.inverse(np.full([1, 3], 100., np.float32))).all()
+  assert np.isnan(make_flow().inverse(np.full([1, 4, 4, 1], 100., np.float32))).any()
+
+
+@pytest.mark.slow
+def test_many_flows_and_models_are_no_reason_to_warn(caplog):
+  """Each is traced, once."""
+  with caplog.at_level("WARNING", "tensorflow"):
+    for _ in range(6):
+      model = small_models.residual_model()
+      model.log_prob(small_models.points(2))
+  assert not [record for record in caplog.records if "retracing" in record.getMessage()]
 
 
 # In `FlowModel`.

@@ -89,6 +89,7 @@ def test_images(monkeypatch, tmp_path):
     (["--data=digits", "--model=couplings"], "are for densities"),
     (["--data=digits", "--beside", "elsewhere"], "are for densities"),
     (["--data=digits", "--num-scales=3", "--image-size=6"], "divisible by 2 ** (num_scales - 1) = 4"),
+    (["--data=moons", "--num-scales=3"], "--num-scales must not be given with --data moons: it is for images"),
     (["--coefficient=1.5"], "a number between 0 and 1"),
 ])
 def test_bad_options(monkeypatch, tmp_path, capsys, options, message):

@@ -68,12 +68,24 @@ def left_out():
     _this_thread.leaves_out = before
 
 
+def copied(nest):
+  """The same tensors, made anew in the graph in which this is called.
+
+  A tape sees what is made of a tensor of another graph, that of a loop's forward pass for example, at its first use
+  only: later gradients with respect to it would be zero.
+
+  Args:
+    nest: Nest of tensors.
+  """
+  return tf.nest.map_structure(tf.identity, nest)
+
+
 def with_pull_back(function, arguments):
   """Evaluates a function, and makes the one that pulls gradients back through it.
 
   Args:
     function: Callable, from `arguments` to a nest of tensors.
-    arguments: Tuple of nests of tensors.
+    arguments: Tuple of nests of tensors, made in the graph in which this is called; see `copied`.
 
   Returns:
     outputs: What the function returns.
@@ -105,6 +117,7 @@ def linearized(function, x, weights):
     outputs: What the function returns.
     pull_back: Callable, as often as wanted.
   """
+  x = tf.identity(x)  # See `copied`.
   with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
     tape.watch(x)
     outputs = function(x, weights)

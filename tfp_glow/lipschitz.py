@@ -131,6 +131,10 @@ class _Lipschitz(keras.layers.Layer):
       if not isinstance(order, LearnedOrder) and not (is_number and order >= 1.):
         raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "
                          f"`LearnedOrder`. Received: {order!r}")
+    if (codomain == 1. and domain != 1.) or (domain == math.inf and codomain != math.inf):
+      raise ValueError("`codomain` must not be 1 but with `domain` 1, nor `domain` infinite but with `codomain` "
+                       "infinite: the iteration would miss the norm among maxima as many as combinations of signs. "
+                       f"Received: domain={domain!r}, codomain={codomain!r}")
     self._num_outputs = num_outputs
     self.coefficient = float(coefficient)
     self.domain = domain
@@ -294,8 +298,9 @@ class LipschitzDense(_Lipschitz):
 
   Such a norm is estimated from below, where both orders are 2 by about the `tolerance`, provided that the kernel has
   changed in small steps, as in training: from vectors that all but meet a smaller singular value, as they may after
-  other weights were assigned, it takes more updates than one to leave it. With other orders the iteration may stop at a
-  maximum that is not the largest.
+  other weights were assigned, it takes more updates than one to leave it. With other orders, for which no way to the
+  norm is known but to try all, the iteration may stop at a maximum that is not the largest: with orders from 1.5 to 3
+  within a few percent of it, nearer to 1 or beyond it may be far below. No layer promises a bound then.
 
   References:
     Gouk et al., "Regularisation of neural networks by enforcing Lipschitz continuity" (2018).
@@ -311,8 +316,9 @@ class LipschitzDense(_Lipschitz):
       units: Python `int`, number of outputs.
       coefficient: Python `float` below 1, the bound of the norm.
       domain: Order of the norm of inputs: Python `float` of at least 1, `math.inf`, or `LearnedOrder`.
-      codomain: The same of outputs. In a network, the order of one layer's outputs must be that of the next one's
-        inputs, and that of the last one's outputs that of the first one's inputs.
+      codomain: The same of outputs; 1 with `domain` 1 only, as `domain` is infinite with `codomain` infinite only. In a
+        network, the order of one layer's outputs must be that of the next one's inputs, and that of the last one's
+        outputs that of the first one's inputs.
       tolerance: Python `float`: the power iteration ends when `u` changes by less than that, relative to its length.
       max_iterations: Python `int`, or after that many steps.
       seed: Python `int` of the initial values; `None`: others each time (after `keras.utils.set_random_seed`, the
@@ -377,6 +383,8 @@ class LipschitzConv2D(_Lipschitz):
     self.kernel_size = kernel_size
 
   def _shapes(self, input_shape):
+    if len(input_shape) != 4:
+      raise ValueError(f"`{self.name}` must be given images, [N, H, W, C]. Received: {tuple(input_shape)}")
     # Of a 1x1 convolution the norm is that at one position.
     *size, channels = [1, 1, input_shape[-1]] if self.kernel_size == 1 else input_shape[1:]
     if None in size:

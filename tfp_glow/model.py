@@ -80,12 +80,11 @@ class FlowModel(FlowSteps):
     self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
                      for v in distribution.variables]
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
-    make = lambda function: tf.function(function, reduce_retracing=True, autograph=False)
-    self._encode = make(self._codec.encode)
-    self._decode = make(self._codec.decode)
-    self._sample = make(self._codec.sample)
-    self._log_prob = make(self._codec.log_prob)
-    self._class_probabilities = make(
+    self._encode = _function(self._codec.encode)
+    self._decode = _function(self._codec.decode)
+    self._sample = _function(self._codec.sample)
+    self._log_prob = _function(self._codec.log_prob)
+    self._class_probabilities = _function(
         lambda images, labels: tf.nn.softmax(self.classifier(self._codec.log_prob_and_features(images, labels)[1])))
     self.built = True
 
@@ -484,6 +483,13 @@ def _with_callback(callbacks, callback):
       callbacks.append(callback)
     return callbacks
   return [callback, *keras.tree.flatten(callbacks)] if callbacks else [callback]
+
+
+def _function(function):
+  """As `tf.function`; without the warning that it is traced again and again, as it is: by each of several models."""
+  traced = tf.function(function, reduce_retracing=True, autograph=False)
+  traced._omit_frequent_tracing_warning = True
+  return traced
 
 
 def _keras_name(variable):

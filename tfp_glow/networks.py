@@ -420,5 +420,5 @@ def _check_stateless(network, inputs):
   if changed:
     raise ValueError(
         "`network` must compute the same function on every call, or the bijector cannot be inverted: no layer whose "
-        "state changes when it is called, such as BatchNormalization or Dropout (LayerNormalization and "
+        "state changes when it is called, such as BatchNormalization or Dropout (in a coupling, LayerNormalization and "
         f"GroupNormalization are fine). Received: {network.name!r}, which changes {', '.join(changed)}")

@@ -12,7 +12,7 @@ from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
 from tfp_glow.bijectors.whole_flow import WholeFlow
-from tfp_glow.checks import check_counts, check_fractions, check_seed
+from tfp_glow.checks import check_counts, check_fractions, check_seed, checked_dtype
 from tfp_glow.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
 
 
@@ -127,7 +127,7 @@ class ResidualFlowBijector(WholeFlow, _Sequence):
   """
 
   def __init__(self, output_shape=(32, 32, 3), num_scales=3, num_blocks_per_scale=16, num_hidden=512,
-               num_dense_blocks=4, num_dense_hidden=128, logit_alpha=0.05, coefficient=0.98,
+               num_dense_blocks=4, num_dense_hidden=128, logit_alpha="auto", coefficient=0.98,
                log_det="russian_roulette", num_terms=2, num_eval_terms=20, roulette="poisson", probe="gaussian",
                seed=None, dtype=None, validate_args=False, name="residual_flow"):
     """Creates the bijector.
@@ -140,8 +140,8 @@ class ResidualFlowBijector(WholeFlow, _Sequence):
       num_hidden: Python `int`, channels of the hidden layers of the convolutional networks.
       num_dense_blocks: Python `int`, of fully connected blocks.
       num_dense_hidden: Python `int`, width of the hidden layers of their networks.
-      logit_alpha: Python `float`, `alpha` of `Logit`, for images whose values lie in `[-1/2, 1/2]`. `None`: the values
-        are taken as they are, centred on 0.
+      logit_alpha: Python `float`, `alpha` of `Logit`, for images whose values lie in `[-1/2, 1/2]` (others become
+        NaN). `None`: the values are taken as they are, centred on 0. `"auto"`: 0.05 for images, `None` for vectors.
       coefficient: Python `float` below 1, bound of the norm of each layer.
       log_det: See `InvertibleResidualBlock`.
       num_terms: See `InvertibleResidualBlock`.
@@ -160,12 +160,13 @@ class ResidualFlowBijector(WholeFlow, _Sequence):
     parameters = dict(locals())
     shape = _checked_output_shape(output_shape, num_scales)
     check_counts(num_blocks_per_scale=num_blocks_per_scale, num_hidden=num_hidden, num_dense_hidden=num_dense_hidden)
-    if num_dense_blocks != 0 or not num_scales:
-      check_counts(num_dense_blocks=num_dense_blocks)
+    check_counts(least=0 if num_scales else 1, num_dense_blocks=num_dense_blocks)
     check_seed(seed)
+    if isinstance(logit_alpha, str) and logit_alpha == "auto":
+      logit_alpha = 0.05 if shape.rank == 3 else None
     if logit_alpha is not None:
       check_fractions(0.5, logit_alpha=logit_alpha)
-    dtype = tf.as_dtype(dtype or keras.config.floatx())
+    dtype = checked_dtype(dtype or keras.config.floatx())
     make = _Maker(coefficient, dtype, seed, dict(log_det=log_det, num_terms=num_terms, num_eval_terms=num_eval_terms,
                                                  roulette=roulette, probe=probe))
     latent_shape = tf.TensorShape([shape.num_elements()])
@@ -204,7 +205,8 @@ class _Maker:
     scan = Scan(lambda k: self._step(event_shape, num_hidden, False), count - len(alone), event_shape,
                 redraw=self._redraw, dtype=self._dtype, name=name)
     # In a graph, all steps in one: one by one, and eagerly, it would take longer than to train for a while.
-    tf.function(scan.after_update, autograph=False)()
+    # (Not called as a function, of which TensorFlow would warn that it is traced again and again: by each flow.)
+    tf.function(scan.after_update, autograph=False).get_concrete_function()()
     return alone + [scan]
 
   def _step(self, event_shape, num_hidden, is_first):
@@ -232,10 +234,11 @@ class _Maker:
 
 def _checked_output_shape(output_shape, num_scales):
   shape = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
-  if len(shape) not in (1, 3) or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
+  if len(shape) not in (1, 3) or not all(
+      isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size > 0 for size in shape):
     raise ValueError("`output_shape` must be (height, width, channels) or (channels,), positive `int`s. "
                      f"Received: {output_shape!r}")
-  if len(shape) == 1 and num_scales != 0:
+  if len(shape) == 1 and (num_scales != 0 or isinstance(num_scales, bool)):
     raise ValueError(f"`num_scales` must be 0 for vectors. Received: {num_scales!r} for {output_shape!r}")
   if len(shape) == 3:
     check_counts(num_scales=num_scales)

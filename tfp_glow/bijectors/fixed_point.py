@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.gradients import custom_gradient, linearized, not_differentiable, with_pull_back
+from tfp_glow.gradients import copied, custom_gradient, linearized, not_differentiable, with_pull_back
 
 
 def solve(branch, x, weights, tolerance, max_iterations, name):
@@ -42,7 +42,7 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
     def gradients(d_y):
       _, pull_back = linearized(branch, y, packed)
       d_x = not_differentiable(settled(lambda d_x: d_y - pull_back(d_x), d_y, 0., "the gradient"), d_y, y, *flat)
-      _, pull_back_to_weights = with_pull_back(lambda packed: branch(y, packed), (packed,))
+      _, pull_back_to_weights = with_pull_back(lambda packed: branch(y, packed), (copied(packed),))
       d_packed, = pull_back_to_weights(-d_x)
       return d_x, *tf.nest.flatten(d_packed)
 
@@ -70,6 +70,8 @@ def _settled(step, start, unit, tolerance, max_iterations, what):
       (start, tf.fill(count, True), tf.fill(count, tf.constant(np.inf, start.dtype))),
       maximum_iterations=max_iterations)
   is_done = distance <= tolerance
+  if not unit:  # The gradient of a NaN is NaN, as everywhere; and so says that there is no second derivative.
+    is_done |= ~tf.reduce_all(tf.math.is_finite(start), axes)
   message = [f"{what} must be reached in `max_iterations` = {max_iterations}, to a relative {tolerance:g}: the network "
              "must contract, and its inputs be finite. Received: the last step of each event moved it by", distance]
   with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_done), message)]):

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 import tensorflow as tf
 
-from tfp_glow.gradients import custom_gradient, linearized, not_differentiable, with_pull_back
+from tfp_glow.gradients import copied, custom_gradient, linearized, not_differentiable, with_pull_back
 
 # Of the numbers of terms that the roulette may draw.
 _TAILS = {
@@ -53,7 +53,7 @@ def exact(branch, y, weights):
 
   Returns:
     outputs: Tensor like `y`.
-    log_det: Tensor `[N]`.
+    log_det: Tensor `[N]`; NaN where a minor of `I + J` shows that `g` does not contract.
   """
   num_dims = y.shape[1:].num_elements()
   residual, jacobian = (_jacobian_by_rows if num_dims <= _FEW else _jacobian_at_once)(branch, y, weights)
@@ -81,14 +81,15 @@ def _jacobian_at_once(branch, y, weights):
 
 
 def _log_abs_det(matrices):
-  """Of `[N, D, D]`, where the symmetric part of each is positive definite: then elimination needs no pivots.
+  """Of `[N, D, D]`, whose minors are positive, as `I + J` has them if `J` contracts: then elimination needs no pivots.
 
-  For small `D` it is several times faster than a decomposition and its gradient, and XLA can compile it.
+  For small `D` it is several times faster than a decomposition and its gradient, and XLA can compile it. Where a minor
+  is negative the result is NaN.
   """
   total = 0.
   while matrices.shape[-1]:
     pivots, row, column = matrices[:, :1, :1], matrices[:, :1, 1:], matrices[:, 1:, :1]
-    total += tf.math.log(tf.abs(pivots[:, 0, 0]))
+    total += tf.math.log(pivots[:, 0, 0])
     matrices = matrices[:, 1:, 1:] - column * (row / pivots)
   return total
 
@@ -142,7 +143,7 @@ class SeriesEstimator:
 
     Returns:
       outputs: Tensor like `y`.
-      log_det: Tensor `[N]`.
+      log_det: Tensor `[N]`; NaN where the terms show that `g` does not contract.
     """
     probe = _draw_probe(self._probe, _of_replica(_fold_in(seed, _PROBE)), y)
     return self.evaluate(branch, y, weights, probe, self._draw_num_terms(seed))
@@ -166,7 +167,7 @@ class SeriesEstimator:
         # Not before its turn: or all blocks would be evaluated at once, and their activations kept.
         with tf.control_dependencies([d_outputs]):
           y_again = tf.identity(y)
-        _, pull_back = with_pull_back(evaluate_again, (y_again, packed))
+        _, pull_back = with_pull_back(evaluate_again, (y_again, copied(packed)))
         d_y, d_packed = pull_back((d_outputs, probe))
         d_flat = tf.nest.flatten(d_packed)
         with tf.control_dependencies(d_flat):
@@ -184,11 +185,14 @@ class SeriesEstimator:
     """The estimate `[N]`, and `weighted` of its gradient."""
     coefficients = tf.constant(self._coefficients, probe.dtype)
     axes = list(range(1, probe.shape.rank))
+    # No contraction, in whichever norm, makes a vector longer than by this factor, however often it is applied.
+    longest = probe.shape[1:].num_elements() * tf.reduce_sum(probe**2, axes)
 
     def add_term(k, power, log_det, weighted):
       power = pull_back(power)  # probe^T J^k
       factor = coefficients[k - 1] * (1. - 2. * tf.cast(k % 2, probe.dtype))
       log_det -= factor / tf.cast(k, probe.dtype) * tf.reduce_sum(power * probe, axes)
+      log_det = tf.where(tf.reduce_sum(power**2, axes) > longest, tf.constant(np.nan, probe.dtype), log_det)
       return k + 1, power, log_det, weighted + factor * power
 
     start = 1, probe, tf.zeros(tf.shape(probe)[:1], probe.dtype), probe

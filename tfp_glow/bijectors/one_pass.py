@@ -16,6 +16,7 @@ import tensorflow_probability as tfp
 from tensorflow_probability.python.bijectors.composition import Composition
 
 from tfp_glow.bijectors import passes
+from tfp_glow.checks import checked_dtype
 from tfp_glow.gradients import with_pull_back
 
 tfb = tfp.bijectors
@@ -53,10 +54,7 @@ class OnePassBijector(tfb.Bijector):
       parameters: The constructor's arguments, as everywhere in TFP.
       name: Python `str`.
     """
-    dtype = tf.as_dtype(dtype or keras.config.floatx())
-    if dtype not in (tf.float32, tf.float64):
-      raise ValueError("`dtype` must be float32 or float64: log-determinants need their precision (a network may have "
-                       f"less, by its own Keras dtype policy). Received: {dtype.name}")
+    dtype = checked_dtype(dtype or keras.config.floatx())
     self._event_shapes = self._no_dependency(
         {False: tf.TensorShape(forward_event_shape), True: tf.TensorShape(inverse_event_shape)})
     self._dtype_policy = keras.config.dtype_policy()
@@ -231,7 +229,7 @@ class OnePassBijector(tfb.Bijector):
 
     Raises:
       ValueError: if the shape of `x`, or that of an argument, does not fit.
-      TypeError: if the dtype of `x` is not that of the bijector.
+      TypeError: if `x` is a tensor of another dtype than that of the bijector; all else is converted.
     """
     with self._name_and_control_scope("forward_and_log_det"):
       return self._evaluate(self._convert(x, "x", inverse=False), False, kwargs)
@@ -249,7 +247,7 @@ class OnePassBijector(tfb.Bijector):
 
     Raises:
       ValueError: if the shape of `y`, or that of an argument, does not fit.
-      TypeError: if the dtype of `y` is not that of the bijector.
+      TypeError: if `y` is a tensor of another dtype than that of the bijector; all else is converted.
     """
     with self._name_and_control_scope("inverse_and_log_det"):
       return self._evaluate(self._convert(y, "y", inverse=True), True, kwargs)
@@ -268,7 +266,7 @@ class OnePassBijector(tfb.Bijector):
 
     Raises:
       ValueError: if the shape of `y` does not fit.
-      TypeError: if the dtype of `y` is not that of the bijector.
+      TypeError: if `y` is a tensor of another dtype than that of the bijector; all else is converted.
     """
     yield from self._walk(self._convert(y, "y", inverse=True), **kwargs)
 

@@ -173,3 +173,17 @@ def test_second_derivatives_are_nan():
       total = tf.reduce_sum(tf.sin(block.forward(x)))
     slope = tf.reduce_sum(inner.gradient(total, x)**2)
   assert np.isnan(outer.gradient(slope, x)).all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_gradient_that_is_not_finite_has_none(bad):
+  """Nor numbers beside it, which no iteration has come near; those of other events are right."""
+  block = tfp_glow.InvertibleResidualBlock(keras.layers.Rescaling(0.5, dtype="float64"), "exact", event_ndims=1,
+                                           dtype="float64")
+  x = tf.ones([2, 3], tf.float64)
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = block.forward(x)
+  found = tape.gradient(y, x, tf.constant([[bad, 1., 1.], [1., 2., 3.]], tf.float64))
+  assert np.isnan(found[0]).all()
+  np.testing.assert_allclose(found[1], np.array([1., 2., 3.]) / 1.5, rtol=1e-9)

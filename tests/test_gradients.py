@@ -3,6 +3,7 @@
 import gc
 import weakref
 
+import bijector_cases
 import numpy as np
 import pytest
 import small_models
@@ -41,6 +42,43 @@ def test_a_gradient_is_found_as_long_as_its_graph_is_there(within):
       return tape.gradient(y, x)
 
     np.testing.assert_allclose(wrap(gradient)(), 9. if within == "loop" else 3.)
+
+
+@pytest.mark.parametrize("log_det", ["exact", "russian_roulette"])
+def test_gradients_by_what_comes_from_outside_of_a_branch(log_det):
+  """With the tape outside of the function, too."""
+  block = bijector_cases.residual_block(3, "float64", log_det=log_det)
+  x = tf.constant(np.random.default_rng(0).standard_normal([5, 3]))
+  block.build([3])
+
+  @tf.function(autograph=False)
+  def in_a_branch(x, condition):
+    return tf.cond(condition, lambda: sum(map(tf.reduce_sum, block.inverse_and_log_det(x))), lambda: tf.reduce_sum(x))
+
+  found = []
+  for value in (lambda x: in_a_branch(x, tf.constant(True)), tf.function(lambda x: in_a_branch(x, tf.constant(True))),
+                lambda x: sum(map(tf.reduce_sum, block.inverse_and_log_det(x)))):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      total = value(x)
+    found.append(tape.gradient(total, [x, *block.trainable_variables]))
+  for *values, expected in zip(*found, strict=True):
+    for value in values:
+      np.testing.assert_allclose(value, expected, rtol=1e-9)
+
+
+def test_gradients_of_a_saved_model(tmp_path):
+  """Of a module of one's own, saved as TensorFlow does it by default: with gradients."""
+  module = tf.Module()
+  module.value = tf.function(tripled_backwards, [tf.TensorSpec([], tf.float32)], autograph=False)
+  tf.saved_model.save(module, tmp_path, options=tf.saved_model.SaveOptions(experimental_custom_gradients=True))
+  del module
+  gc.collect()
+  x = tf.constant(1.)
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = tf.saved_model.load(tmp_path).value(x)
+  np.testing.assert_allclose([y, tape.gradient(y, x)], [2., 3.])
 
 
 def graphs():

@@ -368,6 +368,16 @@ def test_sizes_of_images_must_be_known_and_stay():
   assert layer(np.zeros([1, 7, 9, 6])).shape == (1, 7, 9, 4)
 
 
+def test_a_norm_to_a_lower_order_grows_with_the_image():
+  layer = LipschitzConv2D(2, 1, domain=3., codomain=2.)
+  layer.build((None, 4, 4, 2))
+  layer.kernel.assign(np.eye(2)[np.newaxis, np.newaxis])
+  layer.update_spectral_norm()
+  np.testing.assert_allclose(layer.norm(), 32.**(1. / 2. - 1. / 3.), rtol=1e-3)
+  with pytest.raises(ValueError, match="was built for images of size"):
+    layer(np.zeros([1, 8, 8, 2], np.float32))
+
+
 def test_norms_of_high_order_neither_overflow_nor_vanish():
   for size in (30., 0.03):
     layer = LipschitzDense(4, domain=1., codomain=100.)

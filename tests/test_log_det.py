@@ -179,17 +179,39 @@ def test_without_training_there_are_more_terms():
 # Draws.
 
 
+# Networks that do not contract.
+
+
+def test_vectors_may_grow_where_the_order_of_the_norm_is_not_2():
+  """By almost as much as they may: of a map of norm 0.99 from infinity to infinity."""
+  matrix = np.zeros([64, 64])
+  matrix[:, 0] = 0.99
+  estimator = log_dets.SeriesEstimator(20, None, "gaussian")
+  branch = lambda y, weights: tf.matmul(y, weights, transpose_b=True)
+  probe = tf.one_hot([0], 64, dtype=tf.float64)
+  for direction, vector in ((matrix, tf.ones([1, 64], tf.float64)), (matrix.T, probe)):
+    found = estimator.evaluate(branch, tf.ones([1, 64], tf.float64), tf.constant(direction), vector, 20)[1]
+    assert np.isfinite(found).all()
+
+
 @pytest.mark.parametrize("log_det", ["exact", "power_series", "russian_roulette"])
 def test_log_dets_of_networks_that_do_not_contract_are_nan(log_det):
-  """A series that diverges would be a number, too."""
+  """A series that diverges would be a number, too; and its gradient."""
   make = lambda slope: tfp_glow.InvertibleResidualBlock(
       keras.layers.Rescaling(slope, dtype="float64"), log_det, event_ndims=1, seed=0, dtype="float64")
+  make_sine = lambda slope: tfp_glow.InvertibleResidualBlock(
+      keras.layers.Lambda(lambda y: slope * (y + 0.1 * tf.sin(y)), dtype="float64"), log_det, event_ndims=1, seed=0,
+      dtype="float64")
   y = RNG.standard_normal([5, 3])
   for training in ({}, {"training": True}) if log_det != "exact" else ({},):
     assert np.isfinite(make(-0.99).inverse_and_log_det(y, **training)[1]).all()
     for wrap in (lambda f: f, tf.function):
       found = wrap(functools.partial(make(-9.).inverse_and_log_det, **training))(y)
       assert np.isfinite(found[0]).all() and np.isnan(found[1]).all()
+    with tf.GradientTape() as tape:
+      tape.watch(x := tf.constant(y))
+      found = make_sine(-9.).inverse_and_log_det(x, **training)[1]
+    assert np.isnan(tape.gradient(found, x)).all()
 
 
 def test_the_number_of_terms_is_distributed_as_said():

@@ -30,9 +30,10 @@ def custom_gradient(function, can_be_left_out=True):
   def evaluate(*args):
     if can_be_left_out and getattr(_this_thread, "leaves_out", False):
       return function(*args)[0]
-    outputs = tf.custom_gradient(function)(*args)
-    if tf.inside_function():
-      _forget_with_its_graph(tf.nest.flatten(outputs)[0].op)
+    if not tf.inside_function():
+      return tf.custom_gradient(function)(*args)
+    outputs = tf.custom_gradient(function)(*copied(args))
+    _forget_with_its_graph(tf.nest.flatten(outputs)[0].op)
     return outputs
 
   return evaluate
@@ -42,15 +43,21 @@ def _forget_with_its_graph(operation):
   """Lets go of a graph that nobody else needs.
 
   TensorFlow registers each custom gradient of each graph by a name, for ever, and the gradient holds the graph, all
-  that it was traced from and so the model: a hundred megabytes, in a search for the best of many models.
+  that it was traced from and so the model: a hundred megabytes, in a search for the best of many models. There is no
+  public way to take it out again.
   """
   graph, name = operation.graph, operation.get_attr("_gradient_op_type").decode()
   gradients = getattr(graph, _GRADIENTS, {})
   gradients[name] = ops.gradient_registry.lookup(name)
   setattr(graph, _GRADIENTS, gradients)
   graph_if_alive, registered = weakref.ref(graph), ops.gradient_registry._registry  # pylint: disable=protected-access
-  registered[name]["type"] = lambda *args: getattr(graph_if_alive(), _GRADIENTS)[name](*args)
-  weakref.finalize(graph, registered.pop, name, None)
+
+  @tf.autograph.experimental.do_not_convert
+  def gradient(unused_op, *d_outputs):
+    return getattr(graph_if_alive(), _GRADIENTS)[name](unused_op, *d_outputs)
+
+  registered[name]["type"] = gradient
+  weakref.finalize(graph, registered.pop, name, None).atexit = False
 
 
 @contextlib.contextmanager

@@ -299,8 +299,8 @@ class LipschitzDense(_Lipschitz):
   Such a norm is estimated from below, where both orders are 2 by about the `tolerance`, provided that the kernel has
   changed in small steps, as in training: from vectors that all but meet a smaller singular value, as they may after
   other weights were assigned, it takes more updates than one to leave it. With other orders, for which no way to the
-  norm is known but to try all, the iteration may stop at a maximum that is not the largest: with orders from 1.5 to 3
-  within a few percent of it, nearer to 1 or beyond it may be far below. No layer promises a bound then.
+  norm is known but to try all, the iteration may stop at a maximum that is not the largest, the more so the nearer they
+  are to 1 and infinity. Then the layer is not bounded for sure.
 
   References:
     Gouk et al., "Regularisation of neural networks by enforcing Lipschitz continuity" (2018).
@@ -373,7 +373,7 @@ class LipschitzConv2D(_Lipschitz):
 
     Raises:
       ValueError: if an argument is not as above; on first use, if the size of the images is not known, and later if it
-        is another (but for a `kernel_size` of 1).
+        is another (but for a `kernel_size` of 1 with a `domain` of at most `codomain`).
     """
     check_counts(filters=filters, kernel_size=kernel_size)
     if kernel_size % 2 == 0:
@@ -382,11 +382,16 @@ class LipschitzConv2D(_Lipschitz):
     self.filters = filters
     self.kernel_size = kernel_size
 
+  @property
+  def _is_local(self):
+    """Whether the norm is that at one position."""
+    orders = self.domain, self.codomain
+    return self.kernel_size == 1 and not any(isinstance(o, LearnedOrder) for o in orders) and orders[0] <= orders[1]
+
   def _shapes(self, input_shape):
     if len(input_shape) != 4:
       raise ValueError(f"`{self.name}` must be given images, [N, H, W, C]. Received: {tuple(input_shape)}")
-    # Of a 1x1 convolution the norm is that at one position.
-    *size, channels = [1, 1, input_shape[-1]] if self.kernel_size == 1 else input_shape[1:]
+    *size, channels = [1, 1, input_shape[-1]] if self._is_local else input_shape[1:]
     if None in size:
       raise ValueError(f"`{self.name}` must know the height and width of its inputs when it is built, as its norm "
                        f"depends on them. Received: {tuple(input_shape)}")
@@ -394,7 +399,7 @@ class LipschitzConv2D(_Lipschitz):
             (1, *size, self.filters))
 
   def run(self, inputs, kernel, bias):
-    if self.kernel_size > 1 and tuple(inputs.shape[1:3]) != self._one_input[1:3]:
+    if not self._is_local and tuple(inputs.shape[1:3]) != self._one_input[1:3]:
       raise ValueError(f"`{self.name}` was built for images of size {self._one_input[1:3]}, on which its norm depends. "
                        f"Received: {tuple(inputs.shape)}")
     return super().run(inputs, kernel, bias)

@@ -486,7 +486,10 @@ def _with_callback(callbacks, callback):
 
 
 def _function(function):
-  """As `tf.function`; without the warning that it is traced again and again, as it is: by each of several models."""
+  """As `tf.function`; without the warning that it is traced again and again, as it is: by each of several models.
+
+  (Nor is there one where images come in ever other shapes, which `reduce_retracing` sees to.)
+  """
   traced = tf.function(function, reduce_retracing=True, autograph=False)
   traced._omit_frequent_tracing_warning = True
   return traced

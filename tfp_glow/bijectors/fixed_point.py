@@ -70,9 +70,9 @@ def _settled(step, start, unit, tolerance, max_iterations, what):
       (start, tf.fill(count, True), tf.fill(count, tf.constant(np.inf, start.dtype))),
       maximum_iterations=max_iterations)
   is_done = distance <= tolerance
-  if not unit:  # The gradient of a NaN is NaN, as everywhere; and so says that there is no second derivative.
-    is_done |= ~tf.reduce_all(tf.math.is_finite(start), axes)
+  # Of a gradient that is not finite there is none, which is no error: as everywhere, and as of second derivatives.
+  is_excused = not unit and ~tf.reduce_all(tf.math.is_finite(start), axes)
   message = [f"{what} must be reached in `max_iterations` = {max_iterations}, to a relative {tolerance:g}: the network "
              "must contract, and its inputs be finite. Received: the last step of each event moved it by", distance]
-  with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_done), message)]):
+  with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_done | is_excused), message)]):
     return tf.where(tf.reshape(is_done, [-1] + [1] * len(axes)), y, np.nan)

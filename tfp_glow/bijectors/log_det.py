@@ -53,7 +53,7 @@ def exact(branch, y, weights):
 
   Returns:
     outputs: Tensor like `y`.
-    log_det: Tensor `[N]`; NaN where a minor of `I + J` shows that `g` does not contract.
+    log_det: Tensor `[N]`; NaN where a minor of `I + J` shows that `g` does not contract; so is its gradient.
   """
   num_dims = y.shape[1:].num_elements()
   residual, jacobian = (_jacobian_by_rows if num_dims <= _FEW else _jacobian_at_once)(branch, y, weights)
@@ -81,15 +81,18 @@ def _jacobian_at_once(branch, y, weights):
 
 
 def _log_abs_det(matrices):
-  """Of `[N, D, D]`, whose minors are positive, as `I + J` has them if `J` contracts: then elimination needs no pivots.
+  """Of `[N, D, D]`, whose minors are positive, as those of `I + J` are where `J` contracts in the norm of any order:
+  then elimination needs no pivots.
+
 
   For small `D` it is several times faster than a decomposition and its gradient, and XLA can compile it. Where a minor
-  is negative the result is NaN.
+  is not positive the result is NaN, and its gradient, too.
   """
   total = 0.
   while matrices.shape[-1]:
     pivots, row, column = matrices[:, :1, :1], matrices[:, :1, 1:], matrices[:, 1:, :1]
-    total += tf.math.log(pivots[:, 0, 0])
+    pivot = pivots[:, 0, 0]
+    total += tf.math.log(tf.where(pivot > 0., tf.ones_like(pivot), np.nan) * pivot)
     matrices = matrices[:, 1:, 1:] - column * (row / pivots)
   return total
 
@@ -143,7 +146,7 @@ class SeriesEstimator:
 
     Returns:
       outputs: Tensor like `y`.
-      log_det: Tensor `[N]`; NaN where the terms show that `g` does not contract.
+      log_det: Tensor `[N]`; NaN where the terms show that `g` does not contract; so is its gradient.
     """
     probe = _draw_probe(self._probe, _of_replica(_fold_in(seed, _PROBE)), y)
     return self.evaluate(branch, y, weights, probe, self._draw_num_terms(seed))
@@ -185,15 +188,17 @@ class SeriesEstimator:
     """The estimate `[N]`, and `weighted` of its gradient."""
     coefficients = tf.constant(self._coefficients, probe.dtype)
     axes = list(range(1, probe.shape.rank))
-    # No contraction, in whichever norm, makes a vector longer than by this factor, however often it is applied.
-    longest = probe.shape[1:].num_elements() * tf.reduce_sum(probe**2, axes)
+    # No contraction in the norm of any order makes a vector longer than that, however often it is applied; but for
+    # rounding errors.
+    longest = 1.01 * probe.shape[1:].num_elements() * tf.reduce_sum(probe**2, axes)
 
     def add_term(k, power, log_det, weighted):
       power = pull_back(power)  # probe^T J^k
       factor = coefficients[k - 1] * (1. - 2. * tf.cast(k % 2, probe.dtype))
       log_det -= factor / tf.cast(k, probe.dtype) * tf.reduce_sum(power * probe, axes)
-      log_det = tf.where(tf.reduce_sum(power**2, axes) > longest, tf.constant(np.nan, probe.dtype), log_det)
-      return k + 1, power, log_det, weighted + factor * power
+      weighted += factor * power
+      diverges = tf.where(tf.reduce_sum(power**2, axes) > longest, tf.constant(np.nan, probe.dtype), 1.)
+      return k + 1, power, diverges * log_det, _per_event(diverges, probe) * weighted
 
     start = 1, probe, tf.zeros(tf.shape(probe)[:1], probe.dtype), probe
     _, _, log_det, weighted = tf.while_loop(lambda k, *_: k <= num_terms, add_term, start,

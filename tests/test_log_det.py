@@ -194,6 +194,13 @@ def test_vectors_may_grow_where_the_order_of_the_norm_is_not_2():
     assert np.isfinite(found).all()
 
 
+def test_exact_log_dets_of_what_contracts_in_a_norm_of_no_order():
+  """Eigenvalues of size 0.46, a determinant of 0.81, a first minor of -0.2."""
+  matrix = tf.constant([[-1.2, -1.3], [0.9, 0.8]], tf.float64)
+  found = log_dets.exact(lambda y, weights: y @ weights, tf.ones([1, 2], tf.float64), matrix)[1]
+  np.testing.assert_allclose(found, [np.log(0.81)], rtol=1e-12)
+
+
 @pytest.mark.parametrize("log_det", ["exact", "power_series", "russian_roulette"])
 def test_log_dets_of_networks_that_do_not_contract_are_nan(log_det):
   """A series that diverges would be a number, too; and its gradient."""

@@ -53,11 +53,11 @@ def exact(branch, y, weights):
 
   Returns:
     outputs: Tensor like `y`.
-    log_det: Tensor `[N]`; NaN where a minor of `I + J` shows that `g` does not contract; so is its gradient.
+    log_det: Tensor `[N]`; NaN, as is its gradient, where its sign shows that `g` does not contract.
   """
   num_dims = y.shape[1:].num_elements()
   residual, jacobian = (_jacobian_by_rows if num_dims <= _FEW else _jacobian_at_once)(branch, y, weights)
-  return y + residual, _log_abs_det(tf.eye(num_dims, dtype=y.dtype) + jacobian)
+  return y + residual, _log_det(tf.eye(num_dims, dtype=y.dtype) + jacobian)
 
 
 def _jacobian_by_rows(branch, y, weights):
@@ -80,21 +80,22 @@ def _jacobian_at_once(branch, y, weights):
   return tf.reshape(residuals, [-1, num_dims, *event_shape])[:, 0], jacobian
 
 
-def _log_abs_det(matrices):
-  """Of `[N, D, D]`, whose minors are positive, as those of `I + J` are where `J` contracts in the norm of any order:
-  then elimination needs no pivots.
+def _log_det(matrices):
+  """Of `[N, D, D]` whose minors are not zero, nor nearly: then elimination needs no pivots.
 
+  `I + J` is such a matrix where `J` contracts in the norm of any order. Where `J` contracts in any norm at all the
+  determinant is positive: there is a way to that of `I` on which it is never 0. Where it is not, the result is NaN, and
+  its gradient, too.
 
-  For small `D` it is several times faster than a decomposition and its gradient, and XLA can compile it. Where a minor
-  is not positive the result is NaN, and its gradient, too.
+  For small `D` it is several times faster than a decomposition and its gradient, and XLA can compile it.
   """
-  total = 0.
+  total, sign = 0., 1.
   while matrices.shape[-1]:
     pivots, row, column = matrices[:, :1, :1], matrices[:, :1, 1:], matrices[:, 1:, :1]
-    pivot = pivots[:, 0, 0]
-    total += tf.math.log(tf.where(pivot > 0., tf.ones_like(pivot), np.nan) * pivot)
+    total += tf.math.log(tf.abs(pivots[:, 0, 0]))
+    sign *= tf.sign(pivots[:, 0, 0])
     matrices = matrices[:, 1:, 1:] - column * (row / pivots)
-  return total
+  return tf.where(sign > 0., tf.ones_like(total), np.nan) * total
 
 
 class SeriesEstimator:

@@ -23,8 +23,9 @@ class InvertibleResidualBlock(OnePassBijector):
 
   `forward` has no closed form: it iterates `y <- x - network(y)` (`fixed_point.solve`) until that moves by no more than
   rounding errors. Should it not, that is an error, or NaN where XLA compiles it. A log-det is NaN where its computation
-  shows that the network does not contract (in the norm of any order, from 1 to infinity); it does not always show.
-  Second derivatives of `forward` and of estimated log-dets are not to be had, and NaN.
+  shows that the network does not contract (an estimate: in no norm of an order from 1 to infinity; an exact one: in no
+  norm at all). It does not always show. Second derivatives of `forward` and of estimated log-dets are not to be had:
+  they are NaN.
 
   With `log_det="exact"` the log-det comes from the Jacobian, for events of few numbers. Else it is an estimate (see
   `log_det.SeriesEstimator`): a random one, but a function of the inputs, the weights and the seed, the same each time

@@ -57,8 +57,8 @@ def test_help(name, monkeypatch, capsys):
   assert ending.value.code == 0 and script.__doc__.splitlines()[0] in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("option", ["--seed=-1", "--epochs=0", "--num-steps=x", "--learning-rate=nan"])
-@pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos"])
+@pytest.mark.parametrize("option", ["--seed=-1", "--batch-size=0", "--num-steps=x", "--learning-rate=nan"])
+@pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos", "out_of_distribution"])
 def test_bad_options(name, option, monkeypatch, capsys):
   script = load(name)
   monkeypatch.setattr(sys, "argv", [f"{name}.py", option])

@@ -6,10 +6,11 @@ import tensorflow as tf
 
 from tfp_glow import networks
 from tfp_glow.bijectors.actnorm import ActNorm
+from tfp_glow.bijectors.channels import num_positions
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
-from tfp_glow.bijectors.one_pass import OnePassBijector, num_positions
+from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze

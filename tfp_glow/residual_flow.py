@@ -162,11 +162,11 @@ class ResidualFlowBijector(WholeFlow, _Sequence):
     check_counts(num_blocks_per_scale=num_blocks_per_scale, num_hidden=num_hidden, num_dense_hidden=num_dense_hidden)
     check_counts(least=0 if num_scales else 1, num_dense_blocks=num_dense_blocks)
     check_seed(seed)
-    if isinstance(logit_alpha, str) and logit_alpha == "auto":
-      logit_alpha = 0.05 if shape.rank == 3 else None
     if isinstance(logit_alpha, str):
-      raise ValueError("`logit_alpha` must be 'auto', None, or a number above 0 and below 0.5. "
-                       f"Received: {logit_alpha!r}")
+      if logit_alpha != "auto":
+        raise ValueError("`logit_alpha` must be 'auto', None, or a number above 0 and below 0.5. "
+                         f"Received: {logit_alpha!r}")
+      logit_alpha = 0.05 if shape.rank == 3 else None
     if logit_alpha is not None:
       check_fractions(0.5, logit_alpha=logit_alpha)
     dtype = checked_dtype(dtype or keras.config.floatx())

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape, num_positions
+from tfp_glow.bijectors.channels import channels_event_shape, num_positions
+from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.networks import activation_statistics, log_scale_of
 
 

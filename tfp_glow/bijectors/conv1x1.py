@@ -4,7 +4,8 @@ import numpy as np
 import scipy.linalg
 import tensorflow as tf
 
-from tfp_glow.bijectors.one_pass import OnePassBijector, channels_event_shape, num_positions
+from tfp_glow.bijectors.channels import channels_event_shape, num_positions
+from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.networks import MAX_LOG_SCALE, bounded, generator
 
 

@@ -193,18 +193,18 @@ class SeriesEstimator:
     # rounding errors.
     longest = 1.01 * probe.shape[1:].num_elements() * tf.reduce_sum(probe**2, axes)
 
-    def add_term(k, power, log_det, weighted):
+    def add_term(k, power, log_det, weighted, contracts):
       power = pull_back(power)  # probe^T J^k
       factor = coefficients[k - 1] * (1. - 2. * tf.cast(k % 2, probe.dtype))
       log_det -= factor / tf.cast(k, probe.dtype) * tf.reduce_sum(power * probe, axes)
-      weighted += factor * power
-      diverges = tf.where(tf.reduce_sum(power**2, axes) > longest, tf.constant(np.nan, probe.dtype), 1.)
-      return k + 1, power, diverges * log_det, _per_event(diverges, probe) * weighted
+      contracts &= tf.reduce_sum(power**2, axes) <= longest
+      return k + 1, power, log_det, weighted + factor * power, contracts
 
-    start = 1, probe, tf.zeros(tf.shape(probe)[:1], probe.dtype), probe
-    _, _, log_det, weighted = tf.while_loop(lambda k, *_: k <= num_terms, add_term, start,
-                                            maximum_iterations=len(self._coefficients))
-    return log_det, weighted
+    count = tf.shape(probe)[:1]
+    start = 1, probe, tf.zeros(count, probe.dtype), probe, tf.fill(count, True)
+    _, _, log_det, weighted, contracts = tf.while_loop(lambda k, *_: k <= num_terms, add_term, start,
+                                                       maximum_iterations=len(self._coefficients))
+    return tf.where(contracts, log_det, np.nan), tf.where(_per_event(contracts, probe), weighted, np.nan)
 
   def _draw_num_terms(self, seed):
     uniform = _uniform([], _fold_in(seed, _NUM_TERMS), tf.float64)

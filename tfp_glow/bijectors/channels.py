@@ -1,0 +1,23 @@
+"""Events of bijectors that act on channels, position by position."""
+
+import numbers
+
+import tensorflow as tf
+
+
+def channels_event_shape(num_channels, event_ndims):
+  """The event shape `[..., C]` of a bijector that acts on channels; raises `ValueError` for anything but counts."""
+  if isinstance(num_channels, bool) or not isinstance(num_channels, numbers.Integral) or num_channels < 1:
+    raise ValueError(f"`num_channels` must be a positive `int`. Received: {num_channels!r}")
+  if event_ndims not in (1, 2, 3, 4):
+    raise ValueError("`event_ndims` must be 1 for vectors [C], 3 for images [H, W, C], or the rank of other events. "
+                     f"Received: {event_ndims!r}")
+  return [None] * (event_ndims - 1) + [int(num_channels)]
+
+
+def num_positions(event_shape, dtype):
+  """Number of positions, `H * W` of an image, at which a bijector on channels acts."""
+  count = event_shape[:-1].num_elements()
+  if count is None:
+    raise ValueError(f"The size of an event must be known when the graph is built. Received: {event_shape}")
+  return tf.cast(count, dtype)

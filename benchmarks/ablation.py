@@ -75,6 +75,7 @@ def _train(permutation, coupling, seed, num_epochs):
   # pylint: disable=import-outside-toplevel
   import keras
   import tensorflow_probability as tfp
+
   import tfp_glow
   load = lambda split, **kwargs: tfp_glow.data.load_images(
       "fashion_mnist", split, batch_size=_BATCH_SIZE, image_size=16, seed=seed, **kwargs)

@@ -15,8 +15,8 @@ import pathlib
 import sys
 
 import numpy as np
-from sklearn import svm
 import tensorflow as tf
+from sklearn import svm
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
 import training_data  # pylint: disable=wrong-import-position

@@ -4,6 +4,7 @@
 """
 
 import argparse
+import importlib
 import concurrent.futures
 import dataclasses
 import itertools
@@ -17,7 +18,6 @@ import statistics
 import time
 
 import numpy as np
-
 import residual_systems
 import systems
 
@@ -78,13 +78,10 @@ def _start(args, architecture):
 
 
 def _import(name):
-  # pylint: disable=import-outside-toplevel, unused-import
-  if name.startswith("normflows"):
-    import normflows
-  else:
-    import keras
-    import tensorflow_probability
-    import tf_keras
+  """What a program of this system imports; its imports are what is measured."""
+  libraries = ["normflows"] if name.startswith("normflows") else ["keras", "tensorflow_probability", "tf_keras"]
+  for library in libraries:
+    importlib.import_module(library)
 
 
 def _memory(args, architecture):
@@ -119,6 +116,7 @@ def _fit(args, architecture):
   import keras
   import tensorflow as tf
   import tensorflow_probability as tfp
+
   import tfp_glow
   glow = tfp_glow.GlowBijector(architecture.image_shape, architecture.num_levels, architecture.num_steps,
                                architecture.num_hidden, gradient=architecture.gradient, seed=0)
@@ -223,6 +221,7 @@ def _invertibility(args, architecture):
   import keras
   import tensorflow as tf
   import tensorflow_probability as tfp
+
   import tfp_glow
   from tfp_glow import data
   load = lambda split: data.load_images("fashion_mnist", split, batch_size=architecture.batch_size, image_size=32,
@@ -254,6 +253,7 @@ def _export(args, architecture):
   """Writes one model in both forms; returns their sizes, in MiB."""
   # pylint: disable=import-outside-toplevel
   import tensorflow_probability as tfp
+
   import tfp_glow
   glow = tfp_glow.GlowBijector(architecture.image_shape, architecture.num_levels, architecture.num_steps,
                                architecture.num_hidden, seed=0)
@@ -268,10 +268,8 @@ def _export(args, architecture):
 
 def _load(args, architecture):
   """Seconds from the file to the first answer of `log_prob`; imports come before."""
-  # pylint: disable=import-outside-toplevel, unused-import
-  import tensorflow
-  if args.system == "FlowModel":
-    import tfp_glow
+  # pylint: disable=import-outside-toplevel
+  importlib.import_module("tfp_glow" if args.system == "FlowModel" else "tensorflow")
   images = _uint8_images(architecture)
   start = time.perf_counter()
   _calls(args, images)["log_prob"]()
@@ -308,6 +306,7 @@ def _calls(args, images):
             "sample": lambda: ask("sample", "images", num_samples=len(images), temperature=0.7, seed=seed),
             "interpolate": lambda: ask("interpolate", "images", first=images, second=images[::-1], num_steps=4)}
   import keras
+
   from tfp_glow import latent
   model = keras.models.load_model(args.folder / _KERAS_FILE)
 

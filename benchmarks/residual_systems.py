@@ -19,6 +19,7 @@ def _tfp_glow(architecture):
   # pylint: disable=import-outside-toplevel
   import tensorflow as tf
   import tensorflow_probability as tfp
+
   import tfp_glow
   from tfp_glow import lipschitz
 

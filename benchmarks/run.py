@@ -136,7 +136,7 @@ def peers():
 def measure(system, measurement, *options):
   """What `measure.py` prints, called with these arguments in a process of its own; ends the program if it fails."""
   command = [sys.executable, _MEASURE, system, measurement, *options]
-  process = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
+  process = subprocess.run(command, capture_output=True, text=True, check=False)
   if process.returncode:
     sys.exit(f"{' '.join(map(str, command))} failed:\n{process.stderr[-2000:]}")
   return json.loads(process.stdout.splitlines()[-1])

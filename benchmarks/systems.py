@@ -8,7 +8,7 @@ Settings of the peers are the best of those that were tried:
 
 import dataclasses
 import math
-from typing import Callable
+from collections.abc import Callable
 
 import numpy as np
 
@@ -109,6 +109,7 @@ def _tfp_glow(architecture, make_step=_make_bare_step):
   # pylint: disable=import-outside-toplevel
   import keras
   import tensorflow_probability as tfp
+
   import tfp_glow
   keras.config.set_dtype_policy(architecture.policy)
 
@@ -127,6 +128,7 @@ def _flow_model(architecture):
   """As `_tfp_glow`, trained by `FlowModel` with its guards; that one's loss is in bits per dimension."""
   # pylint: disable=import-outside-toplevel
   import tensorflow as tf
+
   import tfp_glow
   nats = architecture.num_dims * math.log(2.)
 
@@ -255,6 +257,7 @@ def torch_system(make_model, log_prob, sample, architecture, after_update=lambda
   """
   # pylint: disable=import-outside-toplevel
   import os
+
   import torch
   torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
   to_tensor = lambda x: torch.from_numpy(np.ascontiguousarray(np.moveaxis(np.asarray(x), -1, 1)))

@@ -10,14 +10,11 @@ from pygments import formatters
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "tfp_glow"
 
-# Modules that users need beside those that `tfp_glow` names.
-MORE_MODULES = ("dequantize", "original", "pictures")
-
 
 def on_files(files, config):
   """Called by MkDocs with the files that it has found."""
   names = public_names()
-  modules = sorted({name for name in names if is_module(name)} | set(MORE_MODULES))
+  modules = sorted(name for name in names if is_module(name))
   pages = {"index.md": front_page(), "reference/index.md": reference(
       "tfp_glow", [f"tfp_glow.{name}" for name in names if not is_module(name) and not name.startswith("_")])}
   pages |= {f"reference/{name}.md": reference(f"tfp_glow.{name}") for name in modules}

@@ -10,9 +10,9 @@ the test split with the default settings).
 import argparse
 
 import keras
-from options import non_negative_int, positive_float, positive_int
 import tensorflow as tf
 import tensorflow_probability as tfp
+from options import non_negative_int, positive_float, positive_int
 
 import tfp_glow
 from tfp_glow import data, dequantize

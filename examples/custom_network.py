@@ -16,8 +16,8 @@ parameters), 2.60 with attention (58,980), and 2.48 with the default network (33
 import argparse
 
 import keras
-from options import non_negative_int, positive_float, positive_int
 import tensorflow_probability as tfp
+from options import non_negative_int, positive_float, positive_int
 
 import tfp_glow
 from tfp_glow import data

@@ -4,10 +4,9 @@ import math
 import pathlib
 
 import numpy as np
-from sklearn import datasets
 import tensorflow as tf
-
 from run_pictures import plt, save_curve
+from sklearn import datasets
 
 DENSITIES_PICTURE, CURVE = "densities.png", "training_curve.png"
 GRID = "density.npy"  # The density on the grid of the picture, for the picture of another run.

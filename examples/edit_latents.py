@@ -30,9 +30,9 @@ import matplotlib
 import numpy as np
 import options
 import run_pictures
-from sklearn.neural_network import MLPClassifier
 import train_glow
 import training_data
+from sklearn.neural_network import MLPClassifier
 
 from tfp_glow import latent, pictures
 

@@ -34,10 +34,10 @@ import argparse
 
 import keras
 import numpy as np
-from options import non_negative_int, positive_float, positive_int
-from sklearn import metrics
 import tensorflow as tf
 import tensorflow_probability as tfp
+from options import non_negative_int, positive_float, positive_int
+from sklearn import metrics
 
 import tfp_glow
 from tfp_glow import data

@@ -22,9 +22,9 @@ import pathlib
 import tempfile
 
 import keras
-from options import non_negative_int, positive_float, positive_int
 import tensorflow as tf
 import tensorflow_probability as tfp
+from options import non_negative_int, positive_float, positive_int
 
 import tfp_glow
 from tfp_glow import callbacks, data

@@ -23,9 +23,9 @@ import sys
 
 import flask
 import numpy as np
-from PIL import Image, ImageOps
 import tensorflow as tf
 import waitress
+from PIL import Image, ImageOps
 from werkzeug import exceptions
 
 PAGE = pathlib.Path(__file__).parent / "serve"  # index.html and what it refers to

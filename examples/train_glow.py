@@ -41,14 +41,15 @@ import time
 
 import keras
 import numpy as np
-import tensorflow as tf
-import tensorflow_probability as tfp
-
 import options
 import run_pictures
-import tfp_glow
-from tfp_glow import callbacks, data, replicas
+import tensorflow as tf
+import tensorflow_probability as tfp
 import training_data
+
+import tfp_glow
+from tfp_glow import callbacks, data
+from tfp_glow.training import replicas
 
 tfd = tfp.distributions
 

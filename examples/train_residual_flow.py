@@ -22,14 +22,14 @@ import functools
 import signal
 import sys
 
-import keras
-import tensorflow_probability as tfp
-
 import densities
+import keras
 import options
-import tfp_glow
+import tensorflow_probability as tfp
 import train_glow
 import training_data
+
+import tfp_glow
 from tfp_glow import networks
 
 tfd = tfp.distributions

@@ -18,7 +18,8 @@ import small_models
 import tensorflow as tf
 
 import tfp_glow
-from tfp_glow import callbacks, replicas
+from tfp_glow import callbacks
+from tfp_glow.training import replicas
 
 IMAGES = small_models.images(19)
 TIMEOUT = 180  # seconds, far more than needed

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 import tfp_glow
-from tfp_glow.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
+from tfp_glow.networks.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
 
 NUMBERS = dict(np.load(pathlib.Path(__file__).parent / "reference" / "residual_flows.npz"))
 BLOCKS = ("fc", "conv")

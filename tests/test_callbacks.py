@@ -8,13 +8,14 @@ import sys
 import distributed_runs
 import keras
 import numpy as np
-from PIL import Image
 import pytest
 import small_models
 import tensorflow as tf
+from PIL import Image
 
 import tfp_glow
-from tfp_glow import callbacks, pictures, replicas
+from tfp_glow import callbacks, pictures
+from tfp_glow.training import replicas
 
 SHAPE = (4, 4, 1)
 IMAGES = small_models.images(24, SHAPE)

@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 from image_files import SPLITS, arrays, fill, keys, pixels
 
-from tfp_glow import data, preparation
+from tfp_glow import data
+from tfp_glow.data.load import preparation
 
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 

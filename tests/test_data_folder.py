@@ -6,8 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 from image_files import SPLITS, arrays, fill, keys, pixels, save
+from PIL import Image
 
 from tfp_glow import data
 

@@ -6,9 +6,9 @@ import sys
 
 import edit_latents
 import numpy as np
-from PIL import Image
 import pytest
 import train_glow
+from PIL import Image
 
 from tfp_glow import pictures
 

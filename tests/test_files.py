@@ -5,7 +5,7 @@ import os
 import pytest
 import tensorflow as tf
 
-from tfp_glow import files
+from tfp_glow._core import files
 
 
 def _write(path, text, is_folder):

@@ -8,8 +8,9 @@ import residual_reference
 import tensorflow as tf
 
 import tfp_glow
-from tfp_glow import gradients, lipschitz
+from tfp_glow._core import gradients
 from tfp_glow.bijectors.fixed_point import solve
+from tfp_glow.networks.glow import lipschitz
 
 RNG = np.random.default_rng(0)
 Y = RNG.standard_normal([5, 3])

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 import tfp_glow
-from tfp_glow.gradients import custom_gradient
+from tfp_glow._core.gradients import custom_gradient
 
 
 def tripled_backwards(x):

@@ -8,8 +8,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_glow
-from tfp_glow import health, networks
+from tfp_glow import networks
 from tfp_glow.bijectors import coupling
+from tfp_glow.training import divergence
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -171,24 +172,24 @@ def _variable(model, name):
 def test_long_gradients_keep_their_direction():
   gradients = [tf.constant([1e25, -3e25]), None, tf.constant([2e20])]
   present = [gradient for gradient in gradients if gradient is not None]
-  largest = health.largest_entries(present)
+  largest = divergence.largest_entries(present)
   np.testing.assert_allclose(largest, [3e25, 2e20])
-  first, none, last = health.shortened(gradients, tf.reduce_max(largest))
+  first, none, last = divergence.shortened(gradients, tf.reduce_max(largest))
   assert none is None
   np.testing.assert_allclose(tf.concat([first, last], 0), np.array([1e25, -3e25, 2e20]) / 3e13, rtol=1e-6)
   short = [tf.constant([1e10, 0.]), tf.constant([-3.])]
-  for before, after in zip(short, health.shortened(short, tf.reduce_max(health.largest_entries(short)))):
+  for before, after in zip(short, divergence.shortened(short, tf.reduce_max(divergence.largest_entries(short)))):
     np.testing.assert_array_equal(before, after)
 
 
 def test_squares_that_overflow_only_in_sum_count():
   """As in Keras' `global_clipnorm`, which made NaN of them."""
-  assert (health.largest_entries([tf.fill([2], 1e19)] * 4).numpy() > 0.).all()
+  assert (divergence.largest_entries([tf.fill([2], 1e19)] * 4).numpy() > 0.).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_entries_that_are_not_finite_are_found(value):
-  found = health.largest_entries([tf.constant([1., 2.]), tf.constant([1., value, 3.])])
+  found = divergence.largest_entries([tf.constant([1., 2.]), tf.constant([1., value, 3.])])
   np.testing.assert_array_equal(np.isfinite(found), [True, False])
 
 
@@ -314,8 +315,8 @@ def test_adapt_refuses_values_that_are_not_finite(value):
 
 
 def test_what_is_described():
-  assert health.describe(tf.constant([1., -2.5])) == "shape (2,), between -2.5 and 1"
-  assert health.describe(tf.zeros([0])) == "nothing"
+  assert divergence.describe(tf.constant([1., -2.5])) == "shape (2,), between -2.5 and 1"
+  assert divergence.describe(tf.zeros([0])) == "nothing"
 
 
 # Inversion.

@@ -8,8 +8,8 @@ import pytest
 import residual_reference
 import tensorflow as tf
 
-from tfp_glow import lipschitz
-from tfp_glow.lipschitz import LearnedOrder, LipschitzConv2D, LipschitzDense, LipSwish
+from tfp_glow.networks.glow import lipschitz
+from tfp_glow.networks.lipschitz import LearnedOrder, LipschitzConv2D, LipschitzDense, LipSwish
 
 REFERENCE = residual_reference.NUMBERS
 INF = math.inf

@@ -10,8 +10,8 @@ import residual_reference
 import tensorflow as tf
 
 import tfp_glow
-from tfp_glow import lipschitz
 from tfp_glow.bijectors import log_det as log_dets
+from tfp_glow.networks.glow import lipschitz
 
 RNG = np.random.default_rng(0)
 

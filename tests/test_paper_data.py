@@ -9,12 +9,13 @@ import tarfile
 import zipfile
 
 import numpy as np
-from image_files import arrays, fill, keys, pixels, save
-from PIL import Image
 import pytest
 import tensorflow as tf
+from image_files import arrays, fill, keys, pixels, save
+from PIL import Image
 
-from tfp_glow import data, preparation
+from tfp_glow import data
+from tfp_glow.data.load import preparation
 
 
 @pytest.fixture(autouse=True)

@@ -7,14 +7,13 @@ import re
 import sys
 
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow as tf
 import test_train_glow
-from test_train_glow import train_glow
 import threadpoolctl
-
+from PIL import Image
 from presets import PRESETS
+from test_train_glow import train_glow
 
 slow = pytest.mark.slow
 

@@ -12,19 +12,16 @@ import types
 import pytest
 
 import tfp_glow
-from tfp_glow import dequantize, original, pictures
 
 ROOT = pathlib.Path(__file__).parent.parent
 MODULES = [value for name in tfp_glow.__all__ if isinstance(value := getattr(tfp_glow, name), types.ModuleType)]
-MODULES += [dequantize, original, pictures]
 
 
 def _public_names():
   """From full names to classes and functions."""
   found = {f"tfp_glow.{name}": getattr(tfp_glow, name) for name in tfp_glow.__all__}
   for module in MODULES:
-    found |= {f"{module.__name__}.{name}": value for name, value in vars(module).items()
-              if not name.startswith("_") and f"{getattr(value, '__module__', '')}.".startswith(f"{module.__name__}.")}
+    found |= {f"{module.__name__}.{name}": getattr(module, name) for name in module.__all__}
   return {name: value for name, value in found.items() if inspect.isclass(value) or inspect.isfunction(value)}
 
 

@@ -9,12 +9,12 @@ import pytest
 import small_models
 import tensorflow as tf
 import tensorflow_probability as tfp
-from tensorflow.python.eager.polymorphic_function import polymorphic_function
 from distributed_runs import mirrored
 from small_models import of_standard_normal, points, residual_flow, residual_model
+from tensorflow.python.eager.polymorphic_function import polymorphic_function
 
 import tfp_glow
-from tfp_glow import lipschitz
+from tfp_glow.networks.glow import lipschitz
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 IMAGES = small_models.images(24, (4, 4, 1))

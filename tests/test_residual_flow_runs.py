@@ -14,7 +14,7 @@ from small_models import of_standard_normal, points, residual_flow
 
 import tfp_glow
 from tfp_glow import callbacks
-from tfp_glow.lipschitz import LearnedOrder, LipschitzDense, LipSwish
+from tfp_glow.networks.lipschitz import LearnedOrder, LipschitzDense, LipSwish
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 IMAGES = small_models.images(16)

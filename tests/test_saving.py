@@ -15,7 +15,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_glow
-from tfp_glow import serialization
+from tfp_glow.storage import saving
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -489,7 +489,7 @@ _ARRAY = {"dtype": "float32", "shape": [1], "base64": "AACAPw=="}
 ])
 def test_a_changed_file_is_an_error(config, match, tmp_path):
   with pytest.raises(ValueError, match=match):
-    serialization.distribution_from_config(config)
+    saving.distribution_from_config(config)
   _model(small_models.gaussian).save(tmp_path / "model.keras")
   with zipfile.ZipFile(tmp_path / "model.keras") as archive:
     members = {name: archive.read(name) for name in archive.namelist()}

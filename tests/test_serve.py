@@ -13,10 +13,10 @@ import zlib
 
 import image_files
 import numpy as np
-from PIL import Image
 import pytest
 import served_models
 import tensorflow as tf
+from PIL import Image
 
 from tfp_glow import data
 

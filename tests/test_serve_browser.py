@@ -14,12 +14,12 @@ import threading
 
 import image_files
 import pytest
+import served_models
+import waitress
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
-import served_models
-import waitress
 
 serve = served_models.load_script()
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")

@@ -13,11 +13,11 @@ import types
 
 import keras
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow as tf
-
 import train_glow
+from PIL import Image
+
 from tfp_glow import callbacks, data
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train_glow.py"

@@ -3,14 +3,13 @@
 import json
 import sys
 
+import densities
 import numpy as np
-from PIL import Image
 import pytest
 import tensorflow as tf
-
-import densities
 import train_glow
 import train_residual_flow as script
+from PIL import Image
 
 TINY = ["--num-dense-blocks=1", "--num-dense-hidden=4", "--epochs=1", "--batch-size=1000"]
 TINY_IMAGES = ["--data=digits", "--num-scales=1", "--num-blocks=1", "--num-hidden=4"]

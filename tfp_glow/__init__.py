@@ -3,26 +3,26 @@
 `forward` is the generative direction, latent to data; the formulas of the paper are `inverse`.
 """
 
-from tfp_glow import callbacks, data, evaluation, export, latent, lipschitz, networks
+from tfp_glow import callbacks, data, dequantize, evaluation, export, latent, lipschitz, networks, pictures
 from tfp_glow.bijectors.actnorm import ActNorm
+from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
+from tfp_glow.bijectors.glow import GlowBijector, GlowStep
 from tfp_glow.bijectors.logit import Logit
-from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.residual import InvertibleResidualBlock
+from tfp_glow.bijectors.residual_flow import ResidualFlowBijector, ResidualStep
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
-from tfp_glow.glow import GlowBijector, GlowStep
-from tfp_glow.model import FlowModel
-from tfp_glow.original import load_original_checkpoint
-from tfp_glow.residual_flow import ResidualFlowBijector, ResidualStep
+from tfp_glow.checkpoints.openai_glow import load_original_checkpoint
+from tfp_glow.training.model import FlowModel
 from tfp_glow.version import __version__
 
 __all__ = [
     "ActNorm", "AdditiveCoupling", "AffineCoupling", "ChannelPermutation", "FactorOut", "FlowModel", "GlowBijector",
     "GlowStep", "InvertibleConv1x1", "InvertibleResidualBlock", "Logit", "OnePassBijector", "ResidualFlowBijector",
-    "ResidualStep", "Scan", "Squeeze", "TopPrior", "callbacks", "data", "evaluation", "export", "latent", "lipschitz",
-    "load_original_checkpoint", "networks", "__version__",
+    "ResidualStep", "Scan", "Squeeze", "TopPrior", "callbacks", "data", "dequantize", "evaluation", "export", "latent",
+    "lipschitz", "load_original_checkpoint", "networks", "pictures", "__version__",
 ]

@@ -1,46 +1,5 @@
-"""Images side by side in one picture."""
+"""Pictures of many images."""
 
-import numpy as np
+from tfp_glow.data.pictures import tile
 
-TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that a person sees those of 8x8.
-GAP = 4  # White pixels between them.
-
-
-def tile(rows):
-  """Rows of images as one picture, enlarged pixel by pixel, with white gaps.
-
-  #### Example
-
-  ```python
-  import numpy as np
-  from tfp_glow import pictures
-
-  pictures.tile([np.zeros([5, 8, 8, 1], np.uint8), np.zeros([3, 8, 8, 1], np.uint8)])  # [140, 344, 1]
-  ```
-
-  Args:
-    rows: List of uint8 arrays `[n, H, W, C]`; the numbers `n` of images may differ.
-
-  Returns:
-    uint8 array `[height, width, C]`.
-
-  Raises:
-    ValueError: if `rows` is empty, or not of images of one size.
-    TypeError: if the images are not uint8.
-  """
-  rows = [np.asarray(row) for row in rows]
-  if not rows or any(row.ndim != 4 or row.shape[1:] != rows[0].shape[1:] for row in rows):
-    raise ValueError("`rows` must be arrays [n, H, W, C] of images of one size. "
-                     f"Received: shapes {[row.shape for row in rows]}")
-  if any(row.dtype != np.uint8 for row in rows):
-    raise TypeError(f"`rows` must be uint8. Received: {sorted({row.dtype.name for row in rows})}")
-  height, width, num_channels = rows[0].shape[1:]
-  zoom = max(1, TILE_SIZE // height)
-  height, width = zoom * height, zoom * width
-  picture = np.full([GAP + (height + GAP) * len(rows), GAP + (width + GAP) * max(map(len, rows)), num_channels], 255,
-                    np.uint8)
-  for i, row in enumerate(rows):
-    for j, image in enumerate(row):
-      top, left = GAP + i * (height + GAP), GAP + j * (width + GAP)
-      picture[top:top + height, left:left + width] = image.repeat(zoom, axis=0).repeat(zoom, axis=1)
-  return picture
+__all__ = ["tile"]

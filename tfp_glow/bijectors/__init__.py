@@ -1,0 +1,1 @@
+"""Bijectors: the contract, compositions, layers, whole flows."""

@@ -2,9 +2,9 @@
 
 import tensorflow as tf
 
+from tfp_glow._core.numerics import activation_statistics, log_scale_of
+from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import channels_event_shape, num_positions
-from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.networks import activation_statistics, log_scale_of
 
 
 class ActNorm(OnePassBijector):

@@ -4,9 +4,9 @@ import numpy as np
 import scipy.linalg
 import tensorflow as tf
 
+from tfp_glow._core.numerics import MAX_LOG_SCALE, bounded, generator
+from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import channels_event_shape, num_positions
-from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.networks import MAX_LOG_SCALE, bounded, generator
 
 
 class InvertibleConv1x1(OnePassBijector):
@@ -73,7 +73,7 @@ class InvertibleConv1x1(OnePassBijector):
       value: Callable, from a variable of this bijector to its value.
       inverse: Python `bool`: the matrix of `inverse`, which is `W`, or that of `forward`, which is `W^-1`.
     """
-    # In float64: more exact, and faster on CPUs (see `networks.border_response`).
+    # In float64: more exact, and faster on CPUs (see `networks.glow.border_response`).
     lower, upper, log_scale, permutation, sign = (
         tf.cast(value(v), tf.float64) for v in (self.lower, self.upper, self.log_scale, self.permutation, self.sign))
     log_scale = bounded(log_scale)

@@ -3,9 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import networks
-from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.gradients import custom_gradient, with_pull_back
+from tfp_glow._core.gradients import custom_gradient, with_pull_back
+from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.networks import building
+from tfp_glow.networks.glow import CouplingNetwork, append_ones
 
 # The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and long before that the way
 # back overflows.
@@ -28,7 +29,7 @@ class _Coupling(OnePassBijector):
                      validate_args=validate_args, parameters=parameters, name=name)
     self.network = network
     self._num_channels = None
-    if networks.is_built(network):
+    if building.is_built(network):
       self._adopt(network.variables)
 
   def _transform(self, inputs, parameters, inverse):
@@ -62,9 +63,9 @@ class _Coupling(OnePassBijector):
     if num_channels is None or num_channels < 2:
       raise ValueError(f"`{self.name}` needs at least two channels, known when the graph is built, to split. "
                        f"Received: event shape {event_shape}")
-    was_built = networks.is_built(self.network)
+    was_built = building.is_built(self.network)
     kept = num_channels // 2
-    networks.build(self.network, event_shape[:-1].concatenate(kept),
+    building.build(self.network, event_shape[:-1].concatenate(kept),
                    len(self._offsets) * (num_channels - kept), self.dtype)
     if not was_built:
       self._adopt(self.network.variables)
@@ -73,7 +74,7 @@ class _Coupling(OnePassBijector):
   @property
   def _folds(self):
     """Whether the network can take its weights as tensors, folded before, and gives its outputs apart."""
-    return isinstance(self.network, networks.CouplingNetwork) and self.network.num_groups == len(self._offsets)
+    return isinstance(self.network, CouplingNetwork) and self.network.num_groups == len(self._offsets)
 
   def _forward_and_log_det(self, x):
     return self._prepare_and_apply(x, inverse=False)
@@ -104,7 +105,7 @@ class _Coupling(OnePassBijector):
 
   def _enter(self, values):
     kept, changed = tf.split(values, [values.shape[-1] // 2, -1], axis=-1)
-    return networks.append_ones(kept), changed
+    return append_ones(kept), changed
 
   def _leave(self, values):
     kept, changed = values

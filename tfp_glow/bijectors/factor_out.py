@@ -3,8 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.networks import ZeroConv2D, border_response, bounded, log_scale_of, within_reach
+from tfp_glow._core.numerics import bounded, log_scale_of, within_reach
+from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.networks.glow import ZeroConv2D, border_response
 
 # The deviations of the learned Gaussians lie between exp(-8) and exp(8): with 8 bits and actnorms, a deviation of
 # exp(-6) is that of the dequantization noise. What a network makes of an odd image may be anything, and noise of 1e19

@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.gradients import copied, custom_gradient, linearized, not_differentiable, with_pull_back
+from tfp_glow._core.gradients import copied, custom_gradient, linearized, not_differentiable, with_pull_back
 
 
 def solve(branch, x, weights, tolerance, max_iterations, name):

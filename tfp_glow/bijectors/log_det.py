@@ -11,7 +11,7 @@ import numpy as np
 import scipy.stats
 import tensorflow as tf
 
-from tfp_glow.gradients import copied, custom_gradient, linearized, not_differentiable, with_pull_back
+from tfp_glow._core.gradients import copied, custom_gradient, linearized, not_differentiable, with_pull_back
 
 # Of the numbers of terms that the roulette may draw.
 _TAILS = {

@@ -4,8 +4,8 @@ import math
 
 import tensorflow as tf
 
-from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.checks import check_choice, check_fractions
+from tfp_glow._core.validation import check_choice, check_fractions
+from tfp_glow.bijectors.base import OnePassBijector
 
 
 class Logit(OnePassBijector):

@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import channels_event_shape
-from tfp_glow.bijectors.one_pass import OnePassBijector
 
 
 class ChannelPermutation(OnePassBijector):

@@ -3,11 +3,12 @@
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import lipschitz, networks
+from tfp_glow._core import numerics
+from tfp_glow._core.validation import check_choice, check_counts, check_fractions, check_seed
 from tfp_glow.bijectors import log_det as log_dets
+from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.fixed_point import solve
-from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.checks import check_choice, check_counts, check_fractions, check_seed
+from tfp_glow.networks import building, lipschitz
 
 _LOG_DETS = ("russian_roulette", "power_series", "exact")
 _MOST_FOR_EXACT = 256  # Numbers in an event: the graph of an exact log-det grows with them, memory with their square.
@@ -108,11 +109,11 @@ class InvertibleResidualBlock(OnePassBijector):
       roulette = roulette if log_det == "russian_roulette" else None
       self._estimators = self._no_dependency({training: log_dets.SeriesEstimator(count, roulette, probe)
                                               for training, count in ((True, num_terms), (False, num_eval_terms))})
-      seed = int(networks.generator(seed).integers(2**31))
+      seed = int(numerics.generator(seed).integers(2**31))
       self._noise_seed = self._add_variable("noise_seed", tf.constant([seed, 0]), trainable=False,
                                             aggregation="only_first_replica")
     # Last, as where it is built later: a saved model's network is built before the block is made again.
-    if networks.is_built(network):
+    if building.is_built(network):
       self._adopt(network.variables)
 
   @property
@@ -135,7 +136,7 @@ class InvertibleResidualBlock(OnePassBijector):
     Args:
       seed: Python `int`.
     """
-    rng = networks.generator(seed)
+    rng = numerics.generator(seed)
     drawn = [pair for layer in lipschitz.constrained_layers(self.network)
              for pair in layer.redraw(int(rng.integers(2**30)))]
     return drawn + ([(self._noise_seed, np.array([rng.integers(2**30), 0]))] if self.is_stochastic else [])
@@ -162,8 +163,8 @@ class InvertibleResidualBlock(OnePassBijector):
     if not self.is_stochastic and event_shape.num_elements() > _MOST_FOR_EXACT:
       raise ValueError(f"`log_det` must not be 'exact' for events of more than {_MOST_FOR_EXACT} numbers. "
                        f"Received: {event_shape}")
-    was_built = networks.is_built(self.network)
-    dtype = networks.build(self.network, event_shape, event_shape[-1], self.dtype)
+    was_built = building.is_built(self.network)
+    dtype = building.build(self.network, event_shape, event_shape[-1], self.dtype)
     if dtype != self.dtype:
       raise ValueError(f"`network` must compute in the dtype of the block, {self.dtype.name}: rounding errors larger "
                        f"than its own would not let `forward` converge. Received: {dtype.name}")

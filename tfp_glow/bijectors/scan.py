@@ -6,8 +6,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.bijectors.one_pass import OnePassBijector
-from tfp_glow.gradients import custom_gradient
+from tfp_glow._core.gradients import custom_gradient
+from tfp_glow.bijectors.base import OnePassBijector
 
 _GRADIENTS = ("autodiff", "reversible")
 

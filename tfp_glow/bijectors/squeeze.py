@@ -2,7 +2,7 @@
 
 import tensorflow as tf
 
-from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.bijectors.base import OnePassBijector
 
 
 class Squeeze(OnePassBijector):

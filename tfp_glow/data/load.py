@@ -12,12 +12,13 @@ import io
 import numbers
 import os
 import pathlib
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import preparation
+from tfp_glow.data import preparation
 
 _SPLIT_OF_TENTH = ("test", "validation", *["train"] * 8)
 _FOLDER_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}

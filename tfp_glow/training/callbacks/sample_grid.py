@@ -4,7 +4,7 @@ import numbers
 
 import numpy as np
 
-from tfp_glow.callbacks.picture import Picture
+from tfp_glow.training.callbacks.picture import Picture
 
 # As many as are seen unless others are asked for: of a thousand a picture would be higher than PNG files may be.
 _MAX_CLASSES = 10

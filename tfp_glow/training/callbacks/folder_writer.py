@@ -7,8 +7,9 @@ import warnings
 import keras
 import tensorflow as tf
 
-from tfp_glow import files, replicas
-from tfp_glow.model import FlowModel
+from tfp_glow._core import files
+from tfp_glow.training import replicas
+from tfp_glow.training.model import FlowModel
 
 
 class FolderWriter(keras.callbacks.Callback):

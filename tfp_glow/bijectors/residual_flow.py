@@ -4,16 +4,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import networks
+from tfp_glow._core import numerics
+from tfp_glow._core.validation import check_counts, check_fractions, check_seed, checked_dtype
 from tfp_glow.bijectors.actnorm import ActNorm
+from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.logit import Logit
-from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
 from tfp_glow.bijectors.whole_flow import WholeFlow
-from tfp_glow.checks import check_counts, check_fractions, check_seed, checked_dtype
-from tfp_glow.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
+from tfp_glow.networks.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
 
 
 class _Sequence(OnePassBijector):
@@ -195,7 +195,7 @@ class _Maker:
   def __init__(self, coefficient, dtype, seed, estimator):
     self._coefficient = coefficient
     self._dtype = dtype
-    self._rng = networks.generator(seed)
+    self._rng = numerics.generator(seed)
     self._estimator = estimator
 
   def steps(self, event_shape, count, num_hidden, is_first, name):

@@ -7,11 +7,11 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow import dequantize
 from tfp_glow.bijectors.conv1x1 import lu_factors
-from tfp_glow.glow import GlowBijector
-from tfp_glow.model import FlowModel
-from tfp_glow.original_architecture import infer_architecture, variable_shapes
+from tfp_glow.bijectors.glow import GlowBijector
+from tfp_glow.checkpoints.openai_glow_architecture import infer_architecture, variable_shapes
+from tfp_glow.likelihood import dequantize
+from tfp_glow.training.model import FlowModel
 
 tfd = tfp.distributions
 

@@ -9,7 +9,8 @@ import time
 import keras
 import tensorflow as tf
 
-from tfp_glow import files, replicas
+from tfp_glow._core import files
+from tfp_glow.training import replicas
 
 # How TensorFlow's checkpoints name what is in them.
 _PROGRESS_KEY = "progress/.ATTRIBUTES/py_state"

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow.bijectors.one_pass import OnePassBijector
+from tfp_glow.bijectors.base import OnePassBijector
 
 _PUBLIC = {"tfp.distributions": (tfp.distributions, tfp.distributions.Distribution),
            "tfp.bijectors": (tfp.bijectors, tfp.bijectors.Bijector),

@@ -6,7 +6,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow import dequantize
+from tfp_glow.likelihood import dequantize
 
 tfb = tfp.bijectors
 tfd = tfp.distributions

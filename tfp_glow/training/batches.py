@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import health
+from tfp_glow.training import divergence
 
 
 def unpack(batch):
@@ -100,7 +100,7 @@ def checked_labels(codec, labels, count):
 def check_finite(name, values):
   """Raises `ValueError` if the argument called `name` holds NaN or infinite values."""
   if not bool(tf.reduce_all(tf.math.is_finite(values))):
-    raise ValueError(f"`{name}` must be finite. Received: {health.describe(values)}")
+    raise ValueError(f"`{name}` must be finite. Received: {divergence.describe(values)}")
 
 
 def first_batch(x, y=None, batch_size=None, name="x"):

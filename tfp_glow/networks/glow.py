@@ -1,79 +1,10 @@
 """Coupling networks: Keras layers."""
 
-import random
-
 import keras
-import numpy as np
 import tensorflow as tf
 
-from tfp_glow.gradients import custom_gradient
-
-# The original trains `log_scale / 3` in place of `log_scale`, which makes its updates three times as large.
-LOG_SCALE_FACTOR = 3.
-
-# Learned log-scales act as if they lay within plus and minus this: half of float32's range, so that such a scale, its
-# inverse and the squares of both are finite and not 0.
-MAX_LOG_SCALE = 40.
-
-
-def generator(seed):
-  """NumPy's, from a seed; `None`: another each time, but the same after `keras.utils.set_random_seed`."""
-  return np.random.default_rng(random.randrange(2**31) if seed is None else seed)
-
-
-def bounded(log_scale, bound=MAX_LOG_SCALE):
-  """`log_scale`, clipped to plus and minus `bound`.
-
-  Beyond the bounds the gradient is that at the bound, so that training leads back, but at most 1: where a network makes
-  so little of the scale, that of the squared latent may be anything.
-
-  Args:
-    log_scale: Tensor.
-    bound: Python `float`.
-  """
-
-  @custom_gradient
-  def clip(x):
-    clipped = tf.clip_by_value(x, -bound, bound)
-    return clipped, lambda d_outputs: tf.where(tf.equal(clipped, x), d_outputs, tf.clip_by_value(d_outputs, -1., 1.))
-
-  return clip(log_scale)
-
-
-def activation_statistics(x):
-  """The shift and the raw log-scale after which `(x + shift) * exp(3 * log_scale)` has mean 0 and variance 1.
-
-  Of a channel that is constant but for rounding (a batch of one image that has come down to one position, for example)
-  nothing is known of the deviation: its scale is 1. Scaled up step after step, other batches would overflow.
-
-  Args:
-    x: Tensor `[..., C]`.
-
-  Returns:
-    shift: Tensor `[C]`.
-    log_scale: Tensor `[C]`.
-  """
-  axes = list(range(x.shape.rank - 1))
-  shift = -tf.reduce_mean(x, axes)
-  deviation = tf.sqrt(tf.reduce_mean(tf.square(x + shift), axes))
-  log_scale = -tf.math.log(deviation + 1e-6) / LOG_SCALE_FACTOR
-  is_constant = deviation <= 1e-6 * (1. + tf.abs(shift))
-  return shift, tf.where(is_constant, tf.zeros_like(log_scale), log_scale)
-
-
-def within_reach(inputs):
-  """Inputs of a network, clipped to plus and minus 1000.
-
-  Actnorms have made them about 1. (A pixel that is black in all images but one is, with 8 bits, 900 deviations off.)
-  Further out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay
-  invertible.
-  """
-  return tf.clip_by_value(inputs, -1000., 1000.)
-
-
-def log_scale_of(parameter):
-  """What a variable `log_scale` stands for: 3 times it, within bounds."""
-  return bounded(LOG_SCALE_FACTOR * parameter)
+from tfp_glow._core.numerics import activation_statistics, before_channels, generator, log_scale_of, within_reach
+from tfp_glow.networks.building import value_of
 
 
 def border_response(border_kernel, height, width):
@@ -102,16 +33,6 @@ def border_response(border_kernel, height, width):
 def append_ones(inputs):
   """Appends to `[..., C]` the channel of ones that `ActNormConv2D` sees the border by."""
   return tf.concat([inputs, tf.ones_like(inputs[..., :1])], axis=-1)
-
-
-def before_channels(x, num_dims):
-  """From `[..., C]` to `[..., 1, ..., 1, C]`, with so many dimensions of size 1; `[..., C]` is known when built."""
-  return tf.reshape(x, x.shape[:-1].as_list() + [1] * num_dims + [x.shape[-1]])
-
-
-def value_of(variable):
-  """The value of a `keras.Variable` itself; instead of it the methods `fold` also take functions that give stacks."""
-  return tf.convert_to_tensor(variable.value)
 
 
 class _Folding(keras.layers.Layer):
@@ -377,48 +298,3 @@ def _part_of_seed(seed, index):
   return None if seed is None else seed + index
 
 
-def is_built(network):
-  """Whether all variables of `network` exist; raises `TypeError` for what is not a Keras layer."""
-  if not isinstance(network, keras.layers.Layer):
-    raise TypeError("`network` must be a layer or model of Keras 3 (`keras.layers.Layer`); layers of `tf_keras` are "
-                    f"others. Received: {network!r}")
-  return network.built
-
-
-def build(network, input_shape, num_output_channels, dtype):
-  """Builds `network` by one call on zeros, and checks that it can serve in a bijector.
-
-  Args:
-    network: Keras layer.
-    input_shape: Static shape of one input, without batch dimension; unknown sizes of images are taken as 4.
-    num_output_channels: Expected size of the output's last dimension.
-    dtype: Of the input.
-
-  Returns:
-    The dtype of the output.
-
-  Raises:
-    ValueError: if the output has another shape, or a call changes the network's state.
-  """
-  sizes = [4 if size is None else size for size in input_shape]
-  with tf.init_scope():
-    inputs = tf.zeros([1] + sizes, dtype)
-    outputs = network(inputs)
-    expected = [1] + sizes[:-1] + [num_output_channels]
-    if outputs.shape.as_list() != expected:
-      raise ValueError(f"`network` must map the shape {[1] + sizes} to {expected}. Received: {network.name!r}, which "
-                       f"returns {outputs.shape.as_list()}")
-    _check_stateless(network, inputs)
-  return outputs.dtype
-
-
-def _check_stateless(network, inputs):
-  before = [(v, tf.convert_to_tensor(v.value)) for v in network.variables]
-  with keras.StatelessScope(state_mapping=before) as scope:
-    network(inputs, training=True)
-    changed = [v.path for v, value in before if scope.get_current_value(v) is not value]
-  if changed:
-    raise ValueError(
-        "`network` must compute the same function on every call, or the bijector cannot be inverted: no layer whose "
-        "state changes when it is called, such as BatchNormalization or Dropout (in a coupling, LayerNormalization and "
-        f"GroupNormalization are fine). Received: {network.name!r}, which changes {', '.join(changed)}")

@@ -6,8 +6,8 @@ import numbers
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import pictures
-from tfp_glow.callbacks.folder_writer import FolderWriter
+from tfp_glow.data import pictures
+from tfp_glow.training.callbacks.folder_writer import FolderWriter
 
 
 class Picture(FolderWriter):

@@ -7,7 +7,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import dequantize, health, inputs, networks, replicas
+from tfp_glow.likelihood import dequantize
+from tfp_glow.networks.glow import ZeroDense
+from tfp_glow.training import batches, divergence, replicas
 
 
 class FlowSteps(keras.Model):
@@ -30,7 +32,7 @@ class FlowSteps(keras.Model):
     self._failure = None
     self.classifier = None
     if weight_y:
-      self.classifier = networks.ZeroDense(codec.num_classes, dtype=codec.bijector.dtype.name, name="classifier")
+      self.classifier = ZeroDense(codec.num_classes, dtype=codec.bijector.dtype.name, name="classifier")
       self.classifier.build([None, codec.num_class_features])
 
   def call(self, images, labels=None):
@@ -38,15 +40,15 @@ class FlowSteps(keras.Model):
     return self._bits(images, labels, self._noise_seed(dequantize.EVALUATION))
 
   def test_step(self, data):
-    images, labels = inputs.unpack(data)
+    images, labels = batches.unpack(data)
     return self._update_metrics(self._terms(images, labels, self._noise_seed(dequantize.EVALUATION)))
 
   def predict_step(self, data):
-    images, labels = inputs.unpack(data)
+    images, labels = batches.unpack(data)
     return self._bits(images, labels, self._noise_seed(dequantize.EVALUATION))
 
   def train_step(self, data):
-    images, labels = inputs.unpack(data)
+    images, labels = batches.unpack(data)
     noise_seed = self._noise_seed(self.optimizer.iterations)
     with tf.GradientTape() as tape:
       terms = self._terms(images, labels, noise_seed, training=True)
@@ -59,7 +61,7 @@ class FlowSteps(keras.Model):
     gradients = tape.gradient(scaled_loss, [v.value for v in variables])
     gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
     largest = self._largest_entries(gradients)
-    gradients = health.shortened(gradients, replicas.sum_over_replicas(tf.reduce_sum(largest)))
+    gradients = divergence.shortened(gradients, replicas.sum_over_replicas(tf.reduce_sum(largest)))
     are_finite = tf.concat([[tf.reduce_all(tf.math.is_finite(losses))], tf.math.is_finite(largest)], axis=0)
     summed = iter(replicas.sum_over_replicas([g for g in gradients if g is not None]))
     gradients = [g if g is None else next(summed) for g in gradients]
@@ -80,7 +82,7 @@ class FlowSteps(keras.Model):
 
   def _largest_entries(self, gradients):
     # A variable without a gradient is Keras' affair.
-    largest = health.largest_entries([tf.zeros([]) if gradient is None else gradient for gradient in gradients])
+    largest = divergence.largest_entries([tf.zeros([]) if gradient is None else gradient for gradient in gradients])
     if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
       # It looks for gradients that overflow, and lowers its scale; that ends somewhere.
       largest = tf.where(self.optimizer.dynamic_scale > 1., tf.zeros_like(largest), largest)
@@ -100,13 +102,13 @@ class FlowSteps(keras.Model):
 
   def _stop(self, are_finite, noise_seed, images, labels=None):
     if not np.all(are_finite):
-      what, received = health.first_non_finite(
+      what, received = divergence.first_non_finite(
           self._codec, images, labels, noise_seed, self.trainable_variables, are_finite[1:].numpy())
     elif replicas.has_workers(self.distribute_strategy):
       what, received = "a quantity of another replica", "finite ones here"
     else:
       return True
-    self._failure = health.message(int(noise_seed[1]) + 1, what, received)
+    self._failure = divergence.message(int(noise_seed[1]) + 1, what, received)
     raise FloatingPointError(self._failure)
 
   @contextlib.contextmanager

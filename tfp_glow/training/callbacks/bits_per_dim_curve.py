@@ -2,8 +2,8 @@
 
 import csv
 
-from tfp_glow import files
-from tfp_glow.callbacks.folder_writer import FolderWriter
+from tfp_glow._core import files
+from tfp_glow.training.callbacks.folder_writer import FolderWriter
 
 _PICTURE, _TABLE = "bits_per_dim.png", "bits_per_dim.csv"
 _CURVES = {"bits_per_dim": "training", "val_bits_per_dim": "validation"}

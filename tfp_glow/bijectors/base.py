@@ -14,9 +14,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 from tensorflow_probability.python.bijectors.composition import Composition
 
+from tfp_glow._core.gradients import with_pull_back
+from tfp_glow._core.validation import checked_dtype
 from tfp_glow.bijectors import passes
-from tfp_glow.checks import checked_dtype
-from tfp_glow.gradients import with_pull_back
 
 tfb = tfp.bijectors
 

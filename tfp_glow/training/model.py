@@ -11,9 +11,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import checks, dequantize, export, files, health, inputs, replicas, serialization
-from tfp_glow.codec import Codec
-from tfp_glow.steps import FlowSteps
+from tfp_glow._core import files, validation
+from tfp_glow.likelihood import dequantize
+from tfp_glow.likelihood.image_likelihood import Codec
+from tfp_glow.storage import savedmodel, saving
+from tfp_glow.training import batches, divergence, replicas
+from tfp_glow.training.train_step import FlowSteps
 
 
 @keras.saving.register_keras_serializable("tfp_glow")
@@ -70,7 +73,7 @@ class FlowModel(FlowSteps):
     codec = Codec(distribution, num_bits)
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
-    weight_y = inputs.checked_weight_y(weight_y, codec)
+    weight_y = batches.checked_weight_y(weight_y, codec)
     codec.build()
     if not distribution.trainable_variables:
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
@@ -144,8 +147,8 @@ class FlowModel(FlowSteps):
     Raises:
       ValueError: if `data` is empty, or holds NaN or infinite values.
     """
-    batch = inputs.first_batch(data, name="data")[0] if isinstance(data, tf.data.Dataset) else data
-    images, _ = inputs.unpack(batch)
+    batch = batches.first_batch(data, name="data")[0] if isinstance(data, tf.data.Dataset) else data
+    images, _ = batches.unpack(batch)
     with self.distribute_strategy.scope():
       values = self._codec.to_values(images, self._noise_seed(dequantize.INITIALIZATION))
       replicas.run_on_chief(lambda: self._initialize(values), self.distribute_strategy)
@@ -153,7 +156,7 @@ class FlowModel(FlowSteps):
     replicas.take_from_chief([v.value for v in self._adopted], self.distribute_strategy)
 
   def _initialize(self, values):
-    inputs.check_finite("data", values)
+    batches.check_finite("data", values)
     for bijector in self._codec.bijectors:
       if hasattr(bijector, "initialize"):
         bijector.initialize(values)
@@ -180,17 +183,17 @@ class FlowModel(FlowSteps):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._assert_compile_called("fit")
-    inputs.check_data(self._codec, x, y, batch_size, kwargs)
+    batches.check_data(self._codec, x, y, batch_size, kwargs)
     if kwargs.get("validation_data") is not None:
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-      inputs.check_data(self._codec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
+      batches.check_data(self._codec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
     if self._needs_adapt():
-      batch, x = inputs.first_batch(x, y, batch_size)
+      batch, x = batches.first_batch(x, y, batch_size)
       self.adapt(batch)
     if isinstance(x, tf.data.Dataset):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
     if self.jit_compile:
-      kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), health.StopWhenNotFinite())
+      kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), divergence.StopWhenNotFinite())
     # Callbacks such as `StopOnInterrupt` are not told of errors.
     with _signal_handler_kept(signal.SIGINT), self._failure_named():
       history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
@@ -216,7 +219,7 @@ class FlowModel(FlowSteps):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._assert_compile_called("train_on_batch")
-    inputs.check_data(self._codec, x, y, None, kwargs)
+    batches.check_data(self._codec, x, y, None, kwargs)
     if self._needs_adapt():
       self.adapt(x if y is None else (x, y))
     with self._failure_named():
@@ -238,7 +241,7 @@ class FlowModel(FlowSteps):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._assert_compile_called("evaluate")
-    inputs.check_data(self._codec, x, y, batch_size, kwargs)
+    batches.check_data(self._codec, x, y, batch_size, kwargs)
     return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
   def predict(self, x, batch_size=None, **kwargs):
@@ -254,7 +257,7 @@ class FlowModel(FlowSteps):
     Raises:
       ValueError: if `x` is empty or does not fit.
     """
-    inputs.check_data(self._codec, x, None, batch_size, kwargs)
+    batches.check_data(self._codec, x, None, batch_size, kwargs)
     return super().predict(x, batch_size=batch_size, **kwargs)
 
   def save(self, filepath, **kwargs):
@@ -275,7 +278,7 @@ class FlowModel(FlowSteps):
     """
     if not str(filepath).endswith(".keras"):
       raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
-    serialization.check_is_found(type(self))
+    saving.check_is_found(type(self))
     json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has written a part.
     if not kwargs.get("overwrite", True) and os.path.exists(filepath):
       super().save(filepath, **kwargs)  # Keras asks, in a terminal.
@@ -311,13 +314,13 @@ class FlowModel(FlowSteps):
 
     A subclass whose constructor has other arguments adds them to what this returns.
     """
-    return {"distribution": serialization.distribution_to_config(self.distribution), "num_bits": self.num_bits,
+    return {"distribution": saving.distribution_to_config(self.distribution), "num_bits": self.num_bits,
             "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name}
 
   @classmethod
   def from_config(cls, config):
     """Makes a model from what `get_config` returned."""
-    config = dict(config, distribution=serialization.distribution_from_config(config["distribution"]))
+    config = dict(config, distribution=saving.distribution_from_config(config["distribution"]))
     is_trainable = config.pop("trainable", True)
     model = cls(**config)
     if not is_trainable:
@@ -328,7 +331,7 @@ class FlowModel(FlowSteps):
     """What `compile_from_config` compiles the model with."""
     if not self.compiled:
       return {}
-    optimizer = serialization.keras_config(self.optimizer, "optimizer")
+    optimizer = saving.keras_config(self.optimizer, "optimizer")
     return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
 
   def compile_from_config(self, config):
@@ -359,8 +362,8 @@ class FlowModel(FlowSteps):
       if self.num_bits is None:
         raise ValueError("`noise_seed` must be None for continuous data, which are not dequantized. "
                          f"Received: {noise_seed!r}")
-      noise_seed = inputs.seed_pair(noise_seed, "noise_seed")
-    return self._log_prob(*inputs.checked_images(self._codec, images, labels), noise_seed).numpy()
+      noise_seed = batches.seed_pair(noise_seed, "noise_seed")
+    return self._log_prob(*batches.checked_images(self._codec, images, labels), noise_seed).numpy()
 
   def class_probabilities(self, images):
     """What the classifier makes of images, at the midpoints of their bins.
@@ -379,7 +382,7 @@ class FlowModel(FlowSteps):
       raise ValueError("`weight_y` must be positive for a model that is to tell classes. Received: a model without")
     # The top latent does not depend on the labels before it is whitened; any will do.
     labels = np.zeros(np.shape(images)[:1], np.int32)
-    return self._class_probabilities(*inputs.checked_images(self._codec, images, labels)).numpy()
+    return self._class_probabilities(*batches.checked_images(self._codec, images, labels)).numpy()
 
   def encode(self, images, labels=None):
     """Latents of images, at the midpoints of their bins.
@@ -395,7 +398,7 @@ class FlowModel(FlowSteps):
       TypeError: if the dtype of `images` does not fit, or the distribution has no latents.
       ValueError: if the shape of `images` does not fit, they are not finite, or `labels` are missing or too many.
     """
-    return self._encode(*inputs.checked_images(self._codec, images, labels)).numpy()
+    return self._encode(*batches.checked_images(self._codec, images, labels)).numpy()
 
   def decode(self, z, labels=None):
     """Images of latents.
@@ -415,8 +418,8 @@ class FlowModel(FlowSteps):
     latent_shape = tf.TensorShape([None]).concatenate(self.distribution.distribution.event_shape)
     if not z.shape.is_compatible_with(latent_shape):
       raise ValueError(f"`z` must have shape {latent_shape}. Received: {z.shape}")
-    inputs.check_finite("z", z)
-    return self._decode(z, inputs.checked_labels(self._codec, labels, len(z))).numpy()
+    batches.check_finite("z", z)
+    return self._decode(z, batches.checked_labels(self._codec, labels, len(z))).numpy()
 
   def sample(self, num_samples, temperature=1., labels=None, seed=None):
     """New images: before `adapt` or `fit`, those of a flow that has seen nothing, which is near the identity.
@@ -435,10 +438,10 @@ class FlowModel(FlowSteps):
     Raises:
       ValueError: if an argument is not as above, or the distribution has no latents and `temperature` is not 1.
     """
-    checks.check_counts(num_samples=num_samples)
+    validation.check_counts(num_samples=num_samples)
     temperature = self._codec.check_temperature(temperature)
-    labels = inputs.checked_labels(self._codec, labels, num_samples)
-    return self._sample(tf.constant(num_samples, tf.int32), temperature, inputs.seed_pair(seed), labels).numpy()
+    labels = batches.checked_labels(self._codec, labels, num_samples)
+    return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), labels).numpy()
 
   def export(self, path, warm_up_batch_sizes=()):
     """Writes a SavedModel that needs nothing but TensorFlow to serve, by `tfp_glow.export.export_distribution`.
@@ -455,7 +458,7 @@ class FlowModel(FlowSteps):
       ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
       OSError: if `path` cannot be written.
     """
-    export.export_distribution(self.distribution, path, self.num_bits, warm_up_batch_sizes)
+    savedmodel.export_distribution(self.distribution, path, self.num_bits, warm_up_batch_sizes)
 
   def _needs_adapt(self):
     if self._adapted.numpy() > 0.:

@@ -4,8 +4,8 @@ import numbers
 
 import numpy as np
 
-from tfp_glow import latent
-from tfp_glow.callbacks.picture import Picture
+from tfp_glow.data import latent
+from tfp_glow.training.callbacks.picture import Picture
 
 
 class LatentInterpolation(Picture):

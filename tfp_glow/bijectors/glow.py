@@ -4,18 +4,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import networks
+from tfp_glow._core import numerics
+from tfp_glow._core.validation import check_choice, check_counts, check_seed
 from tfp_glow.bijectors.actnorm import ActNorm
+from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import num_positions
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
-from tfp_glow.bijectors.one_pass import OnePassBijector
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
 from tfp_glow.bijectors.whole_flow import WholeFlow
-from tfp_glow.checks import check_choice, check_counts, check_seed
+from tfp_glow.networks.glow import CouplingNetwork
 
 _COUPLINGS = {"affine": AffineCoupling, "additive": AdditiveCoupling}
 _PERMUTATIONS = ("conv1x1", "reverse", "shuffle")
@@ -76,7 +77,7 @@ class GlowStep(OnePassBijector):
   def _matrix(self, value, inverse):
     """Actnorm and permutation, for `_product`, and their log-det at one position."""
     shift = value(self.actnorm.shift)
-    log_scale = networks.log_scale_of(value(self.actnorm.log_scale))
+    log_scale = numerics.log_scale_of(value(self.actnorm.log_scale))
     matrix, log_det = self.permutation.matrix(value, inverse)
     log_det_actnorm = tf.reduce_sum(log_scale, -1)
     if inverse:
@@ -378,13 +379,13 @@ def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, see
   def make_network():
     if network_fn is not None:
       return network_fn(num_outputs)
-    return networks.CouplingNetwork(num_outputs, num_hidden, num_outputs // num_changed, seeds.next(),
+    return CouplingNetwork(num_outputs, num_hidden, num_outputs // num_changed, seeds.next(),
                                     dtype=_network_policy(dtype), name="network")
 
   def draw_indices():
     if permutation == "reverse":
       return np.arange(num_channels)[::-1]
-    return networks.generator(seeds.next()).permutation(num_channels)
+    return numerics.generator(seeds.next()).permutation(num_channels)
 
   def make_step(k):
     del k

@@ -1,0 +1,80 @@
+"""Numbers that stay finite: bounded scales, statistics, inputs within reach; random generators."""
+
+import random
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow._core.gradients import custom_gradient
+
+# The original trains `log_scale / 3` in place of `log_scale`, which makes its updates three times as large.
+LOG_SCALE_FACTOR = 3.
+
+# Learned log-scales act as if they lay within plus and minus this: half of float32's range, so that such a scale, its
+# inverse and the squares of both are finite and not 0.
+MAX_LOG_SCALE = 40.
+
+
+def generator(seed):
+  """NumPy's, from a seed; `None`: another each time, but the same after `keras.utils.set_random_seed`."""
+  return np.random.default_rng(random.randrange(2**31) if seed is None else seed)
+
+
+def bounded(log_scale, bound=MAX_LOG_SCALE):
+  """`log_scale`, clipped to plus and minus `bound`.
+
+  Beyond the bounds the gradient is that at the bound, so that training leads back, but at most 1: where a network makes
+  so little of the scale, that of the squared latent may be anything.
+
+  Args:
+    log_scale: Tensor.
+    bound: Python `float`.
+  """
+
+  @custom_gradient
+  def clip(x):
+    clipped = tf.clip_by_value(x, -bound, bound)
+    return clipped, lambda d_outputs: tf.where(tf.equal(clipped, x), d_outputs, tf.clip_by_value(d_outputs, -1., 1.))
+
+  return clip(log_scale)
+
+
+def activation_statistics(x):
+  """The shift and the raw log-scale after which `(x + shift) * exp(3 * log_scale)` has mean 0 and variance 1.
+
+  Of a channel that is constant but for rounding (a batch of one image that has come down to one position, for example)
+  nothing is known of the deviation: its scale is 1. Scaled up step after step, other batches would overflow.
+
+  Args:
+    x: Tensor `[..., C]`.
+
+  Returns:
+    shift: Tensor `[C]`.
+    log_scale: Tensor `[C]`.
+  """
+  axes = list(range(x.shape.rank - 1))
+  shift = -tf.reduce_mean(x, axes)
+  deviation = tf.sqrt(tf.reduce_mean(tf.square(x + shift), axes))
+  log_scale = -tf.math.log(deviation + 1e-6) / LOG_SCALE_FACTOR
+  is_constant = deviation <= 1e-6 * (1. + tf.abs(shift))
+  return shift, tf.where(is_constant, tf.zeros_like(log_scale), log_scale)
+
+
+def within_reach(inputs):
+  """Inputs of a network, clipped to plus and minus 1000.
+
+  Actnorms have made them about 1. (A pixel that is black in all images but one is, with 8 bits, 900 deviations off.)
+  Further out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay
+  invertible.
+  """
+  return tf.clip_by_value(inputs, -1000., 1000.)
+
+
+def log_scale_of(parameter):
+  """What a variable `log_scale` stands for: 3 times it, within bounds."""
+  return bounded(LOG_SCALE_FACTOR * parameter)
+
+
+def before_channels(x, num_dims):
+  """From `[..., C]` to `[..., 1, ..., 1, C]`, with so many dimensions of size 1; `[..., C]` is known when built."""
+  return tf.reshape(x, x.shape[:-1].as_list() + [1] * num_dims + [x.shape[-1]])

@@ -1,0 +1,12 @@
+"""Callbacks of Keras for the training of flows."""
+
+from tfp_glow.training.callbacks import (
+    BitsPerDimCurve,
+    LatentInterpolation,
+    SampleGrid,
+    StopOnInterrupt,
+    TimeLimit,
+    TrainingState,
+)
+
+__all__ = ["BitsPerDimCurve", "LatentInterpolation", "SampleGrid", "StopOnInterrupt", "TimeLimit", "TrainingState"]

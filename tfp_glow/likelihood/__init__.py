@@ -1,0 +1,1 @@
+"""Images in, log-probabilities and latents out."""

@@ -1,0 +1,517 @@
+"""Keras layers of bounded Lipschitz constant: the networks of invertible residual blocks."""
+
+import functools
+import math
+import numbers
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow._core.gradients import custom_gradient
+from tfp_glow._core.numerics import generator
+from tfp_glow._core.validation import check_counts, check_fractions, check_seed
+from tfp_glow.networks.building import value_of
+
+# The steepest slope of `x * sigmoid(x)` is 1.0998.
+_STEEPEST = 1.1
+
+# Log-dets are made of gradients of these layers.
+_custom_gradient = functools.partial(custom_gradient, can_be_left_out=False)
+
+
+def lip_swish(x, beta):
+  """`x * sigmoid(beta * x) / 1.1`: smooth, and nowhere steeper than 1.
+
+  Args:
+    x: Tensor.
+    beta: Positive scalar tensor.
+
+  Returns:
+    Tensor of the shape of `x`.
+  """
+  return _swish(x * beta) / (_STEEPEST * beta)
+
+
+@_custom_gradient
+def _swish(x):
+  """`x * sigmoid(x)`. Memory bounds its speed: derivatives are written such that they pass over the data few times."""
+  gate = tf.sigmoid(x)
+  swish = x * gate
+  # Once, however many gradients are pulled back through it.
+  slope = _slope_of_swish(x, gate, swish)
+  return swish, lambda d_outputs: d_outputs * slope
+
+
+def _slope_of_swish(x, gate, swish):
+  """`gate + x * gate * (1 - gate)`."""
+
+  @_custom_gradient
+  def slope_of(x):
+    slope = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)
+    return slope, lambda d_slope: d_slope * (1. - gate) * (2. * slope - swish)
+
+  return slope_of(x)
+
+
+@keras.saving.register_keras_serializable("tfp_glow")
+class LipSwish(keras.layers.Layer):
+  """The activation `lip_swish` with a learned, positive beta: the softplus of a variable that starts at 0.5.
+
+  Unlike ELU or softplus it has a second derivative that does not vanish where its slope is steep, so that the gradient
+  of a log-det does not saturate.
+
+  References:
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.3.
+  """
+
+  def __init__(self, **kwargs):
+    """Creates the layer.
+
+    Args:
+      **kwargs: Of `keras.layers.Layer`.
+    """
+    super().__init__(autocast=False, **kwargs)
+
+  def build(self, input_shape):
+    self.beta = self.add_weight(name="beta", shape=(), initializer=keras.initializers.Constant(0.5))
+
+  def fold(self):
+    """What `run` needs besides the inputs: factors of what goes in and of what comes out."""
+    beta = tf.nn.softplus(value_of(self.beta))
+    return [[beta], [1. / (_STEEPEST * beta)]]
+
+  def run(self, inputs, before, after):
+    """The layer, of what `fold` returned; either may be empty, where a neighbour sees to it."""
+    scale = lambda tensor, factors: tensor * tf.cast(factors[0], tensor.dtype) if factors else tensor
+    return scale(_swish(scale(tf.cast(inputs, self.compute_dtype), before)), after)
+
+  def call(self, inputs):
+    return self.run(inputs, *self.fold())
+
+  def compute_output_shape(self, input_shape):
+    return input_shape
+
+
+@keras.saving.register_keras_serializable("tfp_glow")
+class LearnedOrder(keras.layers.Layer):
+  """The order of a norm, between 1 and 5, that is trained; it starts at 2.
+
+  Given to one layer as `codomain` and to the next as `domain` it is one parameter.
+
+  References:
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.2 and appendix D.
+  """
+
+  def __init__(self, **kwargs):
+    """Creates the order.
+
+    Args:
+      **kwargs: Of `keras.layers.Layer`.
+    """
+    super().__init__(**kwargs)
+    self.logit = self.add_weight(name="logit", shape=(), initializer=keras.initializers.Constant(-math.log(3.)))
+    self.built = True
+
+  def order(self):
+    """The order, a scalar tensor."""
+    return 1. + 4. * tf.sigmoid(value_of(self.logit))
+
+
+class _Lipschitz(keras.layers.Layer):
+  """A linear map of bounded norm and a bias: what `LipschitzDense` and `LipschitzConv2D` share; see the former."""
+
+  def __init__(self, num_outputs, coefficient, domain, codomain, tolerance, max_iterations, seed, **kwargs):
+    # Norms are computed in the precision of the kernel.
+    super().__init__(autocast=False, **kwargs)
+    check_fractions(coefficient=coefficient, tolerance=tolerance)
+    check_counts(max_iterations=max_iterations)
+    check_seed(seed)
+    for name, order in (("domain", domain), ("codomain", codomain)):
+      is_number = isinstance(order, numbers.Real) and not isinstance(order, bool)
+      if not isinstance(order, LearnedOrder) and not (is_number and order >= 1.):
+        raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "
+                         f"`LearnedOrder`. Received: {order!r}")
+    if (codomain == 1. and domain != 1.) or (domain == math.inf and codomain != math.inf):
+      raise ValueError("`codomain` must not be 1 but with `domain` 1, nor `domain` infinite but with `codomain` "
+                       "infinite: the iteration would miss the norm among maxima as many as combinations of signs. "
+                       f"Received: domain={domain!r}, codomain={codomain!r}")
+    self._num_outputs = num_outputs
+    self.coefficient = float(coefficient)
+    self.domain = domain
+    self.codomain = codomain
+    self.tolerance = float(tolerance)
+    self.max_iterations = int(max_iterations)
+    self.seed = seed
+
+  # What subclasses implement.
+
+  def _map(self, inputs, kernel):
+    """The linear map of a batch."""
+    raise NotImplementedError
+
+  def _transpose(self, outputs, kernel):
+    """The transpose of `_map`."""
+    raise NotImplementedError
+
+  def _shapes(self, input_shape):
+    """Those of the kernel, and of one input and one output as batches of one."""
+    raise NotImplementedError
+
+  def _is_used(self):
+    """Whether the map makes use of an entry of the kernel, a Boolean array that broadcasts to its shape."""
+    return np.ones([], bool)
+
+  def build(self, input_shape):
+    kernel_shape, self._one_input, self._one_output = self._shapes(input_shape)
+    add = lambda name, shape, **kwargs: self.add_weight(name=name, shape=shape, initializer="zeros", **kwargs)
+    self.kernel = add("kernel", kernel_shape)
+    self.bias = add("bias", kernel_shape[-1:])
+    if self._is_iterated:
+      # All replicas compute the same: any one's will do.
+      self.u, self.v = (add(name, shape, trainable=False, aggregation="only_first_replica")
+                        for name, shape in (("u", self._one_output), ("v", self._one_input)))
+    with tf.init_scope():
+      for variable, value in self.redraw(self.seed):
+        variable.assign(value)
+      self.update_spectral_norm()
+
+  def redraw(self, seed):
+    """What another layer like this, with another seed, starts from: `(variable of this one, array)`, `vectors` too."""
+    rng = generator(seed)
+    bound = 1. / math.sqrt(np.prod(self.kernel.shape[:-1]))
+    drawn = [(variable, rng.uniform(-bound, bound, variable.shape)) for variable in (self.kernel, self.bias)]
+    return drawn + [(vector, rng.standard_normal(vector.shape)) for vector in self.vectors]
+
+  @property
+  def _is_iterated(self):
+    """Whether the norm takes a power iteration."""
+    return self.domain != 1. and self.codomain != math.inf
+
+  def norm(self):
+    """The norm of the map before it is bounded, a scalar tensor."""
+    return tf.reduce_max(self._norms(value_of(self.kernel)))
+
+  def normalized_kernel(self):
+    """The kernel that `call` uses."""
+    kernel = value_of(self.kernel)
+    return kernel / tf.maximum(self._norms(kernel) / self.coefficient, 1.)
+
+  def _norms(self, kernel):
+    """The norms that bound that of the map, to be broadcast to the parts of the kernel that they belong to."""
+    domain, codomain = self._orders()
+    if self._is_iterated:
+      # The gradient of a maximum is that at the maximum, `u` and `v` held.
+      u, v = (tf.stop_gradient(value_of(vector)) for vector in (self.u, self.v))
+      product = tf.reduce_sum(u * self._map(v, kernel))
+      # Their norms are 1, but for learned orders, which change under them.
+      for vector, order in ((v, domain), (u, _conjugate(codomain))):
+        product /= _norm(vector, order) if tf.is_tensor(order) else 1.
+      return product
+    size = tf.abs(kernel) * tf.cast(self._is_used(), kernel.dtype)
+    if domain == 1. and codomain == math.inf:
+      return tf.reduce_max(tf.reshape(tf.reduce_max(size, -1), [-1, size.shape[-2]]), 0)[:, tf.newaxis]
+    largest = tf.stop_gradient(tf.reduce_max(size))  # Or high powers would overflow, or vanish.
+    size = tf.math.divide_no_nan(size, largest)
+    if domain == 1.:
+      power, sums = codomain, self._transpose(tf.ones(self._one_output, kernel.dtype), size**codomain)
+    else:
+      power = _conjugate(domain)
+      sums = self._map(tf.ones(self._one_input, kernel.dtype), size**power)
+    # Of a convolution, at the position where it is largest: at others some of the kernel meets the padding.
+    sums = tf.reduce_max(tf.reshape(sums, [-1, sums.shape[-1]]), 0)
+    norms = largest * tf.where(sums > 0., tf.where(sums > 0., sums, 1.)**(1. / power), 0.)
+    return norms[:, tf.newaxis] if domain == 1. else norms
+
+  def fold(self):
+    """What `run` needs besides the inputs."""
+    return [self.normalized_kernel(), value_of(self.bias)]
+
+  def run(self, inputs, kernel, bias):
+    """The layer, of what `fold` returned."""
+    inputs, kernel, bias = (tf.cast(tensor, self.compute_dtype) for tensor in (inputs, kernel, bias))
+    return tf.nn.bias_add(self._map(inputs, kernel), bias)
+
+  def call(self, inputs):
+    return self.run(inputs, *self.fold())
+
+  def compute_output_shape(self, input_shape):
+    return (*input_shape[:-1], self._num_outputs)
+
+  def update_spectral_norm(self):
+    """Brings `u` and `v` up to date, by the power iteration; see the class."""
+    for vector, value in zip(self.vectors, self.next_vectors()):
+      vector.assign(value)
+
+  @property
+  def vectors(self):
+    """The variables `[u, v]`; none where the norm is exact."""
+    return [self.u, self.v] if self._is_iterated else []
+
+  def next_vectors(self):
+    """The values that `update_spectral_norm` assigns to `vectors`."""
+    if not self._is_iterated:
+      return []
+    (domain, codomain), kernel = self._orders(), value_of(self.kernel)
+    u_of = lambda v, before: _dual(self._map(v, kernel), codomain, before)
+    v_of = lambda u, before: _dual(self._transpose(u, kernel), _conjugate(domain), before)
+
+    def step(change, u, v):
+      v = v_of(u, v)
+      u_next = u_of(v, u)
+      return tf.norm(u_next - u) / tf.norm(u_next), u_next, v
+
+    start = tf.constant(np.inf, kernel.dtype), u_of(value_of(self.v), value_of(self.u)), value_of(self.v)
+    _, u, v = tf.while_loop(lambda change, *_: change > self.tolerance, step, start,
+                            maximum_iterations=self.max_iterations)
+    return [u, v]
+
+  def _orders(self):
+    return [tf.cast(order.order(), self.kernel.dtype) if isinstance(order, LearnedOrder) else float(order)
+            for order in (self.domain, self.codomain)]
+
+  def get_config(self):
+    # Keras writes the objects itself, and so sees which of them layers share.
+    return {**super().get_config(), "domain": self.domain, "codomain": self.codomain, "coefficient": self.coefficient,
+            "tolerance": self.tolerance, "max_iterations": self.max_iterations, "seed": self.seed}
+
+  @classmethod
+  def from_config(cls, config):
+    orders = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("domain", "codomain")
+              if isinstance(config[name], dict)}
+    return cls(**{**config, **orders})
+
+
+@keras.saving.register_keras_serializable("tfp_glow")
+class LipschitzDense(_Lipschitz):
+  """A dense layer whose matrix is made so much smaller that its norm is at most `coefficient`.
+
+  ```none
+  call(x) = x @ (kernel / max(1, norm / coefficient)) + bias
+  norm = max |x @ kernel|_codomain / |x|_domain
+  ```
+
+  With `domain` 1 or `codomain` `inf` the norm is that of the largest row or column of the kernel, and each of them is
+  bounded by itself. Else it is found by a power iteration: `norm = <u, v @ kernel>` for the vectors `u` and `v` at
+  which it is attained. They are variables that are not trained: `call` leaves them alone, gradients flow through the
+  norm but not into them, and `update_spectral_norm` brings them up to date, which is due after every change of the
+  kernel. (A bijector's `after_update` does it for its network, and `FlowModel` calls that in every training step.)
+
+  Such a norm is estimated from below, where both orders are 2 by about the `tolerance`, provided that the kernel has
+  changed in small steps, as in training: from vectors that all but meet a smaller singular value, as they may after
+  other weights were assigned, it takes more updates than one to leave it. With other orders, for which no way to the
+  norm is known but to try all, the iteration may stop at a maximum that is not the largest, the more so the nearer they
+  are to 1 and infinity. Then the layer is not bounded for sure.
+
+  References:
+    Gouk et al., "Regularisation of neural networks by enforcing Lipschitz continuity" (2018).
+    Behrmann et al., "Invertible Residual Networks" (2019), section 2.1.
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.2, on orders other than 2.
+  """
+
+  def __init__(self, units, coefficient=0.98, domain=2., codomain=2., tolerance=1e-3, max_iterations=200, seed=None,
+               **kwargs):
+    """Creates the layer.
+
+    Args:
+      units: Python `int`, number of outputs.
+      coefficient: Python `float` below 1, the bound of the norm.
+      domain: Order of the norm of inputs: Python `float` of at least 1, `math.inf`, or `LearnedOrder`.
+      codomain: The same of outputs; 1 with `domain` 1 only, as `domain` is infinite with `codomain` infinite only. In a
+        network, the order of one layer's outputs must be that of the next one's inputs, and that of the last one's
+        outputs that of the first one's inputs.
+      tolerance: Python `float`: the power iteration ends when `u` changes by less than that, relative to its length.
+      max_iterations: Python `int`, or after that many steps.
+      seed: Python `int` of the initial values; `None`: others each time (after `keras.utils.set_random_seed`, the
+        same).
+      **kwargs: Of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: if an argument is not as above.
+    """
+    check_counts(units=units)
+    super().__init__(units, coefficient, domain, codomain, tolerance, max_iterations, seed, **kwargs)
+    self.units = units
+
+  def _shapes(self, input_shape):
+    return (input_shape[-1], self.units), (1, input_shape[-1]), (1, self.units)
+
+  def _map(self, inputs, kernel):
+    return inputs @ kernel
+
+  def _transpose(self, outputs, kernel):
+    return tf.matmul(outputs, kernel, transpose_b=True)
+
+  def get_config(self):
+    return {**super().get_config(), "units": self.units}
+
+
+@keras.saving.register_keras_serializable("tfp_glow")
+class LipschitzConv2D(_Lipschitz):
+  """A convolution of bounded norm, as `LipschitzDense`, for images of one size, padded with zeros.
+
+  The norm is that of the convolution itself, at that size, not of its kernel as a matrix. With `domain` 1 or `codomain`
+  `inf`, each input or output channel is bounded by itself.
+
+  References:
+    As for `LipschitzDense`.
+  """
+
+  def __init__(self, filters, kernel_size, coefficient=0.98, domain=2., codomain=2., tolerance=1e-3, max_iterations=200,
+               seed=None, **kwargs):
+    """Creates the layer.
+
+    Args:
+      filters: Python `int`, number of output channels.
+      kernel_size: Odd Python `int`.
+      coefficient: See `LipschitzDense`.
+      domain: See `LipschitzDense`.
+      codomain: See `LipschitzDense`.
+      tolerance: See `LipschitzDense`.
+      max_iterations: See `LipschitzDense`.
+      seed: See `LipschitzDense`.
+      **kwargs: Of `keras.layers.Layer`.
+
+    Raises:
+      ValueError: if an argument is not as above; on first use, if the size of the images is not known, and later if it
+        is another (but for a `kernel_size` of 1 with a `domain` of at most `codomain`).
+    """
+    check_counts(filters=filters, kernel_size=kernel_size)
+    if kernel_size % 2 == 0:
+      raise ValueError(f"`kernel_size` must be odd. Received: {kernel_size!r}")
+    super().__init__(filters, coefficient, domain, codomain, tolerance, max_iterations, seed, **kwargs)
+    self.filters = filters
+    self.kernel_size = kernel_size
+
+  @property
+  def _is_local(self):
+    """Whether the norm is that at one position."""
+    orders = self.domain, self.codomain
+    return self.kernel_size == 1 and not any(isinstance(o, LearnedOrder) for o in orders) and orders[0] <= orders[1]
+
+  def _shapes(self, input_shape):
+    if len(input_shape) != 4:
+      raise ValueError(f"`{self.name}` must be given images, [N, H, W, C]. Received: {tuple(input_shape)}")
+    *size, channels = [1, 1, input_shape[-1]] if self._is_local else input_shape[1:]
+    if None in size:
+      raise ValueError(f"`{self.name}` must know the height and width of its inputs when it is built, as its norm "
+                       f"depends on them. Received: {tuple(input_shape)}")
+    return ((self.kernel_size, self.kernel_size, channels, self.filters), (1, *size, channels),
+            (1, *size, self.filters))
+
+  def run(self, inputs, kernel, bias):
+    if not self._is_local and tuple(inputs.shape[1:3]) != self._one_input[1:3]:
+      raise ValueError(f"`{self.name}` was built for images of size {self._one_input[1:3]}, on which its norm depends. "
+                       f"Received: {tuple(inputs.shape)}")
+    return super().run(inputs, kernel, bias)
+
+  def _map(self, inputs, kernel):
+    if self.kernel_size == 1:
+      return _at_each_position(inputs, kernel[0, 0])
+    return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME")
+
+  def _transpose(self, outputs, kernel):
+    if self.kernel_size == 1:
+      return _at_each_position(outputs, tf.transpose(kernel[0, 0]))
+    return tf.nn.conv2d_transpose(outputs, kernel, self._one_input, strides=1, padding="SAME")
+
+  def _is_used(self):
+    # On images smaller than the kernel, its outer entries meet nothing but padding.
+    offsets = np.abs(np.arange(self.kernel_size) - self.kernel_size // 2)
+    height, width = self._one_input[1:3]
+    return ((offsets < height)[:, np.newaxis] & (offsets < width))[..., np.newaxis, np.newaxis]
+
+  def get_config(self):
+    return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size}
+
+
+def constrained_layers(network):
+  """The layers of bounded Lipschitz constant in a network, at any depth.
+
+  Args:
+    network: Keras layer.
+  """
+  return [layer for layer in network._flatten_layers() if isinstance(layer, _Lipschitz)]
+
+
+def fold(network):
+  """What a network computes with, as tensors: for `run`, which then normalises no kernel again.
+
+  Args:
+    network: Keras layer. Of a `keras.Sequential`, kernels of the layers above come normalised; of all else it is the
+      values of the variables.
+
+  Returns:
+    Nest of tensors.
+  """
+  if type(network) is keras.Sequential:  # A subclass may do more.
+    return _merge(network.layers, [fold(layer) for layer in network.layers])
+  if isinstance(network, (_Lipschitz, LipSwish)):
+    return network.fold()
+  return [value_of(variable) for variable in network.variables]
+
+
+def _merge(layers, folded):
+  """Has linear maps see to the factors of the `LipSwish` after or before them: weights are fewer than activations."""
+  for i, layer in enumerate(layers):
+    if not isinstance(layer, LipSwish):
+      continue
+    if i > 0 and isinstance(layers[i - 1], _Lipschitz):
+      (factor,), folded[i][0] = folded[i][0], []
+      folded[i - 1] = [tensor * tf.cast(factor, tensor.dtype) for tensor in folded[i - 1]]
+    if i + 1 < len(layers) and isinstance(layers[i + 1], _Lipschitz):
+      (factor,), folded[i][1] = folded[i][1], []
+      kernel, bias = folded[i + 1]
+      folded[i + 1] = [kernel * tf.cast(factor, kernel.dtype), bias]
+  return folded
+
+
+def run(network, inputs, weights):
+  """The network, of what `fold` returned."""
+  if type(network) is keras.Sequential:
+    for layer, weights_of_layer in zip(network.layers, weights, strict=True):
+      inputs = run(layer, inputs, weights_of_layer)
+    return inputs
+  if isinstance(network, (_Lipschitz, LipSwish)):
+    return network.run(inputs, *weights)
+  with keras.StatelessScope(state_mapping=list(zip(network.variables, weights, strict=True))):
+    return network(inputs)
+
+
+def _at_each_position(inputs, matrix):
+  """As a matrix product a 1x1 convolution is faster on CPUs."""
+  flat = tf.reshape(inputs, [-1, inputs.shape[-1]]) @ matrix
+  return tf.reshape(flat, tf.concat([tf.shape(inputs)[:-1], matrix.shape[-1:]], axis=0))
+
+
+# Norms. The order is a Python float, or a tensor where it is learned.
+
+
+def _conjugate(order):
+  """The order of the dual norm: `1 / order + 1 / conjugate = 1`."""
+  if isinstance(order, float) and order in (1., math.inf):
+    return math.inf if order == 1. else 1.
+  return order / (order - 1.)
+
+
+def _norm(x, order):
+  size = tf.abs(x)
+  largest = tf.reduce_max(size)
+  # Of numbers up to 1: their powers do not overflow.
+  return largest * tf.reduce_sum(tf.math.divide_no_nan(size, largest)**order)**(1. / order)
+
+
+def _dual(x, order, otherwise):
+  """The vector of norm 1 in the dual norm whose product with `x` is the norm of `x`; `otherwise`, if `x` is 0.
+
+  Args:
+    x: Tensor.
+    order: Of the norm of `x`, finite.
+    otherwise: Tensor of the shape of `x`.
+  """
+  size = tf.abs(x)
+  largest = tf.reduce_max(size)
+  scaled = tf.math.divide_no_nan(size, largest)
+  powers = scaled if isinstance(order, float) and order == 2. else scaled**(order - 1.)
+  dual = tf.sign(x) * powers / tf.reduce_sum(powers * scaled)**(1. - 1. / order)
+  return tf.where(largest > 0., dual, otherwise)

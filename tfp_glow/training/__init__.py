@@ -1,0 +1,1 @@
+"""Training with Keras: the model, its step, what guards and follows it."""

@@ -4,9 +4,9 @@
 """
 
 import argparse
-import importlib
 import concurrent.futures
 import dataclasses
+import importlib
 import itertools
 import json
 import math

@@ -6,10 +6,12 @@
 from tfp_glow import callbacks, data, dequantize, evaluation, export, latent, lipschitz, networks, pictures
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.bijectors.composition import Chain, Invert
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
-from tfp_glow.bijectors.glow import GlowBijector, GlowStep
+from tfp_glow.bijectors.glow import GlowBijector
+from tfp_glow.bijectors.glow_step import GlowStep
 from tfp_glow.bijectors.logit import Logit
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.residual import InvertibleResidualBlock
@@ -21,8 +23,8 @@ from tfp_glow.training.model import FlowModel
 from tfp_glow.version import __version__
 
 __all__ = [
-    "ActNorm", "AdditiveCoupling", "AffineCoupling", "ChannelPermutation", "FactorOut", "FlowModel", "GlowBijector",
-    "GlowStep", "InvertibleConv1x1", "InvertibleResidualBlock", "Logit", "OnePassBijector", "ResidualFlowBijector",
-    "ResidualStep", "Scan", "Squeeze", "TopPrior", "callbacks", "data", "dequantize", "evaluation", "export", "latent",
-    "lipschitz", "load_original_checkpoint", "networks", "pictures", "__version__",
+    "ActNorm", "AdditiveCoupling", "AffineCoupling", "Chain", "ChannelPermutation", "FactorOut", "FlowModel",
+    "GlowBijector", "GlowStep", "Invert", "InvertibleConv1x1", "InvertibleResidualBlock", "Logit", "OnePassBijector",
+    "ResidualFlowBijector", "ResidualStep", "Scan", "Squeeze", "TopPrior", "callbacks", "data", "dequantize",
+    "evaluation", "export", "latent", "lipschitz", "load_original_checkpoint", "networks", "pictures", "__version__",
 ]

@@ -42,23 +42,18 @@ class ActNorm(OnePassBijector):
     self.log_scale = self._add_variable("log_scale", tf.zeros([num_channels], self.dtype))
 
   def _forward_and_log_det(self, x):
-    return self._prepare_and_apply(x, inverse=False)
+    shift, log_scale, log_det = self._values(x.shape[1:])
+    return x * tf.exp(-log_scale) - shift, -log_det
 
   def _inverse_and_log_det(self, y):
-    return self._prepare_and_apply(y, inverse=True)
+    shift, log_scale, log_det = self._values(y.shape[1:])
+    return (y + shift) * tf.exp(log_scale), log_det
 
-  def _prepare(self, value, event_shape, inverse):
-    log_scale = log_scale_of(value(self.log_scale))
-    log_det = num_positions(event_shape, log_scale.dtype) * tf.reduce_sum(log_scale, -1)
-    return (value(self.shift), log_scale), log_det if inverse else -log_det
-
-  def _apply(self, inputs, weights, inverse):
-    shift, log_scale = weights
-    outputs = (inputs + shift) * tf.exp(log_scale) if inverse else inputs * tf.exp(-log_scale) - shift
-    return outputs, tf.zeros([], inputs.dtype)
-
-  def _variables_of_apply(self):
-    return []
+  def _values(self, event_shape):
+    """Shift, log-scale, and the log-det of `inverse`."""
+    log_scale = log_scale_of(tf.convert_to_tensor(self.log_scale.value))
+    log_det = num_positions(event_shape, log_scale.dtype) * tf.reduce_sum(log_scale)
+    return tf.convert_to_tensor(self.shift.value), log_scale, log_det
 
   def _initialize(self, y):
     shift, log_scale = activation_statistics(y)

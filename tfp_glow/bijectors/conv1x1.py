@@ -5,6 +5,7 @@ import scipy.linalg
 import tensorflow as tf
 
 from tfp_glow._core.numerics import MAX_LOG_SCALE, bounded, generator
+from tfp_glow._core.products import channel_product
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import channels_event_shape, num_positions
 
@@ -86,26 +87,14 @@ class InvertibleConv1x1(OnePassBijector):
     return tf.cast(tf.linalg.triangular_solve(upper, below, lower=False), self.dtype), -log_det
 
   def _forward_and_log_det(self, x):
-    return self._prepare_and_apply(x, inverse=False)
+    return self._product(x, inverse=False)
 
   def _inverse_and_log_det(self, y):
-    return self._prepare_and_apply(y, inverse=True)
+    return self._product(y, inverse=True)
 
-  def _prepare(self, value, event_shape, inverse):
-    matrix, log_det = self.matrix(value, inverse)
-    return matrix, num_positions(event_shape, log_det.dtype) * log_det
-
-  def _apply(self, inputs, weights, inverse):
-    return channel_product(inputs, weights), tf.zeros([], inputs.dtype)
-
-  def _variables_of_apply(self):
-    return []
-
-
-def channel_product(inputs, matrix):
-  """`inputs @ matrix` over the last dimension, as one matrix product."""
-  flat = tf.reshape(inputs, [-1, inputs.shape[-1]]) @ matrix
-  return tf.ensure_shape(tf.reshape(flat, tf.shape(inputs)), inputs.shape)
+  def _product(self, inputs, inverse):
+    matrix, log_det = self.matrix(inverse=inverse)
+    return channel_product(inputs, matrix), num_positions(inputs.shape[1:], log_det.dtype) * log_det
 
 
 def random_rotation(num_channels, seed):

@@ -5,8 +5,10 @@ import tensorflow as tf
 
 from tfp_glow._core.gradients import custom_gradient, with_pull_back
 from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.bijectors.halves import Halves
+from tfp_glow.bijectors.step import Step
 from tfp_glow.networks import building
-from tfp_glow.networks.glow import CouplingNetwork, append_ones
+from tfp_glow.networks.glow import CouplingNetwork
 
 # The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and long before that the way
 # back overflows.
@@ -16,13 +18,11 @@ MIN_SCALE = 1e-3
 class _Coupling(OnePassBijector):
   """Changes the second half of the channels by what a network makes of the first half.
 
-  With `C` channels, the first `C // 2` condition and stay; the rest changes. Between `_enter` and `_leave` the
-  activations are two tensors, `concat(kept, 1)` and `changed`: to put them together and apart in every step would take
-  longer than to change them. The channel of ones is for `networks.ActNormConv2D`.
+  With `C` channels, the first `C // 2` condition and stay; the rest changes.
   """
 
   # The network's output channels alternate between parameters of the transformation: what is added to each of them.
-  _offsets = (0.,)
+  offsets = (0.,)
 
   def __init__(self, network, event_ndims, dtype, validate_args, parameters, name):
     super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
@@ -32,12 +32,12 @@ class _Coupling(OnePassBijector):
     if building.is_built(network):
       self._adopt(network.variables)
 
-  def _transform(self, inputs, parameters, inverse):
+  def transform(self, inputs, parameters, inverse):
     """The second half, changed with the network's outputs, a tensor for each group; and the log-det of that."""
     raise NotImplementedError
 
-  def _undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
-    """From what `_transform` returned, and the gradients of that: its inputs, and the gradients of its arguments."""
+  def undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
+    """From what `transform` returned, and the gradients of that: its inputs, and the gradients of its arguments."""
     raise NotImplementedError
 
   def build(self, event_shape):
@@ -66,93 +66,102 @@ class _Coupling(OnePassBijector):
     was_built = building.is_built(self.network)
     kept = num_channels // 2
     building.build(self.network, event_shape[:-1].concatenate(kept),
-                   len(self._offsets) * (num_channels - kept), self.dtype)
+                   len(self.offsets) * (num_channels - kept), self.dtype)
     if not was_built:
       self._adopt(self.network.variables)
     self._num_channels = num_channels
 
-  @property
-  def _folds(self):
-    """Whether the network can take its weights as tensors, folded before, and gives its outputs apart."""
-    return isinstance(self.network, CouplingNetwork) and self.network.num_groups == len(self._offsets)
+  def as_step(self):
+    """See `step.step_of`."""
+    return _CouplingStep(self)
 
   def _forward_and_log_det(self, x):
-    return self._prepare_and_apply(x, inverse=False)
+    return self.as_step().run(x, inverse=False)
 
   def _inverse_and_log_det(self, y):
-    return self._prepare_and_apply(y, inverse=True)
+    return self.as_step().run(y, inverse=True)
 
   def _initialize(self, y):
     self.build(y.shape[1:])
     kept, changed = tf.split(y, [y.shape[-1] // 2, -1], axis=-1)
     h = getattr(self.network, "initialize", self.network)(kept)
-    changed, _ = self._transform(changed, self._groups(h), inverse=True)
+    changed, _ = self.transform(changed, self.groups(h), inverse=True)
     return tf.concat([kept, changed], axis=-1)
 
-  def _prepare(self, value, event_shape, inverse):
-    self.build(event_shape)
-    nothing = tf.zeros([], self.dtype)
+  def groups(self, h):
+    """The network's outputs as it orders them, taken apart."""
+    h = tf.cast(h, self.dtype)
+    return [h[..., i::len(self.offsets)] + offset for i, offset in enumerate(self.offsets)]
+
+
+class _CouplingStep(Step):
+  """A coupling on `Halves`: its network's weights are folded once for all steps, if it can."""
+
+  @property
+  def variables(self):
+    return [] if self._folds else super().variables
+
+  @property
+  def _folds(self):
+    """Whether the network can take its weights as tensors, folded before, and gives its outputs apart."""
+    network = self._bijector.network
+    return isinstance(network, CouplingNetwork) and network.num_groups == len(self._bijector.offsets)
+
+  def prepare(self, value, event_shape, inverse):
+    coupling, nothing = self._bijector, tf.zeros([], self._bijector.dtype)
+    coupling.build(event_shape)
     if not self._folds:
       return (), nothing
-    offsets = np.repeat(self._offsets, event_shape[-1] - event_shape[-1] // 2)
-    return self.network.fold(*event_shape[:2], value, offsets), nothing
+    offsets = np.repeat(coupling.offsets, event_shape[-1] - event_shape[-1] // 2)
+    return coupling.network.fold(*event_shape[:2], value, offsets), nothing
 
-  def _prepare_back(self, value, event_shape, inverse):
+  def prepare_back(self, value, event_shape, inverse):
     return ()
 
-  def _variables_of_apply(self):
-    return [] if self._folds else self._keras_variables()
+  def enter(self, values):
+    return Halves.enter(values)
 
-  def _enter(self, values):
-    kept, changed = tf.split(values, [values.shape[-1] // 2, -1], axis=-1)
-    return append_ones(kept), changed
+  def leave(self, values):
+    return values.leave()
 
-  def _leave(self, values):
-    kept, changed = values
-    return tf.concat([kept[..., :-1], changed], axis=-1)
-
-  def _apply(self, inputs, weights, inverse):
+  def apply(self, inputs, weights, inverse):
     kept, changed = inputs
     changed, log_det = self._differentiable_transform(inverse)(changed, *self._network_outputs(kept, weights))
-    return (kept, changed), log_det
+    return Halves(kept, changed), log_det
 
   def _differentiable_transform(self, inverse):
-    """`_transform`, with the gradients that `_undo` computes in fewer passes over the data."""
+    """`transform` of the coupling, with the gradients that `undo` computes in fewer passes over the data."""
 
     @custom_gradient
     def transform(inputs, *parameters):
-      outputs, log_det = self._transform(inputs, parameters, inverse)
+      outputs, log_det = self._bijector.transform(inputs, parameters, inverse)
 
       def gradients(d_outputs, d_log_det):
-        _, d_inputs, d_parameters = self._undo(outputs, parameters, d_outputs, d_log_det, inverse)
+        _, d_inputs, d_parameters = self._bijector.undo(outputs, parameters, d_outputs, d_log_det, inverse)
         return d_inputs, *d_parameters
 
       return (outputs, log_det), gradients
 
     return transform
 
-  def _rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
+  def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
     del weights_back
     (kept, changed), (d_kept, d_changed) = outputs, d_outputs
     # One evaluation of the network serves to rebuild the inputs and to find the gradients.
     parameters, pull_back = with_pull_back(self._network_outputs, (kept, weights, variables))
-    changed, d_changed, d_parameters = self._undo(changed, parameters, d_changed, d_log_det, inverse)
+    changed, d_changed, d_parameters = self._bijector.undo(changed, parameters, d_changed, d_log_det, inverse)
     d_network, d_weights, d_variables = pull_back(d_parameters)
-    return (kept, changed), (d_kept + d_network, d_changed), d_weights, d_variables
+    return Halves(kept, changed), Halves(d_kept + d_network, d_changed), d_weights, d_variables
 
   def _network_outputs(self, kept, weights, variables=()):
     """The network's outputs for `concat(kept, 1)`, a tensor for each group of channels."""
     del variables  # The network reads them by itself.
+    coupling = self._bijector
     # A network of lower precision must not lower that of the flow.
     if self._folds:
-      h = tf.cast(self.network.run(kept, weights), self.dtype)
-      return tf.split(h, len(self._offsets), axis=-1)
-    return self._groups(self.network(kept[..., :-1]))
-
-  def _groups(self, h):
-    """The network's outputs as it orders them, taken apart."""
-    h = tf.cast(h, self.dtype)
-    return [h[..., i::len(self._offsets)] + offset for i, offset in enumerate(self._offsets)]
+      h = tf.cast(coupling.network.run(kept, weights), coupling.dtype)
+      return tf.split(h, len(coupling.offsets), axis=-1)
+    return coupling.groups(coupling.network(kept[..., :-1]))
 
 
 class AffineCoupling(_Coupling):
@@ -178,7 +187,7 @@ class AffineCoupling(_Coupling):
     code.
   """
 
-  _offsets = (0., 2.)
+  offsets = (0., 2.)
 
   def __init__(self, network, event_ndims=3, dtype=None, validate_args=False, name="affine_coupling"):
     """Creates the coupling.
@@ -199,7 +208,7 @@ class AffineCoupling(_Coupling):
     parameters = dict(locals())
     super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
 
-  def _transform(self, inputs, parameters, inverse):
+  def transform(self, inputs, parameters, inverse):
     shift, raw = parameters
     scale = _scale(raw)
     outputs = (inputs + shift) * scale if inverse else inputs / scale - shift
@@ -207,7 +216,7 @@ class AffineCoupling(_Coupling):
     log_det = tf.reduce_sum(tf.math.log(scale), axis=list(range(1, raw.shape.rank)))
     return outputs, log_det if inverse else -log_det
 
-  def _undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
+  def undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
     # Where the scale is at its least, with the gradient that the sigmoid has there, not 0: training leads back.
     shift, raw = parameters
     scale = _scale(raw)
@@ -255,10 +264,10 @@ class AdditiveCoupling(_Coupling):
     parameters = dict(locals())
     super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
 
-  def _transform(self, inputs, parameters, inverse):
+  def transform(self, inputs, parameters, inverse):
     shift, = parameters
     return inputs + shift if inverse else inputs - shift, tf.zeros([], inputs.dtype)
 
-  def _undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
+  def undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
     shift, = parameters
     return outputs - shift if inverse else outputs + shift, d_outputs, [d_outputs if inverse else -d_outputs]

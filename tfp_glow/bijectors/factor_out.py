@@ -129,7 +129,7 @@ class TopPrior(OnePassBijector):
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self.learn_top = learn_top
-    self.num_classes = num_classes
+    self._num_classes = num_classes
     outputs = 2 * event_shape[-1]
     add = lambda key, *shape: self._add_variable(key, tf.zeros(shape, self.dtype))
     if learn_top:
@@ -140,6 +140,14 @@ class TopPrior(OnePassBijector):
       self.class_kernel = add("class_kernel", num_classes, outputs)
       self.class_bias = add("class_bias", outputs)
       self.class_log_scale = add("class_log_scale", outputs)
+
+  @property
+  def num_classes(self):
+    return self._num_classes
+
+  @property
+  def argument_names(self):
+    return frozenset() if self._num_classes is None else frozenset({"labels"})
 
   def _forward_and_log_det(self, x, labels=None):
     return _color(x, *self._gaussian(labels))

@@ -1,4 +1,4 @@
-"""Glow: the step of flow and the multi-scale bijector."""
+"""Glow: the multi-scale bijector."""
 
 import keras
 import numpy as np
@@ -7,11 +7,10 @@ import tensorflow as tf
 from tfp_glow._core import numerics
 from tfp_glow._core.validation import check_choice, check_counts, check_seed
 from tfp_glow.bijectors.actnorm import ActNorm
-from tfp_glow.bijectors.base import OnePassBijector
-from tfp_glow.bijectors.channels import num_positions
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
+from tfp_glow.bijectors.glow_step import GlowStep
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
@@ -20,147 +19,6 @@ from tfp_glow.networks.glow import CouplingNetwork
 
 _COUPLINGS = {"affine": AffineCoupling, "additive": AdditiveCoupling}
 _PERMUTATIONS = ("conv1x1", "reverse", "shuffle")
-
-
-class GlowStep(OnePassBijector):
-  """One step of flow, of images or vectors; `inverse` is actnorm, then permutation, then coupling.
-
-  Actnorm and permutation are one matrix product: `((y + b) * s) @ W = y @ (s W) + (b s) @ W`.
-
-  References:
-    Kingma and Dhariwal, "Glow" (2018), figure 2 (a).
-  """
-
-  def __init__(self, actnorm, permutation, coupling, validate_args=False, name="glow_step"):
-    """Creates the step.
-
-    Args:
-      actnorm: `ActNorm`.
-      permutation: `InvertibleConv1x1` or `ChannelPermutation`.
-      coupling: `AffineCoupling` or `AdditiveCoupling`. All three must have the same `event_ndims`.
-      validate_args: See `OnePassBijector`.
-      name: Python `str`.
-
-    Raises:
-      ValueError: if they have not.
-    """
-    parameters = dict(locals())
-    ranks = [part.inverse_min_event_ndims for part in (actnorm, permutation, coupling)]
-    if len(set(ranks)) > 1:
-      raise ValueError("`actnorm`, `permutation` and `coupling` must have the same `event_ndims`. "
-                       f"Received: {ranks}")
-    event_shape = [None] * (ranks[0] - 1) + [actnorm.shift.shape[0]]
-    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=actnorm.dtype,
-                     validate_args=validate_args, parameters=parameters, name=name)
-    self.actnorm = self._add_child(actnorm)
-    self.permutation = self._add_child(permutation)
-    self.coupling = self._add_child(coupling)
-
-  def build(self, event_shape):
-    """Builds the coupling's network for events of this shape."""
-    self.coupling.build(event_shape)
-
-  def _forward_and_log_det(self, x):
-    return self._prepare_and_apply(x, inverse=False)
-
-  def _inverse_and_log_det(self, y):
-    return self._prepare_and_apply(y, inverse=True)
-
-  def _prepare(self, value, event_shape, inverse):
-    matrix, log_det = self._matrix(value, inverse)
-    weights, _ = self.coupling._prepare(value, event_shape, inverse)
-    return (matrix, weights), num_positions(event_shape, self.dtype) * log_det
-
-  def _prepare_back(self, value, event_shape, inverse):
-    return self._matrix(value, not inverse)[0], self.coupling._prepare_back(value, event_shape, inverse)
-
-  def _matrix(self, value, inverse):
-    """Actnorm and permutation, for `_product`, and their log-det at one position."""
-    shift = value(self.actnorm.shift)
-    log_scale = numerics.log_scale_of(value(self.actnorm.log_scale))
-    matrix, log_det = self.permutation.matrix(value, inverse)
-    log_det_actnorm = tf.reduce_sum(log_scale, -1)
-    if inverse:
-      matrix = tf.expand_dims(tf.exp(log_scale), -1) * matrix
-      bias = tf.reduce_sum(tf.expand_dims(shift, -1) * matrix, -2)
-    else:
-      matrix, bias = matrix * tf.expand_dims(tf.exp(-log_scale), -2), -shift
-    return _of_halves(matrix, bias), log_det + (log_det_actnorm if inverse else -log_det_actnorm)
-
-  def _enter(self, values):
-    return self.coupling._enter(values)
-
-  def _leave(self, values):
-    return self.coupling._leave(values)
-
-  def _apply(self, inputs, weights, inverse):
-    matrix, coupling_weights = weights
-    if inverse:
-      return self.coupling._apply(_product(inputs, matrix), coupling_weights, inverse)
-    outputs, log_det = self.coupling._apply(inputs, coupling_weights, inverse)
-    return _product(outputs, matrix), log_det
-
-  def _rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
-    (matrix, coupling_weights), (matrix_back, coupling_weights_back) = weights, weights_back
-    rebuild = lambda outputs, d_outputs: self.coupling._rebuild(
-        outputs, coupling_weights, coupling_weights_back, variables, d_outputs, d_log_det, inverse)
-    undo = lambda outputs, d_outputs: _undo_product(outputs, matrix, matrix_back, d_outputs)
-    if inverse:
-      between, d_between, d_coupling_weights, d_variables = rebuild(outputs, d_outputs)
-      inputs, d_inputs, d_matrix = undo(between, d_between)
-    else:
-      between, d_between, d_matrix = undo(outputs, d_outputs)
-      inputs, d_inputs, d_coupling_weights, d_variables = rebuild(between, d_between)
-    return inputs, d_inputs, (d_matrix, d_coupling_weights), d_variables
-
-  def _variables_of_apply(self):
-    return self.coupling._variables_of_apply()
-
-  def _walk(self, y):
-    for bijector in (self.actnorm, self.permutation, self.coupling):
-      for name, y, log_det in bijector._walk(y):
-        yield name, y, log_det
-
-  def _initialize(self, y):
-    for bijector in (self.actnorm, self.permutation, self.coupling):
-      y = bijector._initialize(y)
-    return y
-
-
-def _of_halves(matrix, bias):
-  """The matrix of `z @ matrix + bias`, split for `z` in two tensors, `concat(z1, 1)` and `z2` (see `_Coupling`)."""
-  where, batch = matrix.shape[-1] // 2, matrix.shape[:-2].as_list()
-  # The channel of ones adds the bias, and stays: one row and one column more.
-  rows = tf.split(tf.concat([matrix, tf.expand_dims(bias, -2)], axis=-2), [where, -1, 1], axis=-2)
-  columns = tf.split(tf.concat([rows[0], rows[2], rows[1]], axis=-2), [where, -1], axis=-1)
-  ones = np.broadcast_to(np.eye(matrix.shape[-1] + 1)[:, where:where + 1], batch + [matrix.shape[-1] + 1, 1])
-  square = tf.concat([columns[0], tf.constant(ones, matrix.dtype), columns[1]], axis=-1)
-  return tuple(tf.split(square, [where + 1, -1], axis=-2))
-
-
-def _product(halves, matrix):
-  """The two tensors of `z @ matrix + bias`; the matrix is from `_of_halves`."""
-  (first, second), (top, bottom) = halves, matrix
-  outputs = tf.matmul(_rows(first), top) + tf.matmul(_rows(second), bottom)
-  outputs = tf.reshape(outputs, [-1, *_sizes(first)[1:-1], top.shape[-1]])
-  return tuple(tf.split(outputs, [first.shape[-1], -1], axis=-1))
-
-
-def _undo_product(outputs, matrix, matrix_back, d_outputs):
-  """From outputs of `_product`, and their gradients: its inputs, and the gradients of inputs and matrix."""
-  inputs = _product(outputs, matrix_back)
-  d_rows = _rows(tf.concat(d_outputs, axis=-1))
-  d_inputs = tuple(tf.reshape(tf.matmul(d_rows, part, transpose_b=True), [-1, *_sizes(half)[1:]])
-                   for part, half in zip(matrix, inputs))
-  return inputs, d_inputs, tuple(tf.matmul(_rows(half), d_rows, transpose_a=True) for half in inputs)
-
-
-def _sizes(x):
-  return [tf.shape(x)[i] if size is None else size for i, size in enumerate(x.shape)]
-
-
-def _rows(x):
-  return tf.reshape(x, [-1, x.shape[-1]])
 
 
 class GlowBijector(WholeFlow):
@@ -246,11 +104,6 @@ class GlowBijector(WholeFlow):
       if block < num_glow_blocks - 1:
         self.splits.append(self._add_child(FactorOut(event_shape, self.dtype, name=f"split{block}")))
     self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top"))
-
-  @property
-  def num_classes(self):
-    """Number of classes, `None` where there are none."""
-    return self.top.num_classes
 
   @property
   def num_class_features(self):

@@ -39,23 +39,13 @@ class ChannelPermutation(OnePassBijector):
     self.indices = self._add_variable("indices", tf.constant(indices, tf.int32), trainable=False)
 
   def _forward_and_log_det(self, x):
-    return self._prepare_and_apply(x, inverse=False)
+    return tf.gather(x, tf.argsort(self.indices.value), axis=-1), tf.zeros([], x.dtype)
 
   def _inverse_and_log_det(self, y):
-    return self._prepare_and_apply(y, inverse=True)
+    return tf.gather(y, self.indices.value, axis=-1), tf.zeros([], y.dtype)
 
   def matrix(self, value, inverse):
     """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, 0."""
     num_channels = self.indices.shape[-1]
     one_hot = tf.one_hot(value(self.indices), num_channels, dtype=self.dtype)
     return tf.linalg.matrix_transpose(one_hot) if inverse else one_hot, tf.zeros([], self.dtype)
-
-  def _prepare(self, value, event_shape, inverse):
-    indices = value(self.indices)
-    return indices if inverse else tf.argsort(indices), tf.zeros([], self.dtype)
-
-  def _apply(self, inputs, weights, inverse):
-    return tf.gather(inputs, weights, axis=-1), tf.zeros([], inputs.dtype)
-
-  def _variables_of_apply(self):
-    return []

@@ -125,6 +125,10 @@ class InvertibleResidualBlock(OnePassBijector):
     return True
 
   @property
+  def argument_names(self):
+    return frozenset({"training", "needs_log_det"})
+
+  @property
   def log_det_estimator(self):
     return self._description
 

@@ -8,6 +8,7 @@ from tfp_glow._core import numerics
 from tfp_glow._core.validation import check_counts, check_fractions, check_seed, checked_dtype
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.bijectors.composition import Sequence
 from tfp_glow.bijectors.logit import Logit
 from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.scan import Scan
@@ -16,38 +17,7 @@ from tfp_glow.bijectors.whole_flow import WholeFlow
 from tfp_glow.networks.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
 
 
-class _Sequence(OnePassBijector):
-  """Bijectors one after the other, in the order of `inverse`."""
-
-  def __init__(self, parts, **kwargs):
-    super().__init__(**kwargs)
-    self._parts = [self._add_child(part) for part in parts]
-
-  def _forward_and_log_det(self, x, **options):
-    return self._run(x, self._parts[::-1], options, lambda part: part._forward_and_log_det)
-
-  def _inverse_and_log_det(self, y, **options):
-    return self._run(y, self._parts, options, lambda part: part._inverse_and_log_det)
-
-  def _run(self, value, parts, options, method_of):
-    total = tf.zeros(tf.shape(value)[:1], value.dtype)
-    for part in parts:
-      value, log_det = method_of(part)(value, **(options if part.has_costly_log_det else {}))
-      total += log_det
-    return value, total
-
-  def _walk(self, y, **options):
-    for part in self._parts:
-      for name, y, log_det in part._walk(y, **(options if part.has_costly_log_det else {})):
-        yield name, y, log_det
-
-  def _initialize(self, y):
-    for part in self._parts:
-      y = part._initialize(y)
-    return y
-
-
-class ResidualStep(_Sequence):
+class ResidualStep(Sequence):
   """One step of a residual flow; `inverse` is a residual block, then actnorm."""
 
   def __init__(self, block, actnorm, validate_args=False, name="residual_step"):
@@ -91,7 +61,7 @@ class _Flatten(OnePassBijector):
     return tf.reshape(y, [-1, *self._event_shapes[False]]), tf.zeros([], y.dtype)
 
 
-class ResidualFlowBijector(WholeFlow, _Sequence):
+class ResidualFlowBijector(WholeFlow, Sequence):
   """A residual flow, from a latent vector to an image or a vector.
 
   ```none

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfp_glow._core.gradients import custom_gradient
 from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.bijectors.step import step_of
 
 _GRADIENTS = ("autodiff", "reversible")
 
@@ -60,6 +61,7 @@ class Scan(OnePassBijector):
     # The first step serves as the template: run with slices of the stacks in place of its own variables, which are
     # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
     self._template = self._no_dependency(make(0))
+    self._step = self._no_dependency(step_of(self._template))
     self._template_variables = self._no_dependency(self._template._keras_variables())
     draw = lambda k: redraw(self._template) if redraw else _values_of(make(k), k, self._template)
     arrays = [np.repeat(variable.numpy()[np.newaxis], num_steps, axis=0) for variable in self._template_variables]
@@ -99,6 +101,18 @@ class Scan(OnePassBijector):
     return self._template.has_costly_log_det
 
   @property
+  def argument_names(self):
+    return self._template.argument_names
+
+  @property
+  def num_classes(self):
+    return self._template.num_classes
+
+  @property
+  def can_be_recalled(self):
+    return self._template.can_be_recalled
+
+  @property
   def log_det_estimator(self):
     return self._template.log_det_estimator
 
@@ -111,17 +125,17 @@ class Scan(OnePassBijector):
   def _run(self, inputs, inverse, kwargs):
     values = {id(variable): tf.convert_to_tensor(self.stacked(variable).value) for variable in self._template_variables}
     arguments = (lambda variable: values[id(variable)]), inputs.shape[1:], inverse
-    weights, constants = self._template._prepare(*arguments)
-    stacks = weights, [values[id(variable)] for variable in self._template._variables_of_apply()]
-    entered = self._template._enter(inputs)
+    weights, constants = self._step.prepare(*arguments)
+    stacks = weights, [values[id(variable)] for variable in self._step.variables]
+    entered = self._step.enter(inputs)
     if self._gradient == "reversible":
-      prepare_back = lambda: self._template._prepare_back(*arguments)
+      prepare_back = lambda: self._step.prepare_back(*arguments)
       outputs, log_det = self._apply_steps_reversibly(entered, stacks, prepare_back, inverse, kwargs)
     else:
       outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs)
     # Exact where the constant is the same for all steps and so not stacked.
     constant = tf.reduce_sum(tf.broadcast_to(constants, [self._num_steps]))
-    return self._template._leave(outputs), log_det + constant
+    return self._step.leave(outputs), log_det + constant
 
   def _apply_steps(self, inputs, stacks, inverse, kwargs):
     """All steps, with weights and variables `stacks`; returns values and the log-dets that depend on them, `[N]`."""
@@ -129,7 +143,7 @@ class Scan(OnePassBijector):
     def step(slices, value, log_det):
       weights, variables = slices
       with self._scope(variables):
-        value, step_log_det = self._template._apply(value, weights, inverse, **kwargs)
+        value, step_log_det = self._step.apply(value, weights, inverse, **kwargs)
       return (value, log_det + step_log_det), []
 
     first = tf.nest.flatten(inputs)[0]
@@ -159,7 +173,7 @@ class Scan(OnePassBijector):
     def step(slices, outputs, d_outputs):
       (weights, variables), weights_back = slices
       with self._scope(variables):
-        inputs, d_inputs, *d_slices = self._template._rebuild(
+        inputs, d_inputs, *d_slices = self._step.rebuild(
             outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse, **kwargs)
       return (inputs, d_inputs), tf.nest.flatten(d_slices)
 
@@ -184,7 +198,7 @@ class Scan(OnePassBijector):
 
   def _scope(self, variables):
     """Has the template take these values for its variables."""
-    return keras.StatelessScope(state_mapping=list(zip(self._template._variables_of_apply(), variables)))
+    return keras.StatelessScope(state_mapping=list(zip(self._step.variables, variables)))
 
   def _repeat(self, step, state, stacks, results_like, first_to_last):
     """Runs a function on slice after slice of `stacks`.

@@ -12,13 +12,7 @@ class WholeFlow(OnePassBijector):
     super().__init__(*args, **kwargs)
     self._initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
 
-  def initialize(self, y):
-    """As `OnePassBijector.initialize`; after it `initialized` is `True`."""
-    super().initialize(y)
-    self.mark_initialized()
-
   def mark_initialized(self):
-    """Has the flow count as initialised: by `initialize`, or by weights from elsewhere."""
     self._initialized.assign(True)
 
   @property

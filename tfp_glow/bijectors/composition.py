@@ -1,0 +1,320 @@
+"""`Chain` and `Invert`: compositions in one pass; and any bijector of TFP as one of ours."""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_glow.bijectors.base import OnePassBijector
+
+tfb = tfp.bijectors
+
+
+class Sequence(OnePassBijector):
+  """Bijectors one after the other, in the order of `inverse`."""
+
+  def __init__(self, parts, **kwargs):
+    """Creates the sequence.
+
+    Args:
+      parts: List of `OnePassBijector`s.
+      **kwargs: Of `OnePassBijector`.
+    """
+    super().__init__(**kwargs)
+    self._parts = [self._add_child(part) for part in parts]
+
+  @property
+  def parts(self):
+    """The bijectors, in the order of `inverse`."""
+    return list(self._parts)
+
+  def _forward_and_log_det(self, x, **kwargs):
+    return self._run(x, self._parts[::-1], False, kwargs)
+
+  def _inverse_and_log_det(self, y, **kwargs):
+    return self._run(y, self._parts, True, kwargs)
+
+  def _run(self, value, parts, inverse, kwargs):
+    self._check_argument_names(kwargs)
+    total = tf.zeros(tf.shape(value)[:1], value.dtype)
+    for part in parts:
+      value, log_det = _pass_of(part, value, inverse, kwargs)
+      total += log_det
+    return value, total
+
+  def _walk(self, y, **kwargs):
+    self._check_argument_names(kwargs)
+    for part in self._parts:
+      for name, y, log_det in part._walk(y, **_arguments_of(part, kwargs)):
+        yield name, y, log_det
+
+  def _initialize(self, y):
+    for part in self._parts:
+      y = part._initialize(y)
+    return y
+
+  @property
+  def initialized(self):
+    return all(part.initialized for part in self._parts)
+
+  def mark_initialized(self):
+    for part in self._parts:
+      part.mark_initialized()
+
+  def _forward_event_shape(self, input_shape):
+    for part in reversed(self._parts):
+      input_shape = part.forward_event_shape(input_shape)
+    return input_shape
+
+  def _inverse_event_shape(self, output_shape):
+    for part in self._parts:
+      output_shape = part.inverse_event_shape(output_shape)
+    return output_shape
+
+  def _forward_event_shape_tensor(self, input_shape):
+    for part in reversed(self._parts):
+      input_shape = part.forward_event_shape_tensor(input_shape)
+    return input_shape
+
+  def _inverse_event_shape_tensor(self, output_shape):
+    for part in self._parts:
+      output_shape = part.inverse_event_shape_tensor(output_shape)
+    return output_shape
+
+  def _check_argument_names(self, kwargs):
+    unknown = sorted(kwargs.keys() - self.argument_names)
+    if unknown:
+      raise TypeError(f"`{self.name}` must be given arguments that a part of it takes: "
+                      f"{sorted(self.argument_names) or 'none'}. Received: {', '.join(unknown)}")
+
+
+def _pass_of(part, value, inverse, kwargs):
+  """Value and log-det of a part of a sequence, `[N]` or broadcasting to it."""
+  kwargs = _arguments_of(part, kwargs)
+  extra = value.shape.rank - 1 - (part.inverse_min_event_ndims if inverse else part.forward_min_event_ndims)
+  if not extra:
+    return (part._inverse_and_log_det if inverse else part._forward_and_log_det)(value, **kwargs)
+  # The part acts on the last dimensions only.
+  value, log_det = (part.inverse_and_log_det if inverse else part.forward_and_log_det)(value, **kwargs)
+  return value, tf.reduce_sum(log_det, list(range(1, 1 + extra)))
+
+
+def _arguments_of(part, kwargs):
+  return {key: value for key, value in kwargs.items() if key in part.argument_names}
+
+
+class Chain(Sequence):
+  """`tfb.Chain`, with value and log-det in one pass: `Chain([f, g]).forward(x) = f(g(x))`.
+
+  The parts may be bijectors of this package and of TFP. Arguments, such as `labels`, reach each part that takes them.
+
+  #### Example
+
+  ```python
+  import tensorflow_probability as tfp
+  import tfp_glow
+
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=2, num_steps_per_block=2, num_hidden=8)
+  chain = tfp_glow.Chain([tfp.bijectors.Shift(0.5), glow])
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
+  images = tfp.distributions.TransformedDistribution(base, chain)
+  images.log_prob(images.sample(3))   # [3], in nats
+  ```
+  """
+
+  def __init__(self, bijectors, validate_args=False, name="chain"):
+    """Creates the chain; it shares the variables of its parts.
+
+    Args:
+      bijectors: Sequence of `tfb.Bijector`s, at least one, in the order of `inverse`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      TypeError: if `bijectors` are something else.
+      ValueError: if there is none, or they do not compute in the same dtype.
+    """
+    parameters = dict(locals())
+    if not isinstance(bijectors, (list, tuple)) or not all(isinstance(part, tfb.Bijector) for part in bijectors):
+      raise TypeError(f"`bijectors` must be a list of `tfb.Bijector`s. Received: {bijectors!r}")
+    if not bijectors:
+      raise ValueError(f"`bijectors` must hold at least one bijector. Received: {bijectors!r}")
+    dtypes = {part.dtype for part in bijectors if part.dtype is not None}
+    if len(dtypes) > 1:
+      raise ValueError("`bijectors` must compute in the same dtype. "
+                       f"Received: {', '.join(sorted(dtype.name for dtype in dtypes))}")
+    dtype = next(iter(dtypes), None)
+    ranks = tfb.Chain(list(bijectors))  # TFP finds the ranks of events that suit all parts.
+    shapes = {"forward_event_shape": _event_shape(bijectors[-1], ranks.forward_min_event_ndims, inverse=False),
+              "inverse_event_shape": _event_shape(bijectors[0], ranks.inverse_min_event_ndims, inverse=True)}
+    super().__init__(_as_parts(bijectors, dtype, ranks.inverse_min_event_ndims), **shapes, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+
+
+class Invert(OnePassBijector):
+  """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector."""
+
+  def __init__(self, bijector, validate_args=False, name=None):
+    """Creates the inverse; it shares the variables of the bijector.
+
+    Args:
+      bijector: `tfb.Bijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`; `None`: `"invert_"` and the name of the bijector.
+
+    Raises:
+      TypeError: if `bijector` is something else.
+    """
+    parameters = dict(locals())
+    if not isinstance(bijector, tfb.Bijector):
+      raise TypeError(f"`bijector` must be a `tfb.Bijector`. Received: {bijector!r}")
+    part = as_one_pass(bijector)
+    super().__init__(
+        forward_event_shape=_event_shape(bijector, bijector.inverse_min_event_ndims, inverse=True),
+        inverse_event_shape=_event_shape(bijector, bijector.forward_min_event_ndims, inverse=False), dtype=part.dtype,
+        validate_args=validate_args, parameters=parameters, name=name or f"invert_{bijector.name}")
+    self._part = self._add_child(part)
+
+  @property
+  def initialized(self):
+    return True  # There is no way to initialise it from data: these are what the part has as latents.
+
+  @property
+  def has_costly_log_det(self):
+    return False  # It is the part's `inverse` that is called for a value.
+
+  @property
+  def argument_names(self):
+    return self._part.argument_names - {"needs_log_det"}
+
+  def _forward_and_log_det(self, x, **kwargs):
+    return self._part._inverse_and_log_det(x, **kwargs)
+
+  def _inverse_and_log_det(self, y, **kwargs):
+    return self._part._forward_and_log_det(y, **kwargs)
+
+  def _forward_event_shape(self, input_shape):
+    return self._part.inverse_event_shape(input_shape)
+
+  def _inverse_event_shape(self, output_shape):
+    return self._part.forward_event_shape(output_shape)
+
+  def _forward_event_shape_tensor(self, input_shape):
+    return self._part.inverse_event_shape_tensor(input_shape)
+
+  def _inverse_event_shape_tensor(self, output_shape):
+    return self._part.forward_event_shape_tensor(output_shape)
+
+
+class _OfTFP(OnePassBijector):
+  """A bijector that is none of ours, of events that may have more dimensions than it needs."""
+
+  def __init__(self, bijector, dtype, event_ndims):
+    super().__init__(forward_event_shape=[None] * bijector.inverse_event_ndims(event_ndims),
+                     inverse_event_shape=[None] * event_ndims, dtype=bijector.dtype or dtype, name=bijector.name)
+    self.bijector = bijector
+
+  @property
+  def initialized(self):
+    return getattr(self.bijector, "initialized", not hasattr(self.bijector, "initialize"))
+
+  @property
+  def can_be_recalled(self):
+    return not self.bijector.variables  # Keras, by which passes are computed again, does not know them.
+
+  @property
+  def num_classes(self):
+    return getattr(self.bijector, "num_classes", None)
+
+  @property
+  def is_stochastic(self):
+    return getattr(self.bijector, "is_stochastic", False)
+
+  @property
+  def log_det_estimator(self):
+    return getattr(self.bijector, "log_det_estimator", None)
+
+  @property
+  def argument_names(self):
+    return frozenset({"labels"} if self.num_classes else ()) | ({"training"} if self.is_stochastic else set())
+
+  def _forward_and_log_det(self, x, **kwargs):
+    x = tf.identity(x)  # Of a tensor of the user's it may remember what was long ago.
+    return (self.bijector.forward(x, **kwargs),
+            self.bijector.forward_log_det_jacobian(x, self.forward_min_event_ndims, **kwargs))
+
+  def _inverse_and_log_det(self, y, **kwargs):
+    y = tf.identity(y)
+    return (self.bijector.inverse(y, **kwargs),
+            self.bijector.inverse_log_det_jacobian(y, self.inverse_min_event_ndims, **kwargs))
+
+  def _initialize(self, y):
+    if hasattr(self.bijector, "initialize"):
+      self.bijector.initialize(y)
+    return self.bijector.inverse(tf.identity(y))
+
+  def _forward_event_shape(self, input_shape):
+    return self.bijector.forward_event_shape(input_shape)
+
+  def _inverse_event_shape(self, output_shape):
+    return self.bijector.inverse_event_shape(output_shape)
+
+  def _forward_event_shape_tensor(self, input_shape):
+    return self.bijector.forward_event_shape_tensor(input_shape)
+
+  def _inverse_event_shape_tensor(self, output_shape):
+    return self.bijector.inverse_event_shape_tensor(output_shape)
+
+
+class _Unlike(tfb.Bijector):
+  """No `CompositeTensor`: of such parts TFP makes chains and inverses of classes that have no public name."""
+
+  def __init__(self):
+    super().__init__(forward_min_event_ndims=0, parameters={}, name="unlike")
+
+
+_CHAIN, _INVERT = type(tfb.Chain([_Unlike()])), type(tfb.Invert(_Unlike()))
+
+
+def latent_side_of(bijector):
+  """The part of a composition that latents enter first, on its way to data."""
+  while isinstance(bijector, Sequence) and not hasattr(bijector, "split_latent"):
+    bijector = bijector.parts[-1]
+  return bijector.bijector if isinstance(bijector, _OfTFP) else bijector
+
+
+def as_one_pass(bijector, dtype=None, event_ndims=None):
+  """A `OnePassBijector` that does what a bijector does, with the same variables.
+
+  Compositions of TFP, `tfb.Chain` and `tfb.Invert`, are walked: each part gives value and log-det together.
+
+  Args:
+    bijector: `tfb.Bijector`.
+    dtype: Of a bijector that has none.
+    event_ndims: Python `int`, the rank of events given to `inverse`; `None`: as few dimensions as will do.
+  """
+  event_ndims = bijector.inverse_min_event_ndims if event_ndims is None else event_ndims
+  if isinstance(bijector, OnePassBijector):
+    return bijector
+  if isinstance(bijector, _CHAIN) and bijector.bijectors:
+    parts = _as_parts(bijector.bijectors, dtype, event_ndims)
+    return Sequence(parts, forward_event_shape=parts[-1].event_shape_of(inverse=False),
+                    inverse_event_shape=parts[0].event_shape_of(inverse=True), dtype=parts[0].dtype, name=bijector.name)
+  if isinstance(bijector, _INVERT):
+    inner = as_one_pass(bijector.bijector, dtype, bijector.inverse_event_ndims(event_ndims))
+    return Invert(inner, name=bijector.name)
+  return _OfTFP(bijector, dtype, event_ndims)
+
+
+def _as_parts(bijectors, dtype, event_ndims):
+  """The parts of a sequence, in the order of `inverse`, which is given events of this rank."""
+  parts = []
+  for bijector in bijectors:
+    parts.append(as_one_pass(bijector, dtype, event_ndims))
+    event_ndims = bijector.inverse_event_ndims(event_ndims)
+  return parts
+
+
+def _event_shape(bijector, rank, inverse):
+  """The shape of an event on one side of a bijector, as far as it is known."""
+  if isinstance(bijector, OnePassBijector) and bijector.event_shape_of(inverse).rank == rank:
+    return bijector.event_shape_of(inverse)
+  return [None] * rank

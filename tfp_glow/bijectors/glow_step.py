@@ -1,0 +1,127 @@
+"""The step of flow of Glow."""
+
+import tensorflow as tf
+
+from tfp_glow._core.numerics import log_scale_of
+from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.bijectors.channels import num_positions
+from tfp_glow.bijectors.halves import HalvesMatrix
+from tfp_glow.bijectors.step import Step
+
+
+class GlowStep(OnePassBijector):
+  """One step of flow, of images or vectors; `inverse` is actnorm, then permutation, then coupling.
+
+  Actnorm and permutation are one matrix product: `((y + b) * s) @ W = y @ (s W) + (b s) @ W`.
+
+  References:
+    Kingma and Dhariwal, "Glow" (2018), figure 2 (a).
+  """
+
+  def __init__(self, actnorm, permutation, coupling, validate_args=False, name="glow_step"):
+    """Creates the step.
+
+    Args:
+      actnorm: `ActNorm`.
+      permutation: `InvertibleConv1x1` or `ChannelPermutation`.
+      coupling: `AffineCoupling` or `AdditiveCoupling`. All three must have the same `event_ndims`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if they have not.
+    """
+    parameters = dict(locals())
+    ranks = [part.inverse_min_event_ndims for part in (actnorm, permutation, coupling)]
+    if len(set(ranks)) > 1:
+      raise ValueError("`actnorm`, `permutation` and `coupling` must have the same `event_ndims`. "
+                       f"Received: {ranks}")
+    event_shape = [None] * (ranks[0] - 1) + [actnorm.shift.shape[0]]
+    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=actnorm.dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    self.actnorm = self._add_child(actnorm)
+    self.permutation = self._add_child(permutation)
+    self.coupling = self._add_child(coupling)
+
+  def build(self, event_shape):
+    """Builds the coupling's network for events of this shape."""
+    self.coupling.build(event_shape)
+
+  def as_step(self):
+    """See `step.step_of`."""
+    return _FusedStep(self)
+
+  def _forward_and_log_det(self, x):
+    return self.as_step().run(x, inverse=False)
+
+  def _inverse_and_log_det(self, y):
+    return self.as_step().run(y, inverse=True)
+
+  def _walk(self, y):
+    for bijector in (self.actnorm, self.permutation, self.coupling):
+      for name, y, log_det in bijector._walk(y):
+        yield name, y, log_det
+
+  def _initialize(self, y):
+    for bijector in (self.actnorm, self.permutation, self.coupling):
+      y = bijector._initialize(y)
+    return y
+
+
+class _FusedStep(Step):
+  """Actnorm and permutation as one product of `Halves`, for all steps at once, beside the step of the coupling."""
+
+  def __init__(self, bijector):
+    super().__init__(bijector)
+    self._coupling = bijector.coupling.as_step()
+
+  @property
+  def variables(self):
+    return self._coupling.variables
+
+  def prepare(self, value, event_shape, inverse):
+    matrix, log_det = self._matrix(value, inverse)
+    weights, _ = self._coupling.prepare(value, event_shape, inverse)
+    return (matrix, weights), num_positions(event_shape, self._bijector.dtype) * log_det
+
+  def prepare_back(self, value, event_shape, inverse):
+    return self._matrix(value, not inverse)[0], self._coupling.prepare_back(value, event_shape, inverse)
+
+  def _matrix(self, value, inverse):
+    """The `HalvesMatrix` of actnorm and permutation, and their log-det at one position."""
+    actnorm = self._bijector.actnorm
+    shift, log_scale = value(actnorm.shift), log_scale_of(value(actnorm.log_scale))
+    matrix, log_det = self._bijector.permutation.matrix(value, inverse)
+    log_det_actnorm = tf.reduce_sum(log_scale, -1)
+    if inverse:
+      matrix = tf.expand_dims(tf.exp(log_scale), -1) * matrix
+      bias = tf.reduce_sum(tf.expand_dims(shift, -1) * matrix, -2)
+    else:
+      matrix, bias = matrix * tf.expand_dims(tf.exp(-log_scale), -2), -shift
+    return HalvesMatrix.of(matrix, bias), log_det + (log_det_actnorm if inverse else -log_det_actnorm)
+
+  def enter(self, values):
+    return self._coupling.enter(values)
+
+  def leave(self, values):
+    return self._coupling.leave(values)
+
+  def apply(self, inputs, weights, inverse):
+    matrix, coupling_weights = weights
+    if inverse:
+      return self._coupling.apply(inputs.matmul(matrix), coupling_weights, inverse)
+    outputs, log_det = self._coupling.apply(inputs, coupling_weights, inverse)
+    return outputs.matmul(matrix), log_det
+
+  def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
+    (matrix, coupling_weights), (matrix_back, coupling_weights_back) = weights, weights_back
+    rebuild = lambda outputs, d_outputs: self._coupling.rebuild(
+        outputs, coupling_weights, coupling_weights_back, variables, d_outputs, d_log_det, inverse)
+    undo = lambda outputs, d_outputs: outputs.undo_matmul(matrix, matrix_back, d_outputs)
+    if inverse:
+      between, d_between, d_coupling_weights, d_variables = rebuild(outputs, d_outputs)
+      inputs, d_inputs, d_matrix = undo(between, d_between)
+    else:
+      between, d_between, d_matrix = undo(outputs, d_outputs)
+      inputs, d_inputs, d_coupling_weights, d_variables = rebuild(between, d_between)
+    return inputs, d_inputs, (d_matrix, d_coupling_weights), d_variables

@@ -1,0 +1,68 @@
+"""Variables that Keras and TensorFlow both know, and what follows their updates."""
+
+import keras
+
+
+class VariableOwner:
+  """What a bijector needs to own variables, networks and other bijectors.
+
+  Keras' `StatelessScope`, which `Scan` uses to run one step with the weights of another, knows `keras.Variable`s;
+  `tf.Module`, `tf.train.Checkpoint` and TFP know `tf.Variable`s. Each pair shares its storage.
+
+  For classes that derive from `tfb.Bijector`, too.
+  """
+
+  def _own_nothing_yet(self):
+    """To be called first."""
+    self._own_keras_variables = self._no_dependency([])
+    self._own_variables = []
+    self._children = []
+
+  def __setattr__(self, name, value):
+    if isinstance(value, (keras.Variable, keras.layers.Layer)):
+      value = self._no_dependency(value)  # Or a checkpoint would hold each variable twice.
+    super().__setattr__(name, value)
+
+  def _add_variable(self, name, value, trainable=True, aggregation="none"):
+    variable = keras.Variable(value, dtype=value.dtype.name, trainable=trainable, aggregation=aggregation,
+                              name=f"{self.name}_{name}")
+    self._adopt([variable])
+    return variable
+
+  def _adopt(self, keras_variables):
+    self._own_keras_variables.extend(keras_variables)
+    self._own_variables.extend(v.value for v in keras_variables)
+
+  def _add_child(self, bijector):
+    self._children.append(bijector)
+    return bijector
+
+  def _keras_variables(self):
+    return sum([child._keras_variables() for child in self._children], list(self._own_keras_variables))
+
+  def copy(self, **override_parameters_kwargs):
+    """Not to be had: TFP's way, to call the constructor again, would lose the weights."""
+    raise NotImplementedError(
+        f"`{self.name}.copy` would have new weights in place of the present ones; make another bijector, and restore a "
+        f"`tf.train.Checkpoint` into it. Received: {override_parameters_kwargs}")
+
+  def __deepcopy__(self, memo):
+    raise NotImplementedError(
+        f"`{self.name}` cannot be deep-copied: its networks would lose their variables; make another bijector, and "
+        "restore a `tf.train.Checkpoint` into it.")
+
+  def after_update(self):
+    """Brings state that follows the weights up to date: call it after every update of them, as `FlowModel` does.
+
+    Norms of constrained layers are measured again, and estimates draw new noise. Most bijectors have no such state.
+    """
+    for variable, value in zip(self._variables_of_update(), self._update()):
+      variable.assign(value)
+
+  def _variables_of_update(self):
+    """The `keras.Variable`s that `after_update` assigns."""
+    return sum([child._variables_of_update() for child in self._children], [])
+
+  def _update(self):
+    """The values that it assigns to them."""
+    return sum([child._update() for child in self._children], [])

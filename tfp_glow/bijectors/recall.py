@@ -1,0 +1,174 @@
+"""Passes that TFP asks for in two calls: what the first computed, the second need not compute again.
+
+`tfd.TransformedDistribution` draws by `forward(x)` and then asks for `forward_log_det_jacobian(x)`; and `tfb.Chain`
+walks from the latents that its `inverse` returned back to the data, to sum log-dets there. Computed again from the
+latents, that way back would be another computation: far from the data, in float32, it ends elsewhere.
+
+So a tensor that a pass returned knows that pass, and one that was given to a pass knows it as long as anybody has what
+it returned. A pass is taken for another evaluation only while the weights are what they were. Its numbers are then
+those of the pass; its gradients are computed when they are asked for, anew, from the tensor and the weights: whatever
+tapes there were, and are, they are those of another evaluation.
+"""
+
+import weakref
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow._core.gradients import custom_gradient, with_pull_back
+
+# Where tensors know of passes: of those that returned them, and of the last that they were given to.
+_RETURNED_BY = "_tfp_glow_returned_by"
+_GIVEN_TO = "_tfp_glow_given_to"
+
+
+class Pass:
+  """One evaluation of a bijector.
+
+  The tensor returned keeps it alive, and with it the one given; not the other way round: no cycle, and nothing outlives
+  the user's own reference to what was returned.
+  """
+
+  def __init__(self, bijector, inverse, given, returned, log_det, kwargs):
+    """Remembers the pass on its two tensors.
+
+    Args:
+      bijector: `OnePassBijector`.
+      inverse: Python `bool`, the direction.
+      given: Tensor.
+      returned: Tensor, another one.
+      log_det: Tensor, or `None` where it was not computed.
+      kwargs: Dict of the other arguments.
+    """
+    self._bijector = bijector
+    self._inverse = inverse
+    self._given = given
+    self._returned = weakref.ref(returned)
+    self._log_det = log_det
+    self._kwargs = {key: _frozen(value) for key, value in kwargs.items()}
+    self._weights = _weights_of(bijector)
+    setattr(returned, _RETURNED_BY, (self, *getattr(returned, _RETURNED_BY, ())))
+    setattr(given, _GIVEN_TO, weakref.ref(self))
+
+  def log_det_that_came_with(self, bijector, kwargs):
+    """The log-det of `inverse`, if this was that, by the bijector; else `None`. As it is: for who asks at once."""
+    return self._log_det if self._inverse and self._is_by(bijector, kwargs) else None
+
+  def as_answer(self, bijector, inputs, inverse, kwargs):
+    """Value and log-det of another pass, from `inputs`, one of the two tensors; `None` where this cannot tell."""
+    if not self._is_by(bijector, kwargs) or self._log_det is None or not self._weights.are_the_same():
+      return None
+    if inverse == self._inverse:
+      return None if self._returned() is None else (self._returned(), self._log_det)
+    return self._given, -self._log_det
+
+  def _is_by(self, bijector, kwargs):
+    return self._bijector is bijector and self._kwargs.keys() == kwargs.keys() and all(
+        _is_same(frozen, kwargs[key]) for key, frozen in self._kwargs.items())
+
+
+def log_det_that_came_with(tensor, bijector, kwargs):
+  """The log-det of the pass of `inverse` that returned a tensor, `None` if there was none by this bijector."""
+  found = (done.log_det_that_came_with(bijector, kwargs) for done in getattr(tensor, _RETURNED_BY, ()))
+  return next((log_det for log_det in found if log_det is not None), None)
+
+
+def recall(bijector, inputs, inverse, kwargs, evaluate, way_back_only=False):
+  """Value and log-det of a pass, from another that still holds; `None` where there is none.
+
+  Args:
+    bijector: `OnePassBijector`.
+    inputs: Tensor.
+    inverse: Python `bool`, the direction.
+    kwargs: Dict of the other arguments.
+    evaluate: Callable, from a tensor like `inputs` to value and log-det: for the gradients.
+    way_back_only: Python `bool`: whether a pass that was given `inputs` will not do.
+  """
+  passes = list(getattr(inputs, _RETURNED_BY, ()))
+  given_to = None if way_back_only else getattr(inputs, _GIVEN_TO, lambda: None)()
+  for done in passes + ([] if given_to is None else [given_to]):
+    answer = done.as_answer(bijector, inputs, inverse, kwargs)
+    if answer is not None:
+      value, log_det = _with_gradients_of(evaluate, bijector, inputs, answer)
+      # What a composition asks next: another bijector's way on from here.
+      setattr(value, _RETURNED_BY, getattr(answer[0], _RETURNED_BY, ()))
+      return value, log_det
+  return None
+
+
+def _with_gradients_of(evaluate, bijector, inputs, answer):
+  """`answer`, whose gradients are those of `evaluate(inputs)` with the weights as they are now."""
+  variables = bijector._keras_variables()
+
+  @custom_gradient
+  def remembered(inputs, *weights):
+
+    def run(inputs, weights):
+      with keras.StatelessScope(state_mapping=list(zip(variables, weights))):
+        return evaluate(inputs)
+
+    def gradients(*d_answer):
+      _, pull_back = with_pull_back(run, (tf.identity(inputs), [tf.identity(weight) for weight in weights]))
+      d_inputs, d_weights = pull_back(d_answer)
+      return d_inputs, *d_weights
+
+    return tuple(map(tf.identity, answer)), gradients
+
+  return remembered(inputs, *(tf.convert_to_tensor(v.value) for v in variables))
+
+
+def _weights_of(bijector):
+  return _WeightsInGraph() if tf.inside_function() else _Weights(bijector)
+
+
+class _WeightsInGraph:
+  """The weights at a place in a graph: those of any other from which no operation in between leads that may write."""
+
+  def __init__(self):
+    self._graph = tf.compat.v1.get_default_graph()
+    self._num_operations = len(self._graph.get_operations())
+
+  def are_the_same(self):
+    return tf.inside_function() and self._graph is tf.compat.v1.get_default_graph() and not any(
+        self._may_write(op) for op in self._graph.get_operations()[self._num_operations:])
+
+  @staticmethod
+  def _may_write(op):
+    reads = ("ReadVariableOp", "VariableShape")
+    return op.type not in reads and any(tensor.dtype == tf.resource for tensor in op.inputs)
+
+
+class _Weights:
+  """The weights as they are when this is made. Only the last of a bijector is kept: copies take memory."""
+
+  def __init__(self, bijector):
+    self._bijector = bijector
+    values = _Values([tf.convert_to_tensor(v.value) for v in bijector._keras_variables()])
+    bijector.keep_weights(values)
+    self._values = weakref.ref(values)
+
+  def are_the_same(self):
+    values, variables = self._values(), self._bijector._keras_variables()
+    return not tf.inside_function() and values is not None and len(values.tensors) == len(variables) and all(
+        bool(tf.reduce_all(tf.equal(tensor, variable.value))) for tensor, variable in zip(values.tensors, variables))
+
+
+class _Values:
+  """Tensors that there may be one weak reference to."""
+
+  def __init__(self, tensors):
+    self.tensors = tensors
+
+
+def _frozen(value):
+  """The value of an argument as it is now: an array, a list or a variable may be changed in place."""
+  if isinstance(value, tf.Variable):
+    # In a graph, it is seen that it is written.
+    return value if tf.inside_function() else np.array(value.numpy())
+  return value if value is None or tf.is_tensor(value) else np.array(value)
+
+
+def _is_same(frozen, value):
+  return frozen is value or (isinstance(frozen, np.ndarray) and not tf.is_tensor(_frozen(value))
+                             and np.array_equal(frozen, value))

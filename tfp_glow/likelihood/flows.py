@@ -1,0 +1,64 @@
+"""The flows in a distribution, wherever they are: initialised from data, and brought up to date."""
+
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+from tfp_glow.bijectors.composition import as_one_pass
+
+tfd = tfp.distributions
+
+
+def flow_of(distribution):
+  """The bijector of a `tfd.TransformedDistribution` as a `OnePassBijector`; `None` of another distribution."""
+  if not hasattr(distribution, "bijector"):
+    return None
+  return as_one_pass(distribution.bijector, distribution.dtype, distribution.event_shape.rank)
+
+
+def initialize(distribution, values):
+  """Data-dependent initialisation of all flows in a distribution, as `OnePassBijector.initialize`.
+
+  Those of a mixture's components all get the same data.
+
+  Args:
+    distribution: `tfd.Distribution`.
+    values: Tensor `[N] + event_shape`, a batch of typical data.
+  """
+  flow = flow_of(distribution)
+  if flow is not None:
+    flow.initialize(values)
+    initialize(distribution.distribution, flow.inverse_and_log_det(values, **_any_condition(flow, values))[0])
+    return
+  for component in _components(distribution):
+    initialize(component, values)
+
+
+def are_initialized(distribution):
+  """Whether `initialize` would find nothing to do, as far as the flows remember."""
+  flow = flow_of(distribution)
+  if flow is not None:
+    return flow.initialized and are_initialized(distribution.distribution)
+  return all(are_initialized(component) for component in _components(distribution))
+
+
+def after_update(distribution):
+  """Has bijectors follow an update of the weights, wherever they are in a distribution."""
+  owners = [part for part in distribution.submodules if hasattr(part, "after_update")]
+  for owner in _outermost(owners):
+    owner.after_update()
+
+
+def _any_condition(flow, values):
+  return {} if flow.num_classes is None else {"labels": tf.zeros(tf.shape(values)[:1], tf.int32)}
+
+
+def _components(distribution):
+  """The outermost distributions within a distribution that have flows."""
+  transformed = [part for part in distribution.submodules
+                 if isinstance(part, tfd.Distribution) and hasattr(part, "bijector")]
+  return _outermost(transformed)
+
+
+def _outermost(modules):
+  within = {id(part) for outer in modules for part in outer.submodules}
+  return [part for part in modules if id(part) not in within]

@@ -13,6 +13,7 @@ import tensorflow_probability as tfp
 
 import tfp_glow
 from tfp_glow import evaluation
+from tfp_glow.likelihood import dequantize
 
 tfd = tfp.distributions
 IMAGES = small_models.images(24)
@@ -280,9 +281,9 @@ def test_endless_batches():
 def test_draws_share_no_noise_with_training():
   """Nor with that of a model of another seed."""
   model, images = tfp_glow.FlowModel(small_models.gaussian(), seed=1), tf.constant(IMAGES)
-  draws, original = [], tfp_glow.dequantize.image_noise
+  draws, original = [], dequantize.image_noise
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(tfp_glow.dequantize, "image_noise", lambda images, seed, dtype: (
+    patch.setattr(dequantize, "image_noise", lambda images, seed, dtype: (
         draws.append(tuple(np.array(seed))), original(images, seed, dtype))[1])
     tf.config.run_functions_eagerly(True)
     try:

@@ -1,27 +1,198 @@
-"""All that is private of TensorFlow, Keras and TFP: an entry each, with what happens where it is missing."""
+"""All that is private of TensorFlow, Keras or TFP and yet needed, an entry each.
 
+Each says why it is needed, what it touches, and what happens in a version that lacks it: a slower way or a clear error,
+never another number. `tests/test_compat.py` tries each where it is there, and where it has been taken away.
+"""
+
+import weakref
+
+import keras
+import tensorflow as tf
 import tensorflow_probability as tfp
+
+try:
+  from tensorflow.python.framework.ops import gradient_registry
+except ImportError:
+  gradient_registry = None
+
+# Where a graph keeps the gradients of its operations.
+_GRADIENTS = "_tfp_glow_gradients"
+
+
+def forget_with_its_graph(operation):
+  """Lets go of the graph of a `tf.custom_gradient` that nobody else needs.
+
+  Why: TensorFlow registers each custom gradient of each graph by a name, for ever. The gradient holds the graph, all
+  that it was traced from and so the model: a hundred megabytes, in a search for the best of many models. There is no
+  public way to take it out again.
+
+  Touches: `tensorflow.python.framework.ops.gradient_registry`, its dict `_registry` and the key `"type"` in that.
+
+  Missing: nothing is let go of. Gradients are the same.
+
+  Args:
+    operation: `tf.Operation` that a `tf.custom_gradient` has made.
+  """
+  registered = getattr(gradient_registry, "_registry", {})
+  graph, name = operation.graph, _name_of_gradient(operation)
+  if name not in registered or "type" not in registered[name]:
+    return
+  gradients = getattr(graph, _GRADIENTS, {})
+  gradients[name] = registered[name]["type"]
+  setattr(graph, _GRADIENTS, gradients)
+  graph_if_alive = weakref.ref(graph)
+
+  @tf.autograph.experimental.do_not_convert
+  def gradient(unused_op, *d_outputs):
+    return getattr(graph_if_alive(), _GRADIENTS)[name](unused_op, *d_outputs)
+
+  registered[name]["type"] = gradient
+  weakref.finalize(graph, registered.pop, name, None).atexit = False
+
+
+def _name_of_gradient(operation):
+  try:
+    return operation.get_attr("_gradient_op_type").decode()
+  except ValueError:  # There is no such attribute.
+    return None
+
+
+def apply_sums(optimizer, gradients, variables):
+  """`optimizer.apply_gradients`, of gradients that are already sums over the replicas; to be called in each of them.
+
+  Why: Keras 3 clips each replica's share of the gradients and adds up what is left, so that the same batch is clipped
+  otherwise on two devices than on one. There is no public way to have it add up nothing.
+
+  Touches: `_all_reduce_sum_gradients` of Keras' optimizers.
+
+  Missing: Keras adds up the first replica's gradients and the others' zeros, which takes a second exchange. Where Keras
+  has it but does not call it, there is an error.
+
+  Args:
+    optimizer: Keras optimizer.
+    gradients: List of tensors, `None` among them.
+    variables: List of `keras.Variable`s.
+
+  Returns:
+    What `optimizer.apply_gradients` does.
+
+  Raises:
+    NotImplementedError: if Keras did not call it: it may have added up the sums, as many times as there are replicas.
+  """
+  context = tf.distribute.get_replica_context()
+  inner = getattr(optimizer, "inner_optimizer", optimizer)
+  if context.num_replicas_in_sync == 1:
+    return optimizer.apply_gradients(zip(gradients, variables))
+  if not hasattr(inner, "_all_reduce_sum_gradients"):
+    is_first = tf.equal(context.replica_id_in_sync_group, 0)
+    # A product: what is not finite is so on all replicas.
+    gradients = [g if g is None else tf.cast(is_first, g.dtype) * g for g in gradients]
+    return optimizer.apply_gradients(zip(gradients, variables))
+  # Keras may call that of another replica's thread.
+  unsummed = vars(inner).get("_all_reduce_sum_gradients", None) or _Unsummed()
+  inner._all_reduce_sum_gradients = unsummed
+  try:
+    iterations = optimizer.apply_gradients(zip(gradients, variables))
+  finally:
+    vars(inner).pop("_all_reduce_sum_gradients", None)  # Another replica's thread may have been here before.
+  # Run eagerly, a `LossScaleOptimizer` calls it only if it does update.
+  if not unsummed.was_called and (inner is optimizer or not tf.executing_eagerly()):
+    raise NotImplementedError("`keras` must be a version whose optimizers call `_all_reduce_sum_gradients`, to train "
+                              f"with several replicas. Received: {keras.__version__}")
+  return iterations
+
+
+class _Unsummed:
+  """In the place of a function that adds up gradients: leaves them as they are."""
+
+  def __init__(self):
+    self.was_called = False
+
+  def __call__(self, grads_and_vars):
+    self.was_called = True
+    return list(grads_and_vars)
+
+
+class BuiltModel(keras.Model):
+  """A Keras model that `fit` and `evaluate` do not build from a batch: all is there before.
+
+  Why: with several replicas Keras draws a batch and takes the mean of the replicas' shares, to build the model from it.
+  It cannot do so if the shares differ, nor with several workers.
+
+  Touches: `_maybe_symbolic_build` of `keras.Model`, which it overrides.
+
+  Missing: Keras does as it pleases: nothing on one device; its own error with several replicas if it still cannot.
+  """
+
+  def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+    del iterator, data_batch
+
+
+def set_direction(metric, direction):
+  """Tells Keras' callbacks (`EarlyStopping`, `ModelCheckpoint`) whether a metric is better when lower or higher.
+
+  Why: with `mode="auto"` they know it of Keras' own metrics only.
+
+  Touches: `_direction` of the metric.
+
+  Missing: the callbacks raise an error that asks for `mode`.
+
+  Args:
+    metric: `keras.metrics.Metric` that is given to `compile`.
+    direction: `"down"` or `"up"`.
+  """
+  metric._direction = direction
+
+
+def parts_of_deferred_tensor(value):
+  """The arguments of a `tfp.util.DeferredTensor` that are not public.
+
+  Why: a `.keras` file holds the arguments of all constructors.
+
+  Touches: `_transform_fn` and `_also_track` of `tfp.util.DeferredTensor`.
+
+  Missing: an error; the distribution cannot be written to a file.
+
+  Args:
+    value: `tfp.util.DeferredTensor`.
+
+  Returns:
+    `dict` of `transform_fn` and `also_track`.
+
+  Raises:
+    ValueError: if they are missing.
+  """
+  try:
+    return {"transform_fn": value._transform_fn, "also_track": value._also_track}
+  except AttributeError as error:
+    raise ValueError("`tfp.util.DeferredTensor` must have the attributes that it has in TFP 0.25, for one to be saved. "
+                     f"Received: {error}") from error
 
 
 def forget_compositions_of(bijector):
   """Takes compositions that a bijector is part of, such as a `tfb.Chain`, out of TFP's cache.
 
-  TFP answers `chain.inverse(y)` from its cache as long as somebody has an earlier answer: from before an update of the
-  weights, or from outside of a gradient tape. A composition asks its parts for their dtypes before it looks there.
+  Why: TFP answers `chain.inverse(y)` from its cache as long as somebody has an earlier answer: from before an update of
+  the weights, or from outside of a gradient tape. A composition asks its parts for their dtypes before it looks there.
 
-  It touches `tfb.Bijector._cache`. Where that is missing, TFP must keep its answers elsewhere.
+  Touches: `_cache` of `tfb.Bijector`, its dict `storage`, and the keys of that.
+
+  Missing: an error; compositions might answer with old weights.
+
+  Args:
+    bijector: `tfb.Bijector`.
 
   Raises:
     NotImplementedError: if it is missing.
   """
   try:
     storage = tfp.bijectors.Bijector._cache.storage
-  except AttributeError as error:
+    for key in list(storage):
+      owner = key.subkey[0]
+      if owner is not bijector and key in storage and any(part is bijector for part in owner.submodules):
+        key.cancel()
+        del storage[key]
+  except (AttributeError, TypeError) as error:
     raise NotImplementedError(
-        "`tensorflow_probability` must be a version whose bijectors have a `_cache`, or compositions might answer with "
-        f"old weights. Received: {tfp.__version__}") from error
-  for key in list(storage):
-    owner = key.subkey[0]
-    if owner is not bijector and key in storage and any(part is bijector for part in owner.submodules):
-      key.cancel()
-      del storage[key]
+        "`tensorflow_probability` must be a version whose bijectors have the `_cache` of TFP 0.25, or compositions might "
+        f"answer with old weights. Received: {tfp.__version__}, {error}") from error

@@ -3,16 +3,13 @@
 import contextlib
 import functools
 import threading
-import weakref
 
 import numpy as np
 import tensorflow as tf
-from tensorflow.python.framework import ops
+
+from tfp_glow._core import _compat
 
 _this_thread = threading.local()
-
-# Where a graph keeps the gradients of its operations.
-_GRADIENTS = "_tfp_glow_gradients"
 
 
 def custom_gradient(function, can_be_left_out=True):
@@ -33,31 +30,10 @@ def custom_gradient(function, can_be_left_out=True):
     if not tf.inside_function():
       return tf.custom_gradient(function)(*args)
     outputs = tf.custom_gradient(function)(*copied(args))
-    _forget_with_its_graph(tf.nest.flatten(outputs)[0].op)
+    _compat.forget_with_its_graph(tf.nest.flatten(outputs)[0].op)
     return outputs
 
   return evaluate
-
-
-def _forget_with_its_graph(operation):
-  """Lets go of a graph that nobody else needs.
-
-  TensorFlow registers each custom gradient of each graph by a name, for ever, and the gradient holds the graph, all
-  that it was traced from and so the model: a hundred megabytes, in a search for the best of many models. There is no
-  public way to take it out again.
-  """
-  graph, name = operation.graph, operation.get_attr("_gradient_op_type").decode()
-  gradients = getattr(graph, _GRADIENTS, {})
-  gradients[name] = ops.gradient_registry.lookup(name)
-  setattr(graph, _GRADIENTS, gradients)
-  graph_if_alive, registered = weakref.ref(graph), ops.gradient_registry._registry  # pylint: disable=protected-access
-
-  @tf.autograph.experimental.do_not_convert
-  def gradient(unused_op, *d_outputs):
-    return getattr(graph_if_alive(), _GRADIENTS)[name](unused_op, *d_outputs)
-
-  registered[name]["type"] = gradient
-  weakref.finalize(graph, registered.pop, name, None).atexit = False
 
 
 @contextlib.contextmanager

@@ -431,7 +431,19 @@ def constrained_layers(network):
   Args:
     network: Keras layer.
   """
-  return [layer for layer in network._flatten_layers() if isinstance(layer, _Lipschitz)]
+  return [layer for layer in _layers_in(network, {}) if isinstance(layer, _Lipschitz)]
+
+
+def _layers_in(value, seen):
+  """Yields the Keras layers in a layer, or a nest of them: what their attributes hold."""
+  if id(value) in seen or not isinstance(value, (keras.Layer, dict, list, tuple, set)):
+    return
+  seen[id(value)] = value
+  if isinstance(value, keras.Layer):
+    yield value
+    value = vars(value)
+  for item in list(value.values() if isinstance(value, dict) else value):
+    yield from _layers_in(item, seen)
 
 
 def fold(network):

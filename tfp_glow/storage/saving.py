@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_glow._core import _compat
 from tfp_glow.bijectors.base import OnePassBijector
 
 _PUBLIC = {"tfp.distributions": (tfp.distributions, tfp.distributions.Distribution),
@@ -233,13 +234,12 @@ def _is_plain(dtype):
 
 def _arguments(value):
   """The arguments of a constructor that makes another such object, with the same variables."""
-  # pylint: disable=protected-access
   if isinstance(value, tfp.util.TransformedVariable):
     return {"initial_value": None, "bijector": value.bijector, "pretransformed_input": value.pretransformed_input,
             "name": value.name}
   if isinstance(value, tfp.util.DeferredTensor):
-    return {"pretransformed_input": value.pretransformed_input, "transform_fn": value._transform_fn,
-            "dtype": value.dtype, "shape": value.shape, "also_track": value._also_track, "name": value.name}
+    return {"pretransformed_input": value.pretransformed_input, "dtype": value.dtype, "shape": value.shape,
+            "name": value.name, **_compat.parts_of_deferred_tensor(value)}
   return {key: argument for key, argument in value.parameters.items() if key in _parameters(type(value))}
 
 

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.training import divergence
+from tfp_glow.training import divergence, sources
 
 
 def unpack(batch):
@@ -49,20 +49,13 @@ def check_data(codec, x, y, batch_size, kwargs):
   for key in ("sample_weight", "class_weight"):
     if kwargs.get(key) is not None:
       raise ValueError(f"`{key}` must be None: every image counts the same. Received: {key}={kwargs[key]!r}")
-  if isinstance(x, tf.data.Dataset):
-    count = x.cardinality()
-    empty, data = count == 0 or count == tf.data.UNKNOWN_CARDINALITY and next(iter(x), None) is None, x.element_spec
-  elif hasattr(x, "__next__") or isinstance(x, keras.utils.PyDataset):
+  source = sources.source_of(x, y, batch_size)
+  specs = source.specs()
+  if specs is None:
     return
-  else:
-    data = x if y is None else (x, y)
-    if not all(len(getattr(part, "shape", ())) for part in keras.tree.flatten(data)):
-      raise TypeError("`x` must be an array of images (`y` of labels), a dict of arrays, or a `tf.data.Dataset`. "
-                      f"Received: {type(x).__name__}" + ("" if y is None else f", {type(y).__name__}"))
-    empty = any(len(part) == 0 for part in keras.tree.flatten(data))
-  if empty:
+  if source.is_empty():
     raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
-  images, labels = unpack(data)
+  images, labels = unpack(specs)
   codec.check_spec(images)
   if codec.num_classes is None:
     return  # Images may come with labels, which are not used.
@@ -109,25 +102,11 @@ def first_batch(x, y=None, batch_size=None, name="x"):
   Raises:
     ValueError: if there is none.
   """
-  if isinstance(x, tf.data.Dataset):
-    batch = next(iter(x), None)
-  elif isinstance(x, keras.utils.PyDataset):
-    batch = x[0]
-  elif hasattr(x, "__next__"):
-    batch = next(x, None)
-    x = x if batch is None else _with_first(batch, x)
-  else:
-    size = batch_size or 32
-    batch = keras.tree.map_structure(lambda array: array[:size], x if y is None else (x, y))
+  source = sources.source_of(x, y, batch_size)
+  batch = source.first_batch()
   if batch is None or any(len(part) == 0 for part in keras.tree.flatten(batch)):
     raise ValueError(f"`{name}` must hold at least one image. Received: {x!r}")
-  return batch, x
-
-
-def _with_first(batch, rest):
-  """A generator, as Keras takes no other iterators."""
-  yield batch
-  yield from rest
+  return batch, source.x
 
 
 def checked_weight_y(weight_y, codec):

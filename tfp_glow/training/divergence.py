@@ -1,6 +1,5 @@
 """Numerical health: which quantity of a training step is not finite first, and what to tell the user."""
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -124,13 +123,3 @@ def _walk(bijector, values, condition):
     return
   yield (bijector.name, bijector.inverse(values, **condition),
          bijector.inverse_log_det_jacobian(values, event_ndims=values.shape.rank - 1, **condition))
-
-
-class StopWhenNotFinite(keras.callbacks.Callback):
-  """Ends a training whose steps XLA compiles: they cannot call Python, but skip their update and report NaN."""
-
-  def on_train_batch_end(self, batch, logs=None):
-    if not np.isfinite(logs["loss"]).all():
-      step = int(self.model.optimizer.iterations.numpy()) + 1
-      raise FloatingPointError(message(step, "the loss or a gradient", "steps compiled by XLA; with "
-                                       "`compile(jit_compile=False)` this message names the layer"))

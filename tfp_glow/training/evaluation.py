@@ -7,11 +7,10 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import scipy.special
-import tensorflow as tf
 
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import Codec
-from tfp_glow.training import batches
+from tfp_glow.training import batches, sources
 from tfp_glow.training.model import FlowModel
 
 
@@ -90,7 +89,7 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
   codec = Codec(model.distribution, model.num_bits)
   _check_arguments(codec, num_noise_samples, importance_weighted, seed)
   batches.check_data(codec, x, y, batch_size, {})
-  drawn, num_batches = _batches(x, y, batch_size)
+  drawn, num_batches = sources.source_of(x, y, batch_size).batches()
   seeds = [None if codec.num_bits is None else (seed, dequantize.EVALUATION - k) for k in range(num_noise_samples)]
   progress = keras.utils.Progbar(num_batches, verbose=verbose, stateful_metrics=["bits_per_dim"])
   bounds = []
@@ -104,22 +103,6 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
   if num_batches is None:
     progress.update(len(bounds), finalize=True)
   return _summary(np.concatenate(bounds or [[]]), x)
-
-
-def _batches(x, y, batch_size):
-  """Batches of the images, and how many there are: `None` if that is unknown."""
-  if isinstance(x, keras.utils.PyDataset):
-    if x.num_batches is None:
-      raise ValueError(f"`x` must end. Received: {x!r}, whose `num_batches` is None")
-    return (x[i] for i in range(x.num_batches)), x.num_batches
-  if hasattr(x, "__next__"):
-    return x, None
-  if not isinstance(x, tf.data.Dataset):
-    x = tf.data.Dataset.from_tensor_slices(x if y is None else (x, y)).batch(batch_size or 32)
-  count = int(x.cardinality())
-  if count == tf.data.INFINITE_CARDINALITY:
-    raise ValueError(f"`x` must end. Received: {x!r}, which repeats for ever")
-  return x, count if count >= 0 else None
 
 
 def _log_mean_exp(log_probs):

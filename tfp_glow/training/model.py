@@ -1,6 +1,7 @@
 """`FlowModel`: trains a distribution over images with Keras."""
 
 import contextlib
+import functools
 import json
 import numbers
 import os
@@ -15,7 +16,7 @@ from tfp_glow._core import files, validation
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import Codec
 from tfp_glow.storage import savedmodel, saving
-from tfp_glow.training import batches, divergence, replicas
+from tfp_glow.training import batches, guard, replicas
 from tfp_glow.training.train_step import FlowSteps
 
 
@@ -133,7 +134,8 @@ class FlowModel(FlowSteps):
     if jit_compile == "auto" and (has_replicas or not has_accelerator):
       jit_compile = False
     with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
-      super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=self._make_metrics(), **kwargs)
+      self._means = self._make_means()
+      super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=self._means.terms, **kwargs)
     self._compile_options = options
 
   def adapt(self, data):
@@ -182,7 +184,7 @@ class FlowModel(FlowSteps):
         before that step.
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
-    self._assert_compile_called("fit")
+    self._check_is_compiled("fit")
     batches.check_data(self._codec, x, y, batch_size, kwargs)
     if kwargs.get("validation_data") is not None:
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
@@ -190,12 +192,13 @@ class FlowModel(FlowSteps):
     if self._needs_adapt():
       batch, x = batches.first_batch(x, y, batch_size)
       self.adapt(batch)
+    self._build_optimizer()
     if isinstance(x, tf.data.Dataset):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
     if self.jit_compile:
-      kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), divergence.StopWhenNotFinite())
+      kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), guard.StopWhenNotFinite())
     # Callbacks such as `StopOnInterrupt` are not told of errors.
-    with _signal_handler_kept(signal.SIGINT), self._failure_named():
+    with _signal_handler_kept(signal.SIGINT), self._stop_unless_finite.failure_named():
       history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
     # Keras has just put averages in the place of the weights, also where it scales the loss.
     if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
@@ -218,11 +221,12 @@ class FlowModel(FlowSteps):
       FloatingPointError: as `fit`.
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
-    self._assert_compile_called("train_on_batch")
+    self._check_is_compiled("train_on_batch")
     batches.check_data(self._codec, x, y, None, kwargs)
     if self._needs_adapt():
       self.adapt(x if y is None else (x, y))
-    with self._failure_named():
+    self._build_optimizer()
+    with self._stop_unless_finite.failure_named():
       return super().train_on_batch(x, y, **kwargs)
 
   def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
@@ -240,7 +244,7 @@ class FlowModel(FlowSteps):
     Raises:
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
-    self._assert_compile_called("evaluate")
+    self._check_is_compiled("evaluate")
     batches.check_data(self._codec, x, y, batch_size, kwargs)
     return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
@@ -460,6 +464,10 @@ class FlowModel(FlowSteps):
     """
     savedmodel.export_distribution(self.distribution, path, self.num_bits, warm_up_batch_sizes)
 
+  def _check_is_compiled(self, method):
+    if not self.compiled:
+      raise ValueError(f"You must call `compile()` before calling `{method}()`.")
+
   def _needs_adapt(self):
     if self._adapted.numpy() > 0.:
       return False
@@ -489,13 +497,11 @@ def _with_callback(callbacks, callback):
 
 
 def _function(function):
-  """As `tf.function`; without the warning that it is traced again and again, as it is: by each of several models.
+  """As `tf.function`, of a function that each of several models has: TensorFlow warns of one traced again and again.
 
-  (Nor is there one where images come in ever other shapes, which `reduce_retracing` sees to.)
+  It knows functions by their code, which a `functools.partial` has not.
   """
-  traced = tf.function(function, reduce_retracing=True, autograph=False)
-  traced._omit_frequent_tracing_warning = True
-  return traced
+  return tf.function(functools.partial(function), reduce_retracing=True, autograph=False)
 
 
 def _keras_name(variable):

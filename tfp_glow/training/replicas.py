@@ -2,7 +2,6 @@
 
 import json
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -13,9 +12,27 @@ def sum_over_replicas(values):
   return context.all_reduce(tf.distribute.ReduceOp.SUM, values) if context.num_replicas_in_sync > 1 else values
 
 
+def mean_over_replicas(values):
+  """The mean of the values `[N]` of all replicas, whose sum over the replicas it is: each returns its share.
+
+  They may have got unequal numbers of them, or none.
+  """
+  count = sum_over_replicas(tf.shape(values)[0])
+  return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(count, values.dtype))
+
+
+def sum_gradients(gradients):
+  """Each gradient's sum over all replicas, `None` where there is none."""
+  found = iter(sum_over_replicas([gradient for gradient in gradients if gradient is not None]))
+  return [None if gradient is None else next(found) for gradient in gradients]
+
+
 def has_workers(strategy):
   """Whether other processes train the same model."""
-  return isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) and strategy.extended._in_multi_worker_mode()
+  if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+    return False
+  tasks = strategy.cluster_resolver.cluster_spec().as_dict()
+  return len(tasks.get("chief", ())) + len(tasks.get("worker", ())) > 1
 
 
 def is_chief(strategy):
@@ -82,19 +99,3 @@ def _from_chief(read, strategy):
 
   values = tf.function(lambda: strategy.run(values_of_first_replica), autograph=False)()
   return [strategy.experimental_local_results(value)[0] for value in values]
-
-
-def apply_summed(optimizer, gradients, variables):
-  """`optimizer.apply_gradients`, of gradients that are already sums over the replicas.
-
-  Keras 3 clips each replica's share of the gradients and adds up what is left. There is no public way around that.
-  """
-  inner = getattr(optimizer, "inner_optimizer", optimizer)
-  if not hasattr(inner, "_all_reduce_sum_gradients"):  # It would add up the sums, as many times as there are replicas.
-    raise NotImplementedError("`keras` must be a version whose optimizers have `_all_reduce_sum_gradients`. "
-                              f"Received: {keras.__version__}")
-  inner._all_reduce_sum_gradients = list
-  try:
-    return optimizer.apply_gradients(zip(gradients, variables))
-  finally:
-    vars(inner).pop("_all_reduce_sum_gradients", None)  # Another replica's thread may have been here before.

@@ -1,0 +1,280 @@
+"""What is private of TensorFlow, Keras and TFP: there, taken away, and nowhere else than in `_core/_compat.py`."""
+
+import ast
+import gc
+import pathlib
+import types
+
+import distributed_runs
+import keras
+import numpy as np
+import pytest
+import small_models
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_glow
+from tfp_glow._core import _compat, gradients
+
+tfb = tfp.bijectors
+tfd = tfp.distributions
+PACKAGE = pathlib.Path(tfp_glow.__file__).parent
+IMAGES = small_models.images(16)
+
+
+# The registry of gradients.
+
+
+def _tripled_backwards():
+  """The gradient of a function of a graph of its own, and a way to it."""
+
+  @tf.function(autograph=False)
+  def value(x):
+    return gradients.custom_gradient(lambda x: (2. * x, lambda d: 3. * d))(x)
+
+  x = tf.constant(1.)
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = value(x)
+  return tape.gradient(y, x).numpy(), value
+
+
+def _num_registered_later():
+  gc.collect()
+  before = len(_compat.gradient_registry.list())
+  gradient, value = _tripled_backwards()
+  assert gradient == 3. and len(_compat.gradient_registry.list()) > before
+  del value
+  gc.collect()
+  return len(_compat.gradient_registry.list()) - before
+
+
+def test_gradients_are_forgotten():
+  _tripled_backwards()
+  assert _num_registered_later() == 0
+
+
+@pytest.mark.parametrize("registry", [None, types.SimpleNamespace(), types.SimpleNamespace(_registry={})])
+def test_gradients_are_right_but_not_forgotten(registry, monkeypatch):
+  original = _compat.gradient_registry
+  monkeypatch.setattr(_compat, "gradient_registry", registry)
+  gc.collect()
+  before = len(original.list())
+  assert _tripled_backwards()[0] == 3.
+  gc.collect()
+  assert len(original.list()) > before
+
+
+# Gradients that are sums.
+
+
+def _renamed(monkeypatch, is_gone):
+  """Has Keras' optimizers add up gradients in a method of another name."""
+  cls, = (c for c in keras.optimizers.SGD.__mro__ if "_all_reduce_sum_gradients" in vars(c))
+  add_up = cls._all_reduce_sum_gradients
+
+  def update_step(self, grads, variables, learning_rate):
+    summed = add_up(self, list(zip(grads, [v.value for v in variables])))
+    tf.__internal__.distribute.interim.maybe_merge_call(
+        self._distributed_tf_update_step, self._distribution_strategy, summed, learning_rate)
+
+  monkeypatch.setattr(cls, "_backend_update_step", update_step)
+  if is_gone:
+    monkeypatch.delattr(cls, "_all_reduce_sum_gradients")
+
+
+def _after_a_step(make_optimizer, of_graph=True):
+  """A variable after a step of two replicas, whose gradients add up to (3, 4)."""
+  strategy = distributed_runs.mirrored(2)
+  with strategy.scope():
+    variable, other = (keras.Variable(np.zeros(2, np.float32), name=name) for name in ("variable", "other"))
+    optimizer = make_optimizer()
+    optimizer.build([variable, other])
+
+  def step():
+    _compat.apply_sums(optimizer, [tf.constant([3., 4.]), None], [variable, other])
+
+  run = lambda: strategy.run(step)
+  (tf.function(run, autograph=False) if of_graph else run)()
+  copies = [copy.numpy() for copy in variable.value.values]
+  np.testing.assert_array_equal(*copies)
+  return copies[0]
+
+
+_OPTIMIZERS = pytest.mark.parametrize("make_optimizer", [
+    lambda: keras.optimizers.SGD(1., global_clipnorm=1.),
+    lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1., clipnorm=1.), initial_scale=1.)],
+    ids=["plain", "loss scale"])
+
+
+@_OPTIMIZERS
+@pytest.mark.parametrize("of_graph", [True, False])
+@pytest.mark.parametrize("is_there", [True, False])
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_gradients_that_are_sums(make_optimizer, of_graph, is_there, monkeypatch):
+  if not is_there:
+    _renamed(monkeypatch, is_gone=True)
+  np.testing.assert_allclose(_after_a_step(make_optimizer, of_graph), [-.6, -.8], rtol=1e-6)
+
+
+@_OPTIMIZERS
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_gradients_that_would_be_added_up_again(make_optimizer, monkeypatch):
+  _renamed(monkeypatch, is_gone=False)
+  with pytest.raises(NotImplementedError, match="`_all_reduce_sum_gradients`.*Received: 3"):
+    _after_a_step(make_optimizer)
+
+
+@pytest.mark.filterwarnings("ignore:Gradients do not exist")
+def test_a_gradient_that_is_not_finite_is_so_on_all_replicas(monkeypatch):
+  _renamed(monkeypatch, is_gone=True)
+  optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1.), initial_scale=2.**20)
+  # The gradients of the other replica are zero: it would update, and the first would not.
+  monkeypatch.setattr(tf, "constant", lambda value, constant=tf.constant: constant(value) / 0.)
+  np.testing.assert_array_equal(_after_a_step(lambda: optimizer), [0., 0.])
+  assert optimizer.dynamic_scale.numpy() == 2.**19
+
+
+# Models that Keras need not build.
+
+
+def _losses(strategy):
+  with strategy.scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
+  history = model.fit(IMAGES[:11], batch_size=8, shuffle=False, verbose=0).history["loss"]
+  return history, model.evaluate(IMAGES[:11], batch_size=8, verbose=0)
+
+
+def test_a_model_is_not_built_from_a_batch(monkeypatch):
+  monkeypatch.setattr(keras.Model, "_symbolic_build", lambda *args, **kwargs: pytest.fail("built"))
+  _losses(distributed_runs.mirrored(2))
+
+
+def test_a_model_that_keras_builds_is_the_same(monkeypatch):
+  expected = _losses(tf.distribute.get_strategy())
+  monkeypatch.delattr(_compat.BuiltModel, "_maybe_symbolic_build")
+  assert _losses(tf.distribute.get_strategy()) == expected
+
+
+# Directions.
+
+
+def _wanted(monitor):
+  """The comparison that Keras makes of itself."""
+  model = small_models.compiled(
+      tfp_glow.FlowModel(small_models.distribution(num_classes=3), weight_y=0.01), run_eagerly=True)
+  early = keras.callbacks.EarlyStopping(monitor)
+  model.fit(IMAGES, np.arange(16) % 3, verbose=0, callbacks=[early])
+  return early.monitor_op
+
+
+@pytest.mark.parametrize("monitor, wanted", [
+    ("loss", keras.ops.less), ("bits_per_dim", keras.ops.less), ("bits_y", keras.ops.less),
+    ("accuracy", keras.ops.greater)])
+def test_callbacks_know_what_is_better(monitor, wanted):
+  assert _wanted(monitor) is wanted
+
+
+def test_callbacks_ask_where_they_do_not_know(monkeypatch):
+  monkeypatch.setattr(_compat, "set_direction", lambda metric, direction: None)
+  with pytest.raises(ValueError, match="mode='min'"):
+    _wanted("bits_per_dim")
+  assert _wanted("loss") is keras.ops.less
+
+
+# Deferred tensors.
+
+
+def _with_deferred_tensor():
+  scale = tfp.util.DeferredTensor(tf.Variable([0.5, 2.]), tfb.Softplus(), also_track=tf.Variable(1.))
+  return tfp_glow.FlowModel(tfd.Independent(tfd.Normal(tf.zeros(2), scale), 1), num_bits=None)
+
+
+def test_a_deferred_tensor_is_saved(tmp_path):
+  model, x = _with_deferred_tensor(), np.ones([3, 2], np.float32)
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  np.testing.assert_array_equal(loaded.log_prob(x), model.log_prob(x))
+  assert len(loaded.distribution.trainable_variables) == 2
+
+
+@pytest.mark.parametrize("name", ["_transform_fn", "_also_track"])
+def test_a_deferred_tensor_whose_parts_are_not_to_be_had(name, tmp_path):
+  model = _with_deferred_tensor()
+  scale = model.distribution.distribution.scale
+  vars(scale)["hidden"] = vars(scale).pop(name)
+  with pytest.raises(ValueError, match=f"`tfp.util.DeferredTensor` must have.*Received:.*{name}"):
+    _compat.parts_of_deferred_tensor(scale)
+
+
+# Nowhere else.
+
+# What TensorFlow, TFP and TFDS ask subclasses to override.
+_HOOKS = {"_forward", "_inverse", "_forward_log_det_jacobian", "_inverse_log_det_jacobian", "_forward_event_shape",
+          "_forward_event_shape_tensor", "_inverse_event_shape", "_inverse_event_shape_tensor", "_is_increasing",
+          "_parameter_properties", "_generate_examples", "_TF_MODULE_IGNORED_PROPERTIES", "_abc_impl"}
+# TODO: rooms that are being rebuilt.
+_REBUILT = {"bijectors", "likelihood"}
+
+
+def _trees():
+  return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
+          for path in PACKAGE.rglob("*.py") if path.parent.name not in _REBUILT}
+
+
+def _is_private(name):
+  return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+
+
+def _private_names(tree):
+  """Names of attributes that are read, written, or asked for by `getattr` and the like."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Attribute) and _is_private(node.attr):
+      yield node.attr
+    elif (isinstance(node, ast.Call) and getattr(node.func, "id", None) in ("getattr", "hasattr", "setattr", "delattr")
+          and isinstance(node.args[1], ast.Constant) and _is_private(node.args[1].value)):
+      yield node.args[1].value
+
+
+def _own_names(tree):
+  """Names that a module makes: its functions, classes and globals, and attributes of `self`."""
+  for node in ast.walk(tree):
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+      yield node.name
+    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+      yield node.id
+    elif (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
+          and getattr(node.value, "id", None) in ("self", "cls")):
+      yield node.attr
+
+
+def test_only_one_file_names_what_is_private():
+  trees = _trees()
+  compat = trees.pop("_core._compat")
+  assert set(_private_names(compat)) > {"_registry", "_direction", "_transform_fn"}
+  own = {name for tree in trees.values() for name in _own_names(tree)} | {"_compat"}
+  assert {module: found for module, tree in trees.items()
+          if (found := set(_private_names(tree)) - own - _HOOKS)} == {}
+
+
+def test_only_one_file_imports_what_is_private():
+  for module, tree in _trees().items():
+    names = {f"{node.module}.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+             for alias in node.names}
+    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    found = {name for name in names
+             if name.startswith(("tensorflow.python", "tensorflow_probability.python", "keras.src"))}
+    assert not found or module == "_core._compat", (module, found)
+
+
+def test_nothing_private_is_overridden():
+  """A method that happens to have the name of a private one, too, would be called in its place."""
+  pending, overridden = [keras.Layer, keras.Model, tfb.Bijector, keras.callbacks.Callback], set()
+  while pending:
+    cls = pending.pop()
+    pending += cls.__subclasses__()
+    if cls.__module__.startswith("tfp_glow."):
+      foreign = {name for base in cls.__mro__ if not base.__module__.startswith("tfp_glow.") for name in vars(base)}
+      overridden |= {(cls.__module__, name) for name in vars(cls) if _is_private(name) and name in foreign - _HOOKS}
+  overridden = {(module, name) for module, name in overridden if module.split(".")[1] not in _REBUILT}
+  assert overridden == {("tfp_glow._core._compat", "_maybe_symbolic_build")}

@@ -1,0 +1,131 @@
+"""The kinds of input that Keras takes: arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, iterators."""
+
+import keras
+import tensorflow as tf
+
+
+def source_of(x, y=None, batch_size=None):
+  """What to ask of the data that `fit` and its like are given.
+
+  Args:
+    x: Array, dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset` or iterator.
+    y: Labels where `x` is an array, or `None`.
+    batch_size: Python `int` where `x` holds arrays; `None`: 32, as for Keras.
+
+  Returns:
+    `Source`.
+  """
+  if isinstance(x, tf.data.Dataset):
+    return _OfDataset(x)
+  if isinstance(x, keras.utils.PyDataset):
+    return _OfPyDataset(x)
+  if hasattr(x, "__next__"):
+    return _OfIterator(x)
+  return _OfArrays(x, y, batch_size or 32)
+
+
+class Source:
+  """Batches, from wherever.
+
+  Attributes:
+    x: What `fit` must be given as `x`; another one after `first_batch`, where that has drawn from it.
+  """
+
+  def __init__(self, x):
+    self.x = x
+
+  def specs(self):
+    """A nest with a dtype and a shape for each part of a batch; `None` where they are not known before drawing.
+
+    Raises:
+      TypeError: if it is none of these kinds.
+    """
+
+  def is_empty(self):
+    """Whether there is no image, as far as can be told without drawing."""
+    return False
+
+  def first_batch(self):
+    """The first batch, `None` if there is none."""
+    raise NotImplementedError
+
+  def batches(self):
+    """An iterable of all batches, and their number, `None` if it is unknown.
+
+    Raises:
+      ValueError: if they do not end.
+    """
+    raise NotImplementedError
+
+
+class _OfArrays(Source):
+
+  def __init__(self, x, y, batch_size):
+    super().__init__(x)
+    self._parts = [x] if y is None else [x, y]
+    self._data = x if y is None else (x, y)
+    self._batch_size = batch_size
+
+  def specs(self):
+    if not all(len(getattr(part, "shape", ())) for part in keras.tree.flatten(self._data)):
+      raise TypeError("`x` must be an array of images (`y` of labels), a dict of arrays, or a `tf.data.Dataset`. "
+                      f"Received: {', '.join(type(part).__name__ for part in self._parts)}")
+    return self._data
+
+  def is_empty(self):
+    return any(len(part) == 0 for part in keras.tree.flatten(self._data))
+
+  def first_batch(self):
+    return keras.tree.map_structure(lambda array: array[:self._batch_size], self._data)
+
+  def batches(self):
+    return _OfDataset(tf.data.Dataset.from_tensor_slices(self._data).batch(self._batch_size)).batches()
+
+
+class _OfDataset(Source):
+
+  def specs(self):
+    return self.x.element_spec
+
+  def is_empty(self):
+    count = self.x.cardinality()
+    return bool(count == 0 or count == tf.data.UNKNOWN_CARDINALITY and self.first_batch() is None)
+
+  def first_batch(self):
+    return next(iter(self.x), None)
+
+  def batches(self):
+    count = int(self.x.cardinality())
+    if count == tf.data.INFINITE_CARDINALITY:
+      raise ValueError(f"`x` must end. Received: {self.x!r}, which repeats for ever")
+    return self.x, count if count >= 0 else None
+
+
+class _OfPyDataset(Source):
+
+  def first_batch(self):
+    return self.x[0]
+
+  def batches(self):
+    count = self.x.num_batches
+    if count is None:
+      raise ValueError(f"`x` must end. Received: {self.x!r}, whose `num_batches` is None")
+    return (self.x[i] for i in range(count)), count
+
+
+class _OfIterator(Source):
+
+  def first_batch(self):
+    batch = next(self.x, None)
+    if batch is not None:
+      self.x = _with_first(batch, self.x)
+    return batch
+
+  def batches(self):
+    return self.x, None
+
+
+def _with_first(batch, rest):
+  """A generator, as Keras takes no other iterators."""
+  yield batch
+  yield from rest

@@ -296,5 +296,3 @@ def _draw_kernel(shape, seed):
 
 def _part_of_seed(seed, index):
   return None if seed is None else seed + index
-
-

@@ -191,7 +191,7 @@ def _checked_path(path):
 
 def _import_serving_apis():
   try:
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2  # pylint: disable=import-outside-toplevel
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
   except ImportError as error:
     raise ImportError('`warm_up_batch_sizes` needs the package tensorflow-serving-api: pip install '
                       f'"tfp_glow[warm_up]". Received: {error}') from error

@@ -233,7 +233,6 @@ def _is_plain(dtype):
 
 def _arguments(value):
   """The arguments of a constructor that makes another such object, with the same variables."""
-  # pylint: disable=protected-access
   if isinstance(value, tfp.util.TransformedVariable):
     return {"initial_value": None, "bijector": value.bijector, "pretransformed_input": value.pretransformed_input,
             "name": value.name}

@@ -1,8 +1,8 @@
 """Ways through the latent space of a flow."""
 
-import numbers
-
 import numpy as np
+
+from tfp_glow._core.validation import check_bools, is_int
 
 
 def interpolate(z0, z1, num_steps, spherical=False):
@@ -51,10 +51,9 @@ def interpolate(z0, z1, num_steps, spherical=False):
   if z0.shape != z1.shape or z0.dtype != z1.dtype:
     raise ValueError("`z0` and `z1` must have the same shape and dtype. "
                      f"Received: z0 {z0.dtype} {list(z0.shape)}, z1 {z1.dtype} {list(z1.shape)}")
-  if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 2:
+  if not is_int(num_steps, 2):
     raise ValueError(f"`num_steps` must be an `int` of at least 2. Received: num_steps={num_steps!r}")
-  if not isinstance(spherical, (bool, np.bool_)):
-    raise ValueError(f"`spherical` must be a `bool`. Received: {spherical!r}")
+  check_bools(spherical=spherical)
   return (_arcs if spherical else np.linspace)(z0, z1, num_steps, dtype=z0.dtype)
 
 

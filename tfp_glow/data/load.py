@@ -4,12 +4,12 @@
 optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when a source needs them.
 """
 
-import numbers
 import os
 import pathlib
 
 import tensorflow as tf
 
+from tfp_glow._core.validation import is_int
 from tfp_glow.data import digits, folder, tfds
 
 
@@ -108,7 +108,7 @@ def _check_sizes(batch_size, image_size, shorter_side):
   for name, value in (("batch_size", batch_size), ("image_size", image_size), ("shorter_side", shorter_side)):
     if value is None and name != "batch_size":
       continue
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+    if not is_int(value):
       raise ValueError(f"`{name}` must be a positive integer. Received: {name}={value!r}")
   if shorter_side is not None and (image_size is None or shorter_side < image_size):
     raise ValueError("`shorter_side` must be at least `image_size`, which must be given with it, or None. "

@@ -8,12 +8,12 @@ norm = max |map(x)|_codomain / |x|_domain = max <u, map(v)>,  |u|_conjugate(codo
 """
 
 import math
-import numbers
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core.validation import is_number
 from tfp_glow.networks.building import value_of
 
 
@@ -45,8 +45,7 @@ class LearnedOrder(keras.layers.Layer):
 def check_orders(domain, codomain):
   """Raises `ValueError` for what are no orders, or such that no norm can be had of."""
   for name, order in (("domain", domain), ("codomain", codomain)):
-    is_number = isinstance(order, numbers.Real) and not isinstance(order, bool)
-    if not isinstance(order, LearnedOrder) and not (is_number and order >= 1.):
+    if not isinstance(order, LearnedOrder) and not (is_number(order) and order >= 1.):
       raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "
                        f"`LearnedOrder`. Received: {order!r}")
   if (codomain == 1. and domain != 1.) or (domain == math.inf and codomain != math.inf):
@@ -147,7 +146,7 @@ def power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_ite
 
 def _is(order, number):
   """Whether an order is fixed, and this number: a learned one is neither 1 nor infinite, and in graphs not known."""
-  return isinstance(order, numbers.Real) and order == number
+  return is_number(order) and order == number
 
 
 def _conjugate(order):

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core import files, gradients
+from tfp_glow._core.validation import is_int
 from tfp_glow.likelihood.image_likelihood import Codec
 
 # What a folder may hold that is taken for a SavedModel, and replaced.
@@ -68,7 +69,7 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
   codec = Codec(distribution, num_bits)
   path = _checked_path(path)
   sizes = list(warm_up_batch_sizes) if np.iterable(warm_up_batch_sizes) else [None]
-  if any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 for size in sizes):
+  if not all(map(is_int, sizes)):
     raise ValueError(f"`warm_up_batch_sizes` must be positive `int`s. Received: {warm_up_batch_sizes!r}")
   apis = _import_serving_apis() if sizes else None
   codec.build()

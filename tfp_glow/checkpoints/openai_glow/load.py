@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_glow._core.validation import check_bools, checked_event_shape
 from tfp_glow.bijectors.glow import GlowBijector
 from tfp_glow.checkpoints.openai_glow.architecture import infer_architecture, variable_shapes
 from tfp_glow.checkpoints.openai_glow.layout import assign_original_classifier, assign_original_variables
@@ -53,10 +54,9 @@ def load_original_checkpoint(path, image_shape, num_bits=8, ema=False):
   References:
     Kingma and Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018).
   """
-  image_shape = _checked_image_shape(image_shape)
+  image_shape = checked_event_shape("image_shape", image_shape)
   dequantize.check_num_bits(num_bits)
-  if not isinstance(ema, bool):
-    raise ValueError(f"`ema` must be a `bool`. Received: {ema!r}")
+  check_bools(ema=ema)
   prefix = _checkpoint_prefix(path)
   values, architecture = _read(prefix, image_shape, ema)
   glow = GlowBijector(
@@ -72,14 +72,6 @@ def load_original_checkpoint(path, image_shape, num_bits=8, ema=False):
   except ValueError as error:
     raise ValueError(f"`path` must hold weights that a model can have: {error} Received: {prefix}") from error
   return model
-
-
-def _checked_image_shape(image_shape):
-  shape = tuple(image_shape) if np.iterable(image_shape) else (image_shape,)
-  is_size = lambda size: isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size > 0
-  if len(shape) != 3 or not all(map(is_size, shape)):
-    raise ValueError(f"`image_shape` must be (height, width, channels), positive `int`s. Received: {image_shape!r}")
-  return tuple(int(size) for size in shape)
 
 
 def _checkpoint_prefix(path):

@@ -1,11 +1,15 @@
 """Ways through the latent space of a flow."""
 
+from __future__ import annotations
+
 import numpy as np
+import tensorflow as tf
 
 from tfp_glow._core.validation import check_bools, is_int
 
 
-def interpolate(z0, z1, num_steps, spherical=False):
+def interpolate(z0: np.ndarray | tf.Tensor, z1: np.ndarray | tf.Tensor, num_steps: int,
+                spherical: bool = False) -> np.ndarray:
   """Latents on the way from `z0` to `z1`, at equal distances: along straight lines, or along arcs.
 
   Gaussian latents of many dimensions all have about the same norm. Half-way along the straight line between two
@@ -57,7 +61,7 @@ def interpolate(z0, z1, num_steps, spherical=False):
   return (_arcs if spherical else np.linspace)(z0, z1, num_steps, dtype=z0.dtype)
 
 
-def attribute_direction(z, has_attribute):
+def attribute_direction(z: np.ndarray | tf.Tensor, has_attribute: np.ndarray | tf.Tensor) -> np.ndarray:
   """From latents of images without an attribute to latents of images with it: the difference of their means.
 
   Added to the latent of an image, times a strength, it adds the attribute to the image; subtracted, it takes it away.

@@ -4,6 +4,8 @@
 optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when a source needs them.
 """
 
+from __future__ import annotations
+
 import os
 import pathlib
 
@@ -13,8 +15,10 @@ from tfp_glow._core.validation import is_int
 from tfp_glow.data import digits, folder, tfds
 
 
-def load_images(name_or_folder, split, batch_size, image_size=None, *, shorter_side=None, with_labels=False, seed=0,
-                data_dir=None, shuffle=None, drop_remainder=False, epochs=None):
+def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, image_size: int | None = None, *,
+                shorter_side: int | None = None, with_labels: bool = False, seed: int = 0,
+                data_dir: str | os.PathLike | None = None, shuffle: bool | None = None, drop_remainder: bool = False,
+                epochs: range | None = None) -> tf.data.Dataset:
   """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
 
   There are three kinds of sources:
@@ -86,7 +90,7 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, shorter_s
   return _batches(source, batch_size, shuffle, shuffle and shorter_side is not None, seed, drop_remainder, epochs)
 
 
-def num_classes(name_or_folder, data_dir=None):
+def num_classes(name_or_folder: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> int:
   """Number of classes of the labels of `load_images`.
 
   Args:

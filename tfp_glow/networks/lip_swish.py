@@ -1,6 +1,9 @@
 """LipSwish, an activation that is nowhere steeper than 1."""
 
+from __future__ import annotations
+
 import functools
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -15,7 +18,7 @@ _STEEPEST = 1.1
 _custom_gradient = functools.partial(custom_gradient, can_be_left_out=False)
 
 
-def lip_swish(x, beta):
+def lip_swish(x: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
   """`x * sigmoid(beta * x) / 1.1`: smooth, and nowhere steeper than 1.
 
   Args:
@@ -60,7 +63,7 @@ class LipSwish(keras.layers.Layer):
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.3.
   """
 
-  def __init__(self, **kwargs):
+  def __init__(self, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -71,12 +74,12 @@ class LipSwish(keras.layers.Layer):
   def build(self, input_shape):
     self.beta = self.add_weight(name="beta", shape=(), initializer=keras.initializers.Constant(0.5))
 
-  def fold(self):
+  def fold(self) -> list[list[tf.Tensor]]:
     """What `run` needs besides the inputs: factors of what goes in and of what comes out."""
     beta = tf.nn.softplus(value_of(self.beta))
     return [[beta], [1. / (_STEEPEST * beta)]]
 
-  def run(self, inputs, before, after):
+  def run(self, inputs: tf.Tensor, before: list[tf.Tensor], after: list[tf.Tensor]) -> tf.Tensor:
     """The layer, of what `fold` returned; either may be empty, where a neighbour sees to it."""
     scale = lambda tensor, factors: tensor * tf.cast(factors[0], tensor.dtype) if factors else tensor
     return scale(_swish(scale(tf.cast(inputs, self.compute_dtype), before)), after)

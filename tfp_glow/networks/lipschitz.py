@@ -1,6 +1,9 @@
 """Keras layers of bounded Lipschitz constant: the networks of invertible residual blocks."""
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -64,7 +67,7 @@ class _Lipschitz(keras.layers.Layer):
         variable.assign(value)
       self.update_spectral_norm()
 
-  def redraw(self, seed):
+  def redraw(self, seed: int | None) -> list[tuple[keras.Variable, np.ndarray]]:
     """What another layer like this, with another seed, starts from: `(variable of this one, array)`, `vectors` too."""
     rng = generator(seed)
     bound = 1. / math.sqrt(np.prod(self.kernel.shape[:-1]))
@@ -76,11 +79,11 @@ class _Lipschitz(keras.layers.Layer):
     """Whether the norm takes a power iteration."""
     return not norms.has_formula(self.domain, self.codomain)
 
-  def norm(self):
+  def norm(self) -> tf.Tensor:
     """The norm of the map before it is bounded, a scalar tensor."""
     return tf.reduce_max(self._norms(value_of(self.kernel)))
 
-  def normalized_kernel(self):
+  def normalized_kernel(self) -> tf.Tensor:
     """The kernel that `call` uses."""
     kernel = value_of(self.kernel)
     return kernel / tf.maximum(self._norms(kernel) / self.coefficient, 1.)
@@ -94,11 +97,11 @@ class _Lipschitz(keras.layers.Layer):
     into_outputs = lambda kernel: self._map(tf.ones(self._one_input, kernel.dtype), kernel)
     return norms.by_formula(kernel * tf.cast(self._is_used(), kernel.dtype), into_inputs, into_outputs, *orders)
 
-  def fold(self):
+  def fold(self) -> list[tf.Tensor]:
     """What `run` needs besides the inputs."""
     return [self.normalized_kernel(), value_of(self.bias)]
 
-  def run(self, inputs, kernel, bias):
+  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """The layer, of what `fold` returned."""
     inputs, kernel, bias = (tf.cast(tensor, self.compute_dtype) for tensor in (inputs, kernel, bias))
     return tf.nn.bias_add(self._map(inputs, kernel), bias)
@@ -109,17 +112,17 @@ class _Lipschitz(keras.layers.Layer):
   def compute_output_shape(self, input_shape):
     return (*input_shape[:-1], self._num_outputs)
 
-  def update_spectral_norm(self):
+  def update_spectral_norm(self) -> None:
     """Brings `u` and `v` up to date, by the power iteration; see the class."""
     for vector, value in zip(self.vectors, self.next_vectors()):
       vector.assign(value)
 
   @property
-  def vectors(self):
+  def vectors(self) -> list[keras.Variable]:
     """The variables `[u, v]`; none where the norm is exact."""
     return [self.u, self.v] if self._is_iterated else []
 
-  def next_vectors(self):
+  def next_vectors(self) -> list[tf.Tensor]:
     """The values that `update_spectral_norm` assigns to `vectors`."""
     if not self._is_iterated:
       return []
@@ -170,8 +173,9 @@ class LipschitzDense(_Lipschitz):
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.2, on orders other than 2.
   """
 
-  def __init__(self, units, coefficient=0.98, domain=2., codomain=2., tolerance=1e-3, max_iterations=200, seed=None,
-               **kwargs):
+  def __init__(self, units: int, coefficient: float = 0.98, domain: float | LearnedOrder = 2.,
+               codomain: float | LearnedOrder = 2., tolerance: float = 1e-3, max_iterations: int = 200,
+               seed: int | None = None, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -218,8 +222,9 @@ class LipschitzConv2D(_Lipschitz):
     As for `LipschitzDense`.
   """
 
-  def __init__(self, filters, kernel_size, coefficient=0.98, domain=2., codomain=2., tolerance=1e-3, max_iterations=200,
-               seed=None, **kwargs):
+  def __init__(self, filters: int, kernel_size: int, coefficient: float = 0.98, domain: float | LearnedOrder = 2.,
+               codomain: float | LearnedOrder = 2., tolerance: float = 1e-3, max_iterations: int = 200,
+               seed: int | None = None, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -260,7 +265,7 @@ class LipschitzConv2D(_Lipschitz):
     return ((self.kernel_size, self.kernel_size, channels, self.filters), (1, *size, channels),
             (1, *size, self.filters))
 
-  def run(self, inputs, kernel, bias):
+  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     if not self._is_local and tuple(inputs.shape[1:3]) != self._one_input[1:3]:
       raise ValueError(f"`{self.name}` was built for images of size {self._one_input[1:3]}, on which its norm depends. "
                        f"Received: {tuple(inputs.shape)}")
@@ -286,7 +291,7 @@ class LipschitzConv2D(_Lipschitz):
     return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size}
 
 
-def constrained_layers(network):
+def constrained_layers(network: keras.Layer) -> list[keras.Layer]:
   """The layers of bounded Lipschitz constant in a network, at any depth.
 
   Args:

@@ -7,7 +7,10 @@ norm = max |map(x)|_codomain / |x|_domain = max <u, map(v)>,  |u|_conjugate(codo
 ```
 """
 
+from __future__ import annotations
+
 import math
+from typing import Any
 
 import keras
 import numpy as np
@@ -27,7 +30,7 @@ class LearnedOrder(keras.layers.Layer):
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.2 and appendix D.
   """
 
-  def __init__(self, **kwargs):
+  def __init__(self, **kwargs: Any):
     """Creates the order.
 
     Args:
@@ -37,7 +40,7 @@ class LearnedOrder(keras.layers.Layer):
     self.logit = self.add_weight(name="logit", shape=(), initializer=keras.initializers.Constant(-math.log(3.)))
     self.built = True
 
-  def order(self):
+  def order(self) -> tf.Tensor:
     """The order, a scalar tensor."""
     return 1. + 4. * tf.sigmoid(value_of(self.logit))
 

@@ -1,9 +1,13 @@
 """SavedModels: distributions that need nothing but TensorFlow to serve."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_glow._core import files, gradients
 from tfp_glow._core.validation import is_int
@@ -15,7 +19,8 @@ _FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.ext
 _WARM_UP_REQUESTS = ("assets.extra", "tf_serving_warmup_requests")
 
 
-def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
+def export_distribution(distribution: tfp.distributions.Distribution, path: str | os.PathLike,
+                        num_bits: int | None = 8, warm_up_batch_sizes: Sequence[int] = ()) -> None:
   """Writes a SavedModel of a distribution over images; `FlowModel.export` does, too.
 
   Its signatures, and the tensors that they take and return:

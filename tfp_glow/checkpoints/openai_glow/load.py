@@ -1,7 +1,10 @@
 """Reading of checkpoints of the original TensorFlow 1 code."""
 
+from __future__ import annotations
+
 import contextlib
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -24,7 +27,8 @@ _WEIGHT_Y = 0.01
 _MAX_LISTED = 50
 
 
-def load_original_checkpoint(path, image_shape, num_bits=8, ema=False):
+def load_original_checkpoint(path: str | os.PathLike, image_shape: Sequence[int], num_bits: int = 8,
+                             ema: bool = False) -> FlowModel:
   """Reads a checkpoint of the original code (https://github.com/openai/glow) as it stands.
 
   The names and shapes of its variables tell the number of levels, depth, width, coupling, permutation, whether the top

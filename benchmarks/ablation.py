@@ -72,7 +72,6 @@ def _write(path, found):
 
 def _train(permutation, coupling, seed, num_epochs):
   """Bits per dimension of test images after each epoch; NaN if there was none, as the training diverged."""
-  # pylint: disable=import-outside-toplevel
   import keras
   import tensorflow_probability as tfp
 
@@ -110,9 +109,9 @@ def _cell(ends):
 
 
 def _draw(curves, path):
-  import matplotlib  # pylint: disable=import-outside-toplevel
+  import matplotlib
   matplotlib.use("Agg")  # It goes to a file: no display is needed.
-  from matplotlib import pyplot as plt  # pylint: disable=import-outside-toplevel
+  from matplotlib import pyplot as plt
   figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
   for axes, coupling in zip(panels, _COUPLINGS):
     for color, permutation in zip(("tab:red", "tab:orange", "tab:blue"), _PERMUTATIONS):

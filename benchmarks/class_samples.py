@@ -19,7 +19,7 @@ import tensorflow as tf
 from sklearn import svm
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
-import training_data  # pylint: disable=wrong-import-position
+import training_data
 
 _TEMPERATURES = (0.5, 0.7, 0.8, 1.)
 

@@ -112,7 +112,6 @@ def _working_memory(args, architecture):
 
 def _fit(args, architecture):
   """Milliseconds of a training step bare and in `FlowModel.fit`, of the same model on the same uint8 images."""
-  # pylint: disable=import-outside-toplevel
   import keras
   import tensorflow as tf
   import tensorflow_probability as tfp
@@ -166,7 +165,7 @@ def _quality(args, architecture):
 
 
 def _fashion_mnist(split):
-  from tfp_glow import data  # pylint: disable=import-outside-toplevel
+  from tfp_glow import data
   return np.concatenate(list(data.load_images("fashion_mnist", split, 1000, image_size=32, seed=0).as_numpy_iterator()))
 
 
@@ -202,7 +201,7 @@ def _trains(system, batches, learning_rate, num_steps):
 
 def _stress_batches(kind, num_bits, architecture, seed):
   """An endless row of dequantized batches: `"real"`, `"constant"` (all 128) or `"extreme"` (each value 0 or 255)."""
-  from tfp_glow import data  # pylint: disable=import-outside-toplevel
+  from tfp_glow import data
   rng = np.random.default_rng(seed)
   shape = (architecture.batch_size, *architecture.image_shape)
   draw = {"constant": lambda: np.full(shape, 128), "extreme": lambda: 255 * rng.integers(0, 2, shape)}.get(kind)
@@ -217,7 +216,6 @@ def _stress_batches(kind, num_bits, architecture, seed):
 
 def _invertibility(args, architecture):
   """Errors of the way to the latents and back, after training on Fashion-MNIST with the settings of the example."""
-  # pylint: disable=import-outside-toplevel
   import keras
   import tensorflow as tf
   import tensorflow_probability as tfp
@@ -251,7 +249,6 @@ def _invertibility(args, architecture):
 
 def _export(args, architecture):
   """Writes one model in both forms; returns their sizes, in MiB."""
-  # pylint: disable=import-outside-toplevel
   import tensorflow_probability as tfp
 
   import tfp_glow
@@ -268,7 +265,6 @@ def _export(args, architecture):
 
 def _load(args, architecture):
   """Seconds from the file to the first answer of `log_prob`; imports come before."""
-  # pylint: disable=import-outside-toplevel
   importlib.import_module("tfp_glow" if args.system == "FlowModel" else "tensorflow")
   images = _uint8_images(architecture)
   start = time.perf_counter()
@@ -291,7 +287,6 @@ def _latency(args, architecture):
 
 def _calls(args, images):
   """The same questions to the loaded SavedModel or to the loaded `FlowModel`, each a function that asks one."""
-  # pylint: disable=import-outside-toplevel
   import tensorflow as tf
   latents, seed = np.zeros([len(images), images[0].size], np.float32), (0, 1)
   if args.system == "SavedModel":

@@ -51,7 +51,7 @@ def _blocks(args):
   rounds = {count: [{measurement: _measure_all(measurement, count) for measurement in ("speed", "working_memory")}
                     for _ in run.progress(num_rounds)] for count in _NUM_BLOCKS}
   for name in _CONTESTANTS:
-    median = lambda count, measurement, key: statistics.median(r[measurement][name][key] for r in rounds[count])
+    median = lambda count, measurement, key: statistics.median(r[measurement][name][key] for r in rounds[count])  # noqa: B023
     cells = [f"{median(count, 'speed', 'step'):.0f} ms, {median(count, 'working_memory', 'all'):.0f} MiB"
              for count in _NUM_BLOCKS]
     print(f"| {name} | {' | '.join(cells)} |")

@@ -8,15 +8,12 @@ further ones. Samples are exact to the last digits of float32; by itself normflo
 
 import systems
 
-# pylint: disable=protected-access
-
 _COEFFICIENT = 0.98
 _NUM_POWER_ITERATIONS = 5
 _TOLERANCE = 1e-6  # That of the package, relative to `1 + |x|`; normflows compares squares.
 
 
 def _tfp_glow(architecture):
-  # pylint: disable=import-outside-toplevel
   import tensorflow as tf
   import tensorflow_probability as tfp
 
@@ -54,7 +51,7 @@ def _tfp_glow(architecture):
 
 def _normflows(architecture):
   """With the gradient `"memory_efficient"`, `"neumann"` alone, or `"plain"`."""
-  import normflows as nf  # pylint: disable=import-outside-toplevel
+  import normflows as nf
   height, width, channels = architecture.image_shape
   hidden = architecture.num_hidden
 

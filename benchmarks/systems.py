@@ -57,7 +57,7 @@ def tensorflow_system(make_distribution, initialize, make_optimizer, make_step, 
     make_step: From all three to a function that trains on a batch and returns the loss.
     images: A batch.
   """
-  import tensorflow as tf  # pylint: disable=import-outside-toplevel
+  import tensorflow as tf
   distribution = make_distribution(0)
   initialize(distribution, images)
   optimizer, variables = make_optimizer(distribution.trainable_variables)
@@ -74,13 +74,13 @@ def tensorflow_system(make_distribution, initialize, make_optimizer, make_step, 
     initialize(distribution, x)
 
   return System(lambda x: float(step(x)), lambda x: log_prob(x).numpy(),
-                lambda count=len(images): sample(tf.constant([0, next(seeds)]), count).numpy(),
+                lambda count=len(images): sample(tf.constant([0, next(seeds)]), count).numpy(),  # noqa: B008  It stays.
                 sum(int(np.prod(v.shape)) for v in variables),
                 lambda rate: optimizer.learning_rate.assign(rate), restart)
 
 
 def _make_bare_step(distribution, optimizer, variables):
-  import tensorflow as tf  # pylint: disable=import-outside-toplevel
+  import tensorflow as tf
 
   @tf.function(autograph=False)
   def step(x):
@@ -98,7 +98,7 @@ def _clipping(architecture):
 
 
 def keras_adam(architecture, tf_variables):
-  import keras  # pylint: disable=import-outside-toplevel
+  import keras
   optimizer = keras.optimizers.Adam(architecture.learning_rate, **_clipping(architecture))
   variables = [keras.Variable(v) for v in tf_variables]
   optimizer.build(variables)
@@ -106,7 +106,6 @@ def keras_adam(architecture, tf_variables):
 
 
 def _tfp_glow(architecture, make_step=_make_bare_step):
-  # pylint: disable=import-outside-toplevel
   import keras
   import tensorflow_probability as tfp
 
@@ -126,7 +125,6 @@ def _tfp_glow(architecture, make_step=_make_bare_step):
 
 def _flow_model(architecture):
   """As `_tfp_glow`, trained by `FlowModel` with its guards; that one's loss is in bits per dimension."""
-  # pylint: disable=import-outside-toplevel
   import tensorflow as tf
 
   import tfp_glow
@@ -152,7 +150,6 @@ def _flow_model(architecture):
 
 
 def _tfb_glow(architecture):
-  # pylint: disable=import-outside-toplevel
   import tensorflow_probability as tfp
   import tf_keras
 
@@ -177,7 +174,7 @@ def _tfb_glow(architecture):
 
 def _convolutions(architecture):
   """The convolutions of the coupling networks with bias and relu, one after the other, and nothing around them."""
-  import tensorflow as tf  # pylint: disable=import-outside-toplevel
+  import tensorflow as tf
   rng = np.random.default_rng(0)
   height, width, channels = architecture.image_shape
   draw = lambda *shape: tf.Variable(rng.normal(0., 0.05, shape), dtype=tf.float32)
@@ -223,7 +220,6 @@ def _convolutions(architecture):
 
 
 def _normflows(architecture):
-  # pylint: disable=import-outside-toplevel
   import normflows as nf
   num_levels, (height, width, channels) = architecture.num_levels, architecture.image_shape
 
@@ -255,7 +251,6 @@ def torch_system(make_model, log_prob, sample, architecture, after_update=lambda
     architecture: `Architecture`.
     after_update: Called with the model after each training step.
   """
-  # pylint: disable=import-outside-toplevel
   import os
 
   import torch

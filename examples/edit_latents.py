@@ -37,7 +37,7 @@ from sklearn.neural_network import MLPClassifier
 from tfp_glow import latent, pictures
 
 matplotlib.use("Agg")  # Pictures go to files: no display is needed.
-from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
+from matplotlib import pyplot as plt
 
 EDITS, INTERPOLATIONS, TEMPERATURES = "edits.png", "interpolations.png", "temperatures.png"
 LEVEL_TEMPERATURES, DIRECTIONS, NUMBERS = "level_temperatures.png", "directions.npz", "edits.json"

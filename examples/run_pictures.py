@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tfp_glow import latent, pictures
 
 matplotlib.use("Agg")  # Pictures go to files: no display is needed.
-from matplotlib import pyplot as plt  # pylint: disable=wrong-import-position
+from matplotlib import pyplot as plt
 
 SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
 TEST_IMAGES, CURVE = "test_images", "training_curve.png"

@@ -9,12 +9,12 @@ import sys
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import keras  # noqa: E402
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
-import tensorflow_probability as tfp  # noqa: E402
+import keras
+import numpy as np
+import tensorflow as tf
+import tensorflow_probability as tfp
 
-import tfp_glow  # noqa: E402
+import tfp_glow
 
 NUM_EPOCHS, STEPS_PER_EPOCH = 60, 2
 

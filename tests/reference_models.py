@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_probability as tfp
 
 import tfp_glow
-from tfp_glow.checkpoints.openai_glow import assign_original_variables
+from tfp_glow.checkpoints.openai_glow.layout import assign_original_variables
 
 tfd = tfp.distributions
 NUM_DIMS = 16 * 16 * 3

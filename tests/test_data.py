@@ -13,7 +13,8 @@ import tensorflow as tf
 from image_files import SPLITS, arrays, fill, keys, pixels
 
 from tfp_glow import data
-from tfp_glow.data.load import preparation
+from tfp_glow.data import crop, preparation
+from tfp_glow.data import tfds as tfds_source
 
 DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
@@ -67,7 +68,7 @@ def test_shuffles_reproducibly_and_anew_on_each_pass(source, tmp_path):
 def test_the_order_of_an_epoch_depends_on_its_number_alone(source, tiny_images, tmp_path, monkeypatch):
   if source == "tfds":  # Files and records are shuffled.
     import tensorflow_datasets as tfds
-    monkeypatch.setattr(data, "_TFDS_SHUFFLE_BUFFER", 7)
+    monkeypatch.setattr(tfds_source, "_SHUFFLE_BUFFER", 7)
     tfds.builder(tiny_images, data_dir=tmp_path).download_and_prepare(
         download_config=tfds.download.DownloadConfig(num_shards=6))
   name = fill(tmp_path, 40) if source == "folder" else {"digits": "digits", "tfds": tiny_images}[source]
@@ -170,12 +171,12 @@ def test_digits_padded_and_shrunk():
 
 def test_crop_and_fit_handles_any_shape():
   image = pixels(9, 30, 3)
-  fitted = data._crop_and_fit(tf.constant(image), 12).numpy()
+  fitted = crop.crop_and_fit(tf.constant(image), 12).numpy()
   np.testing.assert_array_equal(fitted, np.pad(image[:, 10:19], [(1, 2), (1, 2), (0, 0)]))
-  np.testing.assert_array_equal(data._crop_and_fit(tf.constant(image), 9).numpy(), image[:, 10:19])
-  assert data._crop_and_fit(tf.constant(pixels(64, 64, 3)), 8).numpy().std() < 20  # Antialiased: noise averages out.
+  np.testing.assert_array_equal(crop.crop_and_fit(tf.constant(image), 9).numpy(), image[:, 10:19])
+  assert crop.crop_and_fit(tf.constant(pixels(64, 64, 3)), 8).numpy().std() < 20  # Antialiased: noise averages out.
   flat = np.full([50, 31, 1], 200, np.uint8)
-  np.testing.assert_array_equal(data._crop_and_fit(tf.constant(flat), 7).numpy(), np.full([7, 7, 1], 200))
+  np.testing.assert_array_equal(crop.crop_and_fit(tf.constant(flat), 7).numpy(), np.full([7, 7, 1], 200))
 
 
 # TFDS.
@@ -257,7 +258,7 @@ def test_tfds_splits_and_labels(tiny_images, tmp_path):
 
 def test_tfds_shuffles_many_files_reproducibly(tiny_images, tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
-  monkeypatch.setattr(data, "_TFDS_SHUFFLE_BUFFER", 1)  # Leaves the shuffling of the files.
+  monkeypatch.setattr(tfds_source, "_SHUFFLE_BUFFER", 1)  # Leaves the shuffling of the files.
   tfds.builder(tiny_images, data_dir=tmp_path).download_and_prepare(
       download_config=tfds.download.DownloadConfig(num_shards=6))
 
@@ -276,7 +277,7 @@ def find_features(names, supervised_keys, with_labels):
   features = {name: tfds.features.ClassLabel() if name in ("label", "kind", "mood") else tfds.features.Image()
               for name in names}
   builder = SimpleNamespace(info=SimpleNamespace(features=features, supervised_keys=supervised_keys))
-  return data._tfds_features(tfds, builder, "some", with_labels)
+  return tfds_source._feature_keys(tfds, builder, "some", with_labels)
 
 
 @pytest.mark.parametrize("names, supervised_keys, expected", [

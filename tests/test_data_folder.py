@@ -10,6 +10,7 @@ from image_files import SPLITS, arrays, fill, keys, pixels, save
 from PIL import Image
 
 from tfp_glow import data
+from tfp_glow.data import image_file
 
 
 def test_folder_of_mixed_sizes_modes_and_formats(tmp_path):
@@ -272,8 +273,8 @@ def test_jpeg_with_more_data_behind_it(tmp_path):
 def test_folder_is_decoded_lazily(tmp_path, monkeypatch):
   fill(tmp_path / "train", 64)
   decoded = []
-  read = data._read_image
-  monkeypatch.setattr(data, "_read_image", lambda *args: decoded.append(args) or read(*args))
+  read = image_file.read
+  monkeypatch.setattr(image_file, "read", lambda *args: decoded.append(args) or read(*args))
   dataset = data.load_images(tmp_path, "train", 2)
   assert not decoded
   next(iter(dataset))

@@ -375,7 +375,7 @@ def test_a_saved_model_is_replaced_as_a_whole_or_not_at_all(tmp_path):
 
 @pytest.mark.slow
 def test_warm_up_requests_are_answered(exported, signatures):
-  from tensorflow_serving.apis import prediction_log_pb2  # pylint: disable=import-outside-toplevel
+  from tensorflow_serving.apis import prediction_log_pb2
   asked = []
   for record in tf.data.TFRecordDataset(str(exported[1] / "assets.extra" / "tf_serving_warmup_requests")):
     request = prediction_log_pb2.PredictionLog.FromString(record.numpy()).predict_log.request

@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfp_glow
 from tfp_glow._core import gradients
 from tfp_glow.bijectors.fixed_point import solve
-from tfp_glow.networks.glow import lipschitz
+from tfp_glow.networks import lipschitz
 
 RNG = np.random.default_rng(0)
 Y = RNG.standard_normal([5, 3])

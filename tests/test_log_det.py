@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import tfp_glow
 from tfp_glow.bijectors import log_det as log_dets
-from tfp_glow.networks.glow import lipschitz
+from tfp_glow.networks import lipschitz
 
 RNG = np.random.default_rng(0)
 

@@ -6,7 +6,7 @@ import pytest
 import reference_models
 import tensorflow as tf
 
-from tfp_glow.checkpoints.openai_glow import assign_original_variables, original_layout
+from tfp_glow.checkpoints.openai_glow.layout import assign_original_variables, original_layout
 
 
 @pytest.fixture(scope="module", params=["a", "b", "d"])

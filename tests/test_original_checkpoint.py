@@ -14,7 +14,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_glow
-from tfp_glow.checkpoints.openai_glow import assign_original_variables
+from tfp_glow.checkpoints.openai_glow.layout import assign_original_variables
 
 tfd = tfp.distributions
 REFERENCE = pathlib.Path(__file__).parent / "reference"

@@ -15,7 +15,7 @@ from image_files import arrays, fill, keys, pixels, save
 from PIL import Image
 
 from tfp_glow import data
-from tfp_glow.data.load import preparation
+from tfp_glow.data import crop, preparation
 
 
 @pytest.fixture(autouse=True)
@@ -181,7 +181,7 @@ def test_lsun_without_lmdb_fails_before_the_download(tmp_path, monkeypatch):
 
 def cut(image, image_size, shorter_side, place):
   place = None if place is None else tf.constant(place, tf.float32)
-  return data._fit(tf.constant(image), image_size, shorter_side, place).numpy()
+  return crop.fit(tf.constant(image), image_size, shorter_side, place).numpy()
 
 
 def test_squares_lie_at_their_place():
@@ -196,7 +196,7 @@ def test_squares_of_reduced_images():
   flat = np.full([50, 31, 1], 200, np.uint8)
   np.testing.assert_array_equal(cut(flat, 7, 10, [0.9, 0.1]), np.full([7, 7, 1], 200))
   image = pixels(40, 60, 3)
-  reduced = data._crop_and_fit(tf.constant(image[:, 10:50]), 20).numpy()
+  reduced = crop.crop_and_fit(tf.constant(image[:, 10:50]), 20).numpy()
   np.testing.assert_allclose(cut(image, 12, 20, None), reduced[4:16, 4:16], atol=2)
   assert cut(image, 8, 8, [0.3, 0.3]).shape == (8, 8, 3)
 

@@ -54,7 +54,7 @@ def test_docstrings_describe_all_arguments(name):
 def test_layouts_of_docstrings(monkeypatch):
   pytest.importorskip("griffe", reason="needs mkdocstrings: pip install -e .[docs]")
   monkeypatch.syspath_prepend(ROOT / "docs")
-  import docstrings  # pylint: disable=import-outside-toplevel
+  import docstrings
   text = "A list:\n\n* one\n  - first\n    of two\n\nReturns:\n  y: Of one\n  line.\n  x: Another.\n\nRaises:\n  E: if."
   value = types.SimpleNamespace(docstring=types.SimpleNamespace(value=text))
   docstrings.Layouts().on_object(obj=value)

@@ -14,7 +14,7 @@ from small_models import of_standard_normal, points, residual_flow, residual_mod
 from tensorflow.python.eager.polymorphic_function import polymorphic_function
 
 import tfp_glow
-from tfp_glow.networks.glow import lipschitz
+from tfp_glow.networks import lipschitz
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 IMAGES = small_models.images(24, (4, 4, 1))

@@ -13,7 +13,6 @@ import tensorflow as tf
 grpc = pytest.importorskip("grpc", reason="an extra, `warm_up`")
 pytest.importorskip("tensorflow_serving.apis", reason="an extra, `warm_up`")
 
-# pylint: disable=wrong-import-position
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc  # noqa: E402
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "serving.md").read_text()
@@ -30,7 +29,7 @@ class _StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
     self._name = name
     self._signatures = signatures
 
-  def Predict(self, request, context):  # pylint: disable=invalid-name, unused-argument
+  def Predict(self, request, context):
     assert request.model_spec.name == self._name
     inputs = {name: tf.constant(tf.make_ndarray(proto)) for name, proto in request.inputs.items()}
     response = predict_pb2.PredictResponse()
@@ -45,7 +44,7 @@ def folder(tmp_path_factory):
   path = tmp_path_factory.mktemp("serving")
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(path)
-    exec(compile(EXPORT, "page", "exec"), {"__name__": "page"})  # pylint: disable=exec-used
+    exec(compile(EXPORT, "page", "exec"), {"__name__": "page"})
   return path
 
 
@@ -62,7 +61,7 @@ def _run(code, folder):
   names = {"__name__": "page"}
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(folder)
-    exec(compile(code, "page", "exec"), names)  # pylint: disable=exec-used
+    exec(compile(code, "page", "exec"), names)
   return names
 
 

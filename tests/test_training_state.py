@@ -132,9 +132,9 @@ def test_killed_runs_end_like_one_that_was_left_alone(tmp_path):
         process = _run_of(server, folder, tmp_path / "killed.npz")
         before = _unfinished(folder)
         num_epochs = last() + rng.randrange(3)
-        wait_until(lambda: last() >= num_epochs)
+        wait_until(lambda: last() >= num_epochs)  # noqa: B023  Called at once.
         if kill % 2:
-          wait_until(lambda: not _unfinished(folder) <= before)
+          wait_until(lambda: not _unfinished(folder) <= before)  # noqa: B023
         else:
           time.sleep(rng.uniform(0., 1.))
         os.kill(process, signal.SIGKILL)

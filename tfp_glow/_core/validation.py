@@ -1,14 +1,26 @@
 """Checks of arguments, in one wording."""
 
+import math
 import numbers
 
+import numpy as np
 import tensorflow as tf
+
+
+def is_int(value, least=1, below=math.inf):
+  """Whether it is an `int`, of Python or NumPy, of at least `least` and below `below`; a `bool` is none."""
+  return not isinstance(value, bool) and isinstance(value, numbers.Integral) and bool(least <= value < below)
+
+
+def is_number(value):
+  """Whether it is a real number, of Python or NumPy; a `bool` is none."""
+  return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
 def check_counts(least=1, **arguments):
   """Raises `ValueError` for an argument that is not an `int` of at least `least`."""
   for name, value in arguments.items():
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+    if not is_int(value, least):
       expected = "a positive `int`" if least == 1 else f"an `int` of at least {least}"
       raise ValueError(f"`{name}` must be {expected}. Received: {value!r}")
 
@@ -16,21 +28,46 @@ def check_counts(least=1, **arguments):
 def check_fractions(bound=1., **arguments):
   """Raises `ValueError` for an argument that is not a number above 0 and below `bound`."""
   for name, value in arguments.items():
-    if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0. < value < bound:
+    if not is_number(value) or not 0. < value < bound:
       raise ValueError(f"`{name}` must be a number above 0 and below {bound:g}. Received: {value!r}")
+
+
+def check_bools(**arguments):
+  """Raises `ValueError` for an argument that is not a `bool`, of Python or NumPy."""
+  for name, value in arguments.items():
+    if not isinstance(value, (bool, np.bool_)):
+      raise ValueError(f"`{name}` must be a `bool`. Received: {value!r}")
 
 
 def check_choice(name, value, choices):
   """Raises `ValueError` for a value that is not one of a tuple of `str`s, or of `int`s."""
-  kind = str if isinstance(choices[0], str) else numbers.Integral
-  if isinstance(value, bool) or not isinstance(value, kind) or value not in choices:
+  is_of_kind = isinstance(value, str) if isinstance(choices[0], str) else is_int(value, -math.inf)
+  if not is_of_kind or value not in choices:
     raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
 
 
 def check_seed(seed):
   """Raises `ValueError` for a seed that is neither an `int` of at least 0 nor `None`."""
-  if seed is not None and (isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or seed < 0):
+  if seed is not None and not is_int(seed, 0):
     raise ValueError(f"`seed` must be an `int` of at least 0, or None. Received: {seed!r}")
+
+
+def checked_event_shape(name, shape, vectors=False):
+  """The shape of an image, `(height, width, channels)`, as a tuple of Python `int`s.
+
+  Args:
+    name: Python `str`, of the argument.
+    shape: Iterable of `int`s.
+    vectors: Python `bool`: whether it may be that of a vector, too, `(channels,)`.
+
+  Raises:
+    ValueError: if it is none, or a size is not a positive `int`.
+  """
+  sizes = tuple(shape) if np.iterable(shape) else (shape,)
+  if len(sizes) not in ((1, 3) if vectors else (3,)) or not all(map(is_int, sizes)):
+    expected = "(height, width, channels)" + vectors * " or (channels,)"
+    raise ValueError(f"`{name}` must be {expected}, positive `int`s. Received: {shape!r}")
+  return tuple(map(int, sizes))
 
 
 def checked_dtype(dtype):

@@ -1,11 +1,15 @@
 """Ways through the latent space of a flow."""
 
-import numbers
+from __future__ import annotations
 
 import numpy as np
+import tensorflow as tf
+
+from tfp_glow._core.validation import check_bools, is_int
 
 
-def interpolate(z0, z1, num_steps, spherical=False):
+def interpolate(z0: np.ndarray | tf.Tensor, z1: np.ndarray | tf.Tensor, num_steps: int,
+                spherical: bool = False) -> np.ndarray:
   """Latents on the way from `z0` to `z1`, at equal distances: along straight lines, or along arcs.
 
   Gaussian latents of many dimensions all have about the same norm. Half-way along the straight line between two
@@ -51,14 +55,13 @@ def interpolate(z0, z1, num_steps, spherical=False):
   if z0.shape != z1.shape or z0.dtype != z1.dtype:
     raise ValueError("`z0` and `z1` must have the same shape and dtype. "
                      f"Received: z0 {z0.dtype} {list(z0.shape)}, z1 {z1.dtype} {list(z1.shape)}")
-  if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 2:
+  if not is_int(num_steps, 2):
     raise ValueError(f"`num_steps` must be an `int` of at least 2. Received: num_steps={num_steps!r}")
-  if not isinstance(spherical, (bool, np.bool_)):
-    raise ValueError(f"`spherical` must be a `bool`. Received: {spherical!r}")
+  check_bools(spherical=spherical)
   return (_arcs if spherical else np.linspace)(z0, z1, num_steps, dtype=z0.dtype)
 
 
-def attribute_direction(z, has_attribute):
+def attribute_direction(z: np.ndarray | tf.Tensor, has_attribute: np.ndarray | tf.Tensor) -> np.ndarray:
   """From latents of images without an attribute to latents of images with it: the difference of their means.
 
   Added to the latent of an image, times a strength, it adds the attribute to the image; subtracted, it takes it away.

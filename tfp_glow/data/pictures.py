@@ -1,12 +1,16 @@
 """Images side by side in one picture."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 
 TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that a person sees those of 8x8.
 GAP = 4  # White pixels between them.
 
 
-def tile(rows):
+def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
   """Rows of images as one picture, enlarged pixel by pixel, with white gaps.
 
   #### Example

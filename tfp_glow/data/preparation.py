@@ -2,12 +2,13 @@
 
 import gzip
 import hashlib
-import importlib
 import io
 import os
 import pathlib
 import tempfile
 import urllib.parse
+
+from tfp_glow.data.source import require
 
 _CONNECT_TIMEOUT_SECONDS = 10
 
@@ -19,15 +20,6 @@ _FASHION_MNIST_SHA256 = {
     "t10k-images-idx3-ubyte.gz": "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
     "t10k-labels-idx1-ubyte.gz": "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
 }
-
-
-def require(module, purpose, name_or_folder):
-  """Imports an optional library, or says how to install it."""
-  try:
-    return importlib.import_module(module)
-  except ImportError as error:
-    raise ImportError(f"`name_or_folder`: {purpose} needs the Python module {module} ({error}); install it with: "
-                      f"pip install tfp_glow[data]. Received: name_or_folder={str(name_or_folder)!r}") from error
 
 
 def prepare(builder, name):

@@ -1,6 +1,12 @@
 """Coupling networks: Keras layers."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core.numerics import activation_statistics, before_channels, generator, log_scale_of, within_reach
@@ -60,7 +66,7 @@ class ActNormConv2D(_Folding):
   this.
   """
 
-  def __init__(self, filters, kernel_size, seed=None, **kwargs):
+  def __init__(self, filters: int, kernel_size: int, seed: int | None = None, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -82,7 +88,7 @@ class ActNormConv2D(_Folding):
     self.shift = self.add_weight(name="shift", shape=[self.filters], initializer="zeros")
     self.log_scale = self.add_weight(name="log_scale", shape=[self.filters], initializer="zeros")
 
-  def fold(self, value=value_of):
+  def fold(self, value: Callable[[keras.Variable], tf.Tensor] = value_of) -> tuple[tf.Tensor, ...]:
     """The whole layer as `relu(conv(x, kernel * scale) + bias)`.
 
     Args:
@@ -101,7 +107,7 @@ class ActNormConv2D(_Folding):
       shift -= tf.reduce_sum(kernel[..., -1, :], [-3, -2])
     return kernel, scale, shift * scale
 
-  def run(self, inputs, kernel, scale, bias):
+  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """The layer, of what `fold` returned; the input's last channel is that of ones where the border is seen."""
     return self._convolve(inputs, kernel, scale, bias, tf.nn.relu)
 
@@ -117,7 +123,7 @@ class ActNormConv2D(_Folding):
   def call(self, inputs):
     return self.run(self._with_ones(inputs), *self.fold())
 
-  def initialize(self, inputs):
+  def initialize(self, inputs: tf.Tensor) -> tf.Tensor:
     """Sets `shift` and `log_scale` from the batch `inputs`; returns the outputs."""
     weights = self._fold(value_of(self.kernel), tf.zeros_like(self.shift), tf.ones_like(self.shift))
     shift, log_scale = activation_statistics(self._convolve(self._with_ones(inputs), *weights, tf.identity))
@@ -139,7 +145,7 @@ class ZeroConv2D(_Folding):
   It sees the border (`border_response`). The gain lets it leave zero quickly.
   """
 
-  def __init__(self, filters, num_groups=1, **kwargs):
+  def __init__(self, filters: int, num_groups: int = 1, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -160,7 +166,9 @@ class ZeroConv2D(_Folding):
     self.bias = add("bias", [self.filters])
     self.log_scale = add("log_scale", [self.filters])
 
-  def fold(self, height, width, value=value_of, offset=0.):
+  def fold(self, height: int | tf.Tensor, width: int | tf.Tensor,
+           value: Callable[[keras.Variable], tf.Tensor] = value_of,
+           offset: float | np.ndarray = 0.) -> tuple[tf.Tensor, ...]:
     """The whole layer as `conv(x, kernel * scale) + additive_map`.
 
     Args:
@@ -179,7 +187,7 @@ class ZeroConv2D(_Folding):
     additive_map = (border + before_channels(value(self.bias), 2)) * before_channels(scale, 2)
     return value(self.kernel), scale, additive_map + tf.cast(offset, additive_map.dtype)
 
-  def run(self, inputs, kernel, scale, additive_map):
+  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, additive_map: tf.Tensor) -> tf.Tensor:
     """The layer, of what `fold` returned."""
     inputs, kernel, additive_map = self._cast(inputs, kernel * scale, additive_map)
     return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME") + additive_map
@@ -197,7 +205,7 @@ class ZeroConv2D(_Folding):
 class ZeroDense(keras.layers.Layer):
   """Dense layer that starts at zero, with a learned scale: `(x @ kernel + bias) * exp(3 * log_scale)`."""
 
-  def __init__(self, units, **kwargs):
+  def __init__(self, units: int, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -235,7 +243,8 @@ class CouplingNetwork(_Folding):
     Kingma and Dhariwal, "Glow" (2018), section 4.
   """
 
-  def __init__(self, num_output_channels, num_hidden=512, num_groups=1, seed=None, **kwargs):
+  def __init__(self, num_output_channels: int, num_hidden: int = 512, num_groups: int = 1, seed: int | None = None,
+               **kwargs: Any):
     """Creates the network.
 
     Args:
@@ -261,16 +270,18 @@ class CouplingNetwork(_Folding):
     self.second.build(hidden_shape)
     self.last.build(hidden_shape)
 
-  def redraw(self, seed):
+  def redraw(self, seed: int | None) -> list[tuple[keras.Variable, np.ndarray]]:
     """What another network like this, with another seed, starts from: `(own variable, array)`, zeros left out."""
     return [(layer.kernel, _draw_kernel(layer.kernel.shape, _part_of_seed(seed, i)))
             for i, layer in enumerate((self.first, self.second))]
 
-  def fold(self, height, width, value=value_of, offset=0.):
+  def fold(self, height: int | tf.Tensor, width: int | tf.Tensor,
+           value: Callable[[keras.Variable], tf.Tensor] = value_of,
+           offset: float | np.ndarray = 0.) -> tuple[tuple[tf.Tensor, ...], ...]:
     """All that does not depend on the inputs, for `run`; arguments as in `ZeroConv2D.fold`."""
     return self.first.fold(value), self.second.fold(value), self.last.fold(height, width, value, offset)
 
-  def run(self, inputs, weights):
+  def run(self, inputs: tf.Tensor, weights: tuple[tuple[tf.Tensor, ...], ...]) -> tf.Tensor:
     """The network, of what `fold` returned; the last channel of `inputs` is that of ones. Outputs: see `ZeroConv2D`."""
     first, second, last = weights
     return self.last.run(self.second.run(self.first.run(within_reach(inputs), *first), *second), *last)
@@ -278,7 +289,7 @@ class CouplingNetwork(_Folding):
   def call(self, inputs):
     return self.last(self.second(self.first(within_reach(inputs))))
 
-  def initialize(self, inputs):
+  def initialize(self, inputs: tf.Tensor) -> tf.Tensor:
     """Data-dependent initialisation, layer after layer, from the batch `inputs`; returns the outputs."""
     return self.last(self.second.initialize(self.first.initialize(within_reach(inputs))))
 
@@ -296,5 +307,3 @@ def _draw_kernel(shape, seed):
 
 def _part_of_seed(seed, index):
   return None if seed is None else seed + index
-
-

@@ -1,121 +1,20 @@
 """Keras layers of bounded Lipschitz constant: the networks of invertible residual blocks."""
 
-import functools
+from __future__ import annotations
+
 import math
-import numbers
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.gradients import custom_gradient
 from tfp_glow._core.numerics import generator
 from tfp_glow._core.validation import check_counts, check_fractions, check_seed
+from tfp_glow.networks import norms
 from tfp_glow.networks.building import value_of
-
-# The steepest slope of `x * sigmoid(x)` is 1.0998.
-_STEEPEST = 1.1
-
-# Log-dets are made of gradients of these layers.
-_custom_gradient = functools.partial(custom_gradient, can_be_left_out=False)
-
-
-def lip_swish(x, beta):
-  """`x * sigmoid(beta * x) / 1.1`: smooth, and nowhere steeper than 1.
-
-  Args:
-    x: Tensor.
-    beta: Positive scalar tensor.
-
-  Returns:
-    Tensor of the shape of `x`.
-  """
-  return _swish(x * beta) / (_STEEPEST * beta)
-
-
-@_custom_gradient
-def _swish(x):
-  """`x * sigmoid(x)`. Memory bounds its speed: derivatives are written such that they pass over the data few times."""
-  gate = tf.sigmoid(x)
-  swish = x * gate
-  # Once, however many gradients are pulled back through it.
-  slope = _slope_of_swish(x, gate, swish)
-  return swish, lambda d_outputs: d_outputs * slope
-
-
-def _slope_of_swish(x, gate, swish):
-  """`gate + x * gate * (1 - gate)`."""
-
-  @_custom_gradient
-  def slope_of(x):
-    slope = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)
-    return slope, lambda d_slope: d_slope * (1. - gate) * (2. * slope - swish)
-
-  return slope_of(x)
-
-
-@keras.saving.register_keras_serializable("tfp_glow")
-class LipSwish(keras.layers.Layer):
-  """The activation `lip_swish` with a learned, positive beta: the softplus of a variable that starts at 0.5.
-
-  Unlike ELU or softplus it has a second derivative that does not vanish where its slope is steep, so that the gradient
-  of a log-det does not saturate.
-
-  References:
-    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.3.
-  """
-
-  def __init__(self, **kwargs):
-    """Creates the layer.
-
-    Args:
-      **kwargs: Of `keras.layers.Layer`.
-    """
-    super().__init__(autocast=False, **kwargs)
-
-  def build(self, input_shape):
-    self.beta = self.add_weight(name="beta", shape=(), initializer=keras.initializers.Constant(0.5))
-
-  def fold(self):
-    """What `run` needs besides the inputs: factors of what goes in and of what comes out."""
-    beta = tf.nn.softplus(value_of(self.beta))
-    return [[beta], [1. / (_STEEPEST * beta)]]
-
-  def run(self, inputs, before, after):
-    """The layer, of what `fold` returned; either may be empty, where a neighbour sees to it."""
-    scale = lambda tensor, factors: tensor * tf.cast(factors[0], tensor.dtype) if factors else tensor
-    return scale(_swish(scale(tf.cast(inputs, self.compute_dtype), before)), after)
-
-  def call(self, inputs):
-    return self.run(inputs, *self.fold())
-
-  def compute_output_shape(self, input_shape):
-    return input_shape
-
-
-@keras.saving.register_keras_serializable("tfp_glow")
-class LearnedOrder(keras.layers.Layer):
-  """The order of a norm, between 1 and 5, that is trained; it starts at 2.
-
-  Given to one layer as `codomain` and to the next as `domain` it is one parameter.
-
-  References:
-    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.2 and appendix D.
-  """
-
-  def __init__(self, **kwargs):
-    """Creates the order.
-
-    Args:
-      **kwargs: Of `keras.layers.Layer`.
-    """
-    super().__init__(**kwargs)
-    self.logit = self.add_weight(name="logit", shape=(), initializer=keras.initializers.Constant(-math.log(3.)))
-    self.built = True
-
-  def order(self):
-    """The order, a scalar tensor."""
-    return 1. + 4. * tf.sigmoid(value_of(self.logit))
+from tfp_glow.networks.lip_swish import LipSwish
+from tfp_glow.networks.norms import LearnedOrder
 
 
 class _Lipschitz(keras.layers.Layer):
@@ -127,15 +26,7 @@ class _Lipschitz(keras.layers.Layer):
     check_fractions(coefficient=coefficient, tolerance=tolerance)
     check_counts(max_iterations=max_iterations)
     check_seed(seed)
-    for name, order in (("domain", domain), ("codomain", codomain)):
-      is_number = isinstance(order, numbers.Real) and not isinstance(order, bool)
-      if not isinstance(order, LearnedOrder) and not (is_number and order >= 1.):
-        raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "
-                         f"`LearnedOrder`. Received: {order!r}")
-    if (codomain == 1. and domain != 1.) or (domain == math.inf and codomain != math.inf):
-      raise ValueError("`codomain` must not be 1 but with `domain` 1, nor `domain` infinite but with `codomain` "
-                       "infinite: the iteration would miss the norm among maxima as many as combinations of signs. "
-                       f"Received: domain={domain!r}, codomain={codomain!r}")
+    norms.check_orders(domain, codomain)
     self._num_outputs = num_outputs
     self.coefficient = float(coefficient)
     self.domain = domain
@@ -176,7 +67,7 @@ class _Lipschitz(keras.layers.Layer):
         variable.assign(value)
       self.update_spectral_norm()
 
-  def redraw(self, seed):
+  def redraw(self, seed: int | None) -> list[tuple[keras.Variable, np.ndarray]]:
     """What another layer like this, with another seed, starts from: `(variable of this one, array)`, `vectors` too."""
     rng = generator(seed)
     bound = 1. / math.sqrt(np.prod(self.kernel.shape[:-1]))
@@ -186,48 +77,31 @@ class _Lipschitz(keras.layers.Layer):
   @property
   def _is_iterated(self):
     """Whether the norm takes a power iteration."""
-    return self.domain != 1. and self.codomain != math.inf
+    return not norms.has_formula(self.domain, self.codomain)
 
-  def norm(self):
+  def norm(self) -> tf.Tensor:
     """The norm of the map before it is bounded, a scalar tensor."""
     return tf.reduce_max(self._norms(value_of(self.kernel)))
 
-  def normalized_kernel(self):
+  def normalized_kernel(self) -> tf.Tensor:
     """The kernel that `call` uses."""
     kernel = value_of(self.kernel)
     return kernel / tf.maximum(self._norms(kernel) / self.coefficient, 1.)
 
   def _norms(self, kernel):
     """The norms that bound that of the map, to be broadcast to the parts of the kernel that they belong to."""
-    domain, codomain = self._orders()
+    orders = self._orders()
     if self._is_iterated:
-      # The gradient of a maximum is that at the maximum, `u` and `v` held.
-      u, v = (tf.stop_gradient(value_of(vector)) for vector in (self.u, self.v))
-      product = tf.reduce_sum(u * self._map(v, kernel))
-      # Their norms are 1, but for learned orders, which change under them.
-      for vector, order in ((v, domain), (u, _conjugate(codomain))):
-        product /= _norm(vector, order) if tf.is_tensor(order) else 1.
-      return product
-    size = tf.abs(kernel) * tf.cast(self._is_used(), kernel.dtype)
-    if domain == 1. and codomain == math.inf:
-      return tf.reduce_max(tf.reshape(tf.reduce_max(size, -1), [-1, size.shape[-2]]), 0)[:, tf.newaxis]
-    largest = tf.stop_gradient(tf.reduce_max(size))  # Or high powers would overflow, or vanish.
-    size = tf.math.divide_no_nan(size, largest)
-    if domain == 1.:
-      power, sums = codomain, self._transpose(tf.ones(self._one_output, kernel.dtype), size**codomain)
-    else:
-      power = _conjugate(domain)
-      sums = self._map(tf.ones(self._one_input, kernel.dtype), size**power)
-    # Of a convolution, at the position where it is largest: at others some of the kernel meets the padding.
-    sums = tf.reduce_max(tf.reshape(sums, [-1, sums.shape[-1]]), 0)
-    norms = largest * tf.where(sums > 0., tf.where(sums > 0., sums, 1.)**(1. / power), 0.)
-    return norms[:, tf.newaxis] if domain == 1. else norms
+      return norms.at_vectors(lambda v: self._map(v, kernel), value_of(self.u), value_of(self.v), *orders)
+    into_inputs = lambda kernel: self._transpose(tf.ones(self._one_output, kernel.dtype), kernel)
+    into_outputs = lambda kernel: self._map(tf.ones(self._one_input, kernel.dtype), kernel)
+    return norms.by_formula(kernel * tf.cast(self._is_used(), kernel.dtype), into_inputs, into_outputs, *orders)
 
-  def fold(self):
+  def fold(self) -> list[tf.Tensor]:
     """What `run` needs besides the inputs."""
     return [self.normalized_kernel(), value_of(self.bias)]
 
-  def run(self, inputs, kernel, bias):
+  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """The layer, of what `fold` returned."""
     inputs, kernel, bias = (tf.cast(tensor, self.compute_dtype) for tensor in (inputs, kernel, bias))
     return tf.nn.bias_add(self._map(inputs, kernel), bias)
@@ -238,37 +112,27 @@ class _Lipschitz(keras.layers.Layer):
   def compute_output_shape(self, input_shape):
     return (*input_shape[:-1], self._num_outputs)
 
-  def update_spectral_norm(self):
+  def update_spectral_norm(self) -> None:
     """Brings `u` and `v` up to date, by the power iteration; see the class."""
     for vector, value in zip(self.vectors, self.next_vectors()):
       vector.assign(value)
 
   @property
-  def vectors(self):
+  def vectors(self) -> list[keras.Variable]:
     """The variables `[u, v]`; none where the norm is exact."""
     return [self.u, self.v] if self._is_iterated else []
 
-  def next_vectors(self):
+  def next_vectors(self) -> list[tf.Tensor]:
     """The values that `update_spectral_norm` assigns to `vectors`."""
     if not self._is_iterated:
       return []
-    (domain, codomain), kernel = self._orders(), value_of(self.kernel)
-    u_of = lambda v, before: _dual(self._map(v, kernel), codomain, before)
-    v_of = lambda u, before: _dual(self._transpose(u, kernel), _conjugate(domain), before)
-
-    def step(change, u, v):
-      v = v_of(u, v)
-      u_next = u_of(v, u)
-      return tf.norm(u_next - u) / tf.norm(u_next), u_next, v
-
-    start = tf.constant(np.inf, kernel.dtype), u_of(value_of(self.v), value_of(self.u)), value_of(self.v)
-    _, u, v = tf.while_loop(lambda change, *_: change > self.tolerance, step, start,
-                            maximum_iterations=self.max_iterations)
-    return [u, v]
+    kernel = value_of(self.kernel)
+    return norms.power_iteration(
+        lambda v: self._map(v, kernel), lambda u: self._transpose(u, kernel), value_of(self.u), value_of(self.v),
+        *self._orders(), self.tolerance, self.max_iterations)
 
   def _orders(self):
-    return [tf.cast(order.order(), self.kernel.dtype) if isinstance(order, LearnedOrder) else float(order)
-            for order in (self.domain, self.codomain)]
+    return [norms.order_of(order, self.kernel.dtype) for order in (self.domain, self.codomain)]
 
   def get_config(self):
     # Keras writes the objects itself, and so sees which of them layers share.
@@ -309,8 +173,9 @@ class LipschitzDense(_Lipschitz):
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.2, on orders other than 2.
   """
 
-  def __init__(self, units, coefficient=0.98, domain=2., codomain=2., tolerance=1e-3, max_iterations=200, seed=None,
-               **kwargs):
+  def __init__(self, units: int, coefficient: float = 0.98, domain: float | LearnedOrder = 2.,
+               codomain: float | LearnedOrder = 2., tolerance: float = 1e-3, max_iterations: int = 200,
+               seed: int | None = None, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -357,8 +222,9 @@ class LipschitzConv2D(_Lipschitz):
     As for `LipschitzDense`.
   """
 
-  def __init__(self, filters, kernel_size, coefficient=0.98, domain=2., codomain=2., tolerance=1e-3, max_iterations=200,
-               seed=None, **kwargs):
+  def __init__(self, filters: int, kernel_size: int, coefficient: float = 0.98, domain: float | LearnedOrder = 2.,
+               codomain: float | LearnedOrder = 2., tolerance: float = 1e-3, max_iterations: int = 200,
+               seed: int | None = None, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -399,7 +265,7 @@ class LipschitzConv2D(_Lipschitz):
     return ((self.kernel_size, self.kernel_size, channels, self.filters), (1, *size, channels),
             (1, *size, self.filters))
 
-  def run(self, inputs, kernel, bias):
+  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     if not self._is_local and tuple(inputs.shape[1:3]) != self._one_input[1:3]:
       raise ValueError(f"`{self.name}` was built for images of size {self._one_input[1:3]}, on which its norm depends. "
                        f"Received: {tuple(inputs.shape)}")
@@ -425,7 +291,7 @@ class LipschitzConv2D(_Lipschitz):
     return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size}
 
 
-def constrained_layers(network):
+def constrained_layers(network: keras.Layer) -> list[keras.Layer]:
   """The layers of bounded Lipschitz constant in a network, at any depth.
 
   Args:
@@ -494,36 +360,3 @@ def _at_each_position(inputs, matrix):
   """As a matrix product a 1x1 convolution is faster on CPUs."""
   flat = tf.reshape(inputs, [-1, inputs.shape[-1]]) @ matrix
   return tf.reshape(flat, tf.concat([tf.shape(inputs)[:-1], matrix.shape[-1:]], axis=0))
-
-
-# Norms. The order is a Python float, or a tensor where it is learned.
-
-
-def _conjugate(order):
-  """The order of the dual norm: `1 / order + 1 / conjugate = 1`."""
-  if isinstance(order, float) and order in (1., math.inf):
-    return math.inf if order == 1. else 1.
-  return order / (order - 1.)
-
-
-def _norm(x, order):
-  size = tf.abs(x)
-  largest = tf.reduce_max(size)
-  # Of numbers up to 1: their powers do not overflow.
-  return largest * tf.reduce_sum(tf.math.divide_no_nan(size, largest)**order)**(1. / order)
-
-
-def _dual(x, order, otherwise):
-  """The vector of norm 1 in the dual norm whose product with `x` is the norm of `x`; `otherwise`, if `x` is 0.
-
-  Args:
-    x: Tensor.
-    order: Of the norm of `x`, finite.
-    otherwise: Tensor of the shape of `x`.
-  """
-  size = tf.abs(x)
-  largest = tf.reduce_max(size)
-  scaled = tf.math.divide_no_nan(size, largest)
-  powers = scaled if isinstance(order, float) and order == 2. else scaled**(order - 1.)
-  dual = tf.sign(x) * powers / tf.reduce_sum(powers * scaled)**(1. - 1. / order)
-  return tf.where(largest > 0., dual, otherwise)

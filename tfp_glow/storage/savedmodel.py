@@ -1,11 +1,16 @@
 """SavedModels: distributions that need nothing but TensorFlow to serve."""
 
+from __future__ import annotations
+
 import os
+from collections.abc import Sequence
 
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_glow._core import files, gradients
+from tfp_glow._core.validation import is_int
 from tfp_glow.likelihood.image_likelihood import Codec
 
 # What a folder may hold that is taken for a SavedModel, and replaced.
@@ -14,7 +19,8 @@ _FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.ext
 _WARM_UP_REQUESTS = ("assets.extra", "tf_serving_warmup_requests")
 
 
-def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
+def export_distribution(distribution: tfp.distributions.Distribution, path: str | os.PathLike,
+                        num_bits: int | None = 8, warm_up_batch_sizes: Sequence[int] = ()) -> None:
   """Writes a SavedModel of a distribution over images; `FlowModel.export` does, too.
 
   Its signatures, and the tensors that they take and return:
@@ -68,7 +74,7 @@ def export_distribution(distribution, path, num_bits=8, warm_up_batch_sizes=()):
   codec = Codec(distribution, num_bits)
   path = _checked_path(path)
   sizes = list(warm_up_batch_sizes) if np.iterable(warm_up_batch_sizes) else [None]
-  if any(isinstance(size, bool) or not isinstance(size, (int, np.integer)) or size < 1 for size in sizes):
+  if not all(map(is_int, sizes)):
     raise ValueError(f"`warm_up_batch_sizes` must be positive `int`s. Received: {warm_up_batch_sizes!r}")
   apis = _import_serving_apis() if sizes else None
   codec.build()
@@ -191,7 +197,7 @@ def _checked_path(path):
 
 def _import_serving_apis():
   try:
-    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2  # pylint: disable=import-outside-toplevel
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
   except ImportError as error:
     raise ImportError('`warm_up_batch_sizes` needs the package tensorflow-serving-api: pip install '
                       f'"tfp_glow[warm_up]". Received: {error}') from error

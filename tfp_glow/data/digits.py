@@ -1,0 +1,40 @@
+"""The 8x8 digits inside scikit-learn as a source of images."""
+
+import hashlib
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow.data import crop
+from tfp_glow.data.source import SPLIT_OF_TENTH, Source, require
+
+NUM_CLASSES = 10
+
+
+def source(split, image_size, shorter_side, with_labels):
+  """The digits of scikit-learn; see `load_images`."""
+  digits = require("sklearn.datasets", "'digits'", "digits").load_digits()
+  images = np.minimum(16 * digits.images, 255).astype(np.uint8)[..., np.newaxis]
+  splits = _splits(images, digits.target)
+  if split not in splits:
+    raise ValueError(f"`split` must be 'train', 'validation' or 'test' for 'digits'. Received: split={split!r}")
+  chosen = splits == split
+  images, labels = images[chosen], digits.target[chosen].astype(np.int64)
+  examples = tf.data.Dataset.from_tensor_slices((images, labels) if with_labels else (images,))
+
+  def decode(image, place):
+    return crop.fit(image, image_size, shorter_side, place)
+
+  return Source(examples, decode, shuffle_buffer=len(images))
+
+
+def _splits(images, labels):
+  """Assigns a tenth of each class to test, a tenth to validation; returns the names of the splits, [N]."""
+  # A class is ordered by a hash, not as in the file, where the digits of a writer are neighbours. No two are equal.
+  digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images])
+  splits = np.empty(len(images), dtype=object)
+  for label in np.unique(labels):
+    members = np.flatnonzero(labels == label)
+    members = members[np.argsort(digests[members])]
+    splits[members] = [SPLIT_OF_TENTH[10 * rank // len(members)] for rank in range(len(members))]
+  return splits

@@ -1,0 +1,116 @@
+"""Folders of image files as sources of images."""
+
+import concurrent.futures
+import glob
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow.data import image_file
+from tfp_glow.data.source import Source, or_validation, require
+
+_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+
+
+def source(folder, split, image_size, shorter_side, with_labels):
+  """The image files of a folder; see `load_images`."""
+  require("PIL.Image", "a folder of images", folder)
+  files = _scan(folder)
+  splits = {file.split for file in files}
+  if _split_folders(folder):
+    split = or_validation(split, splits)
+  if split not in splits:
+    raise ValueError(f"`split` must be one of {sorted(splits)} for {str(folder)!r}, whose {len(files)} images are "
+                     f"assigned by sub-folders named like the splits, or else by a hash. Received: split={split!r}")
+  chosen = [file for file in files if file.split == split]
+  paths = [os.fsencode(file.path) for file in chosen]
+  examples = tf.data.Dataset.from_tensor_slices((paths, _labels(files, chosen)) if with_labels else (paths,))
+  num_channels = 1 if all(file.is_grey for file in files) else 3
+  size = _single_size(files) if image_size is None else (image_size, image_size)
+
+  def read(path, place=None):
+    return image_file.read(os.fsdecode(path), image_size, shorter_side, place, num_channels)
+
+  def decode(path, place):
+    # Not stateful: it may run in parallel even where TensorFlow is asked to be deterministic.
+    image = tf.numpy_function(read, [path] if place is None else [path, place], tf.uint8, stateful=False)
+    return tf.ensure_shape(image, [*size, num_channels])
+
+  return Source(examples, decode, shuffle_buffer=len(chosen))
+
+
+def num_classes(folder):
+  """Number of classes of a folder."""
+  return len(_class_names(_scan(folder)))
+
+
+def _scan(folder):
+  """Checks and describes every image of a folder, all splits of it, in an order that depends only on names."""
+  received = f"Received: name_or_folder={str(folder)!r}"
+  if not folder.is_dir():
+    error = NotADirectoryError if folder.exists() else FileNotFoundError
+    raise error(f"`name_or_folder` must be 'digits', the name of a TFDS data set, or an existing folder. {received}")
+  roots = _split_folders(folder) or [(folder, None)]
+  places = [(path, root, split) for root, split in roots for path in _image_paths(root)]
+  if not places:
+    raise ValueError(f"`name_or_folder` must contain image files ({', '.join(_SUFFIXES)}). {received}")
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    files = list(pool.map(lambda place: image_file.inspect(*place), places))
+  _check_readable(files, received)
+  _check_splits(files, received)
+  return files
+
+
+def _check_readable(files, received):
+  broken = [str(file) for file in files if isinstance(file, Exception)]
+  if broken:
+    raise ValueError(f"`name_or_folder` must contain only readable images, but {len(broken)} of {len(files)} are not: "
+                     f"{'; '.join(broken[:10])}. {received}")
+
+
+def _check_splits(files, received):
+  """That no image is in two splits."""
+  first_with = {}
+  for file in files:
+    other = first_with.setdefault(file.digest, file)
+    if other.split != file.split:
+      raise ValueError(f"`name_or_folder` must not have an image in two splits, but {other.path} and {file.path} are "
+                       f"equal. {received}")
+
+
+def _split_folders(folder):
+  """Pairs of sub-folder and split; none if the files are to be split by content."""
+  folders = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+  named = [(path, _SPLITS[path.name.lower()]) for path in folders if path.name.lower() in _SPLITS]
+  # A single sub-folder `train` among others may be the class of the trains.
+  return named if len(named) >= 2 or len(named) == len(folders) else []
+
+
+def _image_paths(root):
+  names = glob.glob("**/*", root_dir=root, recursive=True)  # Without hidden ones.
+  return sorted(os.path.join(root, name) for name in names if name.lower().endswith(_SUFFIXES))
+
+
+def _single_size(files):
+  examples = {file.size: file.path for file in files}
+  if len(examples) > 1:
+    (size, path), (other_size, other_path) = list(examples.items())[:2]
+    raise ValueError("`image_size` must be given for a folder whose images differ in size, as "
+                     f"{path} {size} and {other_path} {other_size} do. Received: image_size=None")
+  return next(iter(examples))
+
+
+def _class_names(files):
+  """Names of the classes of a folder, those of all splits, in the order of their labels."""
+  for file in files:
+    if file.class_name is None:
+      raise ValueError(f"`with_labels` needs a folder with one sub-folder per class, but {file.path} is in none. "
+                       "Received: with_labels=True")
+  return sorted({file.class_name for file in files})
+
+
+def _labels(files, chosen):
+  labels = {name: label for label, name in enumerate(_class_names(files))}
+  return np.array([labels[file.class_name] for file in chosen], np.int64)

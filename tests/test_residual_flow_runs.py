@@ -189,6 +189,6 @@ def test_parts_of_compositions_are_asked_for_the_estimate_of_training(monkeypatc
   model = tfp_glow.FlowModel(tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), [2]), flow), num_bits=None)
   for training in (True, False):
     asked.clear()
-    model._codec.log_prob(points(4), training=training)
+    model._likelihood.log_prob(points(4), training=training)
     assert set(asked) == {("first", training), ("second", training)}
-  assert model._codec.log_det_estimator.startswith("Russian roulette: 20 terms")
+  assert model._likelihood.log_det_estimator.startswith("Russian roulette: 20 terms")

@@ -194,5 +194,5 @@ def forget_compositions_of(bijector):
         del storage[key]
   except (AttributeError, TypeError) as error:
     raise NotImplementedError(
-        "`tensorflow_probability` must be a version whose bijectors have the `_cache` of TFP 0.25, or compositions might "
-        f"answer with old weights. Received: {tfp.__version__}, {error}") from error
+        "`tensorflow_probability` must be a version whose bijectors have the `_cache` of TFP 0.25, or compositions "
+        f"might answer with old weights. Received: {tfp.__version__}, {error}") from error

@@ -99,7 +99,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       ValueError: if the shape of `x`, or that of an argument, does not fit.
       TypeError: if `x` is a tensor of another dtype than that of the bijector; all else is converted.
     """
-    with self._name_scope("forward_and_log_det"):
+    with self._scope_of("forward_and_log_det"):
       return self._evaluate(self._convert(x, "x", inverse=False), False, kwargs)
 
   def inverse_and_log_det(self, y, **kwargs):
@@ -117,7 +117,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       ValueError: if the shape of `y`, or that of an argument, does not fit.
       TypeError: if `y` is a tensor of another dtype than that of the bijector; all else is converted.
     """
-    with self._name_scope("inverse_and_log_det"):
+    with self._scope_of("inverse_and_log_det"):
       return self._evaluate(self._convert(y, "y", inverse=True), True, kwargs)
 
   def walk(self, y, **kwargs):
@@ -209,19 +209,19 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   # TFP's interface. Its own cache is left alone: it never learns that a weight changed or that a tape was opened.
 
   def forward(self, x, name="forward", **kwargs):
-    with self._name_scope(name):
+    with self._scope_of(name):
       return self._value(self._convert(x, "x", inverse=False), False, kwargs)
 
   def inverse(self, y, name="inverse", **kwargs):
-    with self._name_scope(name):
+    with self._scope_of(name):
       return self._value(self._convert(y, "y", inverse=True), True, kwargs)
 
   def forward_log_det_jacobian(self, x, event_ndims=None, name="forward_log_det_jacobian", **kwargs):
-    with self._name_scope(name):
+    with self._scope_of(name):
       return self._log_det(self._convert(x, "x", inverse=False), event_ndims, False, kwargs)
 
   def inverse_log_det_jacobian(self, y, event_ndims=None, name="inverse_log_det_jacobian", **kwargs):
-    with self._name_scope(name):
+    with self._scope_of(name):
       return self._log_det(self._convert(y, "y", inverse=True), event_ndims, True, kwargs)
 
   def experimental_compute_density_correction(self, x, tangent_space, backward_compat=False, event_ndims=None,
@@ -248,11 +248,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     """Keeps what `recall` compares the weights with; of the pass before nothing is recalled any more."""
     self._kept_weights = values
 
-  def _name_scope(self, name):
+  def _scope_of(self, name):
     return tf.name_scope(f"{self.name}_{name}")
 
   def _value(self, inputs, inverse, kwargs):
-    done = self._recall(inputs, inverse, kwargs, way_back_only=True)
+    done = self._recall(inputs, inverse, kwargs)
     if done is None and self.has_costly_log_det and not inverse:
       value, log_det = self._evaluate(inputs, inverse, {**kwargs, "needs_log_det": False})[0], None
     else:
@@ -264,11 +264,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     done = self._recall(inputs, inverse, kwargs)
     return self._summed((done or self._evaluate(inputs, inverse, kwargs))[1], inputs, event_ndims, inverse)
 
-  def _recall(self, inputs, inverse, kwargs, way_back_only=False):
+  def _recall(self, inputs, inverse, kwargs):
     if not self.can_be_recalled:
       return None
     evaluate = lambda inputs: self._evaluate(inputs, inverse, kwargs)
-    return recall.recall(self, inputs, inverse, kwargs, evaluate, way_back_only)
+    return recall.recall(self, inputs, inverse, kwargs, evaluate)
 
   def _summed(self, log_det, inputs, event_ndims, inverse):
     """A log-det `[...]` over those leading dimensions that `event_ndims` counts to the event."""

@@ -74,7 +74,7 @@ def log_det_that_came_with(tensor, bijector, kwargs):
   return next((log_det for log_det in found if log_det is not None), None)
 
 
-def recall(bijector, inputs, inverse, kwargs, evaluate, way_back_only=False):
+def recall(bijector, inputs, inverse, kwargs, evaluate):
   """Value and log-det of a pass, from another that still holds; `None` where there is none.
 
   Args:
@@ -83,11 +83,9 @@ def recall(bijector, inputs, inverse, kwargs, evaluate, way_back_only=False):
     inverse: Python `bool`, the direction.
     kwargs: Dict of the other arguments.
     evaluate: Callable, from a tensor like `inputs` to value and log-det: for the gradients.
-    way_back_only: Python `bool`: whether a pass that was given `inputs` will not do.
   """
-  passes = list(getattr(inputs, _RETURNED_BY, ()))
-  given_to = None if way_back_only else getattr(inputs, _GIVEN_TO, lambda: None)()
-  for done in passes + ([] if given_to is None else [given_to]):
+  given_to = getattr(inputs, _GIVEN_TO, lambda: None)()
+  for done in (*getattr(inputs, _RETURNED_BY, ()), *([] if given_to is None else [given_to])):
     answer = done.as_answer(bijector, inputs, inverse, kwargs)
     if answer is not None:
       value, log_det = _with_gradients_of(evaluate, bijector, inputs, answer)

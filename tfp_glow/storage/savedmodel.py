@@ -11,7 +11,7 @@ import tensorflow_probability as tfp
 
 from tfp_glow._core import files, gradients
 from tfp_glow._core.validation import is_int
-from tfp_glow.likelihood.image_likelihood import Codec
+from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 
 # What a folder may hold that is taken for a SavedModel, and replaced.
 _FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
@@ -71,18 +71,18 @@ def export_distribution(distribution: tfp.distributions.Distribution, path: str 
     ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
     OSError: if `path` cannot be written.
   """
-  codec = Codec(distribution, num_bits)
+  likelihood = ImageLikelihood(distribution, num_bits)
   path = _checked_path(path)
   sizes = list(warm_up_batch_sizes) if np.iterable(warm_up_batch_sizes) else [None]
   if not all(map(is_int, sizes)):
     raise ValueError(f"`warm_up_batch_sizes` must be positive `int`s. Received: {warm_up_batch_sizes!r}")
   apis = _import_serving_apis() if sizes else None
-  codec.build()
-  functions = _functions(codec)
+  likelihood.build()
+  functions = _functions(likelihood)
   try:
     with files.written_as_a_whole(path) as folder:
       tf.io.gfile.makedirs(folder)  # Now, not when all has been traced, if it cannot be.
-      _save(codec, functions, folder)
+      _save(likelihood, functions, folder)
       if sizes:
         _write_warm_up_requests(apis, functions, sizes, folder)
   except (tf.errors.OpError, OSError) as error:
@@ -90,21 +90,22 @@ def export_distribution(distribution: tfp.distributions.Distribution, path: str 
         f"`path` must be a folder that can be written, but writing it failed: {error}. Received: {path}") from error
 
 
-def _save(codec, functions, folder):
+def _save(likelihood, functions, folder):
   module = tf.Module()
   # The whole distribution, so that its variables are saved.
-  module.variables_ = list(codec.distribution.variables)
+  module.variables_ = list(likelihood.distribution.variables)
   with gradients.left_out():  # Here the functions are traced.
     tf.saved_model.save(module, folder, signatures=dict(functions, serving_default=functions["log_prob"]))
 
 
-def _functions(codec):
+def _functions(likelihood):
   """The signatures, by their names. They call each other: a way through the flow is most of a graph, which takes time
   to load.
   """
-  event_shape, spec = codec.event_shape.as_list(), lambda shape, dtype, name: tf.TensorSpec(shape, dtype, name=name)
-  images_spec = lambda name: spec([None] + event_shape, codec.image_dtype, name)
-  labels_spec = [] if codec.num_classes is None else [spec([None], tf.int32, "labels")]
+  event_shape = likelihood.spec.event_shape.as_list()
+  spec = lambda shape, dtype, name: tf.TensorSpec(shape, dtype, name=name)
+  images_spec = lambda name: spec([None] + event_shape, likelihood.spec.image_dtype, name)
+  labels_spec = [] if likelihood.spec.num_classes is None else [spec([None], tf.int32, "labels")]
   functions = {}
 
   def call(name, tensor, labels):
@@ -113,22 +114,22 @@ def _functions(codec):
 
   def log_prob(images, labels=None):
     labels = _checked_labels(labels, images)
-    nats = codec.log_prob(images, labels)
-    return {"log_prob": nats, "bits_per_dim": codec.bits_per_dim(nats)}
+    nats = likelihood.log_prob(images, labels)
+    return {"log_prob": nats, "bits_per_dim": likelihood.bits_per_dim(nats)}
 
   def encode(images, labels=None):
     labels = _checked_labels(labels, images)
-    return {"latent": codec.encode(images, labels)}
+    return {"latent": likelihood.encode(images, labels)}
 
   def decode(latent, labels=None):
     labels = _checked_labels(labels, latent)
-    return {"images": codec.decode(latent, labels)}
+    return {"images": likelihood.decode(latent, labels)}
 
   def sample(num_samples, temperature, seed, labels=None):
     num_samples = _at_least(0, "num_samples", num_samples)
     if "decode" not in functions:
-      return {"images": codec.sample(num_samples, temperature, seed)}
-    return {"images": call("decode", codec.sample_latents(num_samples, temperature, seed), labels)}
+      return {"images": likelihood.sample(num_samples, temperature, seed)}
+    return {"images": call("decode", likelihood.latents.sample(num_samples, temperature, seed), labels)}
 
   def interpolate(first, second, num_steps, labels=None):
     num_steps = _at_least(2, "num_steps", num_steps)
@@ -144,17 +145,17 @@ def _functions(codec):
   make = lambda function, *specs: tf.function(
       function, input_signature=list(specs) + labels_spec, autograph=False)
   functions["log_prob"] = make(log_prob, images_spec("images"))
-  if hasattr(codec.distribution, "bijector"):
-    base = codec.distribution.distribution
+  if likelihood.has_latents:
+    latents = likelihood.latents
     functions.update(
         encode=make(encode, images_spec("images")),
-        decode=make(decode, spec([None] + base.event_shape.as_list(), base.dtype, "latent")),
+        decode=make(decode, spec([None] + latents.event_shape.as_list(), latents.dtype, "latent")),
         interpolate=make(interpolate, images_spec("first"), images_spec("second"), spec([], tf.int32, "num_steps")))
   functions["sample"] = make(sample, spec([], tf.int32, "num_samples"), spec([], tf.float32, "temperature"),
                              spec([2], tf.int32, "seed"))
-  if codec.log_det_estimator is not None:
+  if likelihood.log_det_estimator is not None:
     functions["log_det_estimator"] = tf.function(
-        lambda: {"log_det_estimator": tf.constant(codec.log_det_estimator)}, input_signature=[], autograph=False)
+        lambda: {"log_det_estimator": tf.constant(likelihood.log_det_estimator)}, input_signature=[], autograph=False)
   return functions
 
 

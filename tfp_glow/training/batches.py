@@ -29,11 +29,11 @@ def unpack(batch):
   return x, labels
 
 
-def check_data(codec, x, y, batch_size, kwargs):
+def check_data(spec, x, y, batch_size, kwargs):
   """Checks what `fit` and its like are given, as far as that can be done without drawing from it.
 
   Args:
-    codec: `Codec`.
+    spec: `ImageSpec`.
     x: Array, dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset` or iterator.
     y: Labels, or `None`.
     batch_size: Positive `int`, or `None`.
@@ -56,37 +56,37 @@ def check_data(codec, x, y, batch_size, kwargs):
   if source.is_empty():
     raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
   images, labels = unpack(specs)
-  codec.check_spec(images)
-  if codec.num_classes is None:
+  spec.check_images(images)
+  if spec.num_classes is None:
     return  # Images may come with labels, which are not used.
-  codec.check_labels_spec(labels)
+  spec.check_labels(labels)
   if isinstance(labels, np.ndarray):
-    checked_labels(codec, labels, len(images))
+    checked_labels(spec, labels, len(images))
 
 
-def checked_images(codec, images, labels):
-  """Images and labels as tensors; raises as `Codec.check_images` and `checked_labels`, or if images are not finite."""
-  images = codec.check_images(images)
+def checked_images(spec, images, labels):
+  """Images and labels as tensors; raises as the spec and `checked_labels`, or if images are not finite."""
+  images = spec.checked_images(images)
   if images.dtype.is_floating:
     check_finite("images", images)
-  return images, checked_labels(codec, labels, len(images))
+  return images, checked_labels(spec, labels, len(images))
 
 
-def checked_labels(codec, labels, count):
+def checked_labels(spec, labels, count):
   """Labels of so many images, int32 `[count]`, of one label for all, too; `None` where there are no classes.
 
   Raises:
     TypeError: if they are not integers.
     ValueError: if there are not `count` labels of the classes.
   """
-  condition = codec.condition(labels)
+  condition = spec.condition(labels)
   if not condition:
     return None
   labels = condition["labels"]
   if labels.shape.rank == 0:
     labels = tf.fill([count], labels)
-  if labels.shape != [count] or bool(tf.reduce_any((labels < 0) | (labels >= codec.num_classes))):
-    raise ValueError(f"`labels` must be {count} integers in 0 .. {codec.num_classes - 1}. Received: {labels}")
+  if labels.shape != [count] or bool(tf.reduce_any((labels < 0) | (labels >= spec.num_classes))):
+    raise ValueError(f"`labels` must be {count} integers in 0 .. {spec.num_classes - 1}. Received: {labels}")
   return labels
 
 
@@ -109,11 +109,11 @@ def first_batch(x, y=None, batch_size=None, name="x"):
   return batch, source.x
 
 
-def checked_weight_y(weight_y, codec):
+def checked_weight_y(weight_y, likelihood):
   """A Python `float`; raises `ValueError` if it is negative, or the distribution has no classes that latents tell."""
   if isinstance(weight_y, bool) or not isinstance(weight_y, numbers.Real) or not 0. <= weight_y < np.inf:
     raise ValueError(f"`weight_y` must be a finite number of at least 0. Received: {weight_y!r}")
-  if weight_y and codec.num_class_features is None:
+  if weight_y and likelihood.num_class_features is None:
     raise ValueError("`weight_y` must be 0 for a distribution whose bijector has no `num_classes` and "
                      f"`class_features`. Received: {weight_y!r}")
   return float(weight_y)

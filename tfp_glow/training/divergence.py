@@ -75,11 +75,11 @@ def message(step, what, received):
           f"Received: {received}")
 
 
-def first_non_finite(codec, images, labels, noise_seed, trained, gradients_are_finite):
+def first_non_finite(likelihood, images, labels, noise_seed, trained, gradients_are_finite):
   """Computes a training step's loss again, part after part, and finds where it goes wrong.
 
   Args:
-    codec: `Codec`.
+    likelihood: `ImageLikelihood`.
     images: Tensor `[N] + event_shape`, the batch.
     labels: Integer tensor `[N]`, or `None`.
     noise_seed: Integer tensor `[2]` of the dequantization noise.
@@ -90,7 +90,7 @@ def first_non_finite(codec, images, labels, noise_seed, trained, gradients_are_f
     what: Python `str`, the quantity with the part of the model that it belongs to.
     received: Python `str`, what was found there.
   """
-  for what, tensor in _quantities(codec, images, labels, noise_seed):
+  for what, tensor in _quantities(likelihood, images, labels, noise_seed):
     if not np.isfinite(tensor).all():
       return what, describe(tensor)
   # From the latents back to the data: the order of backpropagation.
@@ -100,26 +100,14 @@ def first_non_finite(codec, images, labels, noise_seed, trained, gradients_are_f
   return "the loss", "finite values when computed again: rounding decides"
 
 
-def _quantities(codec, images, labels, noise_seed):
+def _quantities(likelihood, images, labels, noise_seed):
   """Yields names and tensors, in the order in which one depends on the other."""
-  values = codec.to_values(images, noise_seed)
+  values = likelihood.to_values(images, noise_seed)
   yield "a value of the images", values
-  for variable in codec.distribution.variables:
+  for variable in likelihood.distribution.variables:
     if variable.dtype.is_floating:
       yield f"the parameter `{variable.name}`", variable
-  for bijector in codec.bijectors:
-    condition = codec.condition(labels) if bijector is codec.distribution.bijector else {}
-    for part, value, log_det in _walk(bijector, values, condition):
-      yield f"the value after {part}", value
-      yield f"the log-determinant of {part}", log_det
-    values = bijector.inverse(values, **condition)
-  yield "the log-probability of the latents", codec.log_density(codec.to_values(images, noise_seed), labels)
-
-
-def _walk(bijector, values, condition):
-  """`OnePassBijector.walk`; of another bijector, the whole."""
-  if hasattr(bijector, "walk"):
-    yield from bijector.walk(values, **condition)
-    return
-  yield (bijector.name, bijector.inverse(values, **condition),
-         bijector.inverse_log_det_jacobian(values, event_ndims=values.shape.rank - 1, **condition))
+  for part, value, log_det in likelihood.walk(values, labels):
+    yield f"the value after {part}", value
+    yield f"the log-determinant of {part}", log_det
+  yield "the log-probability of the latents", likelihood.log_density(likelihood.to_values(images, noise_seed), labels)

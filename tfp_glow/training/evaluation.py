@@ -9,7 +9,7 @@ import numpy as np
 import scipy.special
 
 from tfp_glow.likelihood import dequantize
-from tfp_glow.likelihood.image_likelihood import Codec
+from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.training import batches, sources
 from tfp_glow.training.model import FlowModel
 
@@ -86,19 +86,20 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
   """
   if not isinstance(model, FlowModel):
     raise TypeError(f"`model` must be a `FlowModel`. Received: {model!r}")
-  codec = Codec(model.distribution, model.num_bits)
-  _check_arguments(codec, num_noise_samples, importance_weighted, seed)
-  batches.check_data(codec, x, y, batch_size, {})
+  likelihood = ImageLikelihood(model.distribution, model.num_bits)
+  _check_arguments(likelihood, num_noise_samples, importance_weighted, seed)
+  batches.check_data(likelihood.spec, x, y, batch_size, {})
   drawn, num_batches = sources.source_of(x, y, batch_size).batches()
-  seeds = [None if codec.num_bits is None else (seed, dequantize.EVALUATION - k) for k in range(num_noise_samples)]
+  is_noisy = likelihood.spec.num_bits is not None
+  seeds = [(seed, dequantize.EVALUATION - k) if is_noisy else None for k in range(num_noise_samples)]
   progress = keras.utils.Progbar(num_batches, verbose=verbose, stateful_metrics=["bits_per_dim"])
   bounds = []
   for batch in drawn:
     images, labels = batches.unpack(batch)
-    labels = None if codec.num_classes is None else labels
+    labels = None if likelihood.spec.num_classes is None else labels
     log_probs = np.stack([model.log_prob(images, labels, noise_seed) for noise_seed in seeds]).astype(np.float64)
     log_prob = _log_mean_exp(log_probs) if importance_weighted else log_probs.mean(axis=0)
-    bounds.append(_checked(dequantize.bits_per_dim(log_prob, codec.num_dims)))
+    bounds.append(_checked(dequantize.bits_per_dim(log_prob, likelihood.num_dims)))
     progress.add(1, [("bits_per_dim", np.concatenate(bounds).mean())] if len(images) else [])
   if num_batches is None:
     progress.update(len(bounds), finalize=True)
@@ -127,13 +128,13 @@ def _summary(per_image, x):
     return BitsPerDim(per_image, float(per_image.mean()), float(per_image.std(ddof=1) / math.sqrt(num_images)))
 
 
-def _check_arguments(codec, num_noise_samples, importance_weighted, seed):
-  if importance_weighted and codec.log_det_estimator not in (None, "exact"):
+def _check_arguments(likelihood, num_noise_samples, importance_weighted, seed):
+  if importance_weighted and likelihood.log_det_estimator not in (None, "exact"):
     raise ValueError("`importance_weighted` must be False where log-dets are estimated: their noise would count as "
-                     f"probability. Received: True, with {codec.log_det_estimator}")
+                     f"probability. Received: True, with {likelihood.log_det_estimator}")
   for name, value, minimum in (("num_noise_samples", num_noise_samples, 1), ("seed", seed, 0)):
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value < 2**31:
       raise ValueError(f"`{name}` must be an `int` of at least {minimum} and below 2**31. Received: {value!r}")
-  if codec.num_bits is None and num_noise_samples != 1:
+  if likelihood.spec.num_bits is None and num_noise_samples != 1:
     raise ValueError("`num_noise_samples` must be 1 for continuous data, which are not dequantized. "
                      f"Received: {num_noise_samples}")

@@ -27,13 +27,13 @@ class Batch(NamedTuple):
 class StopUnlessFinite:
   """Ends training by an error that names the quantity that is not finite; for steps that can call Python."""
 
-  def __init__(self, codec):
+  def __init__(self, likelihood):
     """Creates it.
 
     Args:
-      codec: `Codec`.
+      likelihood: `ImageLikelihood`.
     """
-    self._codec = codec
+    self._likelihood = likelihood
     self._variables = []
     self._failure = None
 
@@ -69,7 +69,7 @@ class StopUnlessFinite:
 
   def _stop_unless(self, are_finite, batch):
     """A tensor that is there only if all replicas have found all to be finite; else there is an error on each."""
-    inputs = [batch.noise_seed, batch.images] + ([] if self._codec.num_classes is None else [batch.labels])
+    inputs = [batch.noise_seed, batch.images] + ([] if self._likelihood.spec.num_classes is None else [batch.labels])
     # Known to all before any of them stops: it would leave others waiting.
     num_failed = replicas.sum_over_replicas(tf.cast(~tf.reduce_all(are_finite), tf.int32))
     stop = weakref.WeakMethod(self._stop)  # TensorFlow never lets go of the functions that it calls.
@@ -83,7 +83,7 @@ class StopUnlessFinite:
   def _stop(self, has_workers, are_finite, noise_seed, images, labels=None):
     if not np.all(are_finite):
       what, received = divergence.first_non_finite(
-          self._codec, images, labels, noise_seed, self._variables, are_finite[1:].numpy())
+          self._likelihood, images, labels, noise_seed, self._variables, are_finite[1:].numpy())
     elif has_workers:
       what, received = "a quantity of another replica", "finite ones here"
     else:

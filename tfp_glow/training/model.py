@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfp_glow._core import files, validation
 from tfp_glow.likelihood import dequantize
-from tfp_glow.likelihood.image_likelihood import Codec
+from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.storage import savedmodel, saving
 from tfp_glow.training import batches, guard, replicas
 from tfp_glow.training.train_step import FlowSteps
@@ -71,36 +71,36 @@ class FlowModel(FlowSteps):
       TypeError: if `distribution` is not a TFP distribution.
       ValueError: if it is not over one event, has no variables, or `num_bits`, `seed` or `weight_y` are not as above.
     """
-    codec = Codec(distribution, num_bits)
+    likelihood = ImageLikelihood(distribution, num_bits)
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
-    weight_y = batches.checked_weight_y(weight_y, codec)
-    codec.build()
+    weight_y = batches.checked_weight_y(weight_y, likelihood)
+    likelihood.build()
     if not distribution.trainable_variables:
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
                        f"variable does not count). Received: {distribution!r}")
-    super().__init__(codec, int(seed), weight_y, name)
+    super().__init__(likelihood, int(seed), weight_y, name)
     # Keras trains `keras.Variable`s; these share the storage of the distribution's.
     self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
                      for v in distribution.variables]
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
-    self._encode = _function(self._codec.encode)
-    self._decode = _function(self._codec.decode)
-    self._sample = _function(self._codec.sample)
-    self._log_prob = _function(self._codec.log_prob)
-    self._class_probabilities = _function(
-        lambda images, labels: tf.nn.softmax(self.classifier(self._codec.log_prob_and_features(images, labels)[1])))
+    self._encode = _function(self._likelihood.encode)
+    self._decode = _function(self._likelihood.decode)
+    self._sample = _function(self._likelihood.sample)
+    self._log_prob = _function(self._likelihood.log_prob)
+    self._class_probabilities = _function(lambda images, labels: tf.nn.softmax(
+        self.classifier(self._likelihood.log_prob_and_features(images, labels)[1])))
     self.built = True
 
   @property
   def distribution(self):
     """The `tfd.Distribution` that is trained."""
-    return self._codec.distribution
+    return self._likelihood.distribution
 
   @property
   def num_bits(self):
     """Bits kept of uint8 images, `None` for continuous data."""
-    return self._codec.num_bits
+    return self._likelihood.spec.num_bits
 
   def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
     """As `keras.Model.compile`; the loss is fixed.
@@ -152,18 +152,14 @@ class FlowModel(FlowSteps):
     batch = batches.first_batch(data, name="data")[0] if isinstance(data, tf.data.Dataset) else data
     images, _ = batches.unpack(batch)
     with self.distribute_strategy.scope():
-      values = self._codec.to_values(images, self._noise_seed(dequantize.INITIALIZATION))
+      values = self._likelihood.to_values(images, self._noise_seed(dequantize.INITIALIZATION))
       replicas.run_on_chief(lambda: self._initialize(values), self.distribute_strategy)
       self._adapted.assign(1.)
     replicas.take_from_chief([v.value for v in self._adopted], self.distribute_strategy)
 
   def _initialize(self, values):
     batches.check_finite("data", values)
-    for bijector in self._codec.bijectors:
-      if hasattr(bijector, "initialize"):
-        bijector.initialize(values)
-      if bijector is not self._codec.bijectors[-1]:
-        values = bijector.inverse(values)
+    self._likelihood.initialize(values)
 
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
@@ -185,10 +181,10 @@ class FlowModel(FlowSteps):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._check_is_compiled("fit")
-    batches.check_data(self._codec, x, y, batch_size, kwargs)
+    batches.check_data(self._likelihood.spec, x, y, batch_size, kwargs)
     if kwargs.get("validation_data") is not None:
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-      batches.check_data(self._codec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
+      batches.check_data(self._likelihood.spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
     if self._needs_adapt():
       batch, x = batches.first_batch(x, y, batch_size)
       self.adapt(batch)
@@ -203,7 +199,7 @@ class FlowModel(FlowSteps):
     # Keras has just put averages in the place of the weights, also where it scales the loss.
     if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
       with self.distribute_strategy.scope():
-        self._codec.after_update()
+        self._likelihood.after_update()
     return history
 
   def train_on_batch(self, x, y=None, **kwargs):
@@ -222,7 +218,7 @@ class FlowModel(FlowSteps):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._check_is_compiled("train_on_batch")
-    batches.check_data(self._codec, x, y, None, kwargs)
+    batches.check_data(self._likelihood.spec, x, y, None, kwargs)
     if self._needs_adapt():
       self.adapt(x if y is None else (x, y))
     self._build_optimizer()
@@ -245,7 +241,7 @@ class FlowModel(FlowSteps):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._check_is_compiled("evaluate")
-    batches.check_data(self._codec, x, y, batch_size, kwargs)
+    batches.check_data(self._likelihood.spec, x, y, batch_size, kwargs)
     return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
   def predict(self, x, batch_size=None, **kwargs):
@@ -261,7 +257,7 @@ class FlowModel(FlowSteps):
     Raises:
       ValueError: if `x` is empty or does not fit.
     """
-    batches.check_data(self._codec, x, None, batch_size, kwargs)
+    batches.check_data(self._likelihood.spec, x, None, batch_size, kwargs)
     return super().predict(x, batch_size=batch_size, **kwargs)
 
   def save(self, filepath, **kwargs):
@@ -367,7 +363,7 @@ class FlowModel(FlowSteps):
         raise ValueError("`noise_seed` must be None for continuous data, which are not dequantized. "
                          f"Received: {noise_seed!r}")
       noise_seed = batches.seed_pair(noise_seed, "noise_seed")
-    return self._log_prob(*batches.checked_images(self._codec, images, labels), noise_seed).numpy()
+    return self._log_prob(*batches.checked_images(self._likelihood.spec, images, labels), noise_seed).numpy()
 
   def class_probabilities(self, images):
     """What the classifier makes of images, at the midpoints of their bins.
@@ -386,7 +382,7 @@ class FlowModel(FlowSteps):
       raise ValueError("`weight_y` must be positive for a model that is to tell classes. Received: a model without")
     # The top latent does not depend on the labels before it is whitened; any will do.
     labels = np.zeros(np.shape(images)[:1], np.int32)
-    return self._class_probabilities(*batches.checked_images(self._codec, images, labels)).numpy()
+    return self._class_probabilities(*batches.checked_images(self._likelihood.spec, images, labels)).numpy()
 
   def encode(self, images, labels=None):
     """Latents of images, at the midpoints of their bins.
@@ -402,7 +398,7 @@ class FlowModel(FlowSteps):
       TypeError: if the dtype of `images` does not fit, or the distribution has no latents.
       ValueError: if the shape of `images` does not fit, they are not finite, or `labels` are missing or too many.
     """
-    return self._encode(*batches.checked_images(self._codec, images, labels)).numpy()
+    return self._encode(*batches.checked_images(self._likelihood.spec, images, labels)).numpy()
 
   def decode(self, z, labels=None):
     """Images of latents.
@@ -418,12 +414,12 @@ class FlowModel(FlowSteps):
       TypeError: if the distribution has no latents.
       ValueError: if the shape of `z` does not fit, it is not finite, or `labels` are missing or too many.
     """
-    z = tf.convert_to_tensor(z, self._codec.bijector.dtype)
+    z = tf.convert_to_tensor(z, self._likelihood.latents.dtype)
     latent_shape = tf.TensorShape([None]).concatenate(self.distribution.distribution.event_shape)
     if not z.shape.is_compatible_with(latent_shape):
       raise ValueError(f"`z` must have shape {latent_shape}. Received: {z.shape}")
     batches.check_finite("z", z)
-    return self._decode(z, batches.checked_labels(self._codec, labels, len(z))).numpy()
+    return self._decode(z, batches.checked_labels(self._likelihood.spec, labels, len(z))).numpy()
 
   def sample(self, num_samples, temperature=1., labels=None, seed=None):
     """New images: before `adapt` or `fit`, those of a flow that has seen nothing, which is near the identity.
@@ -443,8 +439,8 @@ class FlowModel(FlowSteps):
       ValueError: if an argument is not as above, or the distribution has no latents and `temperature` is not 1.
     """
     validation.check_counts(num_samples=num_samples)
-    temperature = self._codec.check_temperature(temperature)
-    labels = batches.checked_labels(self._codec, labels, num_samples)
+    temperature = self._likelihood.checked_temperature(temperature)
+    labels = batches.checked_labels(self._likelihood.spec, labels, num_samples)
     return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), labels).numpy()
 
   def export(self, path, warm_up_batch_sizes=()):
@@ -469,10 +465,7 @@ class FlowModel(FlowSteps):
       raise ValueError(f"You must call `compile()` before calling `{method}()`.")
 
   def _needs_adapt(self):
-    if self._adapted.numpy() > 0.:
-      return False
-    waiting = [bijector for bijector in self._codec.bijectors if hasattr(bijector, "initialize")]
-    return any(not getattr(b, "initialized", False) for b in waiting)
+    return not self._adapted.numpy() > 0. and not self._likelihood.is_initialized
 
 
 @contextlib.contextmanager

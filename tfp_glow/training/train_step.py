@@ -14,26 +14,26 @@ from tfp_glow.training.means import Means
 class FlowSteps(_compat.BuiltModel):
   """A Keras model whose loss is bits per dimension, and its steps; `FlowModel` is made of it."""
 
-  def __init__(self, codec, seed, weight_y, name):
+  def __init__(self, likelihood, seed, weight_y, name):
     """Creates it.
 
     Args:
-      codec: `Codec`.
+      likelihood: `ImageLikelihood`.
       seed: Python `int` of the dequantization noise.
       weight_y: Python `float`, the classifier's part in the loss; 0: there is none.
       name: Python `str`.
     """
     # Whatever the global policy: it is for networks, the flow keeps its own precision.
     super().__init__(name=name, dtype="float32", autocast=False)
-    self._codec = codec
+    self._likelihood = likelihood
     self._seed = seed
     self._weight_y = weight_y
     self._means = None  # Of `compile`.
-    self._stop_unless_finite = guard.StopUnlessFinite(codec)
+    self._stop_unless_finite = guard.StopUnlessFinite(likelihood)
     self.classifier = None
     if weight_y:
-      self.classifier = ZeroDense(codec.num_classes, dtype=codec.bijector.dtype.name, name="classifier")
-      self.classifier.build([None, codec.num_class_features])
+      self.classifier = ZeroDense(likelihood.spec.num_classes, dtype=likelihood.spec.dtype.name, name="classifier")
+      self.classifier.build([None, likelihood.num_class_features])
 
   def call(self, images, labels=None):
     """Bits per dimension of each image, `[N]`."""
@@ -79,11 +79,11 @@ class FlowSteps(_compat.BuiltModel):
 
   def _update(self, gradients, variables):
     _compat.apply_sums(self.optimizer, gradients, variables)
-    self._codec.after_update()
+    self._likelihood.after_update()
 
   def _bits(self, images, labels, noise_seed, training=False):
-    labels = None if self._codec.num_classes is None else labels
-    return self._codec.bits_per_dim(self._codec.log_prob(images, labels, noise_seed, training))
+    labels = None if self._likelihood.spec.num_classes is None else labels
+    return self._likelihood.bits_per_dim(self._likelihood.log_prob(images, labels, noise_seed, training))
 
   def _noise_seed(self, step_or_purpose):
     return tf.stack([tf.constant(self._seed, tf.int32), tf.cast(step_or_purpose, tf.int32)])
@@ -94,12 +94,12 @@ class FlowSteps(_compat.BuiltModel):
     """
     if self.classifier is None:
       return self._bits(images, labels, noise_seed, training)[:, tf.newaxis]
-    nats, features = self._codec.log_prob_and_features(images, labels, noise_seed)
+    nats, features = self._likelihood.log_prob_and_features(images, labels, noise_seed)
     logits = self.classifier(features)
     labels = tf.cast(labels, tf.int32)
     bits_y = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits) / np.log(2.)
     is_right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, logits.dtype)
-    return tf.stack([self._codec.bits_per_dim(nats), bits_y, is_right], axis=1)
+    return tf.stack([self._likelihood.bits_per_dim(nats), bits_y, is_right], axis=1)
 
   def _loss_of(self, terms):
     """Of each image."""

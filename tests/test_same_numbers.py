@@ -1,0 +1,138 @@
+"""`log_prob` is the same number under any gradient tapes, in every way to run it, also of images unlike any."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import small_models
+import tensorflow as tf
+import tensorflow_probability as tfp
+from bijector_cases import perturb
+
+import tfp_glow
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+SHAPE = (8, 8, 1)
+
+
+def checkerboard():
+  return np.where(np.indices(SHAPE[:2]).sum(0) % 2, 100., -100.)[np.newaxis, ..., np.newaxis].astype(np.float32)
+
+
+def _glow():
+  """Deep enough, and far enough from its start, that another way to the log-det shows in float32."""
+  glow = tfp_glow.GlowBijector(SHAPE, 2, 24, num_hidden=8, seed=0)
+  perturb(glow, seed=0, scale=0.1)
+  return glow
+
+
+def _of(bijector):
+  """Latents are about 1e5 here: so wide that the log-det counts."""
+  return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1e5), [64]), bijector)
+
+
+GLOW = _glow()
+DISTRIBUTIONS = {"glow": _of(GLOW), "chain": _of(tfp_glow.Chain([tfb.Shift(0.), GLOW])),
+                 "tfb_chain": _of(tfb.Chain([tfb.Shift(0.), GLOW])),
+                 "tfb_inverts": _of(tfb.Invert(tfb.Invert(GLOW)))}
+
+
+def plain(function):
+  return function()
+
+
+def under_one_tape(function):
+  with tf.GradientTape():
+    return function()
+
+
+def under_two_tapes(function):
+  with tf.GradientTape(), tf.GradientTape():
+    return function()
+
+
+def under_a_persistent_tape(function):
+  with tf.GradientTape(persistent=True):
+    return function()
+
+
+WAYS = {"eager": lambda f: f, "function": lambda f: tf.function(f, autograph=False),
+        "xla": lambda f: tf.function(f, autograph=False, jit_compile=True)}
+
+
+@pytest.fixture(scope="module")
+def expected():
+  x = tf.constant(checkerboard())
+  z, log_det = GLOW.inverse_and_log_det(x)
+  log_prob = DISTRIBUTIONS["glow"].distribution.log_prob(z) + log_det
+  back = -GLOW.forward_and_log_det(tf.identity(z))[1]
+  assert np.isfinite(log_prob).all() and not np.allclose(log_det, back, rtol=0.1), "the way back must be another one"
+  return log_prob
+
+
+def _cases():
+  """XLA takes long to compile, and graphs under tapes long to build: of each distribution one."""
+  for name in DISTRIBUTIONS:
+    for tapes in (plain, under_one_tape, under_two_tapes, under_a_persistent_tape):
+      yield name, tapes, "eager"
+    yield name, under_a_persistent_tape, "function"
+  for name in ("glow", "tfb_chain"):
+    yield name, plain, "xla"
+
+
+@pytest.mark.parametrize("name, tapes, way", _cases())
+def test_log_prob_is_the_same_number(name, tapes, way, expected):
+  x, distribution = tf.constant(checkerboard()), DISTRIBUTIONS[name]
+
+  log_prob = lambda x: tapes(lambda: distribution.log_prob(x))
+
+  # XLA's own arithmetic is another; that of `inverse_and_log_det` under XLA as well.
+  np.testing.assert_allclose(WAYS[way](log_prob)(x), expected, rtol=1e-6 if way != "xla" else 1e-4)
+
+
+def test_log_prob_of_a_composition_follows_an_update():
+  glow = tfp_glow.GlowBijector((4, 4, 1), 1, 2, num_hidden=4, seed=0)
+  chain = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), [16]), tfb.Chain([tfb.Shift(0.5), glow]))
+  x = tf.constant(np.random.default_rng(0).standard_normal([3, 4, 4, 1]).astype(np.float32))
+  held = chain.bijector.inverse(x), chain.log_prob(x)
+  perturb(glow)
+  np.testing.assert_allclose(chain.log_prob(x), chain.log_prob(x.numpy()), rtol=1e-6)
+  assert not np.allclose(chain.log_prob(x), held[1])
+
+
+def test_hessian_of_an_exact_residual_flow():
+  flow = small_models.residual_flow(num_dense_blocks=2, log_det="exact", dtype="float64")
+  perturb(flow, seed=1)
+  distribution = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(np.float64(0.), 1.), [2]), flow)
+  x = tf.constant([[0.3, -0.4]], tf.float64)
+
+  def gradient(x):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      log_prob = distribution.log_prob(x)
+    return tape.gradient(log_prob, x)
+
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch(x)
+    first = tf.unstack(gradient(x)[0])
+  hessian = np.stack([tape.gradient(entry, x)[0] for entry in first])
+  steps = 1e-5 * np.eye(2)
+  differences = np.stack([(gradient(x + step) - gradient(x - step))[0] / 2e-5 for step in steps])
+  np.testing.assert_allclose(hessian, differences, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_an_import_changes_nothing_of_tfp():
+  code = """
+import tensorflow_probability as tfp
+bijectors = [value for value in vars(tfp.bijectors).values() if isinstance(value, type)]
+state = lambda: [{key: id(value) for key, value in vars(cls).items()} for b in bijectors for cls in b.__mro__]
+storage = tfp.bijectors.Bijector._cache.storage
+before = state(), type(storage), id(storage)
+import tfp_glow
+storage = tfp.bijectors.Bijector._cache.storage
+assert before == (state(), type(storage), id(storage))
+"""
+  subprocess.run([sys.executable, "-c", code], check=True)

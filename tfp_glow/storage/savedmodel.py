@@ -47,13 +47,11 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
   ```python
   import tempfile
   import tensorflow as tf
-  import tensorflow_probability as tfp
   import tfp_glow
 
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
   path = tempfile.mkdtemp()
-  tfp_glow.export.export_distribution(tfp.distributions.TransformedDistribution(base, glow), path)
+  tfp_glow.export.export_distribution(glow, path)
   signatures = tf.saved_model.load(path).signatures
   signatures["log_prob"](images=tf.zeros([3, 8, 8, 1], tf.uint8))["bits_per_dim"]  # [3]
   ```

@@ -40,13 +40,11 @@ class FlowModel(FlowSteps):
   #### Example
 
   ```python
-  import tensorflow_probability as tfp
   import tfp_glow
 
   images = tfp_glow.data.load_images("digits", "train", batch_size=64)
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=2, num_steps_per_block=4, num_hidden=32)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
-  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model = tfp_glow.FlowModel(glow, num_bits=4)
   model.compile(optimizer="adam")
   model.fit(images, epochs=1)
   samples = model.sample(16, temperature=0.7, seed=0)     # uint8 [16, 8, 8, 1]

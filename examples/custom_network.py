@@ -16,13 +16,11 @@ parameters), 2.60 with attention (58,980), and 2.48 with the default network (33
 import argparse
 
 import keras
-import tensorflow_probability as tfp
 from options import non_negative_int, positive_float, positive_int
 
 import tfp_glow
 from tfp_glow import data
 
-tfd = tfp.distributions
 layers = keras.layers
 
 
@@ -131,8 +129,7 @@ def make_model(args):
   network_fn = None if network is None else lambda num_output_channels: network(num_output_channels, args.num_hidden)
   glow = tfp_glow.GlowBijector((8, 8, 1), args.num_blocks, args.num_steps, args.num_hidden, network_fn=network_fn,
                                seed=args.seed)
-  base = tfd.Sample(tfd.Normal(0., 1.), [8 * 8 * 1])
-  return tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=4, seed=args.seed)
+  return tfp_glow.FlowModel(glow, num_bits=4, seed=args.seed)
 
 
 if __name__ == "__main__":

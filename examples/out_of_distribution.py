@@ -35,14 +35,11 @@ import argparse
 import keras
 import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 from options import non_negative_int, positive_float, positive_int
 from sklearn import metrics
 
 import tfp_glow
 from tfp_glow import data
-
-tfd = tfp.distributions
 
 
 def main():
@@ -86,8 +83,7 @@ def parse_args():
 def make_model(size, args):
   """A compiled `FlowModel`."""
   glow = tfp_glow.GlowBijector((size, size, 1), args.num_blocks, args.num_steps, args.num_hidden, seed=args.seed)
-  base = tfd.Sample(tfd.Normal(0., 1.), [size * size * 1])
-  model = tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=4 if size == 8 else 8, seed=args.seed)
+  model = tfp_glow.FlowModel(glow, num_bits=4 if size == 8 else 8, seed=args.seed)
   model.compile(keras.optimizers.Adam(args.learning_rate, global_clipnorm=100.))
   return model
 

@@ -23,13 +23,10 @@ import tempfile
 
 import keras
 import tensorflow as tf
-import tensorflow_probability as tfp
 from options import non_negative_int, positive_float, positive_int
 
 import tfp_glow
 from tfp_glow import callbacks, data
-
-tfd = tfp.distributions
 
 
 def main():
@@ -91,8 +88,7 @@ def make_model(image_shape, args):
   """A compiled `FlowModel`. Its memory does not grow with the number of steps."""
   glow = tfp_glow.GlowBijector(image_shape, args.num_blocks, args.num_steps, args.num_hidden, gradient="reversible",
                                seed=args.seed)
-  base = tfd.Sample(tfd.Normal(0., 1.), glow.inverse_event_shape(image_shape))
-  model = tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=args.num_bits, seed=args.seed)
+  model = tfp_glow.FlowModel(glow, num_bits=args.num_bits, seed=args.seed)
   model.compile(keras.optimizers.Adam(args.learning_rate, global_clipnorm=100.))
   return model
 

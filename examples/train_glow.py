@@ -51,8 +51,6 @@ import tfp_glow
 from tfp_glow import callbacks, data
 from tfp_glow.training import replicas
 
-tfd = tfp.distributions
-
 WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json"
 OUTPUTS = (WEIGHTS, SAVED_MODEL, *run_pictures.FILES, RESULTS)
 STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
@@ -162,9 +160,7 @@ def make_model(args, image_shape):
       num_hidden=args.num_hidden, coupling=args.coupling, permutation=args.permutation, seed=args.seed,
       gradient=args.gradient,
       num_classes=data.num_classes(args.data, args.data_dir) if args.conditional else None)
-  base = tfd.Sample(tfd.Normal(0., 1.), glow.inverse_event_shape(image_shape))
-  return tfp_glow.FlowModel(tfd.TransformedDistribution(base, glow), num_bits=args.num_bits, seed=args.seed,
-                            weight_y=args.weight_y)
+  return tfp_glow.FlowModel(glow, num_bits=args.num_bits, seed=args.seed, weight_y=args.weight_y)
 
 
 def compile_model(model, args, steps_per_epoch, jit_compile="auto"):

@@ -25,14 +25,11 @@ import sys
 import densities
 import keras
 import options
-import tensorflow_probability as tfp
 import train_glow
 import training_data
 
 import tfp_glow
 from tfp_glow import networks
-
-tfd = tfp.distributions
 
 OUTPUTS_OF_DENSITIES = (train_glow.WEIGHTS, train_glow.SAVED_MODEL, *densities.FILES, train_glow.RESULTS)
 # Of what images and densities need different ones of.
@@ -100,7 +97,7 @@ def make_model(args, event_shape):
       coefficient=args.coefficient, seed=args.seed,
       # Points are centred by actnorm; and of two numbers the log-det is cheap without estimates.
       **({"logit_alpha": None, "log_det": "exact"} if is_density else {}))
-  return _flow_model(flow, flow.inverse_event_shape(event_shape), args)
+  return _flow_model(flow, args)
 
 
 def make_couplings(args, event_shape):
@@ -114,7 +111,7 @@ def make_couplings(args, event_shape):
     return tfp_glow.GlowStep(
         tfp_glow.ActNorm(2, event_ndims=1), tfp_glow.ChannelPermutation([1, 0], event_ndims=1), coupling)
 
-  return _flow_model(tfp_glow.Scan(make_step, args.num_dense_blocks, event_shape), event_shape, args)
+  return _flow_model(tfp_glow.Scan(make_step, args.num_dense_blocks, event_shape), args)
 
 
 def _num_parameters(args, width):
@@ -122,10 +119,9 @@ def _num_parameters(args, width):
   return args.num_dense_blocks * (2 * width + width * (width + 1) + 2 * (width + 1) + 2 + 4)
 
 
-def _flow_model(bijector, latent_shape, args):
-  base = tfd.Sample(tfd.Normal(0., 1.), latent_shape)
+def _flow_model(bijector, args):
   num_bits = None if args.data in densities.DENSITIES else args.num_bits
-  return tfp_glow.FlowModel(tfd.TransformedDistribution(base, bijector), num_bits=num_bits, seed=args.seed)
+  return tfp_glow.FlowModel(bijector, num_bits=num_bits, seed=args.seed)
 
 
 def save_results(model, test_points, history, results, start, args):

@@ -1,13 +1,17 @@
 """The package as such: what imports what, and what an import does."""
 
 import ast
+import configparser
 import graphlib
 import pathlib
 import re
 import subprocess
 import sys
+from importlib import metadata
 
 import pytest
+import setuptools
+from packaging import requirements
 
 import tfp_glow
 
@@ -68,7 +72,7 @@ def test_relative_imports_do_not_hide_from_the_test():
 
 
 def test_only_one_file_knows_the_internal_cache():
-  assert [name for name, path in _modules().items() if "_cache" in path.read_text()] in ([], ["bijectors.base"])
+  assert [name for name, path in _modules().items() if "_cache" in path.read_text()] == ["_core._compat"]
 
 
 @pytest.mark.slow
@@ -87,3 +91,26 @@ def test_every_public_name_is_documented():
   for name in tfp_glow.__all__:
     if name != "__version__":
       assert (getattr(tfp_glow, name).__doc__ or "").strip(), name
+
+
+def _requirements():
+  parser = configparser.ConfigParser()
+  parser.read(PACKAGE.parent / "setup.cfg")
+  lines = parser["options"]["install_requires"].split("\n")
+  return [requirements.Requirement(line) for line in lines if line]
+
+
+def test_what_is_installed_is_within_the_bounds():
+  for requirement in _requirements():
+    assert requirement.specifier.contains(metadata.version(requirement.name)), requirement
+
+
+def test_what_has_private_parts_in_use_has_an_upper_bound():
+  bounded = {requirement.name for requirement in _requirements()
+             if any(specifier.operator == "<" for specifier in requirement.specifier)}
+  assert bounded >= {"tensorflow", "tensorflow-probability", "keras"}
+
+
+def test_every_room_is_installed():
+  rooms = {".".join(path.parent.relative_to(PACKAGE.parent).parts) for path in PACKAGE.rglob("*.py")}
+  assert set(setuptools.find_packages(PACKAGE.parent, include=["tfp_glow*"])) == rooms

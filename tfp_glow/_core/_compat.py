@@ -61,7 +61,8 @@ def apply_sums(optimizer, gradients, variables):
   """`optimizer.apply_gradients`, of gradients that are already sums over the replicas; to be called in each of them.
 
   Why: Keras 3 clips each replica's share of the gradients and adds up what is left, so that the same batch is clipped
-  otherwise on two devices than on one. There is no public way to have it add up nothing.
+  otherwise on two devices than on one. There is no public way to have it add up nothing. Of a single replica the sum
+  would be a `tf.custom_gradient`, which TensorFlow keeps for ever with its graph.
 
   Touches: `_all_reduce_sum_gradients` of Keras' optimizers.
 
@@ -81,12 +82,11 @@ def apply_sums(optimizer, gradients, variables):
   """
   context = tf.distribute.get_replica_context()
   inner = getattr(optimizer, "inner_optimizer", optimizer)
-  if context.num_replicas_in_sync == 1:
-    return optimizer.apply_gradients(zip(gradients, variables))
+  has_replicas = context.num_replicas_in_sync > 1
   if not hasattr(inner, "_all_reduce_sum_gradients"):
     is_first = tf.equal(context.replica_id_in_sync_group, 0)
-    # A product: what is not finite is so on all replicas.
-    gradients = [g if g is None else tf.cast(is_first, g.dtype) * g for g in gradients]
+    if has_replicas:  # A product: what is not finite is so on all replicas.
+      gradients = [g if g is None else tf.cast(is_first, g.dtype) * g for g in gradients]
     return optimizer.apply_gradients(zip(gradients, variables))
   # Keras may call that of another replica's thread.
   unsummed = vars(inner).get("_all_reduce_sum_gradients", None) or _Unsummed()
@@ -96,7 +96,7 @@ def apply_sums(optimizer, gradients, variables):
   finally:
     vars(inner).pop("_all_reduce_sum_gradients", None)  # Another replica's thread may have been here before.
   # Run eagerly, a `LossScaleOptimizer` calls it only if it does update.
-  if not unsummed.was_called and (inner is optimizer or not tf.executing_eagerly()):
+  if has_replicas and not unsummed.was_called and (inner is optimizer or not tf.executing_eagerly()):
     raise NotImplementedError("`keras` must be a version whose optimizers call `_all_reduce_sum_gradients`, to train "
                               f"with several replicas. Received: {keras.__version__}")
   return iterations

@@ -12,6 +12,7 @@ import tensorflow_probability as tfp
 from tfp_glow._core import files, gradients
 from tfp_glow._core.validation import is_int
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
+from tfp_glow.likelihood.standard_normal import with_standard_normal
 
 # What a folder may hold that is taken for a SavedModel, and replaced.
 _FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.extra"}
@@ -19,8 +20,9 @@ _FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.ext
 _WARM_UP_REQUESTS = ("assets.extra", "tf_serving_warmup_requests")
 
 
-def export_distribution(distribution: tfp.distributions.Distribution, path: str | os.PathLike,
-                        num_bits: int | None = 8, warm_up_batch_sizes: Sequence[int] = ()) -> None:
+def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijectors.Bijector,
+                        path: str | os.PathLike, num_bits: int | None = 8,
+                        warm_up_batch_sizes: Sequence[int] = ()) -> None:
   """Writes a SavedModel of a distribution over images; `FlowModel.export` does, too.
 
   Its signatures, and the tensors that they take and return:
@@ -45,19 +47,18 @@ def export_distribution(distribution: tfp.distributions.Distribution, path: str 
   ```python
   import tempfile
   import tensorflow as tf
-  import tensorflow_probability as tfp
   import tfp_glow
 
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
   path = tempfile.mkdtemp()
-  tfp_glow.export.export_distribution(tfp.distributions.TransformedDistribution(base, glow), path)
+  tfp_glow.export.export_distribution(glow, path)
   signatures = tf.saved_model.load(path).signatures
   signatures["log_prob"](images=tf.zeros([3, 8, 8, 1], tf.uint8))["bits_per_dim"]  # [3]
   ```
 
   Args:
-    distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`.
+    distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`; or a
+      `tfb.Bijector` that knows the shape of its latents, e.g. `GlowBijector(...)`: these are standard normal then.
     path: Folder to write, `~` for the home folder. It is there when all of it has been written; a SavedModel that was
       there before is replaced.
     num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data.
@@ -65,13 +66,14 @@ def export_distribution(distribution: tfp.distributions.Distribution, path: str 
       many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
 
   Raises:
-    TypeError: if `path` is no path, or `distribution` is not a TFP distribution.
-    ValueError: if `distribution` is not over one event, or `num_bits` or `warm_up_batch_sizes` are not as above.
+    TypeError: if `path` is no path, or `distribution` is neither a distribution nor a bijector of TFP.
+    ValueError: if `distribution` is not over one event, or of latents of unknown shape, or `num_bits` or
+      `warm_up_batch_sizes` are not as above.
     FileExistsError: if there is something else than a SavedModel at `path`.
     ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
     OSError: if `path` cannot be written.
   """
-  likelihood = ImageLikelihood(distribution, num_bits)
+  likelihood = ImageLikelihood(with_standard_normal(distribution), num_bits)
   path = _checked_path(path)
   sizes = list(warm_up_batch_sizes) if np.iterable(warm_up_batch_sizes) else [None]
   if not all(map(is_int, sizes)):

@@ -48,13 +48,11 @@ def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, impo
   #### Example
 
   ```python
-  import tensorflow_probability as tfp
   import tfp_glow
 
   images = tfp_glow.data.load_images("digits", "test", batch_size=64)
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=2, num_steps_per_block=4, num_hidden=32)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
-  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model = tfp_glow.FlowModel(glow, num_bits=4)
   found = tfp_glow.evaluation.bits_per_dim(model, images, num_noise_samples=4, importance_weighted=True)
   print(f"{found.mean:.3f} +- {found.standard_error:.3f} bits per dimension")
   ```

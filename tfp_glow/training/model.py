@@ -15,8 +15,9 @@ import tensorflow as tf
 from tfp_glow._core import files, validation
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
+from tfp_glow.likelihood.standard_normal import with_standard_normal
 from tfp_glow.storage import savedmodel, saving
-from tfp_glow.training import batches, guard, replicas
+from tfp_glow.training import batches, guard, replicas, summary
 from tfp_glow.training.train_step import FlowSteps
 
 
@@ -39,13 +40,11 @@ class FlowModel(FlowSteps):
   #### Example
 
   ```python
-  import tensorflow_probability as tfp
   import tfp_glow
 
   images = tfp_glow.data.load_images("digits", "train", batch_size=64)
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=2, num_steps_per_block=4, num_hidden=32)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
-  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model = tfp_glow.FlowModel(glow, num_bits=4)
   model.compile(optimizer="adam")
   model.fit(images, epochs=1)
   samples = model.sample(16, temperature=0.7, seed=0)     # uint8 [16, 8, 8, 1]
@@ -60,7 +59,8 @@ class FlowModel(FlowSteps):
     """Creates the model; it shares the distribution's variables.
 
     Args:
-      distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`.
+      distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`; or a
+        `tfb.Bijector` that knows the shape of its latents, e.g. `GlowBijector(...)`: these are standard normal then.
       num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data, not dequantized.
       seed: Python `int` of the dequantization noise.
       weight_y: Python `float` of at least 0, the classifier's part in the loss (the original's is 0.01); 0: there is no
@@ -68,9 +68,11 @@ class FlowModel(FlowSteps):
       name: Python `str`.
 
     Raises:
-      TypeError: if `distribution` is not a TFP distribution.
-      ValueError: if it is not over one event, has no variables, or `num_bits`, `seed` or `weight_y` are not as above.
+      TypeError: if `distribution` is neither a distribution nor a bijector of TFP.
+      ValueError: if it is not over one event, or of latents of unknown shape, if it has no variables, or `num_bits`,
+        `seed` or `weight_y` are not as above.
     """
+    distribution = with_standard_normal(distribution)
     likelihood = ImageLikelihood(distribution, num_bits)
     if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
@@ -259,6 +261,28 @@ class FlowModel(FlowSteps):
     """
     batches.check_data(self._likelihood.spec, x, None, batch_size, kwargs)
     return super().predict(x, batch_size=batch_size, **kwargs)
+
+  def summary(self, line_length=None, positions=None, print_fn=None, expand_nested=False, show_trainable=False,
+              layer_range=None):
+    """Prints levels and steps of the flow, shapes and numbers of parameters, in the order from images to latents.
+
+    Parts of a step of a `Scan` stand for all of its steps. Shapes are those of what the `inverse` of a part returns.
+
+    Args:
+      line_length: Python `int`, width of the table; `None`: as wide as it takes.
+      positions: Ignored: the columns are as wide as they must be.
+      print_fn: Callable, which gets each line; `None`: `print`.
+      expand_nested: Python `bool`: whether each weight of a coupling's network has a line.
+      show_trainable: Python `bool`: whether it is said which parts are trained.
+      layer_range: Ignored: the parts of a flow are no layers of Keras.
+    """
+    del positions, layer_range
+    rows = summary.rows_of(self.distribution, [*self.layers, *self.weights], with_weights=expand_nested)
+    optimizer_variables = self.optimizer.variables if self.compiled else []
+    text = summary.text_of(f'Model: "{self.name}"', rows, summary.totals_of(self.weights, optimizer_variables),
+                           line_length, show_trainable)
+    for line in text.splitlines():
+      (print_fn or print)(line)
 
   def save(self, filepath, **kwargs):
     """As `keras.Model.save`: all that training needs to go on as if it had not stopped, in one file.

@@ -6,9 +6,7 @@ import contextlib
 import os
 from collections.abc import Sequence
 
-import numpy as np
 import tensorflow as tf
-import tensorflow_probability as tfp
 
 from tfp_glow._core.validation import check_bools, checked_event_shape
 from tfp_glow.bijectors.glow import GlowBijector
@@ -16,8 +14,6 @@ from tfp_glow.checkpoints.openai_glow.architecture import infer_architecture, va
 from tfp_glow.checkpoints.openai_glow.layout import assign_original_classifier, assign_original_variables
 from tfp_glow.likelihood import dequantize
 from tfp_glow.training.model import FlowModel
-
-tfd = tfp.distributions
 
 _SCOPE, _SHADOW = "model/", "/ExponentialMovingAverage"
 _INDICES = "/shuffle/indices"  # Not trained, and so without a moving average.
@@ -66,9 +62,7 @@ def load_original_checkpoint(path: str | os.PathLike, image_shape: Sequence[int]
   glow = GlowBijector(
       image_shape, architecture.num_levels, architecture.depth, architecture.width, architecture.coupling,
       architecture.permutation, num_classes=architecture.num_classes, learn_top=architecture.learn_top, seed=0)
-  base = tfd.Sample(tfd.Normal(tf.zeros([], glow.dtype), 1.), [int(np.prod(image_shape))])
-  model = FlowModel(tfd.TransformedDistribution(base, glow), num_bits,
-                    weight_y=_WEIGHT_Y if architecture.has_classifier else 0.)
+  model = FlowModel(glow, num_bits, weight_y=_WEIGHT_Y if architecture.has_classifier else 0.)
   try:
     assign_original_variables(glow, values)
     if architecture.has_classifier:

@@ -24,12 +24,10 @@ class BitsPerDimCurve(FolderWriter):
 
   ```python
   import tempfile
-  import tensorflow_probability as tfp
   import tfp_glow
 
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
-  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model = tfp_glow.FlowModel(glow, num_bits=4)
   model.compile("adam")
   train, validation = (tfp_glow.data.load_images("digits", split, batch_size=256) for split in ("train", "validation"))
   curve = tfp_glow.callbacks.BitsPerDimCurve(tempfile.mkdtemp())

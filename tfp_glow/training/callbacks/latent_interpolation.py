@@ -25,12 +25,10 @@ class LatentInterpolation(Picture):
 
   ```python
   import tempfile
-  import tensorflow_probability as tfp
   import tfp_glow
 
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
-  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model = tfp_glow.FlowModel(glow, num_bits=4)
   model.compile("adam")
   test_images = next(iter(tfp_glow.data.load_images("digits", "test", batch_size=5)))
   ways = tfp_glow.callbacks.LatentInterpolation(tempfile.mkdtemp(), test_images)

@@ -26,12 +26,10 @@ class SampleGrid(Picture):
 
   ```python
   import tempfile
-  import tensorflow_probability as tfp
   import tfp_glow
 
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
-  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model = tfp_glow.FlowModel(glow, num_bits=4)
   model.compile("adam")
   grid = tfp_glow.callbacks.SampleGrid(tempfile.mkdtemp(), temperatures=(0.5, 0.7, 1.))
   model.fit(tfp_glow.data.load_images("digits", "train", batch_size=256), epochs=2, callbacks=[grid])

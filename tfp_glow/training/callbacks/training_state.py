@@ -35,12 +35,10 @@ class TrainingState(keras.callbacks.Callback):
 
   ```python
   import tempfile
-  import tensorflow_probability as tfp
   import tfp_glow
 
   glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [8 * 8 * 1])
-  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), num_bits=4)
+  model = tfp_glow.FlowModel(glow, num_bits=4)
   model.compile("adam")
   state = tfp_glow.callbacks.TrainingState(tempfile.mkdtemp())
   epochs = range(state.restore(model), 2)      # From the first epoch that has not been finished.

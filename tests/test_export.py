@@ -15,8 +15,8 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_glow
-from tfp_glow._core import numerics
 from tfp_glow import export
+from tfp_glow._core import numerics
 
 tfb = tfp.bijectors
 tfd = tfp.distributions

@@ -5,7 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core import numerics
-from tfp_glow._core.validation import check_choice, check_counts, check_seed
+from tfp_glow._core.validation import check_choice, check_counts, check_seed, checked_event_shape
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
@@ -274,10 +274,8 @@ def _block_shapes(output_shape, num_blocks):
 
 def _checked_output_shape(output_shape, num_glow_blocks):
   check_counts(num_glow_blocks=num_glow_blocks)
-  shape = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
-  if len(shape) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
-    raise ValueError(f"`output_shape` must be (height, width, channels), positive `int`s. Received: {output_shape!r}")
+  shape = checked_event_shape("output_shape", output_shape)
   if any(size % 2**num_glow_blocks for size in shape[:2]):
     raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** `num_glow_blocks` = "
                      f"{2**num_glow_blocks}, as every block halves them. Received: {output_shape!r}")
-  return tuple(int(size) for size in shape)
+  return shape

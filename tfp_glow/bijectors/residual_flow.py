@@ -1,11 +1,10 @@
 """Residual Flows: the multi-scale bijector."""
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core import numerics
-from tfp_glow._core.validation import check_counts, check_fractions, check_seed, checked_dtype
+from tfp_glow._core.validation import check_counts, check_fractions, check_seed, checked_dtype, checked_event_shape
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.composition import Sequence
@@ -206,11 +205,7 @@ class _Maker:
 
 
 def _checked_output_shape(output_shape, num_scales):
-  shape = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
-  if len(shape) not in (1, 3) or not all(
-      isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size > 0 for size in shape):
-    raise ValueError("`output_shape` must be (height, width, channels) or (channels,), positive `int`s. "
-                     f"Received: {output_shape!r}")
+  shape = checked_event_shape("output_shape", output_shape, vectors=True)
   if len(shape) == 1 and (num_scales != 0 or isinstance(num_scales, bool)):
     raise ValueError(f"`num_scales` must be 0 for vectors. Received: {num_scales!r} for {output_shape!r}")
   if len(shape) == 3:
@@ -218,4 +213,4 @@ def _checked_output_shape(output_shape, num_scales):
     if any(size % 2**(num_scales - 1) for size in shape[:2]):
       raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** (`num_scales` - 1) = "
                        f"{2**(num_scales - 1)}, as every scale but the first halves them. Received: {output_shape!r}")
-  return tf.TensorShape([int(size) for size in shape])
+  return tf.TensorShape(shape)

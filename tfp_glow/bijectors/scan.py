@@ -1,12 +1,12 @@
 """`Scan`: many steps of a flow as one traced step over stacked parameters."""
 
-import numbers
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core.gradients import custom_gradient
+from tfp_glow._core.validation import check_choice, check_counts
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.step import step_of
 
@@ -49,10 +49,8 @@ class Scan(OnePassBijector):
         changes (BatchNormalization, Dropout).
     """
     parameters = dict(locals())
-    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 1:
-      raise ValueError(f"`num_steps` must be a positive `int`. Received: {num_steps!r}")
-    if gradient not in _GRADIENTS:
-      raise ValueError(f"`gradient` must be one of {_GRADIENTS}. Received: {gradient!r}")
+    check_counts(num_steps=num_steps)
+    check_choice("gradient", gradient, _GRADIENTS)
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self._num_steps = int(num_steps)

@@ -6,9 +6,10 @@ all bins together are `[-1/2, 1/2)`.
 
 import functools
 import math
-import numbers
 
 import tensorflow as tf
+
+from tfp_glow._core.validation import is_int
 
 # Second entries of a noise's seed; the first is that of the model. Training has all from 0, the numbers of its steps;
 # evaluation, by several draws, this and those below. So no two of them ever share their noise.
@@ -18,7 +19,7 @@ INITIALIZATION = -2**31
 
 def check_num_bits(num_bits):
   """Raises `ValueError` unless `num_bits` is an `int` in 1 .. 8."""
-  if isinstance(num_bits, bool) or not isinstance(num_bits, numbers.Integral) or not 1 <= num_bits <= 8:
+  if not is_int(num_bits, 1, 9):
     raise ValueError(f"`num_bits` must be an `int` in 1 .. 8. Received: {num_bits!r}")
 
 

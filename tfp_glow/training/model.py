@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import json
-import numbers
 import os
 import signal
 import threading
@@ -72,7 +71,7 @@ class FlowModel(FlowSteps):
       ValueError: if it is not over one event, has no variables, or `num_bits`, `seed` or `weight_y` are not as above.
     """
     likelihood = ImageLikelihood(distribution, num_bits)
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
+    if not validation.is_int(seed, 0, 2**31):
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
     weight_y = batches.checked_weight_y(weight_y, likelihood)
     likelihood.build()

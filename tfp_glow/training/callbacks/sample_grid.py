@@ -1,9 +1,9 @@
 """Samples of a model while it trains."""
 
-import numbers
 
 import numpy as np
 
+from tfp_glow._core.validation import check_counts
 from tfp_glow.training.callbacks.picture import Picture
 
 # As many as are seen unless others are asked for: of a thousand a picture would be higher than PNG files may be.
@@ -57,8 +57,7 @@ class SampleGrid(Picture):
     super().__init__("samples", folder, every, log_dir)
     if isinstance(temperatures, str) or not np.iterable(temperatures) or not len(temperatures):
       raise ValueError(f"`temperatures` must be a list of at least one number. Received: {temperatures!r}")
-    if isinstance(num_columns, bool) or not isinstance(num_columns, numbers.Integral) or num_columns < 1:
-      raise ValueError(f"`num_columns` must be a positive `int`. Received: {num_columns!r}")
+    check_counts(num_columns=num_columns)
     if labels is not None and (not np.ndim(labels) or not np.size(labels)
                                or not np.issubdtype(np.asarray(labels).dtype, np.integer)):
       raise ValueError(f"`labels` must be a list of at least one class, or None. Received: {labels!r}")

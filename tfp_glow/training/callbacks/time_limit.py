@@ -1,9 +1,10 @@
 """Ends training when its time is up."""
 
-import numbers
 import time
 
 import keras
+
+from tfp_glow._core.validation import is_number
 
 
 class TimeLimit(keras.callbacks.Callback):
@@ -19,7 +20,7 @@ class TimeLimit(keras.callbacks.Callback):
       ValueError: if `seconds` is not positive.
     """
     super().__init__()
-    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not seconds > 0:
+    if not is_number(seconds) or not seconds > 0:
       raise ValueError(f"`seconds` must be positive. Received: seconds={seconds!r}")
     self.seconds = seconds
 

@@ -1,5 +1,9 @@
 """Residual Flows: the multi-scale bijector."""
 
+from __future__ import annotations
+
+from collections import abc
+
 import keras
 import tensorflow as tf
 
@@ -19,7 +23,8 @@ from tfp_glow.networks.lipschitz import LipschitzConv2D, LipschitzDense, LipSwis
 class ResidualStep(Sequence):
   """One step of a residual flow; `inverse` is a residual block, then actnorm."""
 
-  def __init__(self, block, actnorm, validate_args=False, name="residual_step"):
+  def __init__(self, block: InvertibleResidualBlock, actnorm: ActNorm, validate_args: bool = False,
+               name: str = "residual_step"):
     """Creates the step.
 
     Args:
@@ -41,7 +46,7 @@ class ResidualStep(Sequence):
     self.block = block
     self.actnorm = actnorm
 
-  def build(self, event_shape):
+  def build(self, event_shape: abc.Sequence[int] | tf.TensorShape) -> None:
     """Builds the block's network for events of this shape."""
     self.block.build(event_shape)
 
@@ -95,10 +100,12 @@ class ResidualFlowBijector(WholeFlow, Sequence):
     of the authors' code.
   """
 
-  def __init__(self, output_shape=(32, 32, 3), num_scales=3, num_blocks_per_scale=16, num_hidden=512,
-               num_dense_blocks=4, num_dense_hidden=128, logit_alpha="auto", coefficient=0.98,
-               log_det="russian_roulette", num_terms=2, num_eval_terms=20, roulette="poisson", probe="gaussian",
-               seed=None, dtype=None, validate_args=False, name="residual_flow"):
+  def __init__(self, output_shape: int | abc.Sequence[int] = (32, 32, 3), num_scales: int = 3,
+               num_blocks_per_scale: int = 16, num_hidden: int = 512, num_dense_blocks: int = 4,
+               num_dense_hidden: int = 128, logit_alpha: float | str | None = "auto", coefficient: float = 0.98,
+               log_det: str = "russian_roulette", num_terms: int = 2, num_eval_terms: int = 20,
+               roulette: str = "poisson", probe: str = "gaussian", seed: int | None = None,
+               dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "residual_flow"):
     """Creates the bijector.
 
     Args:

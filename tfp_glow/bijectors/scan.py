@@ -1,5 +1,8 @@
 """`Scan`: many steps of a flow as one traced step over stacked parameters."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -25,8 +28,10 @@ class Scan(OnePassBijector):
     `flowjax.bijections.Scan` (https://github.com/danielward27/flowjax).
   """
 
-  def __init__(self, make_step, num_steps, event_shape, gradient="autodiff", redraw=None, dtype=None,
-               validate_args=False, name="scan"):
+  def __init__(self, make_step: Callable[[int], OnePassBijector], num_steps: int,
+               event_shape: Sequence[int] | tf.TensorShape, gradient: str = "autodiff",
+               redraw: Callable[[OnePassBijector], list[np.ndarray]] | None = None, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "scan"):
     """Creates the steps and stacks their parameters.
 
     Args:
@@ -72,7 +77,7 @@ class Scan(OnePassBijector):
 
   _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
 
-  def stacked(self, variable):
+  def stacked(self, variable: keras.Variable) -> keras.Variable:
     """The parameter `[K, ...]` of all steps that stands in for a variable of the template step.
 
     Args:
@@ -81,37 +86,37 @@ class Scan(OnePassBijector):
     return next(stack for own, stack in zip(self._template_variables, self._stacks) if own is variable)
 
   @property
-  def template(self):
+  def template(self) -> OnePassBijector:
     """The step that is traced. The values of its own variables mean nothing; see `stacked`."""
     return self._template
 
   @property
-  def num_steps(self):
+  def num_steps(self) -> int:
     """Number of steps, `K`."""
     return self._num_steps
 
   @property
-  def is_stochastic(self):
+  def is_stochastic(self) -> bool:
     return self._template.is_stochastic
 
   @property
-  def has_costly_log_det(self):
+  def has_costly_log_det(self) -> bool:
     return self._template.has_costly_log_det
 
   @property
-  def argument_names(self):
+  def argument_names(self) -> frozenset[str]:
     return self._template.argument_names
 
   @property
-  def num_classes(self):
+  def num_classes(self) -> int | None:
     return self._template.num_classes
 
   @property
-  def can_be_recalled(self):
+  def can_be_recalled(self) -> bool:
     return self._template.can_be_recalled
 
   @property
-  def log_det_estimator(self):
+  def log_det_estimator(self) -> str | None:
     return self._template.log_det_estimator
 
   def _forward_and_log_det(self, x, **kwargs):

@@ -1,11 +1,14 @@
 """Bits per dimension, more exactly than `FlowModel.evaluate` reports them."""
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import scipy.special
+import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
 from tfp_glow.likelihood import dequantize
@@ -28,8 +31,9 @@ class BitsPerDim(NamedTuple):
   standard_error: float
 
 
-def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, importance_weighted=False, seed=0,
-                 verbose=1):
+def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = None, batch_size: int | None = None, *,
+                 num_noise_samples: int = 1, importance_weighted: bool = False, seed: int = 0,
+                 verbose: int = 1) -> BitsPerDim:
   """Upper bounds of the bits per dimension that discrete images take.
 
   The probability of a uint8 image is the integral of the model's density over the image's bin, the expectation of

@@ -1,7 +1,11 @@
 """Interpolations of a model while it trains."""
 
+from __future__ import annotations
+
+import os
 
 import numpy as np
+import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
 from tfp_glow.data import latent
@@ -38,7 +42,9 @@ class LatentInterpolation(Picture):
   ```
   """
 
-  def __init__(self, folder, images, labels=None, num_steps=8, every=1, log_dir=None):
+  def __init__(self, folder: str | os.PathLike, images: tf.Tensor | np.ndarray,
+               labels: tf.Tensor | np.ndarray | None = None, num_steps: int = 8, every: int = 1,
+               log_dir: str | os.PathLike | None = None):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:

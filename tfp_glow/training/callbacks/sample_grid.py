@@ -1,5 +1,9 @@
 """Samples of a model while it trains."""
 
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -38,7 +42,9 @@ class SampleGrid(Picture):
   ```
   """
 
-  def __init__(self, folder, temperatures=(0.7, 1.), num_columns=8, labels=None, seed=0, every=1, log_dir=None):
+  def __init__(self, folder: str | os.PathLike, temperatures: Sequence[float | Sequence[float]] = (0.7, 1.),
+               num_columns: int = 8, labels: Sequence[int] | None = None, seed: int | tuple[int, int] | None = 0,
+               every: int = 1, log_dir: str | os.PathLike | None = None):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:

@@ -1,5 +1,7 @@
 """Ends training when its time is up."""
 
+from __future__ import annotations
+
 import time
 
 import keras
@@ -10,7 +12,7 @@ from tfp_glow._core.validation import is_number
 class TimeLimit(keras.callbacks.Callback):
   """Ends training when its time is up, also in the middle of an epoch, which is then validated as if it were whole."""
 
-  def __init__(self, seconds):
+  def __init__(self, seconds: float):
     """Creates the callback.
 
     Args:

@@ -25,7 +25,7 @@ def _tfp_glow(architecture):
         architecture.image_shape, num_scales=1, num_blocks_per_scale=architecture.num_steps,
         num_hidden=architecture.num_hidden, num_dense_blocks=0, logit_alpha=None, coefficient=_COEFFICIENT,
         roulette="geometric", seed=seed)
-    for part in flow._parts:
+    for part in flow.parts:
       step = part.template if isinstance(part, tfp_glow.Scan) else part
       for layer in lipschitz.constrained_layers(step.block.network) if step.is_stochastic else []:
         layer.tolerance, layer.max_iterations = 0., _NUM_POWER_ITERATIONS

@@ -134,7 +134,6 @@ def _flow_model(architecture):
     del variables  # They share their storage with those of the model.
     model = tfp_glow.FlowModel(distribution, num_bits=None)
     model.compile(optimizer)
-    model._maybe_symbolic_build()  # Makes the metrics, outside of the step.
     train = tf.function(model.train_step, autograph=False)
 
     def step(x):

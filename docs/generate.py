@@ -18,6 +18,7 @@ def on_files(files, config):
   pages = {"index.md": front_page(), "reference/index.md": reference(
       "tfp_glow", [f"tfp_glow.{name}" for name in names if not is_module(name) and not name.startswith("_")])}
   pages |= {f"reference/{name}.md": reference(f"tfp_glow.{name}") for name in modules}
+  pages |= {name: with_links((ROOT / name).read_text(encoding="utf-8")) for name in ("CHANGELOG.md", "CONTRIBUTING.md")}
   pages["highlight.css"] = formatters.HtmlFormatter().get_style_defs(".highlight")
   for path, content in pages.items():
     files.append(File.generated(config, path, content=content))
@@ -38,9 +39,13 @@ def is_module(name):
 
 
 def front_page():
-  """The README; its links are as seen from the folder of the pages, and those to other files are none."""
-  text = re.sub(r"\]\(docs/", "](", (ROOT / "README.md").read_text(encoding="utf-8"))
-  text = text.replace("```sh ci", "```sh")
+  """The README."""
+  return with_links((ROOT / "README.md").read_text(encoding="utf-8")).replace("```sh ci", "```sh")
+
+
+def with_links(text):
+  """Links of a file of the top folder, as seen from the folder of the pages; those to other files are none."""
+  text = re.sub(r"\]\(docs/", "](", text)
   return re.sub(r"\[([^]]+)\]\((?:examples|tests|benchmarks|tfp_glow)/[^)]*\)", r"\1", text)
 
 

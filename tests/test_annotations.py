@@ -35,10 +35,7 @@ def _without_hint(name, function):
   return missing + ["return"] * (name != "__init__" and not returns_something)
 
 
-_ROOMS = ("checkpoints", "data", "networks", "storage")
-
-
-@pytest.mark.parametrize("name", sorted(name for name in NAMES if NAMES[name].__module__.split(".")[1] in _ROOMS))
+@pytest.mark.parametrize("name", sorted(NAMES))
 def test_public_names_have_type_hints(name):
   missing = {f"{name}.{key}": _without_hint(key, function) for key, function in _functions(NAMES[name]).items()}
   assert not {key: names for key, names in missing.items() if names}

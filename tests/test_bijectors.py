@@ -164,14 +164,14 @@ def test_gradients_by_hand_are_those_of_a_tape(coupling, inverse):
   """Both kinds of `gradient` use them: a comparison of the two would not show a wrong one."""
   bijector = coupling(bijector_cases.coupling_network(2, "float64"), dtype="float64")
   draw = lambda: tf.constant(RNG.standard_normal([3, 4, 4, 2]))
-  arguments = [draw() for _ in range(1 + len(bijector._offsets))]
+  arguments = [draw() for _ in range(1 + len(bijector.offsets))]
   d_outputs, d_log_det = draw(), tf.constant([1., -2., 3.], tf.float64)
   with tf.GradientTape() as tape:
     tape.watch(arguments)
-    outputs, log_det = bijector._transform(arguments[0], arguments[1:], inverse)
+    outputs, log_det = bijector.transform(arguments[0], arguments[1:], inverse)
     log_det = tf.broadcast_to(log_det, [3])
   expected = tape.gradient([outputs, log_det], arguments, [d_outputs, d_log_det])
-  inputs, d_inputs, d_parameters = bijector._undo(outputs, arguments[1:], d_outputs, d_log_det, inverse)
+  inputs, d_inputs, d_parameters = bijector.undo(outputs, arguments[1:], d_outputs, d_log_det, inverse)
   np.testing.assert_allclose(inputs, arguments[0], atol=1e-12)
   for found, gradient in zip([d_inputs, *d_parameters], expected, strict=True):
     np.testing.assert_allclose(found, gradient, rtol=1e-10, atol=1e-12)

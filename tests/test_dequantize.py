@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tfp_glow import dequantize
+from tfp_glow.likelihood import dequantize
 
 ALL_VALUES = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
 

@@ -71,7 +71,8 @@ def test_reference_is_built_without_warnings(tmp_path):
   site = tmp_path / "site"
   pages = {path.relative_to(site).parent.as_posix(): path.read_text(encoding="utf-8")
            for path in site.rglob("index.html")}
-  assert {".", "coming_from", "distributed", "troubleshooting", "reference", "reference/data"} <= pages.keys()
+  assert {".", "CHANGELOG", "CONTRIBUTING", "architecture", "coming_from", "distributed", "troubleshooting",
+          "reference", "reference/data"} <= pages.keys()
   anchors = set(re.findall(r'id="(tfp_glow[\w.]*)"', "".join(pages.values())))
   assert NAMES.keys() <= anchors
   for name, page in pages.items():

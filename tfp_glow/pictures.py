@@ -1,5 +1,5 @@
 """Pictures of many images."""
 
-from tfp_glow.data.pictures import tile
+from tfp_glow.data.pictures import GAP, TILE_SIZE, tile
 
-__all__ = ["tile"]
+__all__ = ["GAP", "TILE_SIZE", "tile"]

@@ -1,5 +1,7 @@
 """Activation normalisation."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from tfp_glow._core.numerics import activation_statistics, log_scale_of
@@ -21,7 +23,8 @@ class ActNorm(OnePassBijector):
     Kingma and Dhariwal, "Glow" (2018), section 3.1; the factor 3 is that of the original code.
   """
 
-  def __init__(self, num_channels, event_ndims=3, dtype=None, validate_args=False, name="actnorm"):
+  def __init__(self, num_channels: int, event_ndims: int = 3, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "actnorm"):
     """Creates the identity, until `initialize`.
 
     Args:

@@ -1,6 +1,12 @@
 """`OnePassBijector`, the contract: value and log-determinant from one evaluation."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import keras
+import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -30,8 +36,9 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     The contract is that of distrax (https://github.com/google-deepmind/distrax).
   """
 
-  def __init__(self, *, forward_event_shape, inverse_event_shape, dtype=None, validate_args=False, parameters=None,
-               name=None):
+  def __init__(self, *, forward_event_shape: Sequence[int | None] | tf.TensorShape,
+               inverse_event_shape: Sequence[int | None] | tf.TensorShape, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, parameters: dict[str, Any] | None = None, name: str | None = None):
     """Creates the base.
 
     Args:
@@ -53,7 +60,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
         validate_args=validate_args, parameters=parameters, name=name)
 
   @property
-  def dtype_policy(self):
+  def dtype_policy(self) -> keras.DTypePolicy:
     """Keras' global dtype policy when this was made, which is that of the networks it made."""
     return self._dtype_policy
 
@@ -84,7 +91,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   # The contract.
 
-  def forward_and_log_det(self, x, **kwargs):
+  def forward_and_log_det(self, x: tf.Tensor | np.ndarray, **kwargs: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """Latent to data, with the log-det of that map.
 
     Args:
@@ -102,7 +109,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     with self._scope_of("forward_and_log_det"):
       return self._evaluate(self._convert(x, "x", inverse=False), False, kwargs)
 
-  def inverse_and_log_det(self, y, **kwargs):
+  def inverse_and_log_det(self, y: tf.Tensor | np.ndarray, **kwargs: Any) -> tuple[tf.Tensor, tf.Tensor]:
     """Data to latent, with the log-det of that map; see `forward_and_log_det`.
 
     Args:
@@ -120,7 +127,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     with self._scope_of("inverse_and_log_det"):
       return self._evaluate(self._convert(y, "y", inverse=True), True, kwargs)
 
-  def walk(self, y, **kwargs):
+  def walk(self, y: tf.Tensor | np.ndarray, **kwargs: Any) -> Iterator[tuple[str, tf.Tensor, tf.Tensor]]:
     """`inverse` part after part, to see where something goes wrong; eagerly, and not for speed.
 
     Args:
@@ -138,7 +145,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     """
     yield from self._walk(self._convert(y, "y", inverse=True), **kwargs)
 
-  def initialize(self, y):
+  def initialize(self, y: tf.Tensor | np.ndarray) -> None:
     """Data-dependent initialisation, layer after layer, from one batch of data.
 
     An explicit act, as `adapt` of Keras' `Normalization`: never inside `forward` or `inverse`.
@@ -163,45 +170,45 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     self._initialize(flat)
     self.mark_initialized()
 
-  def mark_initialized(self):
+  def mark_initialized(self) -> None:
     """Has the bijector count as initialised, if it remembers: by `initialize`, or by weights from elsewhere."""
 
   @property
-  def is_stochastic(self):
+  def is_stochastic(self) -> bool:
     """Whether log-dets are estimated; if so, calls take `training=True` for the estimate that is meant for training."""
     return any(child.is_stochastic for child in self._children)
 
   @property
-  def has_costly_log_det(self):
+  def has_costly_log_det(self) -> bool:
     """Whether a log-det takes longer than the value; if so, calls take `needs_log_det=False` (and `training`)."""
     return any(child.has_costly_log_det for child in self._children)
 
   @property
-  def initialized(self):
+  def initialized(self) -> bool:
     """Whether `initialize` was called; `False` of bijectors that do not remember."""
     return False
 
   @property
-  def argument_names(self):
+  def argument_names(self) -> frozenset[str]:
     """Names of the keyword arguments that calls take: a set of Python `str`s."""
     return frozenset().union(*(child.argument_names for child in self._children))
 
   @property
-  def num_classes(self):
+  def num_classes(self) -> int | None:
     """Number of classes that `labels` tell apart, `None` where there are none."""
     return next((child.num_classes for child in self._children if child.num_classes is not None), None)
 
   @property
-  def can_be_recalled(self):
+  def can_be_recalled(self) -> bool:
     """Whether passes may be remembered: all that they depend on is known."""
     return all(child.can_be_recalled for child in self._children)
 
-  def event_shape_of(self, inverse):
+  def event_shape_of(self, inverse: bool) -> tf.TensorShape:
     """Shape of one event given to `inverse`, or else to `forward`, as far as it is fixed."""
     return self._event_shapes[inverse]
 
   @property
-  def log_det_estimator(self):
+  def log_det_estimator(self) -> str | None:
     """How log-dets are computed outside of training, a Python `str`; `None` where there is a formula for them."""
     ways = dict.fromkeys(child.log_det_estimator for child in self._children)
     return "; ".join(way for way in ways if way) or None
@@ -244,7 +251,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     _compat.forget_compositions_of(self)
     return super().inverse_dtype(*args, **kwargs)
 
-  def keep_weights(self, values):
+  def keep_weights(self, values: Any) -> None:
     """Keeps what `recall` compares the weights with; of the pass before nothing is recalled any more."""
     self._kept_weights = values
 

@@ -1,14 +1,14 @@
 """Events of bijectors that act on channels, position by position."""
 
-import numbers
 
 import tensorflow as tf
+
+from tfp_glow._core.validation import check_counts
 
 
 def channels_event_shape(num_channels, event_ndims):
   """The event shape `[..., C]` of a bijector that acts on channels; raises `ValueError` for anything but counts."""
-  if isinstance(num_channels, bool) or not isinstance(num_channels, numbers.Integral) or num_channels < 1:
-    raise ValueError(f"`num_channels` must be a positive `int`. Received: {num_channels!r}")
+  check_counts(num_channels=num_channels)
   if event_ndims not in (1, 2, 3, 4):
     raise ValueError("`event_ndims` must be 1 for vectors [C], 3 for images [H, W, C], or the rank of other events. "
                      f"Received: {event_ndims!r}")

@@ -1,5 +1,7 @@
 """`Chain` and `Invert`: compositions in one pass; and any bijector of TFP as one of ours."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -22,7 +24,7 @@ class Sequence(OnePassBijector):
     self._parts = [self._add_child(part) for part in parts]
 
   @property
-  def parts(self):
+  def parts(self) -> list[OnePassBijector]:
     """The bijectors, in the order of `inverse`."""
     return list(self._parts)
 
@@ -52,10 +54,10 @@ class Sequence(OnePassBijector):
     return y
 
   @property
-  def initialized(self):
+  def initialized(self) -> bool:
     return all(part.initialized for part in self._parts)
 
-  def mark_initialized(self):
+  def mark_initialized(self) -> None:
     for part in self._parts:
       part.mark_initialized()
 
@@ -120,7 +122,8 @@ class Chain(Sequence):
   ```
   """
 
-  def __init__(self, bijectors, validate_args=False, name="chain"):
+  def __init__(self, bijectors: list[tfb.Bijector] | tuple[tfb.Bijector, ...], validate_args: bool = False,
+               name: str = "chain"):
     """Creates the chain; it shares the variables of its parts.
 
     Args:
@@ -152,7 +155,7 @@ class Chain(Sequence):
 class Invert(OnePassBijector):
   """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector."""
 
-  def __init__(self, bijector, validate_args=False, name=None):
+  def __init__(self, bijector: tfb.Bijector, validate_args: bool = False, name: str | None = None):
     """Creates the inverse; it shares the variables of the bijector.
 
     Args:
@@ -174,15 +177,15 @@ class Invert(OnePassBijector):
     self._part = self._add_child(part)
 
   @property
-  def initialized(self):
+  def initialized(self) -> bool:
     return True  # There is no way to initialise it from data: these are what the part has as latents.
 
   @property
-  def has_costly_log_det(self):
+  def has_costly_log_det(self) -> bool:
     return False  # It is the part's `inverse` that is called for a value.
 
   @property
-  def argument_names(self):
+  def argument_names(self) -> frozenset[str]:
     return self._part.argument_names - {"needs_log_det"}
 
   def _forward_and_log_det(self, x, **kwargs):

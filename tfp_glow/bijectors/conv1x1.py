@@ -1,5 +1,10 @@
 """The invertible 1x1 convolution."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import keras
 import numpy as np
 import scipy.linalg
 import tensorflow as tf
@@ -26,8 +31,8 @@ class InvertibleConv1x1(OnePassBijector):
     Kingma and Dhariwal, "Glow" (2018), section 3.2, equations 9 to 11.
   """
 
-  def __init__(self, num_channels, seed=None, matrix=None, event_ndims=3, dtype=None, validate_args=False,
-               name="invertible_conv1x1"):
+  def __init__(self, num_channels: int, seed: int | None = None, matrix: np.ndarray | None = None, event_ndims: int = 3,
+               dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "invertible_conv1x1"):
     """Creates the convolution from a random rotation, or from a given matrix.
 
     Args:
@@ -55,7 +60,7 @@ class InvertibleConv1x1(OnePassBijector):
     self.sign = make("sign", trainable=False)
     self.permutation = make("permutation", trainable=False)
 
-  def set_matrix(self, matrix):
+  def set_matrix(self, matrix: np.ndarray) -> None:
     """Assigns any invertible `W`.
 
     Args:
@@ -67,7 +72,8 @@ class InvertibleConv1x1(OnePassBijector):
     for key, value in lu_factors(matrix, self.sign.shape[0]).items():
       getattr(self, key).assign(value)
 
-  def matrix(self, value=lambda variable: variable.value, inverse=True):
+  def matrix(self, value: Callable[[keras.Variable], tf.Tensor] = lambda variable: variable.value,
+             inverse: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
     """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, `[...]`.
 
     Args:

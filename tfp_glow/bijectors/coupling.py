@@ -1,5 +1,10 @@
 """Coupling layers."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -40,7 +45,7 @@ class _Coupling(OnePassBijector):
     """From what `transform` returned, and the gradients of that: its inputs, and the gradients of its arguments."""
     raise NotImplementedError
 
-  def build(self, event_shape):
+  def build(self, event_shape: Sequence[int] | tf.TensorShape) -> None:
     """Builds the network, if it is not yet, and checks it.
 
     The first call does it as well; do it yourself where the variables are needed before.
@@ -71,7 +76,7 @@ class _Coupling(OnePassBijector):
       self._adopt(self.network.variables)
     self._num_channels = num_channels
 
-  def as_step(self):
+  def as_step(self) -> Step:
     """See `step.step_of`."""
     return _CouplingStep(self)
 
@@ -88,7 +93,7 @@ class _Coupling(OnePassBijector):
     changed, _ = self.transform(changed, self.groups(h), inverse=True)
     return tf.concat([kept, changed], axis=-1)
 
-  def groups(self, h):
+  def groups(self, h: tf.Tensor) -> list[tf.Tensor]:
     """The network's outputs as it orders them, taken apart."""
     h = tf.cast(h, self.dtype)
     return [h[..., i::len(self.offsets)] + offset for i, offset in enumerate(self.offsets)]
@@ -189,7 +194,8 @@ class AffineCoupling(_Coupling):
 
   offsets = (0., 2.)
 
-  def __init__(self, network, event_ndims=3, dtype=None, validate_args=False, name="affine_coupling"):
+  def __init__(self, network: keras.Layer, event_ndims: int = 3, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "affine_coupling"):
     """Creates the coupling.
 
     Args:
@@ -208,7 +214,7 @@ class AffineCoupling(_Coupling):
     parameters = dict(locals())
     super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
 
-  def transform(self, inputs, parameters, inverse):
+  def transform(self, inputs: tf.Tensor, parameters: list[tf.Tensor], inverse: bool) -> tuple[tf.Tensor, tf.Tensor]:
     shift, raw = parameters
     scale = _scale(raw)
     outputs = (inputs + shift) * scale if inverse else inputs / scale - shift
@@ -216,7 +222,8 @@ class AffineCoupling(_Coupling):
     log_det = tf.reduce_sum(tf.math.log(scale), axis=list(range(1, raw.shape.rank)))
     return outputs, log_det if inverse else -log_det
 
-  def undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
+  def undo(self, outputs: tf.Tensor, parameters: list[tf.Tensor], d_outputs: tf.Tensor, d_log_det: tf.Tensor,
+           inverse: bool) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     # Where the scale is at its least, with the gradient that the sigmoid has there, not 0: training leads back.
     shift, raw = parameters
     scale = _scale(raw)
@@ -247,7 +254,8 @@ class AdditiveCoupling(_Coupling):
     Dinh et al., "NICE" (2014); Kingma and Dhariwal, "Glow" (2018), section 3.3.
   """
 
-  def __init__(self, network, event_ndims=3, dtype=None, validate_args=False, name="additive_coupling"):
+  def __init__(self, network: keras.Layer, event_ndims: int = 3, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "additive_coupling"):
     """Creates the coupling.
 
     Args:
@@ -264,10 +272,11 @@ class AdditiveCoupling(_Coupling):
     parameters = dict(locals())
     super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
 
-  def transform(self, inputs, parameters, inverse):
+  def transform(self, inputs: tf.Tensor, parameters: list[tf.Tensor], inverse: bool) -> tuple[tf.Tensor, tf.Tensor]:
     shift, = parameters
     return inputs + shift if inverse else inputs - shift, tf.zeros([], inputs.dtype)
 
-  def undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
+  def undo(self, outputs: tf.Tensor, parameters: list[tf.Tensor], d_outputs: tf.Tensor, d_log_det: tf.Tensor,
+           inverse: bool) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     shift, = parameters
     return outputs - shift if inverse else outputs + shift, d_outputs, [d_outputs if inverse else -d_outputs]

@@ -1,5 +1,9 @@
 """What leaves the flow: channels that become latents, whitened by a learned Gaussian."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 import tensorflow as tf
 
@@ -43,7 +47,8 @@ class FactorOut(OnePassBijector):
     code of Kingma and Dhariwal, "Glow" (2018).
   """
 
-  def __init__(self, event_shape, dtype=None, validate_args=False, name="factor_out"):
+  def __init__(self, event_shape: Sequence[int] | tf.TensorShape, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "factor_out"):
     """Creates the split; it starts as the identity.
 
     Args:
@@ -74,13 +79,13 @@ class FactorOut(OnePassBijector):
     kept, noise, log_det = self.split(y)
     return tf.concat([kept, noise], axis=-1), log_det
 
-  def split(self, y):
+  def split(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`inverse`, with its two halves apart: what stays, what leaves, and the log-det."""
     kept, leaving = tf.split(y, 2, axis=-1)
     noise, log_det = _whiten(leaving, *self._gaussian(kept))
     return kept, noise, log_det
 
-  def merge(self, kept, noise):
+  def merge(self, kept: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """`forward` of the two halves: value and log-det."""
     leaving, log_det = _color(noise, *self._gaussian(kept))
     return tf.concat([kept, leaving], axis=-1), log_det
@@ -108,7 +113,9 @@ class TopPrior(OnePassBijector):
     The original code of Kingma and Dhariwal, "Glow" (2018).
   """
 
-  def __init__(self, event_shape, learn_top=True, num_classes=None, dtype=None, validate_args=False, name="top_prior"):
+  def __init__(self, event_shape: Sequence[int] | tf.TensorShape, learn_top: bool = True,
+               num_classes: int | None = None, dtype: tf.DType | str | None = None, validate_args: bool = False,
+               name: str = "top_prior"):
     """Creates the prior; it starts as the identity.
 
     Args:
@@ -142,11 +149,11 @@ class TopPrior(OnePassBijector):
       self.class_log_scale = add("class_log_scale", outputs)
 
   @property
-  def num_classes(self):
+  def num_classes(self) -> int | None:
     return self._num_classes
 
   @property
-  def argument_names(self):
+  def argument_names(self) -> frozenset[str]:
     return frozenset() if self._num_classes is None else frozenset({"labels"})
 
   def _forward_and_log_det(self, x, labels=None):

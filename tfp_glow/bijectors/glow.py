@@ -1,11 +1,15 @@
 """Glow: the multi-scale bijector."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core import numerics
-from tfp_glow._core.validation import check_choice, check_counts, check_seed
+from tfp_glow._core.validation import check_choice, check_counts, check_seed, checked_event_shape
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
@@ -49,9 +53,11 @@ class GlowBijector(WholeFlow):
     Kingma and Dhariwal, "Glow: Generative Flow with Invertible 1x1 Convolutions" (2018).
   """
 
-  def __init__(self, output_shape=(32, 32, 3), num_glow_blocks=3, num_steps_per_block=32, num_hidden=512,
-               coupling="affine", permutation="conv1x1", network_fn=None, num_classes=None, learn_top=True,
-               gradient="autodiff", seed=None, dtype=None, validate_args=False, name="glow"):
+  def __init__(self, output_shape: Sequence[int] = (32, 32, 3), num_glow_blocks: int = 3, num_steps_per_block: int = 32,
+               num_hidden: int = 512, coupling: str = "affine", permutation: str = "conv1x1",
+               network_fn: Callable[[int], keras.Layer] | None = None, num_classes: int | None = None,
+               learn_top: bool = True, gradient: str = "autodiff", seed: int | None = None,
+               dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "glow"):
     """Creates the bijector.
 
     Args:
@@ -106,11 +112,11 @@ class GlowBijector(WholeFlow):
     self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top"))
 
   @property
-  def num_class_features(self):
+  def num_class_features(self) -> int:
     """Number of the `class_features`: the channels of the top latent."""
     return self._block_shapes[-1][-1]
 
-  def class_features(self, z, labels=None):
+  def class_features(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> tf.Tensor:
     """What the original's classifier sees: the mean over all positions of the top latent, before it is whitened.
 
     It tells of the image alone: the labels only undo what they did to `z`.
@@ -128,7 +134,7 @@ class GlowBijector(WholeFlow):
     condition = {} if labels is None else {"labels": labels}
     return tf.reduce_mean(self.top.forward(self.split_latent(z)[-1], **condition), axis=[-3, -2])
 
-  def split_latent(self, z):
+  def split_latent(self, z: tf.Tensor | np.ndarray) -> list[tf.Tensor]:
     """The latents as images, from the vector.
 
     Args:
@@ -145,7 +151,7 @@ class GlowBijector(WholeFlow):
     parts = tf.split(z, [shape.num_elements() for shape in shapes], axis=-1)
     return [tf.reshape(part, tf.concat([tf.shape(z)[:-1], shape], axis=0)) for part, shape in zip(parts, shapes)]
 
-  def join_latent(self, parts):
+  def join_latent(self, parts: Sequence[tf.Tensor | np.ndarray]) -> tf.Tensor:
     """The inverse of `split_latent`.
 
     Args:
@@ -274,10 +280,8 @@ def _block_shapes(output_shape, num_blocks):
 
 def _checked_output_shape(output_shape, num_glow_blocks):
   check_counts(num_glow_blocks=num_glow_blocks)
-  shape = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
-  if len(shape) != 3 or not all(isinstance(size, (int, np.integer)) and size > 0 for size in shape):
-    raise ValueError(f"`output_shape` must be (height, width, channels), positive `int`s. Received: {output_shape!r}")
+  shape = checked_event_shape("output_shape", output_shape)
   if any(size % 2**num_glow_blocks for size in shape[:2]):
     raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** `num_glow_blocks` = "
                      f"{2**num_glow_blocks}, as every block halves them. Received: {output_shape!r}")
-  return tuple(int(size) for size in shape)
+  return shape

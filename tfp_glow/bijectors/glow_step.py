@@ -1,11 +1,19 @@
 """The step of flow of Glow."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import tensorflow as tf
 
 from tfp_glow._core.numerics import log_scale_of
+from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import num_positions
+from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
+from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.halves import HalvesMatrix
+from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.step import Step
 
 
@@ -18,7 +26,8 @@ class GlowStep(OnePassBijector):
     Kingma and Dhariwal, "Glow" (2018), figure 2 (a).
   """
 
-  def __init__(self, actnorm, permutation, coupling, validate_args=False, name="glow_step"):
+  def __init__(self, actnorm: ActNorm, permutation: InvertibleConv1x1 | ChannelPermutation,
+               coupling: AffineCoupling | AdditiveCoupling, validate_args: bool = False, name: str = "glow_step"):
     """Creates the step.
 
     Args:
@@ -43,11 +52,11 @@ class GlowStep(OnePassBijector):
     self.permutation = self._add_child(permutation)
     self.coupling = self._add_child(coupling)
 
-  def build(self, event_shape):
+  def build(self, event_shape: Sequence[int] | tf.TensorShape) -> None:
     """Builds the coupling's network for events of this shape."""
     self.coupling.build(event_shape)
 
-  def as_step(self):
+  def as_step(self) -> Step:
     """See `step.step_of`."""
     return _FusedStep(self)
 

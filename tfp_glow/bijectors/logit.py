@@ -1,5 +1,7 @@
 """From images to unbounded values."""
 
+from __future__ import annotations
+
 import math
 
 import tensorflow as tf
@@ -23,7 +25,8 @@ class Logit(OnePassBijector):
     Dinh et al., "Density estimation using Real NVP" (2016), section 4.1.
   """
 
-  def __init__(self, alpha=0.05, event_ndims=3, dtype=None, validate_args=False, name="logit"):
+  def __init__(self, alpha: float = 0.05, event_ndims: int = 3, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "logit"):
     """Creates the bijector; it has no parameters.
 
     Args:

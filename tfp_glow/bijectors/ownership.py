@@ -1,5 +1,7 @@
 """Variables that Keras and TensorFlow both know, and what follows their updates."""
 
+from __future__ import annotations
+
 import keras
 
 
@@ -51,7 +53,7 @@ class VariableOwner:
         f"`{self.name}` cannot be deep-copied: its networks would lose their variables; make another bijector, and "
         "restore a `tf.train.Checkpoint` into it.")
 
-  def after_update(self):
+  def after_update(self) -> None:
     """Brings state that follows the weights up to date: call it after every update of them, as `FlowModel` does.
 
     Norms of constrained layers are measured again, and estimates draw new noise. Most bijectors have no such state.

@@ -1,5 +1,10 @@
 """Fixed permutations of the channels."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -15,7 +20,8 @@ class ChannelPermutation(OnePassBijector):
     in RealNVP, and a fixed random permutation.
   """
 
-  def __init__(self, indices, event_ndims=3, dtype=None, validate_args=False, name="channel_permutation"):
+  def __init__(self, indices: Sequence[int] | np.ndarray, event_ndims: int = 3, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "channel_permutation"):
     """Creates the permutation.
 
     Args:
@@ -44,7 +50,7 @@ class ChannelPermutation(OnePassBijector):
   def _inverse_and_log_det(self, y):
     return tf.gather(y, self.indices.value, axis=-1), tf.zeros([], y.dtype)
 
-  def matrix(self, value, inverse):
+  def matrix(self, value: Callable[[keras.Variable], tf.Tensor], inverse: bool) -> tuple[tf.Tensor, tf.Tensor]:
     """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, 0."""
     num_channels = self.indices.shape[-1]
     one_hot = tf.one_hot(value(self.indices), num_channels, dtype=self.dtype)

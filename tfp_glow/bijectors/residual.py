@@ -1,5 +1,10 @@
 """The invertible residual block."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -54,9 +59,11 @@ class InvertibleResidualBlock(OnePassBijector):
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019).
   """
 
-  def __init__(self, network, log_det="russian_roulette", num_terms=2, num_eval_terms=20, roulette="poisson",
-               probe="gaussian", tolerance=None, max_iterations=1000, event_ndims=3, seed=None, dtype=None,
-               validate_args=False, name="residual_block"):
+  def __init__(self, network: keras.Layer, log_det: str = "russian_roulette", num_terms: int = 2,
+               num_eval_terms: int = 20, roulette: str = "poisson", probe: str = "gaussian",
+               tolerance: float | None = None, max_iterations: int = 1000, event_ndims: int = 3,
+               seed: int | None = None, dtype: tf.DType | str | None = None, validate_args: bool = False,
+               name: str = "residual_block"):
     """Creates the block.
 
     Args:
@@ -117,22 +124,22 @@ class InvertibleResidualBlock(OnePassBijector):
       self._adopt(network.variables)
 
   @property
-  def is_stochastic(self):
+  def is_stochastic(self) -> bool:
     return self._kind != "exact"
 
   @property
-  def has_costly_log_det(self):
+  def has_costly_log_det(self) -> bool:
     return True
 
   @property
-  def argument_names(self):
+  def argument_names(self) -> frozenset[str]:
     return frozenset({"training", "needs_log_det"})
 
   @property
-  def log_det_estimator(self):
+  def log_det_estimator(self) -> str | None:
     return self._description
 
-  def redraw(self, seed):
+  def redraw(self, seed: int) -> list[tuple[keras.Variable, np.ndarray]]:
     """What another block like this, with another seed, starts from: a list of `(variable of this one, array)`.
 
     It has what differs; all of it is random, the vectors of the power iteration, too, which `after_update` sets right.
@@ -145,7 +152,7 @@ class InvertibleResidualBlock(OnePassBijector):
              for pair in layer.redraw(int(rng.integers(2**30)))]
     return drawn + ([(self._noise_seed, np.array([rng.integers(2**30), 0]))] if self.is_stochastic else [])
 
-  def build(self, event_shape):
+  def build(self, event_shape: Sequence[int] | tf.TensorShape) -> None:
     """Builds the network, if it is not yet, and checks it.
 
     The first call does it as well; do it yourself where the variables are needed before.

@@ -1,11 +1,14 @@
 """Residual Flows: the multi-scale bijector."""
 
+from __future__ import annotations
+
+from collections import abc
+
 import keras
-import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core import numerics
-from tfp_glow._core.validation import check_counts, check_fractions, check_seed, checked_dtype
+from tfp_glow._core.validation import check_counts, check_fractions, check_seed, checked_dtype, checked_event_shape
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.composition import Sequence
@@ -20,7 +23,8 @@ from tfp_glow.networks.lipschitz import LipschitzConv2D, LipschitzDense, LipSwis
 class ResidualStep(Sequence):
   """One step of a residual flow; `inverse` is a residual block, then actnorm."""
 
-  def __init__(self, block, actnorm, validate_args=False, name="residual_step"):
+  def __init__(self, block: InvertibleResidualBlock, actnorm: ActNorm, validate_args: bool = False,
+               name: str = "residual_step"):
     """Creates the step.
 
     Args:
@@ -42,7 +46,7 @@ class ResidualStep(Sequence):
     self.block = block
     self.actnorm = actnorm
 
-  def build(self, event_shape):
+  def build(self, event_shape: abc.Sequence[int] | tf.TensorShape) -> None:
     """Builds the block's network for events of this shape."""
     self.block.build(event_shape)
 
@@ -96,10 +100,12 @@ class ResidualFlowBijector(WholeFlow, Sequence):
     of the authors' code.
   """
 
-  def __init__(self, output_shape=(32, 32, 3), num_scales=3, num_blocks_per_scale=16, num_hidden=512,
-               num_dense_blocks=4, num_dense_hidden=128, logit_alpha="auto", coefficient=0.98,
-               log_det="russian_roulette", num_terms=2, num_eval_terms=20, roulette="poisson", probe="gaussian",
-               seed=None, dtype=None, validate_args=False, name="residual_flow"):
+  def __init__(self, output_shape: int | abc.Sequence[int] = (32, 32, 3), num_scales: int = 3,
+               num_blocks_per_scale: int = 16, num_hidden: int = 512, num_dense_blocks: int = 4,
+               num_dense_hidden: int = 128, logit_alpha: float | str | None = "auto", coefficient: float = 0.98,
+               log_det: str = "russian_roulette", num_terms: int = 2, num_eval_terms: int = 20,
+               roulette: str = "poisson", probe: str = "gaussian", seed: int | None = None,
+               dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "residual_flow"):
     """Creates the bijector.
 
     Args:
@@ -206,11 +212,7 @@ class _Maker:
 
 
 def _checked_output_shape(output_shape, num_scales):
-  shape = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
-  if len(shape) not in (1, 3) or not all(
-      isinstance(size, (int, np.integer)) and not isinstance(size, bool) and size > 0 for size in shape):
-    raise ValueError("`output_shape` must be (height, width, channels) or (channels,), positive `int`s. "
-                     f"Received: {output_shape!r}")
+  shape = checked_event_shape("output_shape", output_shape, vectors=True)
   if len(shape) == 1 and (num_scales != 0 or isinstance(num_scales, bool)):
     raise ValueError(f"`num_scales` must be 0 for vectors. Received: {num_scales!r} for {output_shape!r}")
   if len(shape) == 3:
@@ -218,4 +220,4 @@ def _checked_output_shape(output_shape, num_scales):
     if any(size % 2**(num_scales - 1) for size in shape[:2]):
       raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** (`num_scales` - 1) = "
                        f"{2**(num_scales - 1)}, as every scale but the first halves them. Received: {output_shape!r}")
-  return tf.TensorShape([int(size) for size in shape])
+  return tf.TensorShape(shape)

@@ -1,12 +1,15 @@
 """`Scan`: many steps of a flow as one traced step over stacked parameters."""
 
-import numbers
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core.gradients import custom_gradient
+from tfp_glow._core.validation import check_choice, check_counts
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.step import step_of
 
@@ -25,8 +28,10 @@ class Scan(OnePassBijector):
     `flowjax.bijections.Scan` (https://github.com/danielward27/flowjax).
   """
 
-  def __init__(self, make_step, num_steps, event_shape, gradient="autodiff", redraw=None, dtype=None,
-               validate_args=False, name="scan"):
+  def __init__(self, make_step: Callable[[int], OnePassBijector], num_steps: int,
+               event_shape: Sequence[int] | tf.TensorShape, gradient: str = "autodiff",
+               redraw: Callable[[OnePassBijector], list[np.ndarray]] | None = None, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "scan"):
     """Creates the steps and stacks their parameters.
 
     Args:
@@ -49,10 +54,8 @@ class Scan(OnePassBijector):
         changes (BatchNormalization, Dropout).
     """
     parameters = dict(locals())
-    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 1:
-      raise ValueError(f"`num_steps` must be a positive `int`. Received: {num_steps!r}")
-    if gradient not in _GRADIENTS:
-      raise ValueError(f"`gradient` must be one of {_GRADIENTS}. Received: {gradient!r}")
+    check_counts(num_steps=num_steps)
+    check_choice("gradient", gradient, _GRADIENTS)
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self._num_steps = int(num_steps)
@@ -74,7 +77,7 @@ class Scan(OnePassBijector):
 
   _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
 
-  def stacked(self, variable):
+  def stacked(self, variable: keras.Variable) -> keras.Variable:
     """The parameter `[K, ...]` of all steps that stands in for a variable of the template step.
 
     Args:
@@ -83,37 +86,37 @@ class Scan(OnePassBijector):
     return next(stack for own, stack in zip(self._template_variables, self._stacks) if own is variable)
 
   @property
-  def template(self):
+  def template(self) -> OnePassBijector:
     """The step that is traced. The values of its own variables mean nothing; see `stacked`."""
     return self._template
 
   @property
-  def num_steps(self):
+  def num_steps(self) -> int:
     """Number of steps, `K`."""
     return self._num_steps
 
   @property
-  def is_stochastic(self):
+  def is_stochastic(self) -> bool:
     return self._template.is_stochastic
 
   @property
-  def has_costly_log_det(self):
+  def has_costly_log_det(self) -> bool:
     return self._template.has_costly_log_det
 
   @property
-  def argument_names(self):
+  def argument_names(self) -> frozenset[str]:
     return self._template.argument_names
 
   @property
-  def num_classes(self):
+  def num_classes(self) -> int | None:
     return self._template.num_classes
 
   @property
-  def can_be_recalled(self):
+  def can_be_recalled(self) -> bool:
     return self._template.can_be_recalled
 
   @property
-  def log_det_estimator(self):
+  def log_det_estimator(self) -> str | None:
     return self._template.log_det_estimator
 
   def _forward_and_log_det(self, x, **kwargs):

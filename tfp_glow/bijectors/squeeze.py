@@ -1,5 +1,7 @@
 """Trading height and width for channels."""
 
+from __future__ import annotations
+
 import tensorflow as tf
 
 from tfp_glow.bijectors.base import OnePassBijector
@@ -15,7 +17,8 @@ class Squeeze(OnePassBijector):
     Dinh et al., "Density estimation using Real NVP" (2016), section 3.6.
   """
 
-  def __init__(self, block_size=2, dtype=None, validate_args=False, name="squeeze"):
+  def __init__(self, block_size: int = 2, dtype: tf.DType | str | None = None, validate_args: bool = False,
+               name: str = "squeeze"):
     """Creates the reordering.
 
     Args:

@@ -4,11 +4,16 @@ An image of `n` bits has `2 ** n` levels. Level `k` stands for the bin `[k, k + 
 all bins together are `[-1/2, 1/2)`.
 """
 
+from __future__ import annotations
+
 import functools
 import math
-import numbers
+from collections.abc import Sequence
 
+import numpy as np
 import tensorflow as tf
+
+from tfp_glow._core.validation import is_int
 
 # Second entries of a noise's seed; the first is that of the model. Training has all from 0, the numbers of its steps;
 # evaluation, by several draws, this and those below. So no two of them ever share their noise.
@@ -18,11 +23,12 @@ INITIALIZATION = -2**31
 
 def check_num_bits(num_bits):
   """Raises `ValueError` unless `num_bits` is an `int` in 1 .. 8."""
-  if isinstance(num_bits, bool) or not isinstance(num_bits, numbers.Integral) or not 1 <= num_bits <= 8:
+  if not is_int(num_bits, 1, 9):
     raise ValueError(f"`num_bits` must be an `int` in 1 .. 8. Received: {num_bits!r}")
 
 
-def dequantize(images, num_bits, noise=0.5, dtype=tf.float32):
+def dequantize(images: tf.Tensor | np.ndarray, num_bits: int, noise: float | tf.Tensor = 0.5,
+               dtype: tf.DType = tf.float32) -> tf.Tensor:
   """From uint8 images to values in their bins.
 
   Args:
@@ -38,7 +44,7 @@ def dequantize(images, num_bits, noise=0.5, dtype=tf.float32):
   return (levels + tf.cast(noise, dtype)) / 2.**num_bits - 0.5
 
 
-def quantize(values, num_bits):
+def quantize(values: tf.Tensor | np.ndarray, num_bits: int) -> tf.Tensor:
   """From values to the uint8 images whose bins they lie in; values beyond the bins become 0 and 255.
 
   Args:
@@ -53,7 +59,8 @@ def quantize(values, num_bits):
   return tf.cast(tf.clip_by_value(levels * 2.**(8 - num_bits), 0., 255.), tf.uint8)
 
 
-def image_noise(images, seed, dtype=tf.float32):
+def image_noise(images: tf.Tensor | np.ndarray, seed: Sequence[int] | tf.Tensor,
+                dtype: tf.DType = tf.float32) -> tf.Tensor:
   """Uniform noise that depends on the seed and on the image, but not on the company in which the image comes.
 
   So a result does not change with the size of the batch, the order of the data or the number of replicas, and yet the
@@ -88,7 +95,7 @@ def _shift_right(bits, count):
   return tf.bitwise.bitwise_and(shifted, 2**(64 - count) - 1)
 
 
-def discrete_log_prob(log_prob, num_dims, num_bits):
+def discrete_log_prob(log_prob: tf.Tensor | np.ndarray, num_dims: int, num_bits: int | None) -> tf.Tensor | np.ndarray:
   """From the log-density of a dequantized image to a log-probability of the image.
 
   With noise uniform in the bin its mean is a lower bound of `log P(image)` (Theis et al., "A note on the evaluation of
@@ -105,7 +112,7 @@ def discrete_log_prob(log_prob, num_dims, num_bits):
   return log_prob if num_bits is None else log_prob - num_dims * num_bits * math.log(2.)
 
 
-def bits_per_dim(log_prob, num_dims):
+def bits_per_dim(log_prob: tf.Tensor | np.ndarray, num_dims: int) -> tf.Tensor | np.ndarray:
   """Bits per dimension, from nats per image.
 
   Args:

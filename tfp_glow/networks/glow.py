@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core.numerics import activation_statistics, before_channels, generator, log_scale_of, within_reach
+from tfp_glow._core.products import rows, with_rows
 from tfp_glow.networks.building import value_of
 
 
@@ -116,9 +117,8 @@ class ActNormConv2D(_Folding):
     if self.sees_border:
       return activation(tf.nn.bias_add(tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME"), bias))
     # As a matrix product a 1x1 convolution is faster on CPUs. TensorFlow fuses the three if nothing comes between.
-    flat = tf.matmul(tf.reshape(inputs, [-1, inputs.shape[-1]]), tf.reshape(kernel, kernel.shape[-2:]))
-    flat = activation(tf.nn.bias_add(flat, bias))
-    return tf.reshape(flat, [-1, *_height_and_width(inputs), self.filters])
+    product = tf.matmul(rows(inputs), tf.reshape(kernel, kernel.shape[-2:]))
+    return with_rows(activation(tf.nn.bias_add(product, bias)), inputs)
 
   def call(self, inputs):
     return self.run(self._with_ones(inputs), *self.fold())

@@ -1,12 +1,12 @@
 """What `FlowModel` is given: batches in their various shapes, and checks before any work."""
 
-import numbers
 import random
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core.validation import is_int, is_number
 from tfp_glow.training import divergence, sources
 
 
@@ -43,8 +43,7 @@ def check_data(spec, x, y, batch_size, kwargs):
     TypeError: if `x` is something else, or images or labels have another dtype.
     ValueError: if `x` is empty, images or labels do not fit, or there are weights.
   """
-  is_int = isinstance(batch_size, (int, np.integer)) and not isinstance(batch_size, bool)
-  if batch_size is not None and not (is_int and batch_size > 0):
+  if batch_size is not None and not is_int(batch_size):
     raise ValueError(f"`batch_size` must be a positive `int`, or None. Received: {batch_size!r}")
   for key in ("sample_weight", "class_weight"):
     if kwargs.get(key) is not None:
@@ -111,7 +110,7 @@ def first_batch(x, y=None, batch_size=None, name="x"):
 
 def checked_weight_y(weight_y, likelihood):
   """A Python `float`; raises `ValueError` if it is negative, or the distribution has no classes that latents tell."""
-  if isinstance(weight_y, bool) or not isinstance(weight_y, numbers.Real) or not 0. <= weight_y < np.inf:
+  if not is_number(weight_y) or not 0. <= weight_y < np.inf:
     raise ValueError(f"`weight_y` must be a finite number of at least 0. Received: {weight_y!r}")
   if weight_y and likelihood.num_class_features is None:
     raise ValueError("`weight_y` must be 0 for a distribution whose bijector has no `num_classes` and "

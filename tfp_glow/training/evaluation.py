@@ -1,13 +1,16 @@
 """Bits per dimension, more exactly than `FlowModel.evaluate` reports them."""
 
+from __future__ import annotations
+
 import math
-import numbers
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 import scipy.special
+import tensorflow as tf
 
+from tfp_glow._core.validation import is_int
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.training import batches, sources
@@ -28,8 +31,9 @@ class BitsPerDim(NamedTuple):
   standard_error: float
 
 
-def bits_per_dim(model, x, y=None, batch_size=None, *, num_noise_samples=1, importance_weighted=False, seed=0,
-                 verbose=1):
+def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = None, batch_size: int | None = None, *,
+                 num_noise_samples: int = 1, importance_weighted: bool = False, seed: int = 0,
+                 verbose: int = 1) -> BitsPerDim:
   """Upper bounds of the bits per dimension that discrete images take.
 
   The probability of a uint8 image is the integral of the model's density over the image's bin, the expectation of
@@ -131,7 +135,7 @@ def _check_arguments(likelihood, num_noise_samples, importance_weighted, seed):
     raise ValueError("`importance_weighted` must be False where log-dets are estimated: their noise would count as "
                      f"probability. Received: True, with {likelihood.log_det_estimator}")
   for name, value, minimum in (("num_noise_samples", num_noise_samples, 1), ("seed", seed, 0)):
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or not minimum <= value < 2**31:
+    if not is_int(value, minimum, 2**31):
       raise ValueError(f"`{name}` must be an `int` of at least {minimum} and below 2**31. Received: {value!r}")
   if likelihood.spec.num_bits is None and num_noise_samples != 1:
     raise ValueError("`num_noise_samples` must be 1 for continuous data, which are not dequantized. "

@@ -1,16 +1,20 @@
 """`FlowModel`: trains a distribution over images with Keras."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import json
-import numbers
 import os
 import signal
 import threading
+from collections.abc import Sequence
+from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 from tfp_glow._core import files, validation
 from tfp_glow.likelihood import dequantize
@@ -55,7 +59,8 @@ class FlowModel(FlowSteps):
     The original code of Kingma and Dhariwal, "Glow" (2018), on the classifier.
   """
 
-  def __init__(self, distribution, num_bits=8, seed=0, weight_y=0., name="flow_model"):
+  def __init__(self, distribution: tfp.distributions.Distribution, num_bits: int | None = 8,
+               seed: int = 0, weight_y: float = 0., name: str = "flow_model"):
     """Creates the model; it shares the distribution's variables.
 
     Args:
@@ -74,7 +79,7 @@ class FlowModel(FlowSteps):
     """
     distribution = with_standard_normal(distribution)
     likelihood = ImageLikelihood(distribution, num_bits)
-    if isinstance(seed, bool) or not isinstance(seed, numbers.Integral) or not 0 <= seed < 2**31:
+    if not validation.is_int(seed, 0, 2**31):
       raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
     weight_y = batches.checked_weight_y(weight_y, likelihood)
     likelihood.build()
@@ -95,12 +100,12 @@ class FlowModel(FlowSteps):
     self.built = True
 
   @property
-  def distribution(self):
+  def distribution(self) -> tfp.distributions.Distribution:
     """The `tfd.Distribution` that is trained."""
     return self._likelihood.distribution
 
   @property
-  def num_bits(self):
+  def num_bits(self) -> int | None:
     """Bits kept of uint8 images, `None` for continuous data."""
     return self._likelihood.spec.num_bits
 
@@ -140,7 +145,7 @@ class FlowModel(FlowSteps):
       super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=self._means.terms, **kwargs)
     self._compile_options = options
 
-  def adapt(self, data):
+  def adapt(self, data: Any) -> None:
     """Data-dependent initialisation from one batch: of the distribution's bijector, or of the parts of its `tfb.Chain`.
 
     With several workers all must call it, each with a batch of its own or with the same one; the result is the chief's.
@@ -365,7 +370,8 @@ class FlowModel(FlowSteps):
     if config["is_built"]:  # Then the file holds its variables.
       self._build_optimizer()
 
-  def log_prob(self, images, labels=None, noise_seed=None):
+  def log_prob(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
+               noise_seed: int | tuple[int, int] | None = None) -> np.ndarray:
     """Log-probability of each image.
 
     Args:
@@ -389,7 +395,7 @@ class FlowModel(FlowSteps):
       noise_seed = batches.seed_pair(noise_seed, "noise_seed")
     return self._log_prob(*batches.checked_images(self._likelihood.spec, images, labels), noise_seed).numpy()
 
-  def class_probabilities(self, images):
+  def class_probabilities(self, images: tf.Tensor | np.ndarray) -> np.ndarray:
     """What the classifier makes of images, at the midpoints of their bins.
 
     Args:
@@ -408,7 +414,7 @@ class FlowModel(FlowSteps):
     labels = np.zeros(np.shape(images)[:1], np.int32)
     return self._class_probabilities(*batches.checked_images(self._likelihood.spec, images, labels)).numpy()
 
-  def encode(self, images, labels=None):
+  def encode(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> np.ndarray:
     """Latents of images, at the midpoints of their bins.
 
     Args:
@@ -424,7 +430,7 @@ class FlowModel(FlowSteps):
     """
     return self._encode(*batches.checked_images(self._likelihood.spec, images, labels)).numpy()
 
-  def decode(self, z, labels=None):
+  def decode(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> np.ndarray:
     """Images of latents.
 
     Args:
@@ -445,7 +451,9 @@ class FlowModel(FlowSteps):
     batches.check_finite("z", z)
     return self._decode(z, batches.checked_labels(self._likelihood.spec, labels, len(z))).numpy()
 
-  def sample(self, num_samples, temperature=1., labels=None, seed=None):
+  def sample(self, num_samples: int, temperature: float | Sequence[float] = 1.,
+             labels: int | tf.Tensor | np.ndarray | None = None,
+             seed: int | tuple[int, int] | None = None) -> np.ndarray:
     """New images: before `adapt` or `fit`, those of a flow that has seen nothing, which is near the identity.
 
     Args:

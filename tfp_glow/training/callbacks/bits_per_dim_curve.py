@@ -1,6 +1,9 @@
 """The curve of training."""
 
+from __future__ import annotations
+
 import csv
+import os
 
 from tfp_glow._core import files
 from tfp_glow.training.callbacks.folder_writer import FolderWriter
@@ -35,7 +38,7 @@ class BitsPerDimCurve(FolderWriter):
   ```
   """
 
-  def __init__(self, folder):
+  def __init__(self, folder: str | os.PathLike):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:

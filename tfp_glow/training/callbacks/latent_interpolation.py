@@ -1,9 +1,13 @@
 """Interpolations of a model while it trains."""
 
-import numbers
+from __future__ import annotations
+
+import os
 
 import numpy as np
+import tensorflow as tf
 
+from tfp_glow._core.validation import is_int
 from tfp_glow.data import latent
 from tfp_glow.training.callbacks.picture import Picture
 
@@ -36,7 +40,9 @@ class LatentInterpolation(Picture):
   ```
   """
 
-  def __init__(self, folder, images, labels=None, num_steps=8, every=1, log_dir=None):
+  def __init__(self, folder: str | os.PathLike, images: tf.Tensor | np.ndarray,
+               labels: tf.Tensor | np.ndarray | None = None, num_steps: int = 8, every: int = 1,
+               log_dir: str | os.PathLike | None = None):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:
@@ -57,7 +63,7 @@ class LatentInterpolation(Picture):
     self._images = np.asarray(images)
     if self._images.ndim != 4 or len(self._images) < 2:
       raise ValueError(f"`images` must be two images or more, [N, H, W, C]. Received: shape {self._images.shape}")
-    if isinstance(num_steps, bool) or not isinstance(num_steps, numbers.Integral) or num_steps < 2:
+    if not is_int(num_steps, 2):
       raise ValueError(f"`num_steps` must be an `int` of at least 2. Received: num_steps={num_steps!r}")
     self._labels = None if labels is None else np.asarray(labels)
     if self._labels is not None and self._labels.shape != self._images.shape[:1]:

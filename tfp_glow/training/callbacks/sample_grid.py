@@ -1,9 +1,13 @@
 """Samples of a model while it trains."""
 
-import numbers
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
 
 import numpy as np
 
+from tfp_glow._core.validation import check_counts
 from tfp_glow.training.callbacks.picture import Picture
 
 # As many as are seen unless others are asked for: of a thousand a picture would be higher than PNG files may be.
@@ -36,7 +40,9 @@ class SampleGrid(Picture):
   ```
   """
 
-  def __init__(self, folder, temperatures=(0.7, 1.), num_columns=8, labels=None, seed=0, every=1, log_dir=None):
+  def __init__(self, folder: str | os.PathLike, temperatures: Sequence[float | Sequence[float]] = (0.7, 1.),
+               num_columns: int = 8, labels: Sequence[int] | None = None, seed: int | tuple[int, int] | None = 0,
+               every: int = 1, log_dir: str | os.PathLike | None = None):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:
@@ -55,8 +61,7 @@ class SampleGrid(Picture):
     super().__init__("samples", folder, every, log_dir)
     if isinstance(temperatures, str) or not np.iterable(temperatures) or not len(temperatures):
       raise ValueError(f"`temperatures` must be a list of at least one number. Received: {temperatures!r}")
-    if isinstance(num_columns, bool) or not isinstance(num_columns, numbers.Integral) or num_columns < 1:
-      raise ValueError(f"`num_columns` must be a positive `int`. Received: {num_columns!r}")
+    check_counts(num_columns=num_columns)
     if labels is not None and (not np.ndim(labels) or not np.size(labels)
                                or not np.issubdtype(np.asarray(labels).dtype, np.integer)):
       raise ValueError(f"`labels` must be a list of at least one class, or None. Received: {labels!r}")

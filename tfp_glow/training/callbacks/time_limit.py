@@ -1,15 +1,18 @@
 """Ends training when its time is up."""
 
-import numbers
+from __future__ import annotations
+
 import time
 
 import keras
+
+from tfp_glow._core.validation import is_number
 
 
 class TimeLimit(keras.callbacks.Callback):
   """Ends training when its time is up, also in the middle of an epoch, which is then validated as if it were whole."""
 
-  def __init__(self, seconds):
+  def __init__(self, seconds: float):
     """Creates the callback.
 
     Args:
@@ -19,7 +22,7 @@ class TimeLimit(keras.callbacks.Callback):
       ValueError: if `seconds` is not positive.
     """
     super().__init__()
-    if isinstance(seconds, bool) or not isinstance(seconds, numbers.Real) or not seconds > 0:
+    if not is_number(seconds) or not seconds > 0:
       raise ValueError(f"`seconds` must be positive. Received: seconds={seconds!r}")
     self.seconds = seconds
 

@@ -1,10 +1,14 @@
 """Keeps the state of a training run."""
 
+from __future__ import annotations
+
 import json
+import os
 import pathlib
 import re
 import shutil
 import time
+from typing import Any
 
 import keras
 import tensorflow as tf
@@ -56,7 +60,7 @@ class TrainingState(keras.callbacks.Callback):
     seconds: Python `float`, seconds of training until the end of the last epoch, resumed or not.
   """
 
-  def __init__(self, folder, settings=None):
+  def __init__(self, folder: str | os.PathLike, settings: dict[str, Any] | None = None):
     """Creates the callback; callbacks that keep something at the end of an epoch should come before it.
 
     Args:
@@ -78,11 +82,11 @@ class TrainingState(keras.callbacks.Callback):
     self._progress = _Progress()
     self._num_epochs = 0
 
-  def exists(self):
+  def exists(self) -> bool:
     """Whether there is a state to go on from."""
     return bool(self._complete())
 
-  def restore(self, model):
+  def restore(self, model: keras.Model) -> int:
     """Puts the last state into a model, if there is one; nothing is changed unless all of it can be read and fits.
 
     Args:
@@ -132,7 +136,7 @@ class TrainingState(keras.callbacks.Callback):
     self._checkpoint.read(prefix).assert_consumed()
     return {**progress, "num_epochs": complete[-1]}
 
-  def delete(self):
+  def delete(self) -> None:
     """Removes the folder, when the run is over."""
     shutil.rmtree(self._folder, ignore_errors=True)
 

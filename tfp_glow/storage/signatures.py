@@ -1,0 +1,107 @@
+"""The signatures of a SavedModel: graphs that check what they are given."""
+
+import tensorflow as tf
+
+
+def signatures(likelihood):
+  """The signatures, `tf.function`s by their names; see `export_distribution`.
+
+  They call each other: a way through the flow is most of a graph, which takes time to load.
+
+  Args:
+    likelihood: `ImageLikelihood`, built.
+  """
+  made = _Signatures(likelihood)
+  made.add("log_prob", made.log_prob, made.images("images"))
+  if likelihood.has_latents:
+    latents = likelihood.latents
+    made.add("encode", made.encode, made.images("images"))
+    made.add("decode", made.decode, tf.TensorSpec([None] + latents.event_shape.as_list(), latents.dtype, "latent"))
+    made.add("interpolate", made.interpolate, made.images("first"), made.images("second"),
+             tf.TensorSpec([], tf.int32, "num_steps"))
+  made.add("sample", made.sample, tf.TensorSpec([], tf.int32, "num_samples"),
+           tf.TensorSpec([], tf.float32, "temperature"), tf.TensorSpec([2], tf.int32, "seed"))
+  if likelihood.log_det_estimator is not None:
+    made.functions["log_det_estimator"] = tf.function(
+        lambda: {"log_det_estimator": tf.constant(likelihood.log_det_estimator)}, input_signature=[], autograph=False)
+  return made.functions
+
+
+class _Signatures:
+  """What each signature computes, and what is there of them."""
+
+  def __init__(self, likelihood):
+    self._likelihood = likelihood
+    self._event_shape = likelihood.spec.event_shape.as_list()
+    self._labels = [] if likelihood.spec.num_classes is None else [tf.TensorSpec([None], tf.int32, "labels")]
+    self.functions = {}
+
+  def images(self, name):
+    """The `tf.TensorSpec` of images."""
+    return tf.TensorSpec([None] + self._event_shape, self._likelihood.spec.image_dtype, name)
+
+  def add(self, name, function, *specs):
+    """Makes a signature of a function of such tensors, and of labels if the model takes some."""
+    self.functions[name] = tf.function(function, input_signature=list(specs) + self._labels, autograph=False)
+
+  def log_prob(self, images, labels=None):
+    labels = _checked_labels(labels, images)
+    nats = self._likelihood.log_prob(images, labels)
+    return {"log_prob": nats, "bits_per_dim": self._likelihood.bits_per_dim(nats)}
+
+  def encode(self, images, labels=None):
+    labels = _checked_labels(labels, images)
+    return {"latent": self._likelihood.encode(images, labels)}
+
+  def decode(self, latent, labels=None):
+    labels = _checked_labels(labels, latent)
+    return {"images": self._likelihood.decode(latent, labels)}
+
+  def sample(self, num_samples, temperature, seed, labels=None):
+    num_samples = _at_least(0, "num_samples", num_samples)
+    if "decode" not in self.functions:
+      return {"images": self._likelihood.sample(num_samples, temperature, seed)}
+    return {"images": self._call("decode", self._likelihood.latents.sample(num_samples, temperature, seed), labels)}
+
+  def interpolate(self, first, second, num_steps, labels=None):
+    num_steps = _at_least(2, "num_steps", num_steps)
+    z0, z1 = self._call("encode", first, labels), self._call("encode", second, labels)
+    # One image would be paired with all of the others.
+    z0 = _after([tf.debugging.assert_equal(
+        tf.shape(z0)[0], tf.shape(z1)[0], "`first` and `second` must be as many images.")], z0)
+    lines = _lines(z0, z1, num_steps)
+    flat = tf.reshape(lines, tf.concat([[-1], tf.shape(lines)[2:]], axis=0))
+    images = self._call("decode", flat, None if labels is None else tf.repeat(labels, num_steps))
+    return {"images": tf.reshape(images, tf.concat([tf.shape(lines)[:2], self._event_shape], axis=0))}
+
+  def _call(self, name, tensor, labels):
+    outputs, = self.functions[name](tensor, *[] if labels is None else [labels]).values()
+    return outputs
+
+
+def _checked_labels(labels, events):
+  """Labels that are there only if there are as many as events: elsewhere one would do for all."""
+  if labels is None:
+    return None
+  return _after([tf.debugging.assert_equal(
+      tf.shape(labels), tf.shape(events)[:1], "`labels` must be one integer for each image.")], labels)
+
+
+def _at_least(minimum, name, number):
+  """The number, checked; one that is no scalar is left to TensorFlow, which says so of the first thing made of it."""
+  is_right = tf.reduce_all(tf.reshape(number, [-1]) >= minimum)
+  return _after([tf.debugging.Assert(is_right, [f"`{name}` must be at least {minimum}. Received:", number])], number)
+
+
+def _after(checks, tensor):
+  """The tensor once the checks have passed: what is made of it cannot fail before them, with a message of its own."""
+  with tf.control_dependencies(checks):
+    return tf.identity(tensor)
+
+
+def _lines(z0, z1, num_steps):
+  """As `latent.interpolate`, from latents `[N, ...]` to `[N, num_steps, ...]`."""
+  steps = tf.reshape(tf.range(num_steps), [-1] + [1] * (z0.shape.rank - 1))
+  z0, z1 = tf.expand_dims(z0, 1), tf.expand_dims(z1, 1)
+  lines = z0 + tf.cast(steps, z0.dtype) * ((z1 - z0) / tf.cast(num_steps - 1, z0.dtype))
+  return tf.where(tf.equal(steps, num_steps - 1), z1, lines)  # They end where they should, to the last bit.

@@ -1,4 +1,4 @@
-"""Input pipelines: batches of uint8 images from scikit-learn, TFDS or a folder.
+"""Input pipelines: batches of uint8 images from scikit-learn, TFDS, a folder or an `.npz` file.
 
 `load_images` returns a `tf.data.Dataset` of uint8 images `[B, H, W, C]`, which `FlowModel.fit` takes as it is. The
 optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when a source needs them.
@@ -17,7 +17,7 @@ from typing import Any, Callable, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow import preparation
+from tfp_glow import data_npz, preparation
 
 _SPLIT_OF_TENTH = ("test", "validation", *["train"] * 8)
 _FOLDER_SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -49,7 +49,7 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, shorter_s
                 data_dir=None, shuffle=None, drop_remainder=False, epochs=None):
   """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
 
-  There are three kinds of sources:
+  There are four kinds of sources:
 
   * `"digits"`: the 1,797 grey 8x8 digits inside scikit-learn; no network. Their 17 levels v = 0..16 become
     min(16 v, 255): at 5 bits and more all levels stay distinct, at 4 bits level 16 shares the bin of level 15. The
@@ -65,13 +65,16 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, shorter_s
       must have one size.
     - Channels: 3; but 1 if every image of the folder is stored as grey. Transparency is composited on white, 16-bit
       grey keeps its upper 8 bits, the EXIF orientation of a JPEG is applied, of an animation the first frame is used.
+  * An `.npz` file in Keras' layout, by a path that ends so: uint8 `x_train`, `x_test` `[N, H, W, C]` or `[N, H, W]`
+    (one channel), and integer `y_train`, `y_test`, where there are labels. Splits: `"train"` and `"test"`, or parts of
+    them as of TFDS (`"train[:90%]"`). Sizes: as for TFDS.
   * Any other string: a TFDS name such as `"cifar10"`, downloaded and prepared under `data_dir` on first use;
     `"fashion_mnist"` without network where Debian's package `dataset-fashion-mnist` is installed.
     - Sizes: larger images are cropped centrally to a square and resized down with antialiasing; smaller ones are not
       resized up but padded with zeros on all sides (28x28 to 32x32: two pixels each).
 
   Args:
-    name_or_folder: Source of the images: `"digits"`, a folder, or a TFDS name.
+    name_or_folder: Source of the images: `"digits"`, a folder, an `.npz` file, or a TFDS name.
     split: `"train"`, `"validation"` or `"test"`; for TFDS also any expression of its split API, such as
       `"train[:90%]"`. `"test"` is the validation split where TFDS or the sub-folders have no test split. `"train"` is
       always the whole of TFDS's train split.
@@ -108,7 +111,9 @@ def load_images(name_or_folder, split, batch_size, image_size=None, *, shorter_s
     raise ValueError(f"`split` must be a string such as 'train', 'validation' or 'test'. Received: split={split!r}")
   if shuffle is None:
     shuffle = split.startswith("train")
-  if isinstance(name_or_folder, os.PathLike) or _is_path(name_or_folder):
+  if _is_npz(name_or_folder):
+    source = _npz_source(pathlib.Path(name_or_folder).expanduser(), split, image_size, shorter_side, with_labels)
+  elif isinstance(name_or_folder, os.PathLike) or _is_path(name_or_folder):
     source = _folder_source(pathlib.Path(name_or_folder).expanduser(), split, image_size, shorter_side,
                             with_labels)
   elif name_or_folder == "digits":
@@ -132,6 +137,8 @@ def num_classes(name_or_folder, data_dir=None):
   Raises:
     ValueError, FileNotFoundError, NotADirectoryError, ImportError: As `load_images` with `with_labels=True`.
   """
+  if _is_npz(name_or_folder):
+    return data_npz.num_classes(pathlib.Path(name_or_folder).expanduser())
   if isinstance(name_or_folder, os.PathLike) or _is_path(name_or_folder):
     return len(_class_names(_scan_folder(pathlib.Path(name_or_folder).expanduser())))
   if name_or_folder == "digits":
@@ -191,6 +198,12 @@ def _batches(source, batch_size, shuffle, cut_at_random, seed, drop_remainder, e
   num_batches = len(epochs) * int(one_pass(seed).cardinality())
   dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
   return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _is_npz(name_or_folder):
+  """Folders may have such names as well."""
+  return (isinstance(name_or_folder, (str, os.PathLike)) and str(name_or_folder).endswith(data_npz.SUFFIX)
+          and not os.path.isdir(os.path.expanduser(name_or_folder)))
 
 
 def _is_path(name_or_folder):
@@ -282,6 +295,16 @@ def _digits_splits(images, labels):
     members = members[np.argsort(digests[members])]
     splits[members] = [_SPLIT_OF_TENTH[10 * rank // len(members)] for rank in range(len(members))]
   return splits
+
+
+def _npz_source(path, split, image_size, shorter_side, with_labels):
+  images, labels = data_npz.load(path, split, with_labels)
+  examples = tf.data.Dataset.from_tensor_slices((images, labels) if with_labels else (images,))
+
+  def decode(image, place):
+    return _fit(image, image_size, shorter_side, place)
+
+  return _Source(examples, decode, shuffle_buffer=len(images))
 
 
 def _folder_source(folder, split, image_size, shorter_side, with_labels):

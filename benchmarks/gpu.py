@@ -13,8 +13,8 @@
   memory      at most, by depth
   scaling     over all GPUs
 
-Every part has a process of its own. What hangs, crashes or fails costs itself alone, and what there is no time left for
-is left out and named. The file of JSON is written anew after each entry: a run that is ended keeps what it has found.
+What hangs, crashes or fails costs itself alone: all of it runs in other processes. What there is no time left for is left
+out and named. The file of JSON is written anew after each entry: a run that is ended keeps what it has found.
 """
 
 import argparse
@@ -33,26 +33,26 @@ import time
 _WORKER = pathlib.Path(__file__).parent / "gpu_worker.py"
 _REFERENCE = pathlib.Path(__file__).parent.parent / "tests" / "reference"
 
-# The parts of each section, each a process; and the seconds that a part may take of the default budget. What a part
-# leaves of its time is for those after it.
-_SECTIONS = {
-    "products": {"products": 35},
-    "checks": {"checks": 20},
-    "exactness": {"exactness": 55},
-    "finite": {"finite": 20},
-    "speed": {"speed_paper": 80, "speed_small": 35, "torch_paper": 15, "torch_small": 15},
-    "start": {"start": 20},
-    "memory": {"memory": 30},
-    "scaling": {"scaling": 15},
-    "other": {"tfb": 10},
-}
+# Parts by the process that they share, in order: section, name, and the seconds that it may take of the default budget.
+# What a part leaves of its time is for those after it.
+_PROCESSES = (
+    (("products", "products", 28.), ("checks", "checks", 10.), ("speed", "speed_paper", 95.),
+     ("speed", "speed_small", 35.)),
+    (("exactness", "exactness", 45.), ("finite", "finite", 15.), ("memory", "memory", 20.), ("scaling", "scaling", 5.),
+     ("speed", "tfb", 10.)),
+    (("start", "start", 15.),),
+    (("speed", "torch_paper", 12.), ("speed", "torch_small", 10.)),
+)
+_SECTIONS = tuple(dict.fromkeys(section for process in _PROCESSES for section, *_ in process))
 _BUDGET = 290.
-_NO_ENTRY = "(at the start)", "(between entries)"
+# An entry may end so many seconds after the time of its part.
+_GRACE = 20.
+_NO_ENTRY = "between entries"
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", choices=tuple(_SECTIONS), action="append", help="of these sections (all)")
+  parser.add_argument("--only", choices=_SECTIONS, action="append", help="of these sections (all)")
   parser.add_argument("--json", type=pathlib.Path, help="file of all numbers")
   parser.add_argument("--markdown", type=pathlib.Path, help="file of the tables, which are printed as well")
   parser.add_argument("--tiny", action="store_true", help="everything at a tiny size")
@@ -62,65 +62,70 @@ def main():
                       help="folder of the original code's numbers, a.npz, b.npz and d.npz (%(default)s)")
   parser.add_argument("--data", type=pathlib.Path, help="images to train on, an .npz file as Keras' (drawn at random)")
   args = parser.parse_args()
-  names = args.only or list(_SECTIONS)
   found = {"machine": _machine(), "settings": {"tiny": args.tiny, "budget": args.budget}, "sections": {}}
-  run = _Run(found, args, sum(seconds for name in names for seconds in _SECTIONS[name].values()))
-  for name in names:
-    for part, seconds in _SECTIONS[name].items():
-      run.part(name, part, seconds)
+  processes = [[part for part in process if not args.only or part[0] in args.only] for process in _PROCESSES]
+  run = _Run(found, args)
+  scale = args.budget / sum(seconds for process in processes for *_, seconds in process)
+  for process in processes:
+    run.parts([(section, part, scale * seconds) for section, part, seconds in process])
   found["seconds"] = round(time.monotonic() - run.start, 1)
   run.flush()
   print(markdown(found))
 
 
 class _Run:
-  """The sections, one after the other, and the time that is left."""
+  """What was found, and the time that is left."""
 
-  def __init__(self, found, args, all_seconds):
+  def __init__(self, found, args):
     self.start = time.monotonic()
     self._found = found
     self._args = args
-    self._all_seconds = all_seconds
-    self._seconds = 0.
+    self._deadline = self.start
 
-  def part(self, section, part, seconds):
-    """Runs one part; again, without the entry that broke it, where it breaks."""
-    self._seconds += seconds
-    deadline = self.start + self._args.budget * self._seconds / self._all_seconds
-    table = self._found["sections"].setdefault(section, {"rows": {}, "notes": []})
-    done = []
-    while True:
-      if time.monotonic() > deadline - 3.:
-        table["notes"].append(f"{part}: the rest was left out, for lack of time")
-        break
-      broken = self._process(part, done, deadline, table)
+  def parts(self, parts):
+    """Runs parts in one process; in another, without the entry that broke the first, where that happens.
+
+    Args:
+      parts: List of section, name of the part, seconds.
+    """
+    deadlines, done = {}, {}
+    for section, part, seconds in parts:
+      self._deadline += seconds
+      deadlines[part] = self._deadline
+      done[part] = []
+      self._found["sections"].setdefault(section, {"rows": {}, "notes": []})
+    sections = {part: section for section, part, _ in parts}
+    while parts and time.monotonic() < self._deadline - 3.:
+      broken = self._process(sections, deadlines, done)
       if broken is None:
         break
-      done.append(broken)
     self.flush()
 
-  def _process(self, part, done, deadline, table):
-    """Runs a part in a process; returns the entry that broke it, or `None`."""
+  def _process(self, sections, deadlines, done):
+    """Runs parts in a process; returns the part that broke it, or `None`, where another process is of no use."""
     args = self._args
     options = {"tiny": args.tiny, "reference": str(args.reference), "data": args.data and str(args.data), "done": done,
-               "seconds": deadline - time.monotonic()}
+               "parts": {part: deadline - time.monotonic() for part, deadline in deadlines.items()}}
     with tempfile.TemporaryFile("w+", errors="replace") as log, subprocess.Popen(
-        [sys.executable, str(_WORKER), part, json.dumps(options)], stdout=subprocess.PIPE, stderr=log, text=True,
+        [sys.executable, str(_WORKER), json.dumps(options)], stdout=subprocess.PIPE, stderr=log, text=True,
         errors="replace") as process:
       lines = queue.Queue()
       threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-      entry, problem = _NO_ENTRY[0], None
+      part, entry, problem = next(iter(sections)), _NO_ENTRY, None
       while True:
-        # A little more than it may take: it looks at the clock itself, between entries.
-        left = min(args.limit, max(deadline + 10. - time.monotonic(), 1.))
+        left = min(args.limit, max(deadlines[part], time.monotonic()) + _GRACE - time.monotonic(),
+                   self.start + args.budget + 5. - time.monotonic())
         try:
-          line = lines.get(timeout=left)
+          line = lines.get(timeout=max(left, 1.))
         except queue.Empty:
           problem = f"ended after {left:.0f} s"
           break
         if line is None:
           break
-        entry = self._take(part, entry, json.loads(line), table, done)
+        message = json.loads(line)
+        part = message.get("part", part)
+        entry = message.get("begin", _NO_ENTRY)
+        self._take(part, self._found["sections"][sections[part]], message, done)
       if problem is None:  # It has closed its output, and is about to end.
         with contextlib.suppress(subprocess.TimeoutExpired):
           process.wait(10.)
@@ -130,27 +135,26 @@ class _Run:
         return None
       log.seek(0)
       tail = " / ".join(line for line in log.read().splitlines()[-3:])[-400:]
-      table["notes"].append(f"{part}, {entry}: {problem or f'ended with {code}: {tail}'}")
-      print(f"  {table['notes'][-1]}", file=sys.stderr, flush=True)
-      return None if entry in _NO_ENTRY else entry
+      note = f"{part}, {entry}: {problem or f'ended with {code}: {tail}'}"
+      self._found["sections"][sections[part]]["notes"].append(note)
+      print(f"  {note}", file=sys.stderr, flush=True)
+      done[part].append(entry)
+      return None if entry == _NO_ENTRY else part
 
-  def _take(self, part, entry, message, table, done):
-    """Takes in what a process has said; returns the entry it is at."""
+  def _take(self, part, table, message, done):
+    """Takes in what a process has said."""
     if "machine" in message:
       self._found["machine"].update(message["machine"])
-    elif "begin" in message:
+    if "begin" in message:
       print(f"  {time.monotonic() - self.start:5.0f} s  {part}, {message['begin']}", file=sys.stderr, flush=True)
-      return message["begin"]
-    else:
-      for row, columns in message.get("rows", {}).items():
+    if "end" in message:
+      for row, columns in message["rows"].items():
         table["rows"].setdefault(row, {}).update(columns)
-      table["notes"] += [f"{part}, {message['end']}: {note}" for note in message.get("notes", [])]
-      for note in message.get("notes", []):
-        print(f"      {note}", file=sys.stderr, flush=True)
-      done.append(message["end"])
-      self.flush()
-      return _NO_ENTRY[1]
-    return entry
+      done[part].append(message["end"])
+    for note in message.get("notes", []):
+      table["notes"].append(f"{part}, {message['end']}: {note}" if "end" in message else f"{part}: {note}")
+      print(f"      {note}", file=sys.stderr, flush=True)
+    self.flush()
 
   def flush(self):
     """Writes the files."""

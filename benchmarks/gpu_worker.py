@@ -1,6 +1,8 @@
-"""One part of `gpu.py`, in this process: prints a line of JSON before and after each entry.
+"""Parts of `gpu.py`, in this process: prints a line of JSON before and after each entry.
 
-  python benchmarks/gpu_worker.py exactness '{"tiny": true, "seconds": 60}'
+  python benchmarks/gpu_worker.py '{"tiny": true, "parts": {"checks": 60, "exactness": 120}}'
+
+The numbers are seconds from the start to the end of each part.
 """
 
 import importlib
@@ -36,44 +38,48 @@ class Session:
     self.tiny = options.get("tiny", False)
     self.reference = options.get("reference")
     self.data = options.get("data")
-    self.done = options.get("done", [])
-    self._end = time.monotonic() + options.get("seconds", 600.)
-    self.notes = []
+    self.notes = []  # Of the entry that runs.
+    self.end = 0.
 
   def left(self):
     """Seconds."""
-    return self._end - time.monotonic()
+    return self.end - time.monotonic()
 
 
 def main():
-  part, options = sys.argv[1], json.loads(sys.argv[2] if len(sys.argv) > 2 else "{}")
+  start = time.monotonic()
+  options = json.loads(sys.argv[1])
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   os.environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
-  module, function = PARTS[part]
   sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
   session = Session(options)
-  module = importlib.import_module(module)
-  say(machine=module.machine())
-  for name, entry in getattr(module, function)(session):
-    if name in session.done:
+  for part, seconds in options["parts"].items():
+    session.end = start + seconds
+    name, function = PARTS[part]
+    module = importlib.import_module(name)
+    say(part=part, machine=module.machine())
+    _run(getattr(module, function)(session), session, options.get("done", {}).get(part, []))
+  sys.stderr.flush()
+  # Libraries of GPUs have been seen to hang when they are taken down.
+  os._exit(0)
+
+
+def _run(entries, session, done):
+  for name, entry in entries:
+    if name in done:
       continue
     if session.left() < 0:
-      say(end=name, notes=["left out, for lack of time"])
-      continue
+      say(notes=[f"from {name} on left out, for lack of time"])
+      return
     say(begin=name)
-    start = time.monotonic()
     try:
       rows, notes = entry(), []
     except Exception as error:  # pylint: disable=broad-except
       # Whatever it is: the other entries are measured all the same.
       traceback.print_exc()
       rows, notes = {}, [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
-    say(end=name, rows=rows or {}, notes=notes + session.notes, seconds=time.monotonic() - start)
+    say(end=name, rows=rows, notes=notes + session.notes)
     session.notes = []
-  sys.stdout.flush()
-  sys.stderr.flush()
-  # Libraries of GPUs have been seen to hang when they are taken down.
-  os._exit(0)
 
 
 def say(**message):

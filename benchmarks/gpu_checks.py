@@ -226,8 +226,8 @@ def _residual_flow(session):
   shape, count, hidden = ((4, 4, 1), 8, 8) if session.tiny else ((16, 16, 1), 64, 128)
   batch = common.images(count, shape, session.data)
   flow = tfp_glow.ResidualFlowBijector(
-      shape, num_scales=1, num_blocks_per_scale=2 if session.tiny else 16, num_hidden=hidden, num_dense_blocks=2,
-      num_dense_hidden=hidden, seed=0)
+      shape, num_scales=1, num_blocks_per_scale=1 if session.tiny else 16, num_hidden=hidden,
+      num_dense_blocks=1, num_dense_hidden=hidden, seed=0)
   common.switch("float32")
   flow.initialize(dequantize.dequantize(tf.constant(batch), 8, 0.5))
   for variable in flow.trainable_variables:

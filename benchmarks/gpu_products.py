@@ -21,6 +21,7 @@ except ImportError:
 # How a function is run.
 _MODES = {"eager": lambda f: f, "tf.function": lambda f: tf.function(f, autograph=False),
           "XLA": lambda f: tf.function(f, autograph=False, jit_compile=True)}
+_CALLS, _LOOPS = 5, 8
 _SWITCH = {"on": True, "off": False}
 
 
@@ -29,20 +30,20 @@ def products(session):
   rows, channels = (64, (12,)) if session.tiny else (16384, (12, 24, 48, 96))
   shapes = [(max(rows * 12**2 // c**2 // 4 * 4, 4), c) for c in channels]
   convolutions = [(2, 4, 6, 16)] if session.tiny else [(64, 16, 6, 512), (64, 8, 12, 512), (64, 16, 6, 128)]
+  yield "switch", lambda: _switch_rows(session)
   for n, c in shapes[::3]:
     yield f"errors, product {n} x {c} x {c}", lambda n=n, c=c: _errors(_matmul_case(n, c), _MATMULS)
   yield "errors, product, long sums", lambda: _errors(
       _long_case(*((32, 64) if session.tiny else (4096, 512))), _LONG_MATMULS)
-  for case in convolutions[:1]:
-    yield f"errors, convolution {case}", lambda case=case: _errors(_conv_case(*case), _CONVS)
-  yield "switch", lambda: _switch_rows(session)
-  repeats = 2 if session.tiny else 50
-  for n, c in shapes:
-    yield f"times, product {n} x {c} x {c}", lambda n=n, c=c: _times(_matmul_case(n, c), _MATMULS, repeats)
+  yield f"errors, convolution {convolutions[0]}", lambda: _errors(_conv_case(*convolutions[0]), _CONVS)
+  for n, c in shapes[::2]:
+    yield f"times, product {n} x {c} x {c}", lambda n=n, c=c: _times(_matmul_case(n, c), _MATMULS)
   for case in convolutions:
-    yield f"times, convolutions {case}", lambda case=case: _conv_times(case, repeats // 5 + 1)
+    yield f"times, convolutions {case}", lambda case=case: _conv_times(case)
   if not session.tiny:
     yield "NVIDIA_TF32_OVERRIDE=0", _override_row
+  for n, c in shapes[1::2]:
+    yield f"times, product {n} x {c} x {c}", lambda n=n, c=c: _times(_matmul_case(n, c), _MATMULS)
 
 
 def _by_float64(x, w):
@@ -186,29 +187,32 @@ def _override_row():
   return {"NVIDIA_TF32_OVERRIDE=0, TF32 on": {"error, tf.function": found[0], "error, XLA": found[1]}}
 
 
-def _repeated(function, repeats):
-  """A chain of calls, each on what the one before has returned."""
+def _milliseconds(function, arguments, mode):
+  """Of one call in a chain, each on what the one before has returned: the best of three chains.
+
+  The chain is a loop, as it is in a flow, of some calls each time, so that the loop itself counts little.
+  """
 
   def run(x, *weights):
-    for _ in range(repeats):
-      x = function(x, *weights)
-    return x[:1]
 
-  return run
+    def body(i, x):
+      for _ in range(_CALLS):
+        x = function(x, *weights)
+      return i + 1, x
 
+    return tf.while_loop(lambda i, _: i < _LOOPS, body, (0, x), maximum_iterations=_LOOPS)[1][:1]
 
-def _milliseconds(function, arguments, repeats):
-  """Of one of the repeats, the best of three."""
-  function(*arguments)[0].numpy()
+  compiled = _MODES[mode](run)
+  compiled(*arguments).numpy()
   best = np.inf
   for _ in range(3):
     start = time.perf_counter()
-    function(*arguments)[0].numpy()
+    compiled(*arguments).numpy()
     best = min(best, time.perf_counter() - start)
-  return 1e3 * best / repeats
+  return 1e3 * best / _CALLS / _LOOPS
 
 
-def _times(case, functions, repeats):
+def _times(case, functions):
   """Milliseconds of a product by each function."""
   name, x, w, _ = case
   arguments = tf.constant(x), tf.constant(w)
@@ -220,16 +224,16 @@ def _times(case, functions, repeats):
       if label.startswith("XLA") and mode != "XLA":
         row[f"ms, {mode}"] = "-"
         continue
-      row[f"ms, {mode}"] = _milliseconds(_MODES[mode](_repeated(function, repeats)), arguments, repeats)
+      row[f"ms, {mode}"] = _milliseconds(function, arguments, mode)
   tf.config.experimental.enable_tensor_float_32_execution(False)
   rows[f"{name}: plain, TF32 off"] = {
-      f"ms, {mode}": _milliseconds(_MODES[mode](_repeated(tf.matmul, repeats)), arguments, repeats)
+      f"ms, {mode}": _milliseconds(tf.matmul, arguments, mode)
       for mode in ("tf.function", "XLA")}
   tf.config.experimental.enable_tensor_float_32_execution(True)
   return rows
 
 
-def _conv_times(shape, repeats):
+def _conv_times(shape):
   """Milliseconds of the three convolutions of a coupling's network, one after the other."""
   n, size, c, hidden = shape
   rng = np.random.default_rng(0)
@@ -252,7 +256,7 @@ def _conv_times(shape, repeats):
                                   ("split, TF32 on", True, (precision.conv2d, precision.matmul))):
     tf.config.experimental.enable_tensor_float_32_execution(is_on)
     rows[f"{name}: {label}"] = {
-        f"ms, {mode}": _milliseconds(_MODES[mode](_repeated(network(*functions), repeats)), arguments, repeats)
+        f"ms, {mode}": _milliseconds(network(*functions), arguments, mode)
         for mode in ("tf.function", "XLA")}
   tf.config.experimental.enable_tensor_float_32_execution(True)
   return rows

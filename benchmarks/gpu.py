@@ -2,19 +2,19 @@
 
   python benchmarks/gpu.py --json gpu.json --markdown gpu.md
   python benchmarks/gpu.py --only exactness --only speed --data mnist.npz
-  python benchmarks/gpu.py --tiny                          all of it at a tiny size, on a CPU: does the program work?
+  python benchmarks/gpu.py --tiny                      at a tiny size, on a CPU: does the program work?
 
   products    how exact products and convolutions are, by TensorFlow's switch for TensorFloat-32, and what exact ones cost
   checks      the numbers of the original code, in each precision
-  exactness   of images that were encoded and decoded: changed values, by precision and by how TensorFlow runs it
+  exactness   of images, encoded and decoded: changed values, by precision and by how TensorFlow runs it
   finite      short trainings in each precision
   speed       a training step beside the bare convolutions, with and without XLA, and beside other libraries
   start       seconds to the end of the first training step
   memory      at most, by depth
   scaling     over all GPUs
 
-What hangs, crashes or fails costs itself alone: all of it runs in other processes. What there is no time left for is left
-out and named. The file of JSON is written anew after each entry: a run that is ended keeps what it has found.
+What hangs, crashes or fails costs itself alone: all of it runs in other processes. What there is no time left for is
+left out and named. The file of JSON is written anew after each entry: a run that is ended keeps what it has found.
 """
 
 import argparse

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import gpu_common as common
-from gpu_common import PRECISIONS, machine  # pylint: disable=unused-import
+from gpu_common import PRECISIONS, machine  # pylint: disable=unused-import  # For `gpu_worker.py`.
 import tfp_glow
 from tfp_glow import dequantize, networks, precision as exact
 

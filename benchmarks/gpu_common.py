@@ -101,18 +101,12 @@ def noise_images(architecture, seed=0):
 
 
 def images(count, image_shape, path=None, seed=0):
-  """uint8 images: of a file, fitted into this shape; or smooth random ones, with a little noise."""
+  """uint8 images `[count, *image_shape]`: of an .npz file; or smooth random ones, with a little noise."""
   height, width, channels = image_shape
   rng = np.random.default_rng(seed)
   if path is None:
     coarse = rng.uniform(-60., 316., (count, max(height // 8, 2), max(width // 8, 2), channels))
     values = tf.image.resize(coarse, [height, width], "bicubic").numpy() + rng.normal(0., 3., (count, *image_shape))
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
-  with np.load(path) as file:
-    found = file["x_train"]
-  found = found[rng.permutation(len(found))[:count]].reshape(count, *found.shape[1:3], -1)
-  pad = [(size - of_file) // 2 for size, of_file in zip((height, width), found.shape[1:3])]
-  if min(pad) < 0:
-    found, pad = found[:, :height, :width], [max(p, 0) for p in pad]
-  found = np.pad(found, [(0, 0), (pad[0],) * 2, (pad[1],) * 2, (0, 0)])
-  return np.ascontiguousarray(np.broadcast_to(found, (count, *image_shape)))
+  found = tfp_glow.data.load_images(path, f"train[:{count}]", count, image_size=height, shuffle=False)
+  return np.ascontiguousarray(np.broadcast_to(next(iter(found)), (count, *image_shape)))

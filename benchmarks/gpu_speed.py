@@ -1,4 +1,4 @@
-"""The parts of `gpu.py` that measure time and memory: `speed_paper`, `speed_small`, `start`, `memory`, `scaling`, `tfb`."""
+"""The parts of `gpu.py` that measure time and memory of what TensorFlow runs."""
 
 import dataclasses
 import functools
@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 import gpu_common as common
-from gpu_common import PRECISIONS, machine  # pylint: disable=unused-import
+from gpu_common import PRECISIONS, machine  # pylint: disable=unused-import  # For `gpu_worker.py`.
 import systems
 
 _DEPTHS = (64, 4, 32, 16)  # What is measured first, is measured.
@@ -138,8 +138,8 @@ class _Contest:
     rows = {}
     for precision, model in self._models.items():
       common.switch(precision)
-      calls = {"log_prob": lambda: model.log_prob(images), "encode": lambda: model.encode(images),  # pylint: disable=cell-var-from-loop
-               "sample": lambda: model.sample(len(images), 0.7, seed=0)}  # pylint: disable=cell-var-from-loop
+      calls = {"log_prob": functools.partial(model.log_prob, images), "encode": functools.partial(model.encode, images),
+               "sample": functools.partial(model.sample, len(images), 0.7, seed=0)}
       row = {}
       for name, call in calls.items():
         start = time.perf_counter()
@@ -306,13 +306,14 @@ def _scaling(architecture, devices):
   with strategy.scope():
     model = common.make_model(common.make_glow(architecture, "TF32"), architecture.num_dims)
   step = _trainer(model, architecture, count)
+  loss = step(1)  # Each has the same images: it is the same on any number.
   step(2)
   begin = time.perf_counter()
   step(10)
   _images_per_second[count] = 10 * count * architecture.batch_size / (time.perf_counter() - begin)
   efficiency = 100. * _images_per_second[count] / count / _images_per_second[1]
   return {f"{count} GPUs": {"images/s": _images_per_second[count], "of one GPU's, times": efficiency / 100. * count,
-                            "efficiency, %": efficiency}}
+                            "efficiency, %": efficiency, "loss": loss}}
 
 
 def tfb(session):

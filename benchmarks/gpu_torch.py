@@ -1,4 +1,4 @@
-"""The parts of `gpu.py` that measure normflows, in PyTorch: `torch_paper`, `torch_small`. TensorFlow is not imported."""
+"""The parts of `gpu.py` that measure normflows, in PyTorch and without TensorFlow: `torch_paper`, `torch_small`."""
 
 import functools
 import time

@@ -4,7 +4,7 @@
   python benchmarks/gpu.py --only exactness --only speed --data mnist.npz
   python benchmarks/gpu.py --tiny                      at a tiny size, on a CPU: does the program work?
 
-  products    how exact products and convolutions are, by TensorFlow's switch for TensorFloat-32, and what exact ones cost
+  products    how exact products and convolutions are, by TensorFlow's switch, and what exact ones cost
   checks      the numbers of the original code, in each precision
   exactness   of images, encoded and decoded: changed values, by precision and by how TensorFlow runs it
   finite      short trainings in each precision

@@ -7,6 +7,8 @@ import sys
 import numpy as np
 import pytest
 
+import options
+import training_data
 from image_files import arrays
 from tfp_glow import data
 
@@ -85,6 +87,18 @@ def test_files_that_are_none(tmp_path):
     missing.write_bytes(content)
     with pytest.raises(ValueError, match="`name_or_folder` must be a readable .npz"):
       data.load_images(missing, "train", 4)
+
+
+def test_example_splits_it(tmp_path, monkeypatch):
+  """The last twentieth of the training images chooses the best epoch."""
+  monkeypatch.setattr(sys, "argv", ["train_glow.py", "--data", str(write(tmp_path)), "--batch-size", "8"])
+  args = options.parse(options.make_parser(""))
+  assert args.num_bits == 8 and args.max_shift == 0.
+  splits = training_data.load_splits(args)
+  assert set(numbers(splits["validation"])) == {38, 39}
+  assert set(numbers(splits["train"])) == set(numbers(splits["train_epochs"](epochs=range(2)))) == set(range(38))
+  np.testing.assert_array_equal(numbers(splits["test"]), np.arange(10))
+  assert training_data.image_shape(splits["train"]) == (6, 6, 1)
 
 
 _WITHOUT = """

@@ -15,7 +15,7 @@ def make_parser(description):
   parser = empty_parser(description)
   add = parser.add_argument
   add("--preset", choices=PRESETS, help="an experiment of the paper; its settings take the place of the defaults below")
-  add_data_options(parser, "'digits', the name of a TFDS data set, or a folder of images")
+  add_data_options(parser, "'digits', the name of a TFDS data set, a folder of images, or an .npz file")
   add("--conditional", action=argparse.BooleanOptionalAction, default=False, help="learn the images of each class")
   add("--weight-y", type=non_negative_float, default=0.,
       help="weight of the bits of the label, as told by the latents, in the loss (%(default)s)")

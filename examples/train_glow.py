@@ -1,9 +1,10 @@
 """Trains a Glow on images; leaves its weights, a SavedModel, pictures and numbers in a folder.
 
-The 8x8 digits of scikit-learn, with the default settings; then a folder of one's own photographs:
+The 8x8 digits of scikit-learn, with the default settings; a folder of one's own photographs; MNIST from Keras' file:
 
   python examples/train_glow.py
   python examples/train_glow.py --data ~/photographs --image-size 32 --num-blocks 3 --output photographs
+  python examples/train_glow.py --data ~/.keras/datasets/mnist.npz --learning-rate 1e-3 --output mnist
 
 The experiments of the paper, whose settings are in presets.py; options given with them take precedence:
 

@@ -12,7 +12,7 @@ import pathlib
 import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
-from tfp_glow.data import digits, folder, tfds
+from tfp_glow.data import digits, folder, npz, tfds
 
 
 def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, image_size: int | None = None, *,
@@ -21,7 +21,7 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
                 epochs: range | None = None) -> tf.data.Dataset:
   """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
 
-  There are three kinds of sources:
+  There are four kinds of sources:
 
   * `"digits"`: the 1,797 grey 8x8 digits inside scikit-learn; no network. Their 17 levels v = 0..16 become
     min(16 v, 255): at 5 bits and more all levels stay distinct, at 4 bits level 16 shares the bin of level 15. The
@@ -37,13 +37,16 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
       must have one size.
     - Channels: 3; but 1 if every image of the folder is stored as grey. Transparency is composited on white, 16-bit
       grey keeps its upper 8 bits, the EXIF orientation of a JPEG is applied, of an animation the first frame is used.
+  * An `.npz` file in Keras' layout, by a path that ends so: uint8 `x_train`, `x_test` `[N, H, W, C]` or `[N, H, W]`
+    (one channel), and integer `y_train`, `y_test`, where there are labels. Splits: `"train"` and `"test"`, or parts of
+    them as of TFDS (`"train[:90%]"`). Sizes: as for TFDS.
   * Any other string: a TFDS name such as `"cifar10"`, downloaded and prepared under `data_dir` on first use;
     `"fashion_mnist"` without network where Debian's package `dataset-fashion-mnist` is installed.
     - Sizes: larger images are cropped centrally to a square and resized down with antialiasing; smaller ones are not
       resized up but padded with zeros on all sides (28x28 to 32x32: two pixels each).
 
   Args:
-    name_or_folder: Source of the images: `"digits"`, a folder, or a TFDS name.
+    name_or_folder: Source of the images: `"digits"`, a folder, an `.npz` file, or a TFDS name.
     split: `"train"`, `"validation"` or `"test"`; for TFDS also any expression of its split API, such as
       `"train[:90%]"`. `"test"` is the validation split where TFDS or the sub-folders have no test split. `"train"` is
       always the whole of TFDS's train split.
@@ -81,7 +84,9 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
   if shuffle is None:
     shuffle = split.startswith("train")
   size = image_size, shorter_side
-  if _is_folder(name_or_folder):
+  if _is_npz(name_or_folder):
+    source = npz.source(_expanded(name_or_folder), split, *size, with_labels)
+  elif _is_folder(name_or_folder):
     source = folder.source(_expanded(name_or_folder), split, *size, with_labels)
   elif name_or_folder == "digits":
     source = digits.source(split, *size, with_labels)
@@ -103,6 +108,8 @@ def num_classes(name_or_folder: str | os.PathLike, data_dir: str | os.PathLike |
   Raises:
     ValueError, FileNotFoundError, NotADirectoryError, ImportError: As `load_images` with `with_labels=True`.
   """
+  if _is_npz(name_or_folder):
+    return npz.num_classes(_expanded(name_or_folder))
   if _is_folder(name_or_folder):
     return folder.num_classes(_expanded(name_or_folder))
   return digits.NUM_CLASSES if name_or_folder == "digits" else tfds.num_classes(name_or_folder, data_dir)
@@ -164,6 +171,12 @@ def _each_epoch(one_pass, epochs, seed):
   dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of)
   num_batches = len(epochs) * int(one_pass(seed).cardinality())
   return dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
+
+
+def _is_npz(name_or_folder):
+  """Folders may have such names as well."""
+  return (isinstance(name_or_folder, (str, os.PathLike)) and str(name_or_folder).endswith(npz.SUFFIX)
+          and not os.path.isdir(os.path.expanduser(name_or_folder)))
 
 
 def _is_folder(name_or_folder):

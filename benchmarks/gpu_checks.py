@@ -1,0 +1,279 @@
+"""The parts of `gpu.py` that ask whether numbers are right: `checks`, `exactness`, `finite`."""
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+import time
+
+import gpu_common as common
+import gpu_exact as exact
+import keras
+import numpy as np
+import tensorflow as tf
+from gpu_common import PRECISIONS, machine  # noqa: F401  For `gpu_worker.py`.
+
+import tfp_glow
+from tfp_glow import dequantize, networks
+
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
+import reference_models
+
+# Relative error of the objective, absolute errors of latents and of decoded images: what float32 allows, as in
+# `tests/test_original.py`, twice that as a GPU adds up in another order; and what operands of 10 bits allow.
+_TOLERANCES = {"float32": (2e-6, 2e-5, 2e-5), "TF32": (1e-3, 3e-2, 3e-2)}
+_LEARNING_RATE = 1e-3
+
+
+def checks(session):
+  """The numbers of the original code."""
+  for name in "abd":
+    path = pathlib.Path(session.reference) / f"{name}.npz"
+    for precision in _TOLERANCES:
+      yield f"reference {name}, {precision}", lambda path=path, precision=precision: _check(session, path, precision)
+
+
+def _check(session, path, precision):
+  if not path.exists():
+    session.notes.append(f"left out, as there is no {path}: `--reference` names the folder")
+    return {}
+  common.switch(precision)
+  with np.load(path) as file:
+    reference = dict(file)
+  glow = reference_models.make_glow(reference)
+  labels = reference_models.labels_of(reference, glow)
+  log_prob = reference_models.make_distribution(glow).log_prob(reference["xz"], bijector_kwargs=labels)
+  objective = log_prob.numpy() + reference["objective_const"]
+  parts = glow.split_latent(glow.inverse(reference["xz"], **labels))
+  z = glow.join_latent([reference[f"given_eps/{level}"] for level in range(3)])
+  errors = (np.max(np.abs(objective / reference["objective"] - 1.)),
+            max(np.max(np.abs(part - reference[f"eps/{level}"])) for level, part in enumerate(parts)),
+            np.max(np.abs(glow.forward(z, **labels) - reference["decoded"])))
+  columns = {}
+  for what, error, tolerance in zip(("objective", "latents", "decoded"), errors, _TOLERANCES[precision]):
+    columns |= {what: float(error), f"at most, {what}": tolerance}
+  columns["right"] = all(error <= tolerance for error, tolerance in zip(errors, _TOLERANCES[precision]))
+  columns["right as float32"] = all(error <= tolerance for error, tolerance in zip(errors, _TOLERANCES["float32"]))
+  return {f"reference {path.stem}, {precision}": columns}
+
+
+def exactness(session):
+  """Of a trained model: images, encoded and decoded, in each precision."""
+  architecture = common.Architecture((32, 32, 1), num_steps=32, num_hidden=32, batch_size=64)
+  if session.tiny:
+    architecture = dataclasses.replace(common.TINY, image_shape=(4, 4, 1))
+  trained = _Trained(session, architecture, num_steps=4 if session.tiny else 200)
+  yield "training", trained.train
+  by_hand = {"TF32 in networks only": False, "TF32 outside of networks only": True}
+  for name in ("float32", "bfloat16") if session.tiny else PRECISIONS:
+    yield f"{name}, model", functools.partial(trained.round_trip, name, name, None, "model")
+  for name, is_inside in by_hand.items():
+    yield f"{name}, model", functools.partial(trained.round_trip, name, "TF32", is_inside, "model")
+  yield "constant images and noise, TF32", functools.partial(trained.unusual_images, "TF32")
+  yield "residual flow", functools.partial(_residual_flow, session)
+  for precision in ("float32",) if session.tiny else ("TF32", "bfloat16", "float32"):
+    yield f"{precision}, XLA", functools.partial(trained.round_trip, precision, precision, None, "XLA")
+  for precision in ("float32",) if session.tiny else PRECISIONS:
+    yield f"{precision}, gradients", functools.partial(trained.reversible_gradients, precision)
+  yield "TF32, eager", functools.partial(trained.round_trip, "TF32", "TF32", None, "eager")
+
+
+class _Trained:
+  """A model that was trained for a while, made again in each precision."""
+
+  def __init__(self, session, architecture, num_steps):
+    self._session = session
+    self._architecture = architecture
+    self._num_steps = num_steps
+    self._weights = self._expected = None
+    size = architecture.batch_size
+    found = common.images(size * 33, architecture.image_shape, session.data)
+    self._train_images, self._images = found[size:], found[:size]
+
+  def train(self, jit_compile="auto"):
+    """In TensorFloat-32, as TensorFlow does by itself."""
+    architecture = self._architecture
+    common.switch("TF32")
+    model = self._model("TF32", jit_compile=jit_compile)
+    data = tf.data.Dataset.from_tensor_slices(self._train_images).repeat().batch(architecture.batch_size)
+    start = time.perf_counter()
+    model.fit(data, steps_per_epoch=self._num_steps, epochs=1, verbose=0)
+    seconds = time.perf_counter() - start
+    self._weights = [v.numpy() for v in model.distribution.bijector.variables]
+    return {f"trained: {architecture}": {"steps": self._num_steps, "seconds": seconds,
+                                         "bits per dim": float(model.history.history["bits_per_dim"][-1])}}
+
+  def _model(self, precision, dtype=None, gradient="autodiff", jit_compile="auto"):
+    glow = common.make_glow(self._architecture, precision, gradient, dtype)
+    if self._weights is not None:
+      for variable, value in zip(glow.variables, self._weights):
+        variable.assign(tf.cast(value, variable.dtype))
+    return common.make_model(glow, self._architecture.num_dims, jit_compile, _LEARNING_RATE)
+
+  def _need(self):
+    """The log-densities of the images in float64."""
+    if self._weights is None:  # The process in which it was to be trained was ended: a little, and without XLA.
+      self._num_steps = min(self._num_steps, 20)
+      self._session.notes.append(str(self.train(jit_compile=False)))
+    if self._expected is None:
+      x = dequantize.dequantize(tf.constant(self._images), 8, 0.5, tf.float64)
+      model = self._model("float32", tf.float64)
+      self._expected = tf.function(model.distribution.log_prob, autograph=False)(x).numpy()
+    return self._expected
+
+  def round_trip(self, name, precision, is_inside, mode):
+    """`is_inside`: whether products and convolutions of the networks are exact by hand, or all others; `None`: none."""
+    expected = self._need()
+    common.switch(precision)
+    model = self._model(precision)
+    glow = model.distribution.bijector
+    with contextlib.nullcontext() if is_inside is None else _exact(is_inside):
+      x = dequantize.dequantize(tf.constant(self._images), 8, 0.5)
+      if mode == "model":
+        z = model.encode(self._images)
+        decoded = model.decode(tf.convert_to_tensor(z).numpy())
+        log_prob = tf.function(model.distribution.log_prob, autograph=False)(x)
+      else:
+        compiled = (lambda f: f) if mode == "eager" else lambda f: tf.function(f, autograph=False, jit_compile=True)
+        z, log_det = compiled(glow.inverse_and_log_det)(x) if hasattr(glow, "inverse_and_log_det") else (
+            compiled(lambda x: (glow.inverse(x), glow.inverse_log_det_jacobian(x, 3)))(x))
+        decoded = dequantize.quantize(compiled(glow.forward)(z.numpy()), 8)  # NumPy: TFP would know where it is from.
+        log_prob = model.distribution.distribution.log_prob(z) + log_det
+    difference = np.abs(np.asarray(decoded, np.int64) - self._images)
+    shift = np.abs(log_prob.numpy() - expected)
+    return {f"{name}, {mode}": {
+        "changed": int((difference > 0).sum()), "of": int(difference.size), "by up to": int(difference.max()),
+        "log-prob moved by up to, nats": float(shift.max())}}
+
+  def unusual_images(self, precision):
+    """Constant images, and noise."""
+    self._need()
+    common.switch(precision)
+    model = self._model(precision)
+    rows = {}
+    shape = self._images.shape
+    for name, batch in {"noise": np.random.default_rng(0).integers(0, 256, shape, np.uint8),
+                        **{f"constant {value}": np.full(shape, value, np.uint8) for value in (0, 127, 255)}}.items():
+      difference = np.abs(np.asarray(model.decode(model.encode(batch)), np.int64) - batch)
+      rows[f"{name}, {precision}"] = {"changed": int((difference > 0).sum()), "of": int(difference.size),
+                                      "by up to": int(difference.max())}
+    return rows
+
+  def reversible_gradients(self, precision):
+    """Of the loss: how far those of `gradient="reversible"` are from autodiff's, and these from float32's."""
+    self._need()
+    found = {"float32": self._gradients("float32", "autodiff"), "autodiff": self._gradients(precision, "autodiff"),
+             "reversible": self._gradients(precision, "reversible")}
+    norm = np.linalg.norm
+    return {f"gradients, {precision}": {
+        "reversible from autodiff": float(norm(found["reversible"] - found["autodiff"]) / norm(found["autodiff"])),
+        "autodiff from float32's": float(norm(found["autodiff"] - found["float32"]) / norm(found["float32"]))}}
+
+  @functools.lru_cache(None)  # noqa: B019  There is one of it.
+  def _gradients(self, precision, gradient):
+    common.switch(precision)
+    distribution = self._model(precision, gradient=gradient).distribution
+
+    @functools.partial(tf.function, autograph=False)
+    def gradients(x):
+      with tf.GradientTape() as tape:
+        loss = -tf.reduce_mean(distribution.log_prob(x))
+      return [tf.convert_to_tensor(d) for d in tape.gradient(loss, distribution.trainable_variables)]
+
+    x = dequantize.dequantize(tf.constant(self._images[:16]), 8, 0.5)
+    return np.concatenate([np.ravel(d) for d in gradients(x)]).astype(np.float64)
+
+
+@contextlib.contextmanager
+def _exact(is_inside):
+  """Has products and convolutions be exact by hand: those of the coupling networks, or all others."""
+  depth = [0]
+  matmul, conv2d, run = tf.matmul, tf.nn.conv2d, networks.CouplingNetwork.run
+
+  def run_inside(self, *args, **kwargs):
+    depth[0] += 1
+    try:
+      return run(self, *args, **kwargs)
+    finally:
+      depth[0] -= 1
+
+  def choose(plain, by_hand):
+    running = [False]  # The one by hand calls the plain one.
+
+    def call(*args, **kwargs):
+      if running[0] or (depth[0] > 0) != is_inside:
+        return plain(*args, **kwargs)
+      running[0] = True
+      try:
+        return by_hand(*args, **kwargs)
+      finally:
+        running[0] = False
+
+    return call
+
+  networks.CouplingNetwork.run = run_inside
+  tf.matmul = choose(matmul, exact.matmul)
+  tf.nn.conv2d = choose(conv2d, exact.conv2d)
+  try:
+    yield
+  finally:
+    networks.CouplingNetwork.run, tf.matmul, tf.nn.conv2d = run, matmul, conv2d
+
+
+def _residual_flow(session):
+  """The way back of a residual flow, by fixed points, in TensorFloat-32."""
+  shape, count, hidden = ((4, 4, 1), 8, 8) if session.tiny else ((16, 16, 1), 64, 128)
+  batch = common.images(count, shape, session.data)
+  flow = tfp_glow.ResidualFlowBijector(
+      shape, num_scales=1, num_blocks_per_scale=1 if session.tiny else 16, num_hidden=hidden,
+      num_dense_blocks=1, num_dense_hidden=hidden, seed=0)
+  common.switch("float32")
+  flow.initialize(dequantize.dequantize(tf.constant(batch), 8, 0.5))
+  for variable in flow.trainable_variables:
+    if "kernel" in variable.name:
+      variable.assign(3. * variable)  # As after a training, they reach their bounds.
+  flow.after_update()
+  rows = {}
+  for precision in ("float32", "TF32"):
+    common.switch(precision)
+    z = tf.function(flow.inverse, autograph=False)(dequantize.dequantize(tf.constant(batch), 8, 0.5)).numpy()
+    start = time.perf_counter()
+    back = tf.function(flow.forward, autograph=False)(z).numpy()
+    seconds = time.perf_counter() - start
+    difference = np.abs(np.asarray(dequantize.quantize(np.nan_to_num(back), 8), np.int64) - batch)
+    rows[f"residual flow, {precision}"] = {
+        "changed": int((difference > 0).sum()), "of": int(difference.size), "by up to": int(difference.max()),
+        "NaN of": int(np.isnan(back).sum()), "seconds, forward": seconds}
+  return rows
+
+
+def finite(session):
+  """Short trainings."""
+  pairs = [("TF32", "reversible"), ("bfloat16", "autodiff"), ("float32", "autodiff"), ("TF32", "autodiff"),
+           ("bfloat16", "reversible"), ("float32", "reversible")]
+  for precision, gradient in pairs[:1 if session.tiny else None]:
+    yield f"{precision}, {gradient}", functools.partial(_train, session, precision, gradient)
+
+
+def _train(session, precision, gradient):
+  """With the guards and the warm-up of the examples."""
+  architecture = common.TINY if session.tiny else common.Architecture((16, 16, 3), 2, 8, 128, 64)
+  num_steps = 4 if session.tiny else 100
+  common.switch(precision)
+  model = common.make_model(common.make_glow(architecture, precision, gradient), architecture.num_dims)
+  rate = keras.optimizers.schedules.PolynomialDecay(1e-5, max(num_steps // 4, 1), end_learning_rate=_LEARNING_RATE)
+  model.compile(keras.optimizers.Adam(rate, global_clipnorm=100.))
+  size = architecture.batch_size
+  found = common.images(size * 8, architecture.image_shape)
+  data = tf.data.Dataset.from_tensor_slices(found).repeat().batch(size)
+  start = time.perf_counter()
+  history = model.fit(data, steps_per_epoch=num_steps // 4, epochs=4, verbose=0).history["bits_per_dim"]
+  seconds = time.perf_counter() - start
+  test = model.evaluate(data.take(2), verbose=0, return_dict=True)["bits_per_dim"]
+  samples = np.asarray(model.sample(size, seed=0))
+  return {f"{precision}, {gradient}": {
+      "steps": num_steps, "bits per dim, first quarter": float(history[0]), "last quarter": float(history[-1]),
+      "evaluate": float(test), "finite": bool(np.all(np.isfinite(history)) and np.isfinite(test)),
+      "samples": json.dumps(list(samples.shape)), "seconds": seconds}}

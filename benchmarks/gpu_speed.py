@@ -1,0 +1,338 @@
+"""The parts of `gpu.py` that measure time and memory of what TensorFlow runs."""
+
+import dataclasses
+import functools
+import itertools
+import pathlib
+import re
+import statistics
+import time
+
+import gpu_common as common
+import keras
+import numpy as np
+import systems
+import tensorflow as tf
+from gpu_common import PRECISIONS, machine  # noqa: F401  For `gpu_worker.py`.
+
+_DEPTHS = (64, 4, 32, 16)  # What is measured first, is measured.
+_BARE = "bare convolutions"
+
+
+def speed_paper(session):
+  """At the paper's architecture for CIFAR-10."""
+  return _speed(session, common.TINY if session.tiny else common.PAPER)
+
+
+def speed_small(session):
+  """Where operations count more than their work."""
+  return _speed(session, dataclasses.replace(common.TINY, num_steps=1) if session.tiny else common.SMALL)
+
+
+def _speed(session, architecture):
+  """Entries: each system is built and has its time taken; then all take turns."""
+  yield f"peak ({architecture})", functools.partial(_peak, session, architecture)
+  contest = _Contest(session, architecture)
+  kinds = [(_BARE, _make_convolutions)] + [
+      (f"ours, {gradient}", functools.partial(_make_ours, gradient)) for gradient in ("reversible", "autodiff")]
+  settings = [("TF32", False), ("TF32", True), ("bfloat16", True), ("float32", True), ("bfloat16", False),
+              ("float32", False)]
+  if session.tiny:
+    kinds, settings = kinds[:2], settings[:1]
+  for (precision, jit), (kind, make) in itertools.product(settings, kinds):
+    yield f"{architecture}: {kind}, {precision}, {'XLA' if jit else 'no XLA'}", functools.partial(
+        contest.enter, kind, make, precision, jit)
+    if (kind, precision, jit) == ("ours, autodiff", "TF32", True):
+      yield f"{architecture}: turns of the first", contest.turns
+      yield f"{architecture}: inference", contest.inference
+  yield f"{architecture}: turns of all", contest.turns
+
+
+_peaks = {}
+
+
+def _peak(session, architecture):
+  """Operations a second of a large matrix product, the best of some."""
+  size = 256 if session.tiny else 8192
+  rows = {}
+  for precision in PRECISIONS:
+    common.switch(precision)
+    dtype = tf.bfloat16 if precision == "bfloat16" else tf.float32
+    a, b = (tf.cast(tf.random.stateless_normal([size, size], [0, i]), dtype) for i in range(2))
+    product = tf.function(lambda a, b: tf.reduce_sum(tf.cast(tf.matmul(a, b)[:8, :8], tf.float32)), autograph=False)
+    product(a, b).numpy()
+    best = np.inf
+    for _ in range(4):
+      start = time.perf_counter()
+      for _ in range(5):
+        result = product(a, b)
+      result.numpy()
+      best = min(best, (time.perf_counter() - start) / 5)
+    _peaks[precision] = 2. * size**3 / best
+    rows[f"matrix product {size}^3, {precision}"] = {"TFLOP/s": _peaks[precision] / 1e12}
+  rows[f"a training step of {architecture}"] = {"TFLOP": architecture.flops() / 1e12}
+  return rows
+
+
+class _Contest:
+  """Systems of one architecture, which take turns."""
+
+  def __init__(self, session, architecture):
+    self._session = session
+    self._architecture = architecture
+    self._steps, self._models = {}, {}
+
+  def enter(self, kind, make, precision, jit):
+    """Builds a system, and takes its time."""
+    label = f"{self._architecture}: {kind}, {precision}, {'XLA' if jit else 'no XLA'}"
+    common.switch(precision)
+    start = time.perf_counter()
+    step, model = make(self._architecture, precision, jit)
+    step(1)
+    first = time.perf_counter() - start
+    step(1)
+    start = time.perf_counter()
+    step(2)
+    seconds = (time.perf_counter() - start) / 2
+    self._steps[label] = kind, precision, step, seconds
+    if model is not None:
+      self._models.setdefault(precision, model)
+    return {label: {"first step, s": first, **self._columns(precision, seconds)}}
+
+  def _columns(self, precision, seconds):
+    architecture = self._architecture
+    columns = {"step, ms": 1e3 * seconds, "images/s": architecture.batch_size / seconds}
+    if precision in _peaks:
+      columns["share of peak, %"] = 100. * architecture.flops() / seconds / _peaks[precision]
+    return columns
+
+  def turns(self):
+    """Rounds in which all take their turns; ratios, to the faster of the bare convolutions of the same precision, are
+    taken within the rounds."""
+    all_seconds = sum(max(0.2, 2. * seconds) for *_, seconds in self._steps.values())
+    num_rounds = 2 if self._session.tiny else int(np.clip(self._session.left() / 3. / all_seconds, 2, 5))
+    rounds = []
+    for _ in range(num_rounds):
+      times = {}
+      for label, (_, precision, step, seconds) in self._steps.items():
+        common.switch(precision)
+        count = 1 if self._session.tiny else int(np.clip(np.ceil(0.2 / seconds), 2, 50))
+        start = time.perf_counter()
+        step(count)
+        times[label] = (time.perf_counter() - start) / count
+      rounds.append(times)
+    rows = {}
+    for label, (_, precision, *_) in self._steps.items():
+      median = statistics.median(times[label] for times in rounds)
+      rows[label] = self._columns(precision, median)
+      bare = [other for other, (kind, of, *_) in self._steps.items() if kind == _BARE and of == precision]
+      if bare:
+        ratios = [times[label] / min(times[other] for other in bare) for times in rounds]
+        rows[label] |= {"to bare": statistics.median(ratios), "from": min(ratios), "to": max(ratios)}
+    return rows
+
+  def inference(self):
+    """Milliseconds of what a trained model is asked."""
+    images = common.noise_images(self._architecture)
+    rows = {}
+    for precision, model in self._models.items():
+      common.switch(precision)
+      calls = {"log_prob": functools.partial(model.log_prob, images), "encode": functools.partial(model.encode, images),
+               "sample": functools.partial(model.sample, len(images), 0.7, seed=0)}
+      row = {}
+      for name, call in calls.items():
+        start = time.perf_counter()
+        np.asarray(call())
+        row[f"{name}, first, s"] = time.perf_counter() - start
+        start = time.perf_counter()
+        for _ in range(2):
+          np.asarray(call())
+        row[f"{name}, ms"] = 500. * (time.perf_counter() - start)
+      rows[f"{self._architecture}: inference, {precision}"] = row
+    return rows
+
+
+def _make_ours(gradient, architecture, precision, jit):
+  """A function that trains for so many steps, as `fit` does; and the model."""
+  model = common.make_model(common.make_glow(architecture, precision, gradient), architecture.num_dims,
+                            jit_compile=jit, learning_rate=1e-4)
+  return _trainer(model, architecture), model
+
+
+def _trainer(model, architecture, num_devices=1):
+  batch = np.concatenate([common.noise_images(architecture)] * num_devices)
+  data = tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2)
+  model.fit(data, steps_per_epoch=1, verbose=0)
+  strategy = model.distribute_strategy
+  iterator = iter(strategy.experimental_distribute_dataset(data) if num_devices > 1 else data)
+
+  def step(count):
+    for _ in range(count):
+      logs = model.train_function(iterator)
+    return float(np.ravel(logs["loss"])[0])
+
+  return step
+
+
+def _make_convolutions(architecture, precision, jit):
+  """The convolutions of the coupling networks with bias and relu, chained as in a flow, and Adam; nothing else.
+
+  The steps of a level are a loop over stacked weights: unrolled, XLA would compile for minutes.
+  """
+  rng = np.random.default_rng(0)
+  dtype = tf.bfloat16 if precision == "bfloat16" else tf.float32
+  height, width, channels = architecture.image_shape
+  draw = lambda *shape: tf.Variable(rng.normal(0., 0.02, (architecture.num_steps, *shape)).astype(np.float32))
+  levels, inputs = [], []
+  for _ in range(architecture.num_levels):
+    height, width, channels = height // 2, width // 2, channels * 4
+    kept, hidden = channels // 2, architecture.num_hidden
+    inputs.append(tf.constant(rng.normal(size=(architecture.batch_size, height, width, kept)), dtype))
+    levels.append([draw(3, 3, kept, hidden), draw(hidden), draw(1, 1, hidden, hidden), draw(hidden),
+                   draw(3, 3, hidden, channels), draw(channels)])
+    channels = kept
+  flat = tf.nest.flatten(levels)
+  optimizer = keras.optimizers.Adam(1e-4)
+  variables = [keras.Variable(v) for v in flat]
+  optimizer.build(variables)
+
+  def network(x, first, first_bias, second, second_bias, last, last_bias):
+    convolve = lambda x, kernel, bias: tf.nn.bias_add(tf.nn.conv2d(x, kernel, 1, "SAME"), bias)
+    hidden = tf.nn.relu(convolve(tf.nn.relu(convolve(x, first, first_bias)), second, second_bias))
+    return convolve(hidden, last, last_bias)
+
+  def run(x, stacks):
+    arrays = [tf.TensorArray(stack.dtype, architecture.num_steps, element_shape=stack.shape[1:]).unstack(stack)
+              for stack in stacks]
+
+    def body(k, x):
+      weights = [tf.cast(array.read(k), dtype) for array in arrays]
+      return k + 1, network(x, *weights)[..., :x.shape[-1]]
+
+    return tf.while_loop(lambda k, _: k < architecture.num_steps, body, (0, x),
+                         maximum_iterations=architecture.num_steps)[1]
+
+  @functools.partial(tf.function, autograph=False, jit_compile=jit)
+  def train():
+    with tf.GradientTape() as tape:
+      loss = 0.
+      for x, stacks in zip(inputs, levels):
+        with tf.control_dependencies([loss] if tf.is_tensor(loss) else []):  # Level after level, not side by side.
+          x = tf.identity(x)
+        loss += tf.reduce_sum(tf.cast(run(x, [tf.convert_to_tensor(v) for v in stacks]), tf.float32))
+    optimizer.apply_gradients(zip(tape.gradient(loss, [v.value for v in variables]), variables))
+    return loss
+
+  def step(count):
+    for _ in range(count):
+      loss = train()
+    return float(loss)
+
+  return step, None
+
+
+def start(session):
+  """Imports come before."""
+  architecture = common.TINY if session.tiny else common.PAPER
+  for jit in ("auto", False)[:1 if session.tiny else 2]:
+    label = f"{architecture}: ours, autodiff, TF32, jit_compile={jit}"
+    yield label, functools.partial(_start, label, architecture, jit)
+
+
+def _start(label, architecture, jit):
+  tf.zeros([]).numpy()  # The card is at hand.
+  begin = time.perf_counter()
+  model = common.make_model(common.make_glow(architecture), architecture.num_dims, jit_compile=jit)
+  built = time.perf_counter()
+  batch = common.noise_images(architecture)
+  model.adapt(batch)
+  adapted = time.perf_counter()
+  data = tf.data.Dataset.from_tensors(batch).repeat()
+  model.fit(data, steps_per_epoch=1, verbose=0)
+  return {label: {"construction, s": built - begin, "adapt, s": adapted - built,
+                  "first step, s": time.perf_counter() - adapted, "all, s": time.perf_counter() - begin}}
+
+
+def memory(session):
+  """Peak of the card's memory in training, by depth."""
+  for depth, gradient in itertools.product((2,) if session.tiny else _DEPTHS, ("reversible", "autodiff")):
+    architecture = dataclasses.replace(common.TINY if session.tiny else common.PAPER, num_steps=depth)
+    yield f"{gradient}, {depth}", functools.partial(_memory, architecture, gradient)
+
+
+def _memory(architecture, gradient):
+  common.switch("TF32")
+  before = _peak_mib(reset=True)
+  model = common.make_model(common.make_glow(architecture, "TF32", gradient), architecture.num_dims)
+  data = tf.data.Dataset.from_tensors(common.noise_images(architecture)).repeat()
+  model.fit(data, steps_per_epoch=2, verbose=0)
+  parameters = 16 * sum(int(np.prod(v.shape)) for v in model.trainable_variables) / 2**20
+  row = f"{gradient}, {architecture}, batch of {architecture.batch_size}"
+  found = {row: {"peak, MiB": _peak_mib() - before, "parameters, gradients, Adam, MiB": parameters}}
+  del model
+  keras.backend.clear_session()
+  return found
+
+
+def _peak_mib(reset=False):
+  """Of the card, since it was reset; of the process, where there is no card. After a reset: what is in use."""
+  if not common.has_gpu():
+    return int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 2**10
+  if reset:
+    tf.config.experimental.reset_memory_stats("GPU:0")
+  return tf.config.experimental.get_memory_info("GPU:0")["current" if reset else "peak"] / 2**20
+
+
+def scaling(session):
+  """Images a second on more and more devices."""
+  devices = tf.config.list_logical_devices("GPU")
+  architecture = common.TINY if session.tiny else common.PAPER
+  if len(devices) < 2:
+    session.notes.append(f"left out: it needs several GPUs, and there is {len(devices)}")
+  counts = [count for count in (1, 2, 4, 8, 16) if count <= len(devices)] if len(devices) > 1 else []
+  yield "devices", dict
+  for count in counts:
+    yield f"{count} of {len(devices)} GPUs", functools.partial(_scaling, architecture, devices[:count])
+
+
+_images_per_second = {}
+
+
+def _scaling(architecture, devices):
+  common.switch("TF32")
+  count = len(devices)
+  strategy = tf.distribute.MirroredStrategy([d.name for d in devices]) if count > 1 else tf.distribute.get_strategy()
+  with strategy.scope():
+    model = common.make_model(common.make_glow(architecture, "TF32"), architecture.num_dims)
+  step = _trainer(model, architecture, count)
+  loss = step(1)  # Each has the same images: it is the same on any number.
+  step(2)
+  begin = time.perf_counter()
+  step(10)
+  _images_per_second[count] = 10 * count * architecture.batch_size / (time.perf_counter() - begin)
+  efficiency = 100. * _images_per_second[count] / count / _images_per_second[1]
+  return {f"{count} GPUs": {"images/s": _images_per_second[count], "of one GPU's, times": efficiency / 100. * count,
+                            "efficiency, %": efficiency, "loss": loss}}
+
+
+def tfb(session):
+  """`tfb.Glow`, which takes minutes to start where it is deep."""
+  small = dataclasses.replace(common.TINY, num_steps=1) if session.tiny else dataclasses.replace(
+      common.SMALL, num_steps=4)
+  label = f"{small}: tfb.Glow, TF32, no XLA"
+  yield label, functools.partial(_tfb, label, small)
+
+
+def _tfb(label, small):
+  common.switch("TF32")
+  begin = time.perf_counter()
+  system = systems.MAKERS["tfb.Glow"](systems.Architecture(
+      small.image_shape, small.num_levels, small.num_steps, small.num_hidden, small.batch_size))
+  images = np.random.default_rng(0).uniform(-0.5, 0.5, (small.batch_size, *small.image_shape)).astype(np.float32)
+  system.step(images)
+  first = time.perf_counter() - begin
+  begin = time.perf_counter()
+  for _ in range(3):
+    system.step(images)
+  seconds = (time.perf_counter() - begin) / 3
+  return {label: {"first step, s": first, "step, ms": 1e3 * seconds, "images/s": small.batch_size / seconds}}

@@ -1,0 +1,109 @@
+"""Images of an `.npz` file in Keras' layout: `x_train`, `y_train`, `x_test`, `y_test`."""
+
+import re
+import zipfile
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow.data import crop
+from tfp_glow.data.source import Source
+
+SUFFIX = ".npz"
+_SPLITS = ("train", "test")
+_PART = re.compile(r"(\w+)(?:\[(\d*)(%?):(\d*)(%?)\])?")
+
+
+def source(path, split, image_size, shorter_side, with_labels):
+  """The images of a file; see `load_images`."""
+  images, labels = load(path, split, with_labels)
+  examples = tf.data.Dataset.from_tensor_slices((images, labels) if with_labels else (images,))
+
+  def decode(image, place):
+    return crop.fit(image, image_size, shorter_side, place)
+
+  return Source(examples, decode, shuffle_buffer=len(images))
+
+
+def load(path, split, with_labels):
+  """Reads the images of a split, or of a part of one.
+
+  Args:
+    path: `pathlib.Path`.
+    split: Python `str`: `"train"` or `"test"`, or a part of them as of TFDS: `"train[:90%]"`, `"train[1000:]"`.
+    with_labels: Python `bool`.
+
+  Returns:
+    images: uint8 array `[N, H, W, C]`.
+    labels: int64 array `[N]`, or `None`.
+
+  Raises:
+    ValueError: if there is no such split, it is empty, or the file is not as above.
+    FileNotFoundError: if there is no file.
+  """
+  part = _PART.fullmatch(split)
+  name = part[1] if part else None
+  arrays = _read(path, [f"x_{name}"] + [f"y_{name}"] * with_labels if name in _SPLITS else [])
+  images, labels = arrays.get(f"x_{name}"), arrays.get(f"y_{name}")
+  if images is None:
+    raise ValueError(f"`split` must be 'train' or 'test' for {str(path)!r}, or a part: 'train[90%:]' to validate or "
+                     f"test, with 'train[:90%]' to train. Received: split={split!r}")
+  if images.ndim == 3:
+    images = images[..., np.newaxis]
+  if images.dtype != np.uint8 or images.ndim != 4:
+    raise ValueError(f"`name_or_folder` must hold uint8 images [N, H, W] or [N, H, W, C] as 'x_{name}'. "
+                     f"Received: {images.dtype}, shape {images.shape}, in {str(path)!r}")
+  if with_labels:
+    labels = _checked_labels(labels, len(images), path)
+  places = slice(*(_place(part[i], part[i + 1], len(images)) for i in (2, 4)))
+  if not len(images[places]):
+    raise ValueError(f"`split` must not be empty; there are {len(images)} images in 'x_{name}' of {str(path)!r}. "
+                     f"Received: split={split!r}")
+  return images[places], labels if labels is None else labels[places]
+
+
+def num_classes(path):
+  """Number of classes: one more than the largest label of both splits.
+
+  Args:
+    path: `pathlib.Path`.
+
+  Raises:
+    ValueError, FileNotFoundError: as `load` with labels.
+  """
+  labels = _read(path, [f"y_{name}" for name in _SPLITS])
+  return 1 + max(int(np.max(_checked_labels(y, y.size, path))) for y in labels.values())
+
+
+def _read(path, names):
+  """A dict of the arrays that are there, of these names; an error if labels are wanted that are not."""
+  if not path.exists():
+    raise FileNotFoundError("`name_or_folder` must be 'digits', the name of a TFDS data set, an existing folder or "
+                            f"{SUFFIX} file. Received: name_or_folder={str(path)!r}")
+  try:
+    with np.load(path) as file:
+      found = {name: file[name] for name in names if name in file}
+      names_there = list(file)
+  except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+    raise ValueError(f"`name_or_folder` must be a readable {SUFFIX} file of arrays ({error}). "
+                     f"Received: name_or_folder={str(path)!r}") from error
+  missing = [name for name in names if name.startswith("y_") and not np.size(found.get(name, ()))]
+  if missing:
+    raise ValueError(f"`with_labels` needs a file with labels {missing}; the arrays of {str(path)!r} are "
+                     f"{names_there}. Received: with_labels=True")
+  return found
+
+
+def _checked_labels(labels, num_images, path):
+  if not np.issubdtype(labels.dtype, np.integer) or labels.size != num_images or labels.shape[0] != num_images or (
+      np.min(labels) < 0):
+    raise ValueError("`with_labels` needs a file with an integer label of at least 0 for each image. "
+                     f"Received: {labels.dtype}, shape {labels.shape} for {num_images} images, in {str(path)!r}")
+  return labels.reshape(-1).astype(np.int64)
+
+
+def _place(number, percent, num_images):
+  """From one side of `[:90%]` to an index, `None` where nothing is said."""
+  if not number:
+    return None
+  return min(round(int(number) * num_images / 100.) if percent else int(number), num_images)

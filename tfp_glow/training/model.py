@@ -59,7 +59,7 @@ class FlowModel(FlowSteps):
     The original code of Kingma and Dhariwal, "Glow" (2018), on the classifier.
   """
 
-  def __init__(self, distribution: tfp.distributions.Distribution, num_bits: int | None = 8,
+  def __init__(self, distribution: tfp.distributions.Distribution | tfp.bijectors.Bijector, num_bits: int | None = 8,
                seed: int = 0, weight_y: float = 0., name: str = "flow_model"):
     """Creates the model; it shares the distribution's variables.
 

@@ -169,6 +169,23 @@ def parts_of_deferred_tensor(value):
                      f"Received: {error}") from error
 
 
+def untracked(module, value):
+  """A value that may be assigned to an attribute of a `tf.Module` without being tracked, or wrapped, as a part of it.
+
+  Why: `tf.Module` and checkpoints would hold variables twice, and count the template of a `Scan` as parameters. There
+  is no public way to keep something to oneself.
+
+  Touches: `_no_dependency` of `tf.Module`.
+
+  Missing: values are tracked: checkpoints of another layout, the same numbers.
+
+  Args:
+    module: `tf.Module`.
+    value: Anything.
+  """
+  return getattr(module, "_no_dependency", lambda value: value)(value)
+
+
 def forget_compositions_of(bijector):
   """Takes compositions that a bijector is part of, such as a `tfb.Chain`, out of TFP's cache.
 

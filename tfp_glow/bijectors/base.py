@@ -50,7 +50,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       name: Python `str`.
     """
     dtype = checked_dtype(dtype or keras.config.floatx())
-    self._event_shapes = self._no_dependency(
+    self._event_shapes = _compat.untracked(self,
         {False: tf.TensorShape(forward_event_shape), True: tf.TensorShape(inverse_event_shape)})
     self._dtype_policy = keras.config.dtype_policy()
     self._kept_weights = None

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core import numerics
+from tfp_glow._core import _compat, numerics
 from tfp_glow._core.validation import check_choice, check_counts, check_seed, checked_event_shape
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
@@ -98,7 +98,7 @@ class GlowBijector(WholeFlow):
                      dtype=dtype, validate_args=validate_args, parameters=parameters, name=name)
     self._squeeze = self._add_child(Squeeze(dtype=self.dtype))
     self._num_steps_per_block = num_steps_per_block
-    self._block_shapes = self._no_dependency(_block_shapes((height, width, channels), num_glow_blocks))
+    self._block_shapes = _compat.untracked(self, _block_shapes((height, width, channels), num_glow_blocks))
     seeds = _Seeds(seed)
     self.blocks = []
     self.splits = []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import keras
 
+from tfp_glow._core import _compat
+
 
 class VariableOwner:
   """What a bijector needs to own variables, networks and other bijectors.
@@ -16,13 +18,13 @@ class VariableOwner:
 
   def _own_nothing_yet(self):
     """To be called first."""
-    self._own_keras_variables = self._no_dependency([])
+    self._own_keras_variables = _compat.untracked(self, [])
     self._own_variables = []
     self._children = []
 
   def __setattr__(self, name, value):
     if isinstance(value, (keras.Variable, keras.layers.Layer)):
-      value = self._no_dependency(value)  # Or a checkpoint would hold each variable twice.
+      value = _compat.untracked(self, value)  # Or a checkpoint would hold each variable twice.
     super().__setattr__(name, value)
 
   def _add_variable(self, name, value, trainable=True, aggregation="none"):

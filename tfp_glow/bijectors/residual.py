@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core import numerics
+from tfp_glow._core import _compat, numerics
 from tfp_glow._core.validation import check_choice, check_counts, check_fractions, check_seed
 from tfp_glow.bijectors import log_det as log_dets
 from tfp_glow.bijectors.base import OnePassBijector
@@ -114,7 +114,7 @@ class InvertibleResidualBlock(OnePassBijector):
     self._max_iterations = max_iterations
     if self.is_stochastic:
       roulette = roulette if log_det == "russian_roulette" else None
-      self._estimators = self._no_dependency({training: log_dets.SeriesEstimator(count, roulette, probe)
+      self._estimators = _compat.untracked(self, {training: log_dets.SeriesEstimator(count, roulette, probe)
                                               for training, count in ((True, num_terms), (False, num_eval_terms))})
       seed = int(numerics.generator(seed).integers(2**31))
       self._noise_seed = self._add_variable("noise_seed", tf.constant([seed, 0]), trainable=False,

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core import _compat
 from tfp_glow._core.gradients import custom_gradient
 from tfp_glow._core.validation import check_choice, check_counts
 from tfp_glow.bijectors.base import OnePassBijector
@@ -63,15 +64,15 @@ class Scan(OnePassBijector):
     make = lambda k: _make(make_step, k, self._event_shapes[True], self.dtype)
     # The first step serves as the template: run with slices of the stacks in place of its own variables, which are
     # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
-    self._template = self._no_dependency(make(0))
-    self._step = self._no_dependency(step_of(self._template))
-    self._template_variables = self._no_dependency(self._template._keras_variables())
+    self._template = _compat.untracked(self, make(0))
+    self._step = _compat.untracked(self, step_of(self._template))
+    self._template_variables = _compat.untracked(self, self._template._keras_variables())
     draw = lambda k: redraw(self._template) if redraw else _values_of(make(k), k, self._template)
     arrays = [np.repeat(variable.numpy()[np.newaxis], num_steps, axis=0) for variable in self._template_variables]
     for k in range(1, num_steps):
       for array, value in zip(arrays, draw(k)):
         array[k] = value
-    self._stacks = self._no_dependency([
+    self._stacks = _compat.untracked(self, [
         self._add_variable(variable.path.replace("/", "_"), array, variable.trainable, variable.aggregation)
         for variable, array in zip(self._template_variables, arrays)])
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+
 import tensorflow as tf
 
 from tfp_glow.bijectors.base import OnePassBijector
@@ -16,6 +19,19 @@ class WholeFlow(OnePassBijector):
 
   def mark_initialized(self) -> None:
     self._initialized.assign(True)
+
+  def __repr__(self):
+    """With the architecture: what the constructor was given that is not the default, the shapes, and the size."""
+    signature = inspect.signature(type(self).__init__).parameters
+    given = [f"{key}={value!r}" for key, value in self.parameters.items()
+             if key in signature and key not in ("name", "dtype") and value is not signature[key].default]
+    count = sum(math.prod(v.shape) for v in self.trainable_variables)
+    shapes = [tuple(self.event_shape_of(inverse)) for inverse in (True, False)]
+    return (f"<{type(self).__name__} {self.name!r}: {', '.join(given)}; {shapes[0]} to {shapes[1]}, "
+            f"{count:,} parameters, {self.dtype.name}>")
+
+  def __str__(self):
+    return repr(self)
 
   @property
   def built(self) -> bool:

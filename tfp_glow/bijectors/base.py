@@ -83,7 +83,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   def _initialize(self, y):
     """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
-    return self._inverse_and_log_det(y)[0]
+    return self._inverse_and_log_det(y, **self.any_condition(y))[0]
 
   def _walk(self, y, **kwargs):
     """`inverse`, part after part: yields the name of each, its value and its log-det, as they are computed."""
@@ -202,6 +202,10 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   def can_be_recalled(self) -> bool:
     """Whether passes may be remembered: all that they depend on is known."""
     return all(child.can_be_recalled for child in self._children)
+
+  def any_condition(self, values: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Conditioning for a batch `values` `[N, ...]` for which no other is at hand: class 0, where there are classes."""
+    return {} if self.num_classes is None else {"labels": tf.zeros(tf.shape(values)[:1], tf.int32)}
 
   def event_shape_of(self, inverse: bool) -> tf.TensorShape:
     """Shape of one event given to `inverse`, or else to `forward`, as far as it is fixed."""

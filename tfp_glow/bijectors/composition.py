@@ -252,7 +252,7 @@ class _OfTFP(OnePassBijector):
   def _initialize(self, y):
     if hasattr(self.bijector, "initialize"):
       self.bijector.initialize(y)
-    return self.bijector.inverse(tf.identity(y))
+    return super()._initialize(y)
 
   def _forward_event_shape(self, input_shape):
     return self.bijector.forward_event_shape(input_shape)

@@ -1,6 +1,5 @@
 """The flows in a distribution, wherever they are: initialised from data, and brought up to date."""
 
-import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow.bijectors.composition import as_one_pass
@@ -27,7 +26,7 @@ def initialize(distribution, values):
   flow = flow_of(distribution)
   if flow is not None:
     flow.initialize(values)
-    initialize(distribution.distribution, flow.inverse_and_log_det(values, **_any_condition(flow, values))[0])
+    initialize(distribution.distribution, flow.inverse_and_log_det(values, **flow.any_condition(values))[0])
     return
   for component in _components(distribution):
     initialize(component, values)
@@ -46,10 +45,6 @@ def after_update(distribution):
   owners = [part for part in distribution.submodules if hasattr(part, "after_update")]
   for owner in _outermost(owners):
     owner.after_update()
-
-
-def _any_condition(flow, values):
-  return {} if flow.num_classes is None else {"labels": tf.zeros(tf.shape(values)[:1], tf.int32)}
 
 
 def _components(distribution):

@@ -158,7 +158,9 @@ class SeriesEstimator:
     @custom_gradient
     def run(y, *flat):
       packed = tf.nest.pack_sequence_as(weights, flat)
-      residual, pull_back = linearized(branch, y, packed)
+      # No tape from outside need see the series: `gradients` has its gradients. A persistent one would have TensorFlow
+      # trace the loop again and again.
+      residual, pull_back = linearized(branch, *tf.nest.map_structure(tf.stop_gradient, (y, packed)))
       log_det, weighted = self._sum(pull_back, probe, num_terms)
       weighted = not_differentiable(weighted, y, *flat)
 

@@ -218,6 +218,9 @@ class Scan(OnePassBijector):
       state: What the last call returned.
       results: List of tensors `[K, ...]`.
     """
+    if self._num_steps == 1:  # No loop, whose gradients take TensorFlow long to trace.
+      state, results = step(tf.nest.map_structure(lambda stack: stack[0], stacks), *state)
+      return state, [result[tf.newaxis] for result in results]
     index = lambda i: i if first_to_last else self._num_steps - 1 - i
     read = self._reader(stacks)
     array_like = lambda t: tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:])

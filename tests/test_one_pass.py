@@ -631,7 +631,8 @@ def test_no_tensor_outlives_its_last_reference(no_garbage_collector, name):
   log_prob = distribution.log_prob(y, bijector_kwargs=labels)
   round_trip = bijector.forward(x, **labels)
   np.testing.assert_allclose(round_trip, y, rtol=1e-5, atol=1e-6)
-  passes = [weakref.ref(done) for done in getattr(x, "_tfp_glow_returned_by", ())]
+  passes = [weakref.ref(done) for done in x._tfp_glow_returned_by]
+  assert passes
   outputs = [weakref.ref(tensor) for tensor in (x, log_det, log_prob)]
   input_ = weakref.ref(y)
   del x, log_det, log_prob, round_trip

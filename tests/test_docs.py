@@ -10,7 +10,6 @@ import sys
 import textwrap
 
 import pytest
-import tensorflow as tf
 
 import tfp_glow
 
@@ -40,13 +39,10 @@ def test_no_snippet_is_overlooked():
 
 
 @pytest.fixture
-def cheaply(monkeypatch):
-  """Two batches of whatever is loaded, and no graph: tracing takes longer than the few steps that are left."""
+def cheaply(eagerly, monkeypatch):
+  """Two batches of whatever is loaded, and no graphs."""
   load_images = tfp_glow.data.load_images
   monkeypatch.setattr(tfp_glow.data, "load_images", lambda *args, **kwargs: load_images(*args, **kwargs).take(2))
-  tf.config.run_functions_eagerly(True)
-  yield
-  tf.config.run_functions_eagerly(False)
 
 
 @pytest.mark.slow

@@ -33,6 +33,12 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: rank.get(item.path.stem, len(_FIRST)))
 
 
+def pytest_collection_finish():
+  """What the imports left is there to the end: the garbage collector need not walk through it again and again."""
+  gc.collect()
+  gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def what_a_file_gives_back(request):
   """Models and graphs that its caches hold, Keras' and TensorFlow's of them, and memory that the C library keeps."""
@@ -41,7 +47,7 @@ def what_a_file_gives_back(request):
     # Its own caches: those of helpers hold what may be there once only, as replicas of `tf.distribute`.
     if hasattr(value, "cache_clear") and value.__module__ == request.module.__name__:
       value.cache_clear()
-  keras.backend.clear_session()
+  keras.backend.clear_session(free_memory=False)
   gc.collect()
   c_library = ctypes.CDLL(None)
   if hasattr(c_library, "malloc_trim"):

@@ -272,7 +272,7 @@ def _cases_to_trace():
       yield from ((name, inverse) for inverse in (False, True))
 
 
-@pytest.mark.parametrize("name, inverse", _cases_to_trace())
+@pytest.mark.parametrize("name, inverse", list(_cases_to_trace()))
 def test_function_of_an_unknown_number_of_examples(name, inverse):
   shapes = check_traced(name, inverse).output_shapes
   assert shapes[0].as_list() == [None] + CASE[name].shape(not inverse) and shapes[1].as_list() == [None]

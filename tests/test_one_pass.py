@@ -419,7 +419,7 @@ def _flows_modes_and_orders():
           yield pytest.param(FLOWS[name], mode, order, id=f"{name}-{mode}-{order.__name__}", marks=mark)
 
 
-@pytest.mark.parametrize("shared_flow, mode, order", _flows_modes_and_orders(), indirect=["shared_flow"])
+@pytest.mark.parametrize("shared_flow, mode, order", list(_flows_modes_and_orders()), indirect=["shared_flow"])
 def test_all_gradients_are_there(flow, right_gradients, order, mode):
   y = tf.constant(flow.data)
   result = MODES[mode](lambda y: order(flow, y, flow.variables))(y)

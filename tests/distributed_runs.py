@@ -41,10 +41,10 @@ def mirrored(count):
   return strategy
 
 
-def train(strategy, first_batch=None, **kwargs):
+def train(strategy, first_batch=None, make=small_models.distribution, **kwargs):
   """A model trained on batches of 8, 8 and 3, and its history."""
   with strategy.scope():
-    model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(**kwargs)))
+    model = small_models.compiled(tfp_glow.FlowModel(make(**kwargs)))
   model.adapt(IMAGES[:8] if first_batch is None else first_batch)
   model.adapted_weights = values_of(model)
   history = model.fit(IMAGES, batch_size=8, epochs=2, shuffle=False, validation_data=(IMAGES[:7],), verbose=0).history
@@ -78,8 +78,10 @@ def glow_worker(index, folder):
   """Starts from other weights and other images than the chief."""
   strategy = tf.distribute.MultiWorkerMirroredStrategy()
   model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], seed=1 + index)
+  residual, residual_history = train_residual(strategy, seed=index)
   report = {"adapted": model.adapted_weights, "weights": values_of(model), "history": history,
-            "evaluation": model.evaluate(IMAGES, batch_size=8, verbose=0, return_dict=True)}
+            "evaluation": model.evaluate(IMAGES, batch_size=8, verbose=0, return_dict=True),
+            "residual": {"weights": values_of(residual), "history": residual_history}}
   if index == 0:
     report["sample"] = model.sample(2, seed=0)
     model.save_weights(folder / "model.weights.h5")
@@ -105,12 +107,6 @@ def gaussian_worker(index, folder):
            "evaluation": model.evaluate(IMAGES, batch_size=7, verbose=0, return_dict=True),
            "prediction": model.predict(IMAGES, batch_size=8, verbose=0)}, index, folder)
   _train_on(model, index, folder)
-
-
-def residual_worker(index, folder):
-  model, history = train_residual(tf.distribute.MultiWorkerMirroredStrategy(), seed=index)
-  _report({"weights": values_of(model), "history": history}, index, folder)
-  _train_on(model, index, folder, small_models.points())
 
 
 def draw(strategy, index, folder):
@@ -140,9 +136,9 @@ def _report(values, index, folder):
   (folder / f"unfinished_{index}").rename(folder / f"report_{index}")
 
 
-def _train_on(model, index, folder, data=IMAGES):
+def _train_on(model, index, folder):
   tell = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: (folder / f"training_{index}").touch())
-  model.fit(data, batch_size=8, epochs=10**9, shuffle=False, verbose=0, callbacks=[tell])
+  model.fit(IMAGES, batch_size=8, epochs=10**9, shuffle=False, verbose=0, callbacks=[tell])
 
 
 # The processes.

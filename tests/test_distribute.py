@@ -18,30 +18,37 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def two():
+  """Of a Glow."""
   return distributed_runs.train(distributed_runs.mirrored(2))
 
 
 @pytest.fixture(scope="module")
 def four():
-  return distributed_runs.train(distributed_runs.mirrored(4))
+  """Of what is traced in no time, and the same of one device."""
+  return [distributed_runs.train(strategy, make=small_models.gaussian)
+          for strategy in (distributed_runs.mirrored(4), tf.distribute.get_strategy())]
 
 
 @pytest.fixture(params=["two", "four"])
 def mirrored(request):
-  return request.getfixturevalue(request.param)
+  """What replicas make of `distributed_runs.train`, what one device makes of it, and the distribution's maker."""
+  if request.param == "two":
+    return request.getfixturevalue("two"), request.getfixturevalue("one_device"), small_models.distribution
+  return *request.getfixturevalue("four"), small_models.gaussian
 
 
-def test_loss_is_that_of_one_device(mirrored, one_device):
-  assert mirrored[1].keys() == one_device[1].keys() == {"loss", "bits_per_dim", "val_loss", "val_bits_per_dim"}
-  for key, values in one_device[1].items():
-    np.testing.assert_allclose(mirrored[1][key], values, rtol=1e-5)
+def test_loss_and_weights_are_those_of_one_device(mirrored):
+  (model, history), (single, expected), _ = mirrored
+  assert history.keys() == expected.keys() == {"loss", "bits_per_dim", "val_loss", "val_bits_per_dim"}
+  for key, values in expected.items():
+    np.testing.assert_allclose(history[key], values, rtol=1e-5)
+  for a, b in zip(distributed_runs.values_of(model), distributed_runs.values_of(single), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_initialisation_and_weights_are_those_of_one_device(mirrored, one_device):
-  for of_mirrored, of_one in ((mirrored[0].adapted_weights, one_device[0].adapted_weights),
-                              (distributed_runs.values_of(mirrored[0]), distributed_runs.values_of(one_device[0]))):
-    for a, b in zip(of_mirrored, of_one, strict=True):
-      np.testing.assert_allclose(a, b, atol=1e-5)
+def test_initialisation_is_that_of_one_device(two, one_device):
+  for a, b in zip(two[0].adapted_weights, one_device[0].adapted_weights, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def _check_replicas(model):
@@ -52,16 +59,20 @@ def _check_replicas(model):
 
 
 def test_replicas_are_equal(mirrored):
-  _check_replicas(mirrored[0])
+  _check_replicas(mirrored[0][0])
 
 
-def test_replicas_are_equal_after_initialisation():
+def test_four_replicas_are_initialised_as_one_device():
   with distributed_runs.mirrored(4).scope():
     model = tfp_glow.FlowModel(small_models.distribution())
+  single = tfp_glow.FlowModel(small_models.distribution())
   before = distributed_runs.values_of(model)
-  model.adapt(IMAGES)
+  for each in (model, single):
+    each.adapt(IMAGES)
   assert any((a != b).any() for a, b in zip(before, distributed_runs.values_of(model)))
   _check_replicas(model)
+  for a, b in zip(distributed_runs.values_of(model), distributed_runs.values_of(single), strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_evaluation_sampling_and_export_work_with_replicas(two, one_device, tmp_path):
@@ -76,11 +87,11 @@ def test_evaluation_sampling_and_export_work_with_replicas(two, one_device, tmp_
 
 
 def test_weights_go_from_replicas_to_replicas_and_to_one_device(mirrored, tmp_path):
-  model = mirrored[0]
+  (model, _), _, make = mirrored
   model.save_weights(tmp_path / "model.weights.h5")
   with model.distribute_strategy.scope():
-    same = tfp_glow.FlowModel(small_models.distribution(seed=2))
-  other = tfp_glow.FlowModel(small_models.distribution(seed=2))
+    same = tfp_glow.FlowModel(make())
+  other = tfp_glow.FlowModel(make())
   for restored in (same, other):
     restored.load_weights(tmp_path / "model.weights.h5")
     for a, b in zip(distributed_runs.values_of(model), distributed_runs.values_of(restored), strict=True):

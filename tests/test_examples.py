@@ -40,14 +40,6 @@ def record(script, monkeypatch, name):
   return returned
 
 
-@pytest.fixture
-def eagerly():
-  """For a few steps of tiny models that takes a third of the time of building their graphs."""
-  tf.config.run_functions_eagerly(True)
-  yield
-  tf.config.run_functions_eagerly(False)
-
-
 @pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos", "out_of_distribution"])
 def test_help(name, monkeypatch, capsys):
   script = load(name)

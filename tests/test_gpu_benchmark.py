@@ -8,6 +8,7 @@ import sys
 import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.benchmark]
 
 
 def run(folder, *options):
@@ -21,7 +22,6 @@ def run(folder, *options):
   return found, done.stdout
 
 
-@pytest.mark.slow
 def test_all_sections(tmp_path):
   found, tables = run(tmp_path)
   assert found["machine"]["tensorflow"] and found["machine"]["python"] and "card" in found["machine"]
@@ -49,7 +49,6 @@ def test_all_sections(tmp_path):
   assert tables.startswith("# python ") and "| float32, model | 0 | 64 | 0 |" in tables
 
 
-@pytest.mark.slow
 def test_what_hangs_is_ended_and_what_fails_is_named(tmp_path):
   found, _ = run(tmp_path, "--only", "checks", "--limit", "1", "--budget", "20")
   assert "ended after 1 s" in " ".join(found["sections"]["checks"]["notes"])

@@ -8,7 +8,6 @@ import sys
 
 import numpy as np
 import pytest
-import tensorflow as tf
 import test_train_glow
 import threadpoolctl
 from PIL import Image
@@ -202,17 +201,9 @@ def mock_data():
 _SMALL = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=8", "--epochs=1"]
 
 
-@pytest.fixture
-def eager():
-  """Without the graphs, which take longer to trace than a step takes."""
-  tf.config.run_functions_eagerly(True)
-  yield
-  tf.config.run_functions_eagerly(False)
-
-
 @slow
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
-@pytest.mark.usefixtures("mock_data", "eager")
+@pytest.mark.usefixtures("mock_data", "eagerly")
 @pytest.mark.parametrize("name", PRESETS)
 def test_each_preset_starts(name, monkeypatch, tmp_path):
   taken = []

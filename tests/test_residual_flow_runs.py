@@ -1,10 +1,5 @@
-"""Runs of residual flows: gone on with, saved, served, by many workers; what they meet on the way."""
+"""Runs of residual flows: gone on with, saved; what they meet on the way. Those of workers: `test_workers.py`."""
 
-import os
-import subprocess
-import sys
-
-import distributed_runs
 import keras
 import numpy as np
 import pytest
@@ -20,15 +15,10 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 IMAGES = small_models.images(16)
 
 
-def image_model(seed=0):
+def point_model(seed=0):
   """Trained eagerly: there is nothing to trace."""
-  flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 2, 1, 4, 1, 4, seed=seed)
-  return small_models.compiled(tfp_glow.FlowModel(of_standard_normal(flow)),
-                               keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5), run_eagerly=True)
-
-
-def fit(model, **kwargs):
-  return model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0, **kwargs)
+  return small_models.residual_model(residual_flow(num_dense_blocks=2, seed=seed),
+                                     keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5), run_eagerly=True)
 
 
 def everything_in(model):
@@ -49,62 +39,19 @@ def state_of(model):
 @pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_been_ended(tmp_path):
   def run(folder, epochs, seed=0):
-    model, state = image_model(seed), callbacks.TrainingState(tmp_path / folder)
+    model, state = point_model(seed), callbacks.TrainingState(tmp_path / folder)
     start = state_of(model)
-    fit(model, initial_epoch=state.restore(model), epochs=epochs, callbacks=[state])
+    model.fit(points(16), batch_size=16, verbose=0, initial_epoch=state.restore(model), epochs=epochs,
+              callbacks=[state])
     return model, start
 
-  whole, start = run("whole", 3)
+  whole, start = run("whole", 2)
   run("ended", 1)
-  resumed, _ = run("ended", 3, seed=1)  # Nothing of another start is left.
+  resumed, _ = run("ended", 2, seed=1)  # Nothing of another start is left.
   assert_equal(everything_in(resumed), everything_in(whole))
   for before, after in zip(start, state_of(whole), strict=True):
     assert (before != after).any()
-  assert all(seeds[..., 1].max() >= 3 * 2 for seeds in state_of(whole) if seeds.dtype == np.int32)
-
-
-_START = """
-import sys
-import numpy as np
-import test_residual_flow_runs as runs
-model = runs.image_model()
-runs.fit(model)
-model.save(sys.argv[1])
-runs.fit(model)
-np.savez(sys.argv[2], *runs.everything_in(model))
-"""
-_GO_ON = """
-import sys
-import keras, tfp_glow
-import numpy as np
-model = keras.models.load_model(sys.argv[1])
-model.fit(np.load(sys.argv[3]), batch_size=8, shuffle=False, verbose=0)
-np.savez(sys.argv[2], *[v.numpy() for v in model.weights + model.optimizer.variables])
-"""
-
-
-@pytest.mark.slow
-def test_a_fresh_process_goes_on_as_if_it_had_not_stopped(tmp_path):
-  """All that is compared to the last bit has been computed by processes that did the same before."""
-  np.save(tmp_path / "images.npy", IMAGES)
-  package = [os.path.dirname(tfp_glow.__path__[0])]
-  for script, found, folders in ((_START, "whole.npz", sys.path), (_GO_ON, "resumed.npz", package)):
-    paths = [tmp_path / name for name in ("model.keras", found, "images.npy")]
-    subprocess.run([sys.executable, "-c", script, *paths], check=True, cwd=tmp_path,
-                   env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)})
-  assert_equal(np.load(tmp_path / "resumed.npz").values(), np.load(tmp_path / "whole.npz").values())
-
-
-@pytest.mark.slow
-def test_two_workers_train_as_two_replicas(tmp_path):
-  """Which draw the same noise; the second worker starts from other weights than the chief."""
-  with distributed_runs.Workers(2, distributed_runs.residual_worker, tmp_path) as workers:
-    chief, other = workers.reports()
-  assert chief == other
-  model, history = distributed_runs.train_residual(distributed_runs.mirrored(2))
-  np.testing.assert_allclose(chief["history"]["bits_per_dim"], history["bits_per_dim"], rtol=1e-4)
-  for found, expected in zip(chief["weights"], distributed_runs.values_of(model), strict=True):
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+  assert all(seeds[..., 1].max() >= 2 for seeds in state_of(whole) if seeds.dtype == np.int32)
 
 
 # Precision.
@@ -125,13 +72,13 @@ def test_the_flow_keeps_its_precision_under_a_policy_of_less():
 
 @pytest.mark.slow
 def test_images_of_one_colour_and_of_noise_and_latents_far_out_come_back():
-  model = image_model()
-  fit(model)
+  flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 2, 1, 4, 1, 4, seed=0)
+  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(flow)), run_eagerly=True)
+  model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0)
   plain = np.broadcast_to(np.array([0, 1, 127, 255], np.uint8)[:, None, None, None], [4, *small_models.SHAPE])
   noise = np.random.default_rng(0).integers(0, 256, [8, *small_models.SHAPE], dtype=np.uint8)
   for images in (plain, noise):
     np.testing.assert_array_equal(model.decode(model.encode(images)), images)
-  flow = model.distribution.bijector
   z = 3. * np.random.default_rng(1).standard_normal([8, 32]).astype(np.float32)
   np.testing.assert_allclose(flow.inverse(flow.forward(z).numpy()), z, atol=1e-4 * np.abs(z).max())
 
@@ -163,7 +110,7 @@ def test_learned_orders_are_trained_and_saved(tmp_path):
   base = tfd.Sample(tfd.Normal(0., 1.), [2])
   model = small_models.compiled(
       tfp_glow.FlowModel(tfd.TransformedDistribution(base, flow_of_learned_orders()), num_bits=None), run_eagerly=True)
-  train = lambda model: model.fit(points(), batch_size=16, epochs=2, shuffle=False, verbose=0)
+  train = lambda model: model.fit(points(32), batch_size=16, epochs=1, shuffle=False, verbose=0)
   train(model)
   orders = [v.numpy() for v in model.distribution.trainable_variables if "logit" in v.name]
   assert len(orders) == 4 and all(abs(order + np.log(3.)) > 0.01 for order in orders)

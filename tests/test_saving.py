@@ -284,30 +284,38 @@ def test_the_file_holds_json_and_arrays(tmp_path):
 
 
 _LOAD = """
-import sys
 import tfp_glow, keras
 import numpy as np
-model = keras.models.load_model(sys.argv[1])
-data = np.load(sys.argv[2])
-history = model.fit(data["images"], data["labels"], batch_size=8, shuffle=False, verbose=0).history
-np.savez(sys.argv[3], *[v.numpy() for v in model.weights + model.optimizer.variables], loss=history["loss"])
+data = np.load("data.npz")
+for name, arrays in (("glow", (data["images"], data["labels"])), ("residual", (data["points"],))):
+  model = keras.models.load_model(f"{name}.keras")
+  history = model.fit(*arrays, batch_size=8, shuffle=False, verbose=0).history
+  np.savez(f"{name}.npz", *[v.numpy() for v in model.weights + model.optimizer.variables], loss=history["loss"])
 """
 
 
 @pytest.mark.slow
 def test_a_fresh_process_goes_on_as_if_it_had_not_stopped(tmp_path):
-  """And does not initialise again, from images that come in another order now."""
-  model = tfp_glow.FlowModel(small_models.distribution(num_classes=3), num_bits=5, weight_y=0.01)
-  small_models.compiled(model, run_eagerly=True)
-  _fit(model, IMAGES, LABELS)
-  model.save(tmp_path / "model.keras")
-  np.savez(tmp_path / "data.npz", images=IMAGES[::-1], labels=LABELS)
-  subprocess.run([sys.executable, "-c", _LOAD, *(tmp_path / name for name in ("model.keras", "data.npz", "found.npz"))],
-                 check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.path.dirname(tfp_glow.__path__[0])})
-  history = _fit(model, IMAGES[::-1], LABELS)
-  found = dict(np.load(tmp_path / "found.npz"))
-  np.testing.assert_array_equal(found.pop("loss"), history["loss"])
-  _assert_equal(found.values(), _everything_in(model))
+  """And does not initialise again, from images that come in another order now; also a flow whose noise goes on."""
+  glow = tfp_glow.FlowModel(small_models.distribution(num_classes=3), num_bits=5, weight_y=0.01)
+  models = {"glow": small_models.compiled(glow, run_eagerly=True),
+            "residual": small_models.residual_model(
+                small_models.residual_flow(num_dense_blocks=2),
+                keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5), run_eagerly=True)}
+  points = small_models.points(16)
+  data = {"glow": (IMAGES[::-1], LABELS), "residual": (points[::-1], None)}
+  _fit(glow, IMAGES, LABELS)
+  _fit(models["residual"], points)
+  for name, model in models.items():
+    model.save(tmp_path / f"{name}.keras")
+  np.savez(tmp_path / "data.npz", images=IMAGES[::-1], labels=LABELS, points=points[::-1])
+  subprocess.run([sys.executable, "-c", _LOAD], check=True, cwd=tmp_path,
+                 env={**os.environ, "PYTHONPATH": os.path.dirname(tfp_glow.__path__[0])})
+  for name, model in models.items():
+    history = _fit(model, *data[name])
+    found = dict(np.load(tmp_path / f"{name}.npz"))
+    np.testing.assert_array_equal(found.pop("loss"), history["loss"])
+    _assert_equal(found.values(), _everything_in(model))
 
 
 # What is refused.

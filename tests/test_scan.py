@@ -192,18 +192,19 @@ def _assert_same_gradients(actual, expected, tolerance):
 
 
 @pytest.mark.slow  # Those of any step and any network, below, are the fast part.
-@pytest.mark.parametrize("dtype, tolerance", [("float64", 1e-8), ("float32", 1e-4)])
-@pytest.mark.parametrize("inverse", [True, False])
-@pytest.mark.parametrize("coupling, permutation", [
-    ("affine", "conv1x1"), ("affine", "reverse"), ("additive", "conv1x1"), ("additive", "shuffle")])
-def test_reversible_gradients_are_those_of_autodiff(coupling, permutation, inverse, dtype, tolerance):
+@pytest.mark.parametrize("coupling, permutation, inverse, dtype", [  # All pairs.
+    ("affine", "conv1x1", True, "float64"), ("affine", "conv1x1", False, "float32"),
+    ("affine", "reverse", True, "float32"), ("affine", "reverse", False, "float64"),
+    ("additive", "conv1x1", True, "float64"), ("additive", "conv1x1", False, "float32"),
+    ("additive", "shuffle", True, "float32"), ("additive", "shuffle", False, "float64")])
+def test_reversible_gradients_are_those_of_autodiff(coupling, permutation, inverse, dtype):
   inputs = np.random.default_rng(1).normal(size=[3, 8, 8, 2] if inverse else [3, 128]).astype(dtype)
   (value_0, log_det_0, gradients_0), (value, log_det, gradients) = (
       _value_and_gradients(_glow(gradient, dtype, coupling, permutation), inputs, inverse)
       for gradient in ("autodiff", "reversible"))
   np.testing.assert_allclose(value, value_0, rtol=1e-6, atol=1e-6)
   np.testing.assert_allclose(log_det, log_det_0, rtol=1e-6)
-  _assert_same_gradients(gradients, gradients_0, tolerance)
+  _assert_same_gradients(gradients, gradients_0, 1e-8 if dtype == "float64" else 1e-4)
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -35,6 +35,7 @@ def few_points(monkeypatch):
 
 
 @slow
+@pytest.mark.usefixtures("eagerly")
 def test_two_models_of_a_density(monkeypatch, tmp_path, few_points, capsys):
   flow, couplings = tmp_path / "flow", tmp_path / "couplings"
   assert call(monkeypatch, "--output", flow) == 0
@@ -62,6 +63,7 @@ def test_two_models_of_a_density(monkeypatch, tmp_path, few_points, capsys):
 
 
 @slow
+@pytest.mark.usefixtures("eagerly")
 def test_a_run_goes_on(monkeypatch, tmp_path, few_points, capsys):
   ended = tmp_path / "ended"
   save_results = script.save_results
@@ -77,6 +79,7 @@ def test_a_run_goes_on(monkeypatch, tmp_path, few_points, capsys):
 
 
 @slow
+@pytest.mark.usefixtures("eagerly")
 def test_images(monkeypatch, tmp_path):
   assert call(monkeypatch, *TINY_IMAGES, "--output", tmp_path) == 0
   assert {path.name for path in tmp_path.iterdir()} == set(train_glow.OUTPUTS)

@@ -51,6 +51,16 @@ def test_two_workers_train_as_one_process(two, one_device):
   np.testing.assert_allclose([report["evaluation"]["bits_per_dim"] for report in two[1]], evaluation, rtol=1e-5)
 
 
+def test_two_workers_train_a_residual_flow_as_two_replicas(two):
+  """Which draw the same noise; the second worker starts from other weights than the chief."""
+  chief, other = (report["residual"] for report in two[1])
+  assert chief == other
+  model, history = distributed_runs.train_residual(distributed_runs.mirrored(2))
+  np.testing.assert_allclose(chief["history"]["bits_per_dim"], history["bits_per_dim"], rtol=1e-4)
+  for found, expected in zip(chief["weights"], distributed_runs.values_of(model), strict=True):
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
 def test_three_workers_train_as_one_process(three):
   model, history = distributed_runs.train_gaussian(tf.distribute.get_strategy())
   _check_training(three[1], model, history)

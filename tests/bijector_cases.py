@@ -143,6 +143,17 @@ def _chain(dtype):
       tfb.Chain([_affine(3, coupling_network)(dtype), tfb.Shift(np.array(0.5, dtype))])])
 
 
+def _own_chain(dtype):
+  return tfp_glow.Chain([
+      tfp_glow.ActNorm(3, dtype=dtype), tfb.Chain([tfb.Invert(_affine(3, coupling_network)(dtype)),
+                                                   tfb.Scale(np.array([0.5, 2., -1.5], dtype))])])
+
+
+def _own_chain_of_classes(dtype):
+  glow = tfp_glow.GlowBijector((2, 2, 2), 1, 1, num_hidden=4, seed=0, num_classes=3, dtype=dtype)
+  return tfp_glow.Chain([tfb.Shift(np.array(0.5, dtype)), tfp_glow.ActNorm(2, event_ndims=1, dtype=dtype), glow])
+
+
 def _chain_of_inverted(dtype):
   return tfb.Chain([tfb.Invert(_affine(3, coupling_network)(dtype)), tfp_glow.ActNorm(3, dtype=dtype)])
 
@@ -212,6 +223,9 @@ CASES = [
         (4, 2, 1), 2, 2, 4, 1, 4, logit_alpha=0.45, log_det="exact", seed=0, dtype=dtype), [4, 2, 1], [8]),
     Case("residual_flow_vector", lambda dtype: tfp_glow.ResidualFlowBijector(
         3, 0, num_dense_blocks=3, num_dense_hidden=4, logit_alpha=None, log_det="exact", seed=0, dtype=dtype), [3]),
+    Case("own_chain", _own_chain, [2, 2, 3]),
+    Case("own_chain_classes", _own_chain_of_classes, [2, 2, 2], [8], num_classes=3),
+    Case("own_invert", lambda dtype: tfp_glow.Invert(glow_step(4, dtype)), [2, 2, 4]),
     Case("chain", _chain, [2, 2, 3]),
     Case("chain_of_inverted", _chain_of_inverted, [2, 2, 3]),
     Case("chain_of_glow", _glow_in_chain, [2, 2, 2], [8]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -146,9 +148,13 @@ class Chain(Sequence):
                        f"Received: {', '.join(sorted(dtype.name for dtype in dtypes))}")
     dtype = next(iter(dtypes), None)
     ranks = tfb.Chain(list(bijectors))  # TFP finds the ranks of events that suit all parts.
-    shapes = {"forward_event_shape": _event_shape(bijectors[-1], ranks.forward_min_event_ndims, inverse=False),
-              "inverse_event_shape": _event_shape(bijectors[0], ranks.inverse_min_event_ndims, inverse=True)}
-    super().__init__(_as_parts(bijectors, dtype, ranks.inverse_min_event_ndims), **shapes, dtype=dtype,
+    parts = _as_parts(bijectors, dtype, ranks.inverse_min_event_ndims)
+    latent = tf.TensorShape(_event_shape(bijectors[-1], ranks.forward_min_event_ndims, inverse=False))
+    data = tf.TensorShape(_event_shape(bijectors[0], ranks.inverse_min_event_ndims, inverse=True))
+    # Sizes that a part on one side knows are those on the other side as well.
+    latent = latent.merge_with(functools.reduce(lambda shape, part: part.inverse_event_shape(shape), parts, data))
+    data = data.merge_with(functools.reduce(lambda shape, part: part.forward_event_shape(shape), parts[::-1], latent))
+    super().__init__(parts, forward_event_shape=latent, inverse_event_shape=data, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
 
 

@@ -204,12 +204,29 @@ def forget_compositions_of(bijector):
   """
   try:
     storage = tfp.bijectors.Bijector._cache.storage
-    for key in list(storage):
-      owner = key.subkey[0]
-      if owner is not bijector and key in storage and any(part is bijector for part in owner.submodules):
-        key.cancel()
-        del storage[key]
+    owners = {key: key.subkey[0] for key in list(storage)}
   except (AttributeError, TypeError) as error:
     raise NotImplementedError(
         "`tensorflow_probability` must be a version whose bijectors have the `_cache` of TFP 0.25, or compositions "
         f"might answer with old weights. Received: {tfp.__version__}, {error}") from error
+  distinct = {id(owner): owner for owner in owners.values() if owner is not bijector}
+  holders = {key for key, owner in distinct.items() if any(part is bijector for part in owner.submodules)}
+  for key, owner in owners.items():
+    if id(owner) in holders and key in storage:
+      key.cancel()
+      del storage[key]
+
+
+def is_injective(bijector):
+  """Whether a bijector of TFP maps no two values to one, as almost all do.
+
+  Why: of others, such as `tfb.AbsoluteValue`, TFP sums densities over all values that they may come from.
+
+  Touches: `_is_injective` of `tfb.Bijector`.
+
+  Missing: `True`; others then end in an error of shapes, as they return tuples.
+
+  Args:
+    bijector: `tfb.Bijector`.
+  """
+  return getattr(bijector, "_is_injective", True)

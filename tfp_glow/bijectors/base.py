@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -53,7 +54,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     self._event_shapes = _compat.untracked(self,
         {False: tf.TensorShape(forward_event_shape), True: tf.TensorShape(inverse_event_shape)})
     self._dtype_policy = keras.config.dtype_policy()
-    self._kept_weights = None
+    self._last_weights = None
     self._own_nothing_yet()
     super().__init__(
         forward_min_event_ndims=len(forward_event_shape), inverse_min_event_ndims=len(inverse_event_shape), dtype=dtype,
@@ -201,7 +202,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   @property
   def can_be_recalled(self) -> bool:
     """Whether passes may be remembered: all that they depend on is known."""
-    return all(child.can_be_recalled for child in self._children)
+    known = {id(v.value) for v in self._keras_variables()}
+    return all(id(v) in known for v in self.variables) and all(child.can_be_recalled for child in self._children)
 
   def any_condition(self, values: tf.Tensor) -> dict[str, tf.Tensor]:
     """Conditioning for a batch `values` `[N, ...]` for which no other is at hand: class 0, where there are classes."""
@@ -244,7 +246,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     if log_det is None or not isinstance(tangent_space, tfp.experimental.tangent_spaces.FullSpace):
       return super().experimental_compute_density_correction(
           x, tangent_space, backward_compat, event_ndims=event_ndims, **kwargs)
-    self.keep_weights(None)
+    self.keep_last(None)
     return -self._summed(log_det, x, event_ndims, inverse=False), tangent_space
 
   def forward_dtype(self, *args, **kwargs):
@@ -255,9 +257,12 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     _compat.forget_compositions_of(self)
     return super().inverse_dtype(*args, **kwargs)
 
-  def keep_weights(self, values: Any) -> None:
-    """Keeps what `recall` compares the weights with; of the pass before nothing is recalled any more."""
-    self._kept_weights = values
+  def keep_last(self, weights: Any) -> None:
+    """Keeps a reference to what `recall` compares the weights with; the pass before is recalled no more."""
+    before = None if self._last_weights is None else self._last_weights()
+    if before is not None:
+      before.forget()
+    self._last_weights = None if weights is None else weakref.ref(weights)
 
   def _scope_of(self, name):
     return tf.name_scope(f"{self.name}_{name}")
@@ -268,7 +273,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       value, log_det = self._evaluate(inputs, inverse, {**kwargs, "needs_log_det": False})[0], None
     else:
       value, log_det = done or self._evaluate(inputs, inverse, kwargs)
-    recall.Pass(self, inverse, inputs, value, log_det, kwargs)
+    if inverse or done is None:  # `log_prob` asks for the log-det of `inverse`; else a pass that was recalled will do.
+      recall.Pass(self, inverse, inputs, value, log_det, kwargs)
     return value
 
   def _log_det(self, inputs, event_ndims, inverse, kwargs):

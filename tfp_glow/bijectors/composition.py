@@ -7,6 +7,7 @@ import functools
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_glow.bijectors import batching
 from tfp_glow.bijectors.base import OnePassBijector
 
 tfb = tfp.bijectors
@@ -37,7 +38,6 @@ class Sequence(OnePassBijector):
     return self._run(y, self._parts, True, kwargs)
 
   def _run(self, value, parts, inverse, kwargs):
-    self._check_argument_names(kwargs)
     total = tf.zeros(tf.shape(value)[:1], value.dtype)
     for part in parts:
       value, log_det = _pass_of(part, value, inverse, kwargs)
@@ -47,12 +47,20 @@ class Sequence(OnePassBijector):
   def _walk(self, y, **kwargs):
     self._check_argument_names(kwargs)
     for part in self._parts:
-      for name, y, log_det in part._walk(y, **_arguments_of(part, kwargs)):
-        yield name, y, log_det
+      if _num_extra(part, y, inverse=True):
+        y, log_det = _pass_of(part, y, True, kwargs)
+        yield part.name, y, log_det
+      else:
+        for name, y, log_det in part._walk(y, **_arguments_of(part, kwargs)):
+          yield name, y, log_det
 
   def _initialize(self, y):
     for part in self._parts:
-      y = part._initialize(y)
+      # What the part takes for an event may be a part of one.
+      flat = batching.with_one_batch_dim(y, part.inverse_min_event_ndims)
+      value = part._initialize(flat)
+      leading = tf.shape(y)[:y.shape.rank - part.inverse_min_event_ndims]
+      y = value if flat is y else tf.reshape(value, tf.concat([leading, tf.shape(value)[1:]], axis=0))
     return y
 
   @property
@@ -83,6 +91,10 @@ class Sequence(OnePassBijector):
       output_shape = part.inverse_event_shape_tensor(output_shape)
     return output_shape
 
+  def _evaluate(self, inputs, inverse, kwargs):
+    self._check_argument_names(kwargs)
+    return super()._evaluate(inputs, inverse, kwargs)
+
   def _check_argument_names(self, kwargs):
     unknown = sorted(kwargs.keys() - self.argument_names)
     if unknown:
@@ -93,12 +105,19 @@ class Sequence(OnePassBijector):
 def _pass_of(part, value, inverse, kwargs):
   """Value and log-det of a part of a sequence, `[N]` or broadcasting to it."""
   kwargs = _arguments_of(part, kwargs)
-  extra = value.shape.rank - 1 - (part.inverse_min_event_ndims if inverse else part.forward_min_event_ndims)
+  extra = _num_extra(part, value, inverse)
   if not extra:
     return (part._inverse_and_log_det if inverse else part._forward_and_log_det)(value, **kwargs)
-  # The part acts on the last dimensions only.
+  # The part acts on the last dimensions only, with the same condition for all of an event.
+  kwargs = {key: condition if isinstance(condition, bool) else tf.reshape(condition, [-1] + [1] * extra)
+            for key, condition in kwargs.items()}
   value, log_det = (part.inverse_and_log_det if inverse else part.forward_and_log_det)(value, **kwargs)
   return value, tf.reduce_sum(log_det, list(range(1, 1 + extra)))
+
+
+def _num_extra(part, value, inverse):
+  """Number of dimensions of an event that a part takes for those of a batch."""
+  return value.shape.rank - 1 - part.event_shape_of(inverse).rank
 
 
 def _arguments_of(part, kwargs):
@@ -140,6 +159,8 @@ class Chain(Sequence):
     parameters = dict(locals())
     if not isinstance(bijectors, (list, tuple)) or not all(isinstance(part, tfb.Bijector) for part in bijectors):
       raise TypeError(f"`bijectors` must be a list of `tfb.Bijector`s. Received: {bijectors!r}")
+    if not all(map(is_of_tensors, bijectors)):
+      raise ValueError(f"`bijectors` must each go from one tensor to one tensor. Received: {bijectors!r}")
     if not bijectors:
       raise ValueError(f"`bijectors` must hold at least one bijector. Received: {bijectors!r}")
     dtypes = {part.dtype for part in bijectors if part.dtype is not None}
@@ -175,6 +196,8 @@ class Invert(OnePassBijector):
     parameters = dict(locals())
     if not isinstance(bijector, tfb.Bijector):
       raise TypeError(f"`bijector` must be a `tfb.Bijector`. Received: {bijector!r}")
+    if not is_of_tensors(bijector):
+      raise ValueError(f"`bijector` must go from one tensor to one tensor. Received: {bijector!r}")
     part = as_one_pass(bijector)
     super().__init__(
         forward_event_shape=_event_shape(bijector, bijector.inverse_min_event_ndims, inverse=True),
@@ -227,7 +250,9 @@ class _OfTFP(OnePassBijector):
 
   @property
   def can_be_recalled(self):
-    return not self.bijector.variables  # Keras, by which passes are computed again, does not know them.
+    # Keras, by which passes are computed again, knows no variables of TFP, and nobody knows what functions hold.
+    return (type(self.bijector).__module__.startswith("tensorflow_probability.") and not self.bijector.variables
+            and not any(map(callable, self.bijector.parameters.values())))
 
   @property
   def num_classes(self):
@@ -290,6 +315,11 @@ def latent_side_of(bijector):
   return bijector.bijector if isinstance(bijector, _OfTFP) else bijector
 
 
+def is_of_tensors(bijector):
+  """Whether a bijector goes from one tensor to one tensor, not from or to several."""
+  return not any(map(tf.nest.is_nested, (bijector.forward_min_event_ndims, bijector.inverse_min_event_ndims)))
+
+
 def as_one_pass(bijector, dtype=None, event_ndims=None):
   """A `OnePassBijector` that does what a bijector does, with the same variables.
 
@@ -303,10 +333,12 @@ def as_one_pass(bijector, dtype=None, event_ndims=None):
   event_ndims = bijector.inverse_min_event_ndims if event_ndims is None else event_ndims
   if isinstance(bijector, OnePassBijector):
     return bijector
-  if isinstance(bijector, _CHAIN) and bijector.bijectors:
+  if isinstance(bijector, _CHAIN) and bijector.bijectors and all(map(is_of_tensors, bijector.bijectors)):
     parts = _as_parts(bijector.bijectors, dtype, event_ndims)
-    return Sequence(parts, forward_event_shape=parts[-1].event_shape_of(inverse=False),
-                    inverse_event_shape=parts[0].event_shape_of(inverse=True), dtype=parts[0].dtype, name=bijector.name)
+    latent_shape = _event_shape(parts[-1], bijector.inverse_event_ndims(event_ndims), inverse=False)
+    return Sequence(parts, forward_event_shape=latent_shape,
+                    inverse_event_shape=_event_shape(parts[0], event_ndims, inverse=True), dtype=parts[0].dtype,
+                    name=bijector.name)
   if isinstance(bijector, _INVERT):
     inner = as_one_pass(bijector.bijector, dtype, bijector.inverse_event_ndims(event_ndims))
     return Invert(inner, name=bijector.name)

@@ -47,21 +47,33 @@ class Pass:
     self._returned = weakref.ref(returned)
     self._log_det = log_det
     self._kwargs = {key: _frozen(value) for key, value in kwargs.items()}
-    self._weights = _weights_of(bijector)
-    setattr(returned, _RETURNED_BY, (self, *getattr(returned, _RETURNED_BY, ())))
+    self._weights = _WeightsInGraph() if tf.inside_function() else _Weights(bijector, self)
+    others = (done for done in getattr(returned, _RETURNED_BY, ()) if done._bijector is not bijector)
+    setattr(returned, _RETURNED_BY, (self, *others))
     setattr(given, _GIVEN_TO, weakref.ref(self))
 
   def log_det_that_came_with(self, bijector, kwargs):
     """The log-det of `inverse`, if this was that, by the bijector; else `None`. As it is: for who asks at once."""
     return self._log_det if self._inverse and self._is_by(bijector, kwargs) else None
 
-  def as_answer(self, bijector, inputs, inverse, kwargs):
-    """Value and log-det of another pass, from `inputs`, one of the two tensors; `None` where this cannot tell."""
-    if not self._is_by(bijector, kwargs) or self._log_det is None or not self._weights.are_the_same():
+  def again(self, bijector, inverse, kwargs):
+    """Value and log-det of another pass from what this was given; `None` where this cannot tell."""
+    if inverse != self._inverse or self._returned() is None or not self._holds(bijector, kwargs):
       return None
-    if inverse == self._inverse:
-      return None if self._returned() is None else (self._returned(), self._log_det)
+    return self._returned(), self._log_det
+
+  def back(self, bijector, inverse, kwargs):
+    """Value and log-det of a pass from what this returned, the other way; `None` where this cannot tell."""
+    if inverse == self._inverse or self._given is None or not self._holds(bijector, kwargs):
+      return None
     return self._given, -self._log_det
+
+  def forget(self):
+    """Lets go of what was given: in a loop of passes each would keep all before it."""
+    self._given = None
+
+  def _holds(self, bijector, kwargs):
+    return self._is_by(bijector, kwargs) and self._log_det is not None and self._weights.are_the_same()
 
   def _is_by(self, bijector, kwargs):
     return self._bijector is bijector and self._kwargs.keys() == kwargs.keys() and all(
@@ -85,14 +97,15 @@ def recall(bijector, inputs, inverse, kwargs, evaluate):
     evaluate: Callable, from a tensor like `inputs` to value and log-det: for the gradients.
   """
   given_to = getattr(inputs, _GIVEN_TO, lambda: None)()
-  for done in (*getattr(inputs, _RETURNED_BY, ()), *([] if given_to is None else [given_to])):
-    answer = done.as_answer(bijector, inputs, inverse, kwargs)
-    if answer is not None:
-      value, log_det = _with_gradients_of(evaluate, bijector, inputs, answer)
-      # What a composition asks next: another bijector's way on from here.
-      setattr(value, _RETURNED_BY, getattr(answer[0], _RETURNED_BY, ()))
-      return value, log_det
-  return None
+  answers = [] if given_to is None else [given_to.again(bijector, inverse, kwargs)]
+  answers += [done.back(bijector, inverse, kwargs) for done in getattr(inputs, _RETURNED_BY, ())]
+  answer = next((answer for answer in answers if answer is not None), None)
+  if answer is None:
+    return None
+  value, log_det = _with_gradients_of(evaluate, bijector, inputs, answer)
+  # What a composition asks next: another bijector's way on from here.
+  setattr(value, _RETURNED_BY, getattr(answer[0], _RETURNED_BY, ()))
+  return value, log_det
 
 
 def _with_gradients_of(evaluate, bijector, inputs, answer):
@@ -116,10 +129,6 @@ def _with_gradients_of(evaluate, bijector, inputs, answer):
   return remembered(inputs, *(tf.convert_to_tensor(v.value) for v in variables))
 
 
-def _weights_of(bijector):
-  return _WeightsInGraph() if tf.inside_function() else _Weights(bijector)
-
-
 class _WeightsInGraph:
   """The weights at a place in a graph: those of any other from which no operation in between leads that may write."""
 
@@ -138,25 +147,24 @@ class _WeightsInGraph:
 
 
 class _Weights:
-  """The weights as they are when this is made. Only the last of a bijector is kept: copies take memory."""
+  """The weights as they are when this is made. Only those of a bijector's last pass are kept: copies take memory."""
 
-  def __init__(self, bijector):
+  def __init__(self, bijector, of_pass):
     self._bijector = bijector
-    values = _Values([tf.convert_to_tensor(v.value) for v in bijector._keras_variables()])
-    bijector.keep_weights(values)
-    self._values = weakref.ref(values)
+    self._pass = weakref.ref(of_pass)
+    self._tensors = [tf.convert_to_tensor(v.value) for v in bijector._keras_variables()]
+    bijector.keep_last(self)
+
+  def forget(self):
+    """Of the pass nothing is recalled any more."""
+    self._tensors = None
+    if self._pass() is not None:
+      self._pass().forget()
 
   def are_the_same(self):
-    values, variables = self._values(), self._bijector._keras_variables()
-    return not tf.inside_function() and values is not None and len(values.tensors) == len(variables) and all(
-        bool(tf.reduce_all(tf.equal(tensor, variable.value))) for tensor, variable in zip(values.tensors, variables))
-
-
-class _Values:
-  """Tensors that there may be one weak reference to."""
-
-  def __init__(self, tensors):
-    self.tensors = tensors
+    variables = self._bijector._keras_variables()
+    return not tf.inside_function() and self._tensors is not None and len(self._tensors) == len(variables) and all(
+        bool(tf.reduce_all(tf.equal(tensor, variable.value))) for tensor, variable in zip(self._tensors, variables))
 
 
 def _frozen(value):

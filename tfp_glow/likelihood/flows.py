@@ -2,16 +2,18 @@
 
 import tensorflow_probability as tfp
 
-from tfp_glow.bijectors.composition import as_one_pass
+from tfp_glow._core import _compat
+from tfp_glow.bijectors.composition import as_one_pass, is_of_tensors
 
 tfd = tfp.distributions
 
 
 def flow_of(distribution):
   """The bijector of a `tfd.TransformedDistribution` as a `OnePassBijector`; `None` of another distribution."""
-  if not hasattr(distribution, "bijector"):
+  bijector = getattr(distribution, "bijector", None)
+  if bijector is None or not is_of_tensors(bijector) or not _compat.is_injective(bijector):
     return None
-  return as_one_pass(distribution.bijector, distribution.dtype, distribution.event_shape.rank)
+  return as_one_pass(bijector, distribution.dtype, distribution.event_shape.rank)
 
 
 def initialize(distribution, values):
@@ -23,10 +25,13 @@ def initialize(distribution, values):
     distribution: `tfd.Distribution`.
     values: Tensor `[N] + event_shape`, a batch of typical data.
   """
+  if not _learns(distribution):
+    return  # Parameters may have a batch, which values have not.
   flow = flow_of(distribution)
   if flow is not None:
     flow.initialize(values)
-    initialize(distribution.distribution, flow.inverse_and_log_det(values, **flow.any_condition(values))[0])
+    if _learns(distribution.distribution):
+      initialize(distribution.distribution, flow.inverse_and_log_det(values, **flow.any_condition(values))[0])
     return
   for component in _components(distribution):
     initialize(component, values)
@@ -34,7 +39,7 @@ def initialize(distribution, values):
 
 def are_initialized(distribution):
   """Whether `initialize` would find nothing to do, as far as the flows remember."""
-  flow = flow_of(distribution)
+  flow = flow_of(distribution) if _learns(distribution) else None
   if flow is not None:
     return flow.initialized and are_initialized(distribution.distribution)
   return all(are_initialized(component) for component in _components(distribution))
@@ -45,6 +50,11 @@ def after_update(distribution):
   owners = [part for part in distribution.submodules if hasattr(part, "after_update")]
   for owner in _outermost(owners):
     owner.after_update()
+
+
+def _learns(distribution):
+  """Whether there is anything in a distribution that is initialised from data."""
+  return any(hasattr(part, "initialize") for part in distribution.submodules)
 
 
 def _components(distribution):

@@ -30,6 +30,8 @@ class ImageLikelihood:
     """
     if not isinstance(distribution, tfd.Distribution):
       raise TypeError(f"`distribution` must be a `tfp.distributions.Distribution`. Received: {distribution!r}")
+    if tf.nest.is_nested(distribution.dtype):
+      raise TypeError(f"`distribution` must be over one tensor, not over several. Received: {distribution!r}")
     if not distribution.event_shape.is_fully_defined() or distribution.batch_shape.rank != 0:
       raise ValueError("`distribution` must have a fully defined event shape and no batch shape. Received: "
                        f"event_shape {distribution.event_shape}, batch_shape {distribution.batch_shape}")
@@ -121,6 +123,9 @@ class ImageLikelihood:
     condition = self.spec.condition(labels)
     if training and self._flow.is_stochastic:
       condition["training"] = True
+    extra = values.shape.rank - 1 - self._flow.inverse_min_event_ndims
+    if "labels" in condition and extra:  # Of an event, all that is one to the bijector has the same label.
+      condition["labels"] = tf.reshape(condition["labels"], [-1] + [1] * extra)
     z, log_det = self._flow.inverse_and_log_det(values, **condition)
     log_det = tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))  # Of events larger than the bijector's.
     return z, self.distribution.distribution.log_prob(z) + log_det

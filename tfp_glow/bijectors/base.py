@@ -268,7 +268,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     return tf.name_scope(f"{self.name}_{name}")
 
   def _value(self, inputs, inverse, kwargs):
-    done = self._recall(inputs, inverse, kwargs)
+    # What `log_prob` begins with is computed, as often as it is asked for: so it has gradients in forward mode, too.
+    done = self._recall(inputs, inverse, kwargs, way_back_only=inverse)
     if done is None and self.has_costly_log_det and not inverse:
       value, log_det = self._evaluate(inputs, inverse, {**kwargs, "needs_log_det": False})[0], None
     else:
@@ -281,11 +282,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     done = self._recall(inputs, inverse, kwargs)
     return self._summed((done or self._evaluate(inputs, inverse, kwargs))[1], inputs, event_ndims, inverse)
 
-  def _recall(self, inputs, inverse, kwargs):
+  def _recall(self, inputs, inverse, kwargs, way_back_only=False):
     if not self.can_be_recalled:
       return None
     evaluate = lambda inputs: self._evaluate(inputs, inverse, kwargs)
-    return recall.recall(self, inputs, inverse, kwargs, evaluate)
+    return recall.recall(self, inputs, inverse, kwargs, evaluate, way_back_only)
 
   def _summed(self, log_det, inputs, event_ndims, inverse):
     """A log-det `[...]` over those leading dimensions that `event_ndims` counts to the event."""

@@ -86,7 +86,7 @@ def log_det_that_came_with(tensor, bijector, kwargs):
   return next((log_det for log_det in found if log_det is not None), None)
 
 
-def recall(bijector, inputs, inverse, kwargs, evaluate):
+def recall(bijector, inputs, inverse, kwargs, evaluate, way_back_only):
   """Value and log-det of a pass, from another that still holds; `None` where there is none.
 
   Args:
@@ -95,8 +95,9 @@ def recall(bijector, inputs, inverse, kwargs, evaluate):
     inverse: Python `bool`, the direction.
     kwargs: Dict of the other arguments.
     evaluate: Callable, from a tensor like `inputs` to value and log-det: for the gradients.
+    way_back_only: Python `bool`: whether a pass that was given `inputs` will not do.
   """
-  given_to = getattr(inputs, _GIVEN_TO, lambda: None)()
+  given_to = None if way_back_only else getattr(inputs, _GIVEN_TO, lambda: None)()
   answers = [] if given_to is None else [given_to.again(bijector, inverse, kwargs)]
   answers += [done.back(bijector, inverse, kwargs) for done in getattr(inputs, _RETURNED_BY, ())]
   answer = next((answer for answer in answers if answer is not None), None)

@@ -1,0 +1,127 @@
+"""One bijector used twice, parts of other ranks, and what else stands before and behind our bijectors."""
+
+import gc
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+from bijector_cases import perturb
+
+import tfp_glow
+from tfp_glow.bijectors import recall
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+
+
+def _actnorm(event_ndims=3):
+  actnorm = tfp_glow.ActNorm(2, event_ndims)
+  perturb(actnorm, scale=0.3)
+  return actnorm
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_twice_is_not_once(in_graph):
+  actnorm, x = _actnorm(), tf.ones([1, 2, 2, 2])
+
+  def twice(x, again):
+    y, z = again(actnorm.forward(x)), again(actnorm.inverse(x))
+    return (actnorm.forward(y), actnorm.forward_log_det_jacobian(y), actnorm.inverse(z),
+            actnorm.inverse_log_det_jacobian(z))
+
+  run = tf.function(twice, autograph=False) if in_graph else twice
+  for actual, expected in zip(run(x, lambda y: y), twice(x, tf.identity)):
+    np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_one_bijector_at_two_places():
+  actnorm, x = _actnorm(), tf.ones([1, 2, 2, 2])
+  base = tfd.Sample(tfd.Normal(0., 1.), [2, 2, 2])
+  nested = tfd.TransformedDistribution(tfd.TransformedDistribution(base, actnorm), actnorm)
+  log_probs = [distribution.log_prob(x) for distribution in (nested, *(
+      tfd.TransformedDistribution(base, chain([actnorm, actnorm])) for chain in (tfb.Chain, tfp_glow.Chain)))]
+  np.testing.assert_allclose(log_probs, log_probs[-1:] * 3, rtol=1e-6)
+
+
+def test_loops_hold_their_last_passes_only():
+  actnorm, y = _actnorm(), tf.ones([1, 2, 2, 2])
+  count = lambda: gc.collect() and sum(isinstance(o, recall.Pass) for o in gc.get_objects())
+  before = count()
+  for _ in range(20):
+    y = actnorm.inverse(actnorm.forward(actnorm.forward(y)))
+  assert count() - before < 6
+
+
+def test_parts_that_act_on_vectors():
+  scales = np.arange(1., 7., dtype=np.float32).reshape(3, 2)
+  distribution = tfd.TransformedDistribution(
+      tfd.Sample(tfd.Normal(0., 1.), [3, 2]), tfb.Chain([_actnorm(1), tfb.Scale(scales)]))
+  model = tfp_glow.FlowModel(distribution, num_bits=None)
+  x = np.random.default_rng(0).standard_normal([5, 3, 2]).astype(np.float32)
+  np.testing.assert_allclose(model.log_prob(x), distribution.log_prob(x), rtol=1e-5)
+  np.testing.assert_allclose(model.decode(model.encode(x)), x, rtol=1e-5, atol=1e-6)
+  model.adapt(x)
+  assert model.sample(4, seed=0).shape == (4, 3, 2)
+
+
+def test_labels_of_events_that_are_parts_of_one():
+  glow = tfp_glow.GlowBijector((2, 2, 1), 1, 1, 4, num_classes=3, seed=0)
+  perturb(glow)
+  chain = tfp_glow.Chain([tfb.Reshape([8], [2, 2, 2, 1]), glow])
+  x, labels = tf.random.stateless_normal([2, 8], [0, 1]), [0, 2]
+  _, log_det = chain.inverse_and_log_det(x, labels=labels)
+  parts = [glow.inverse_and_log_det(tf.reshape(x[i], [2, 2, 2, 1]), labels=[label] * 2)[1]
+           for i, label in enumerate(labels)]
+  np.testing.assert_allclose(log_det, tf.reduce_sum(parts, -1), rtol=1e-5)
+  chain.initialize(x)
+
+
+def test_a_base_with_a_batch_of_parameters_is_trained():
+  components = tfd.MultivariateNormalDiag(loc=tf.Variable(np.eye(3, 16, dtype=np.float32)))
+  base = tfd.MixtureSameFamily(tfd.Categorical(logits=[0., 0., 0.]), components)
+  model = tfp_glow.FlowModel(tfd.TransformedDistribution(base, tfp_glow.GlowBijector((4, 4, 1), 1, 1, 4, seed=0)))
+  model.compile("sgd")
+  images = np.random.default_rng(0).integers(0, 256, [5, 4, 4, 1]).astype(np.uint8)
+  assert np.isfinite(model.train_on_batch(images)).all()
+
+
+class _OfAVariable(tfp_glow.OnePassBijector):
+  """Holds a variable that it has not made known."""
+
+  def __init__(self):
+    super().__init__(forward_event_shape=[2], inverse_event_shape=[2])
+    self.scale = tf.Variable(2.)
+
+  def _forward_and_log_det(self, x):
+    return x * self.scale, 2. * tf.math.log(self.scale)
+
+  def _inverse_and_log_det(self, y):
+    return y / self.scale, -2. * tf.math.log(self.scale)
+
+
+def test_variables_that_nobody_knows_of():
+  bijector, y = _OfAVariable(), tf.ones([1, 2])
+  held = bijector.inverse(y)
+  bijector.scale.assign(4.)
+  np.testing.assert_allclose(bijector.inverse(y), held / 2.)
+  np.testing.assert_allclose(bijector.forward(held), 4. * held)
+
+
+def test_densities_that_are_sums():
+  distribution = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(tf.Variable(0.), 1.), [2]), tfb.AbsoluteValue())
+  x = np.ones([3, 2], np.float32)
+  model = tfp_glow.FlowModel(distribution, num_bits=None)
+  np.testing.assert_allclose(model.log_prob(x), distribution.log_prob(x), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make, error, match", [
+    (lambda: tfp_glow.Chain([tfb.Split(2)]), ValueError, "`bijectors` must each go from one tensor.*Received: "),
+    (lambda: tfp_glow.Invert(tfb.Split(2)), ValueError, "`bijector` must go from one tensor.*Received: "),
+    (lambda: tfp_glow.Chain([]), ValueError, "`bijectors` must hold at least one.*Received: "),
+    (lambda: tfp_glow.Chain([_actnorm()]).inverse(tf.ones([1, 2, 2, 2]), scale={"a": 1}), TypeError,
+     "must be given arguments that a part of it takes.*Received: scale"),
+    (lambda: tfp_glow.FlowModel(tfd.JointDistributionSequential([tfd.Normal(0., 1.)])), TypeError,
+     "`distribution` must be over one tensor.*Received: ")])
+def test_errors(make, error, match):
+  with pytest.raises(error, match=match):
+    make()

@@ -68,6 +68,8 @@ def add_training_options(parser):
   add("--strategy", choices=("none", "mirrored", "multiworker"), default="none",
       help="train on one device, on all GPUs of this machine, or on all machines of TF_CONFIG (%(default)s)")
   add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
+  add("--deterministic", action="store_true",
+      help="the same result to the last bit, also on GPUs and on machines with more cores, at some cost in speed")
   add("--output", type=pathlib.Path, default=pathlib.Path("output"), help="folder of the results (%(default)s)")
   add("--overwrite", action="store_true",
       help="whether results of an earlier run in --output may be lost, and an unfinished one begins anew")

@@ -87,6 +87,8 @@ def run(args, load_splits, make_model, save_results, outputs, jit_compile="auto"
   """
   start = time.monotonic()
   keras.utils.set_random_seed(args.seed)
+  if args.deterministic:
+    tf.config.experimental.enable_op_determinism()
   try:
     strategy = make_strategy(args)
     splits = load_splits(args)

@@ -21,7 +21,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4)
 
 # The files that take longest, longest first: else one of two processes ends long before the other.
-_FIRST = ("test_conformance", "test_workers", "test_train_glow", "test_one_pass")
+_FIRST = ("test_conformance", "test_workers", "test_train_glow", "test_all_gradients")
 
 
 def pytest_configure(config):
@@ -83,3 +83,18 @@ def colour_path(tmp_path_factory):
   """A class-conditional SavedModel of wide colour images."""
   import served_models
   return served_models.export_colour(tmp_path_factory.mktemp("colour"))
+
+
+@pytest.fixture(scope="module", params=["scan", "chain", *(pytest.param(name, marks=pytest.mark.slow)
+                                                         for name in ("glow", "invert"))])
+def shared_flow(request):
+  """One of `flows_of_two_weights`."""
+  import flows_of_two_weights
+  return flows_of_two_weights.Flow(flows_of_two_weights.FLOWS[request.param])
+
+
+@pytest.fixture
+def flow(shared_flow):
+  """The same, with its old weights again for the next test."""
+  yield shared_flow
+  shared_flow.assign(shared_flow.old)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import small_models
 import tensorflow as tf
+import tensorflow_probability as tfp
 
 import tfp_glow
 
@@ -178,3 +179,14 @@ def test_weights_that_cannot_be_read(tmp_path, content):
 def test_sizes_of_a_glow(options, match):
   with pytest.raises(ValueError, match=match):
     tfp_glow.GlowBijector(**{"num_glow_blocks": 1, "num_steps_per_block": 1, "num_hidden": 4, **options})
+
+
+@pytest.mark.parametrize("arguments, error, match", [
+    ({"label": [0, 1]}, TypeError, "`glow` must be given arguments that it.*takes: labels. Received: label$"),
+    ({"labels": True}, TypeError, "`labels` must be integers. Received: True"),
+])
+@pytest.mark.parametrize("within", [lambda glow: glow, lambda glow: tfp_glow.Chain([tfp.bijectors.Shift(0.5), glow])])
+def test_arguments_of_a_conditional_flow(within, arguments, error, match):
+  flow = within(small_models.distribution(num_classes=3).bijector)
+  with pytest.raises(error, match=match.replace("`glow`", f"`{flow.name}`")):
+    flow.inverse(_FLOAT[:2], **arguments)

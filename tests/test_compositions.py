@@ -119,9 +119,16 @@ def test_densities_that_are_sums():
     (lambda: tfp_glow.Invert(tfb.Split(2)), ValueError, "`bijector` must go from one tensor.*Received: "),
     (lambda: tfp_glow.Chain([]), ValueError, "`bijectors` must hold at least one.*Received: "),
     (lambda: tfp_glow.Chain([_actnorm()]).inverse(tf.ones([1, 2, 2, 2]), scale={"a": 1}), TypeError,
-     "must be given arguments that a part of it takes.*Received: scale"),
+     "must be given arguments that it, or a part of it, takes.*Received: scale"),
     (lambda: tfp_glow.FlowModel(tfd.JointDistributionSequential([tfd.Normal(0., 1.)])), TypeError,
      "`distribution` must be over one tensor.*Received: ")])
 def test_errors(make, error, match):
   with pytest.raises(error, match=match):
     make()
+
+
+def test_repr_names_the_parts():
+  glow = tfp_glow.GlowBijector((2, 2, 2), 1, 1, 4, name="inner")
+  chain = tfp_glow.Chain([tfb.Shift(0.5, name="centre"), tfp_glow.Invert(glow)])
+  assert all(part in repr(chain) for part in ("<Chain 'chain' of [", "centre", "<Invert 'invert_inner' of", repr(glow)))
+  assert str(chain) == repr(chain)

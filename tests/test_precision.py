@@ -1,147 +1,216 @@
-"""Products and convolutions from parts, where TensorFloat-32 is emulated."""
+"""Whatever a device makes of products, and whatever the dtype policy: training alone computes in less than float32.
 
-import importlib.util
-import pathlib
+The device is emulated: it rounds float32 operands to 10 bits (TensorFloat-32).
+"""
 
+import functools
+
+import keras
 import numpy as np
 import pytest
+import small_models
 import tensorflow as tf
+import tensorflow_probability as tfp
 import tf32
+from bijector_cases import perturb
 
-_SPEC = importlib.util.spec_from_file_location(
-    "gpu_exact", pathlib.Path(__file__).parent.parent / "benchmarks" / "gpu_exact.py")
-precision = importlib.util.module_from_spec(_SPEC)
-_SPEC.loader.exec_module(precision)
+import tfp_glow
+from tfp_glow import dequantize
 
-RNG = np.random.default_rng(0)
-TRANSPOSED = [(False, False), (True, False), (False, True), (True, True)]
+tfd = tfp.distributions
 
-
-def draw(*shape, dtype=np.float32):
-  return RNG.normal(size=shape).astype(dtype)
+SHAPE = (8, 8, 1)
+IMAGES = small_models.images(16, SHAPE)
+LABELS = np.arange(16) % 3
 
 
-def relative_error(actual, expected):
-  return np.abs(actual - expected).max() / np.abs(expected).max()
+def network(num_outputs):
+  """One that is the user's, of Keras' own layers."""
+  conv = functools.partial(keras.layers.Conv2D, padding="same")
+  return keras.Sequential([conv(12, 3, activation="relu"), conv(num_outputs, 3)])
 
 
-def compiled(function, jit_compile):
-  return tf.function(function, autograph=False, jit_compile=jit_compile)
+def make(policy="float32", **kwargs):
+  """A model with weights that are not those of a beginning, but the same each time."""
+  keras.config.set_dtype_policy(policy)
+  try:
+    glow = tfp_glow.GlowBijector(SHAPE, 2, 8, 16, **{"seed": 0, **kwargs})
+    model = tfp_glow.FlowModel(glow)
+    model.adapt(IMAGES if glow.num_classes is None else (IMAGES, LABELS))
+    perturb(glow, scale=0.03)
+  finally:
+    keras.config.set_dtype_policy("float32")
+  model.compile("sgd")
+  return model
 
 
-def matmul_case(transpose_a=False, transpose_b=False):
-  a, b = draw(*((40, 7) if transpose_a else (7, 40))), draw(*((5, 40) if transpose_b else (40, 5)))
-  arguments = {"transpose_a": transpose_a, "transpose_b": transpose_b}
-  return (lambda a, b: precision.matmul(a, b, **arguments)), (lambda a, b: tf.matmul(a, b, **arguments)), a, b
+KINDS = {"float32": {}, "bfloat16": {"policy": "mixed_bfloat16", "num_classes": 3, "gradient": "reversible"}}
 
 
-def conv2d_case(strides=1, padding="SAME"):
-  arguments = {"strides": strides, "padding": padding}
-  return (lambda x, kernel: precision.conv2d(x, kernel, **arguments),
-          lambda x, kernel: tf.nn.conv2d(x, kernel, **arguments), draw(2, 6, 6, 3), draw(3, 3, 3, 4))
+@functools.lru_cache
+def pair(kind):
+  """A model, and the same in float32 throughout, which is not to be rounded."""
+  model, exact = make(**KINDS[kind]), make(**{**KINDS[kind], "policy": "float32"})
+  for a, b in zip(exact.weights, model.weights):
+    a.assign(b)
+  return model, exact
 
 
-CASES = {"matmul": matmul_case(), "conv2d": conv2d_case(), "conv2d_strides": conv2d_case(2, "VALID"),
-         **{f"matmul{transposed}": matmul_case(*transposed) for transposed in TRANSPOSED[1:]}}
+def of_model(model, **labels):
+  """All that a model computes, by its methods."""
+  x = (IMAGES, labels["labels"]) if labels else (IMAGES,)
+  z = model.encode(IMAGES, **labels)
+  data = tf.data.Dataset.from_tensors(x if labels else IMAGES)
+  return {
+      "encode": z, "decode": model.decode(z, **labels), "log_prob": model.log_prob(IMAGES, **labels),
+      "sample": model.sample(16, seed=0, **labels), "predict": model.predict(data, verbose=0),
+      "evaluate": model.evaluate(data, verbose=0)[0], "test_on_batch": model.test_on_batch(*x),
+      "call": model(tf.constant(IMAGES), *x[1:])}
 
 
-@pytest.fixture(params=CASES)
-def case(request):
-  return CASES[request.param]
+def of_bijector(model, compiled, **labels):
+  """The same of its distribution, by TFP's methods."""
+  x = dequantize.dequantize(tf.constant(IMAGES), 8, 0.5)
+  flow, distribution = model.distribution.bijector, model.distribution
+  z = compiled(lambda x: flow.inverse(x, **labels))(x)
+  y = compiled(lambda z: flow.forward(z, **labels))(tf.identity(z))
+  log_prob = compiled(lambda x: distribution.log_prob(x, bijector_kwargs=labels))(x)
+  return {"inverse": z, "forward": y, "decode": dequantize.quantize(y, 8), "log_prob": log_prob}
 
 
-def in_float64(plain, *arguments):
-  return plain(*(tf.constant(x, tf.float64) for x in arguments)).numpy()
+def of_saved_model(path, **labels):
+  signatures = tf.saved_model.load(str(path)).signatures
+  labels = {key: tf.constant(value, tf.int32) for key, value in labels.items()}
+  answers = dict(signatures["log_prob"](images=tf.constant(IMAGES), **labels))
+  answers |= signatures["encode"](images=tf.constant(IMAGES), **labels)
+  answers["decode"] = signatures["decode"](latent=answers["latent"], **labels)["images"]
+  return answers
 
 
-def test_parts():
-  x = np.concatenate([draw(1000), 1e30 * draw(10), 1e-30 * draw(10), [0., -0., 3.4e38, -3.4e38]]).astype(np.float32)
-  high, low = (part.numpy() for part in precision.split(tf.constant(x)))
-  np.testing.assert_array_equal(high.astype(np.float64) + low, x)
-  assert not np.any(high.view(np.uint32) & 0x1FFF)
-  assert np.all(np.abs(low) <= 2.**-11 * np.abs(x))
-  assert not np.any(np.isfinite(precision.split(tf.constant([np.nan, np.inf, -np.inf]))[1]))
+def assert_as_in_float32(found, expected):
+  for key, value in expected.items():
+    value = np.asarray(value)
+    if value.dtype == np.uint8:
+      np.testing.assert_array_equal(found[key], value, err_msg=key)
+    else:
+      np.testing.assert_allclose(found[key], value, rtol=5e-5, atol=2e-4, err_msg=key)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_values_do_not_depend_on_the_card(case, jit_compile):
-  exact, plain, *arguments = case
-  expected = in_float64(plain, *arguments)
-  with tf32.emulated(always=True):
-    assert relative_error(compiled(plain, jit_compile)(*arguments), expected) > 1e-4
-    assert relative_error(compiled(exact, jit_compile)(*arguments), expected) < 5e-7
-    assert relative_error(exact(*arguments), expected) < 5e-7
-  assert relative_error(exact(*arguments), expected) < 5e-7
+def labels_of(kind):
+  return {"labels": LABELS} if kind == "bfloat16" else {}
 
 
-def test_of_long_sums_are_as_exact_as_float32():
-  a, b = np.maximum(draw(64, 4608), 0.), draw(4608, 64)
-  expected = in_float64(tf.matmul, a, b)
-  error = lambda product: np.sqrt(np.mean(np.square(product - expected)))
-  plain = error(tf.matmul(a, b))
+@pytest.mark.parametrize("kind", KINDS)
+def test_methods_of_a_model(kind):
+  model, exact = pair(kind)
+  expected = of_model(exact, **labels_of(kind))
+  np.testing.assert_array_equal(expected["decode"], IMAGES)
   with tf32.emulated():
-    assert error(precision.matmul(a, b)) < 1.2 * plain
+    model = make(**KINDS[kind])  # What is traced, is traced there.
+    found = of_model(model, **labels_of(kind))
+    assert tf.config.experimental.tensor_float_32_execution_enabled()
+  assert_as_in_float32(found, expected)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_gradients_of_both_orders(case, jit_compile):
-  exact, plain, *arguments = case
+COMPILED = {"eager": lambda function: function, "function": functools.partial(tf.function, autograph=False),
+            "XLA": functools.partial(tf.function, autograph=False, jit_compile=True)}
 
-  def first_and_second(function, dtype):
 
-    def evaluate(a, b):
-      with tf.GradientTape() as outer:
-        outer.watch([a, b])
-        with tf.GradientTape() as inner:
-          inner.watch([a, b])
-          loss = tf.reduce_sum(function(a, b)**3)
-        first = inner.gradient(loss, [a, b])
-        total = sum(tf.reduce_sum(d**2) for d in first)
-      return first + outer.gradient(total, [a, b])
+@pytest.mark.parametrize("mode", [*list(COMPILED)[:2], pytest.param("XLA", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_bijectors(kind, mode):
+  model, exact = pair(kind)
+  expected = of_bijector(exact, COMPILED["eager"], **labels_of(kind))
+  np.testing.assert_array_equal(expected["decode"], IMAGES)
+  with tf32.emulated(always=mode == "XLA"):
+    rounded = model.distribution.bijector.inverse(
+        dequantize.dequantize(tf.constant(IMAGES), 8, 0.5), training=True, **labels_of(kind))
+    assert np.abs(rounded - expected["inverse"]).max() > 5e-3
+    assert_as_in_float32(of_bijector(model, COMPILED[mode], **labels_of(kind)), expected)
 
-    return [d.numpy() for d in compiled(evaluate, jit_compile)(*(tf.constant(x, dtype) for x in arguments))]
 
-  expected = first_and_second(plain, tf.float64)
+@pytest.mark.parametrize("kind", KINDS)
+def test_saved_models(tmp_path, kind):
+  model, exact = pair(kind)
+  expected = of_model(exact, **labels_of(kind))
+  expected = {"latent": expected["encode"], "decode": expected["decode"], "log_prob": expected["log_prob"]}
   with tf32.emulated(always=True):
-    for actual, wanted in zip(first_and_second(exact, tf.float32), expected):
-      assert relative_error(actual, wanted) < 2e-6
+    model.export(tmp_path / "model")
+    assert_as_in_float32(of_saved_model(tmp_path / "model", **labels_of(kind)), expected)
 
 
-def test_other_dtypes_are_left_alone(case):
-  exact, plain, *arguments = case
-  for dtype in (tf.float64, tf.bfloat16):
-    x = [tf.cast(argument, dtype) for argument in arguments]
-    np.testing.assert_array_equal(exact(*x), plain(*x))
+def test_the_users_own_networks():
+  """In graphs of the user's, TensorFlow's switch alone keeps them exact."""
+  model, exact = make("mixed_bfloat16", network_fn=network), make(network_fn=network)
+  for a, b in zip(exact.weights, model.weights):
+    a.assign(b)
+  with tf32.emulated():
+    fresh = of_bijector(model, COMPILED["eager"])
+    by_model = {"encode": model.encode(IMAGES), "log_prob": model.log_prob(IMAGES)}
+  assert_as_in_float32(fresh, of_bijector(exact, COMPILED["eager"]))
+  assert_as_in_float32(by_model, {"encode": exact.encode(IMAGES), "log_prob": exact.log_prob(IMAGES)})
+  layers = model.distribution.bijector.blocks[0].template.coupling.network.layers
+  policies = {layer.dtype_policy.name for layer in layers}
+  assert policies == {"mixed_bfloat16"}
 
 
-def test_unknown_sizes(case):
-  exact, plain, a, b = case
-  function = tf.function(lambda a, b: tf.gradients(exact(a, b), [a, b]), autograph=False, input_signature=[
-      tf.TensorSpec([None] * a.ndim), tf.TensorSpec(b.shape)])
+@pytest.mark.parametrize("shape", [(3,), pytest.param((4, 4, 1), marks=pytest.mark.slow)])
+def test_residual_flows(shape):
+  """`forward`, too: its tolerance is beyond what rounded products allow."""
+  flow = tfp_glow.ResidualFlowBijector(shape, len(shape) // 2, 2, 8, 2, 8, None, seed=0)
+  perturb(flow, scale=0.3)
+  x = np.random.default_rng(0).standard_normal([4, *shape]).astype(np.float32)
+  run = tf.function(lambda x: (flow.inverse(x), flow.forward(tf.identity(flow.inverse(x)))), autograph=False)
+  expected = run(x)
+  np.testing.assert_allclose(expected[1], x, atol=1e-5)
+  with tf32.emulated():
+    for found, value in zip(tf.function(run.python_function, autograph=False)(x), expected):
+      np.testing.assert_allclose(found, value, rtol=1e-5, atol=1e-5)
+    eager = flow.inverse(x)
+    assert np.abs(flow.inverse_and_log_det(x, training=True)[0] - expected[0]).max() > 1e-5
+  np.testing.assert_allclose(eager, expected[0], rtol=1e-5, atol=1e-5)
+
+
+def gradients(model, training):
   with tf.GradientTape() as tape:
-    a, b = tf.constant(a), tf.constant(b)
-    tape.watch([a, b])
-    outputs = plain(a, b)
-  for actual, wanted in zip(function(a, b), tape.gradient(outputs, [a, b])):
-    np.testing.assert_allclose(actual, wanted, rtol=1e-5, atol=1e-5)
+    log_prob = model.distribution.log_prob(
+        dequantize.dequantize(tf.constant(IMAGES), 8, 0.5), bijector_kwargs={"training": training})
+  return tape.gradient(log_prob, model.distribution.trainable_variables)
 
 
-def test_leading_dimensions():
-  a, b = draw(3, 4, 5), draw(3, 5, 6)
-  with tf32.emulated():
-    assert relative_error(precision.matmul(a, b), in_float64(tf.matmul, a, b)) < 5e-7
-  with pytest.raises(ValueError, match=r"leading dimensions. Received: shapes \(3, 4, 5\), \(5, 6\)"):
-    precision.matmul(a, b[0])
+def distance(a, b):
+  flat = lambda gradients: np.concatenate([np.ravel(g) for g in gradients]).astype(np.float64)
+  return np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(b))
 
 
-def test_emulation_asks_the_switch_when_it_runs():
-  a, b = draw(8, 8), draw(8, 8)
-  expected = in_float64(tf.matmul, a, b)
-  with tf32.emulated():
-    product = compiled(lambda: tf.matmul(a, b), False)
-    assert relative_error(product(), expected) > 1e-4
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    try:
-      assert relative_error(product(), expected) < 1e-6
-    finally:
-      tf.config.experimental.enable_tensor_float_32_execution(True)
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_training_computes_in_less(policy):
+  """And reversible gradients are those of autodiff at the same precision."""
+  autodiff, reversible = make(policy, gradient="autodiff"), make(policy, gradient="reversible")
+  exact = gradients(make(), False)
+  with tf32.emulated(always=True):
+    found = [gradients(model, True) for model in (autodiff, reversible)]
+    full = [gradients(model, False) for model in (autodiff, reversible)]
+  assert distance(found[1], found[0]) < 1e-2
+  for values in full:
+    assert distance(values, exact) < 1e-3 < distance(found[0], exact)
+
+
+def test_fit_trains_in_less():
+  """The loss of a training step is that of the policy; `evaluate` is in float32."""
+  model, exact = make("mixed_bfloat16"), make()
+  lower, full = (m.train_on_batch(IMAGES)[0] for m in (model, exact))
+  assert 1e-5 < abs(lower / full - 1.) < 0.1
+  np.testing.assert_allclose(make("mixed_bfloat16").evaluate(IMAGES, verbose=0)[0],
+                             make().evaluate(IMAGES, verbose=0)[0], rtol=1e-6)
+
+
+def test_the_switch_is_as_it_was():
+  switch = tf.config.experimental
+  model = make()
+  for is_on in (False, True):
+    switch.enable_tensor_float_32_execution(is_on)
+    model.encode(IMAGES)
+    with pytest.raises(ValueError):
+      model.encode(IMAGES[..., 0])
+    assert switch.tensor_float_32_execution_enabled() == is_on

@@ -255,7 +255,7 @@ def test_a_model_that_has_seen_nothing_is_initialised_by_fit(tmp_path):
 def test_the_compilation_is_kept(options, tmp_path, recwarn):
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(), name="mine"), **options)
   loaded = _saved_and_loaded(model, tmp_path)
-  of = lambda model: (model.run_eagerly, model.jit_compile, model.steps_per_execution, model.name)
+  of = lambda model: (model.run_eagerly, model.uses_xla, model.steps_per_execution, model.name)
   assert of(loaded) == of(model) and loaded.get_compile_config() == model.get_compile_config()
   assert not [w for w in recwarn if "keras" in str(w.message) or "optimizer" in str(w.message)]
 

@@ -211,7 +211,7 @@ def test_ctrl_c_before_the_first_epoch_ends(monkeypatch, tmp_path):
 @slow
 def test_a_killed_run_goes_on_by_itself(finished, monkeypatch, tmp_path, capsys):
   _, whole = finished
-  with Running("--epochs=2", f"--output={tmp_path}") as script:
+  with Running("--epochs=2", "--deterministic", f"--output={tmp_path}") as script:
     script.send_at("Epoch 2/2", signal.SIGKILL)
     assert script.finish() == -signal.SIGKILL
   assert call(monkeypatch, "--epochs=2", "--num-steps=2", "--output", tmp_path) == 2

@@ -8,7 +8,7 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def emulated(always=False):
-  """Has `tf.matmul`, `tf.linalg.matmul` and `tf.nn.conv2d` keep 10 bits of mantissa of their float32 operands.
+  """Has `tf.matmul`, `tf.nn.conv2d` and its transpose keep 10 bits of mantissa of their float32 operands.
 
   Gradients pass through as they are. The operator `@` and all other operations compute in full float32.
 
@@ -16,16 +16,18 @@ def emulated(always=False):
     always: Python `bool`. `False`: TensorFlow's switch, `tf.config.experimental.enable_tensor_float_32_execution`, is
       asked whenever an operation runs, as a card asks it. XLA cannot compile that: `True` rounds without asking.
   """
-  matmul, conv2d = tf.matmul, tf.nn.conv2d
+  matmul, conv2d, conv2d_transpose = tf.matmul, tf.nn.conv2d, tf.nn.conv2d_transpose
   tf.matmul = tf.linalg.matmul = lambda a, b, *args, **kwargs: matmul(
       rounded(a, always), rounded(b, always), *args, **kwargs)
   tf.nn.conv2d = lambda inputs, kernel, *args, **kwargs: conv2d(
+      rounded(inputs, always), rounded(kernel, always), *args, **kwargs)
+  tf.nn.conv2d_transpose = lambda inputs, kernel, *args, **kwargs: conv2d_transpose(
       rounded(inputs, always), rounded(kernel, always), *args, **kwargs)
   try:
     yield
   finally:
     tf.matmul = tf.linalg.matmul = matmul
-    tf.nn.conv2d = conv2d
+    tf.nn.conv2d, tf.nn.conv2d_transpose = conv2d, conv2d_transpose
 
 
 def rounded(x, always=False):

@@ -7,13 +7,13 @@ import threading
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core import _compat
+from tfp_glow._core import _compat, precision
 
 _this_thread = threading.local()
 
 
 def custom_gradient(function, can_be_left_out=True):
-  """As `tf.custom_gradient`; but within `left_out`, what `function` computes and no more.
+  """As `tf.custom_gradient`, of gradients computed in the precision of the value; within `left_out` of that alone.
 
   Args:
     function: Callable, as that of `tf.custom_gradient`.
@@ -23,13 +23,23 @@ def custom_gradient(function, can_be_left_out=True):
     Callable.
   """
 
+  def in_its_mode(*args):
+    outputs, gradients = function(*args)
+    mode = precision.mode()
+
+    def gradients_in_its_mode(*d_outputs):
+      with precision.entered(mode):
+        return gradients(*d_outputs)
+
+    return outputs, gradients_in_its_mode
+
   @functools.wraps(function)
   def evaluate(*args):
     if can_be_left_out and getattr(_this_thread, "leaves_out", False):
       return function(*args)[0]
     if not tf.inside_function():
-      return tf.custom_gradient(function)(*args)
-    outputs = tf.custom_gradient(function)(*copied(args))
+      return tf.custom_gradient(in_its_mode)(*args)
+    outputs = tf.custom_gradient(in_its_mode)(*copied(args))
     _compat.forget_with_its_graph(tf.nest.flatten(outputs)[0].op)
     return outputs
 

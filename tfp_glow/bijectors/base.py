@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow._core import _compat
+from tfp_glow._core import _compat, precision
 from tfp_glow._core.validation import checked_dtype
 from tfp_glow.bijectors import batching, recall
 from tfp_glow.bijectors.ownership import VariableOwner
@@ -74,6 +75,9 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   def __hash__(self):
     return id(self)
 
+  def __str__(self):
+    return repr(self)
+
   # What subclasses implement.
 
   def _forward_and_log_det(self, x, **kwargs):
@@ -85,6 +89,10 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   def _initialize(self, y):
     """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
     return self._inverse_and_log_det(y, **self.any_condition(y))[0]
+
+  def _depends_on_variables_only(self):
+    """Whether passes depend on nothing but inputs, arguments and variables."""
+    return all(child._depends_on_variables_only() for child in self._children)
 
   def _walk(self, y, **kwargs):
     """`inverse`, part after part: yields the name of each, its value and its log-det, as they are computed."""
@@ -144,7 +152,14 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       ValueError: if the shape of `y` does not fit.
       TypeError: if `y` is a tensor of another dtype than that of the bijector; all else is converted.
     """
-    yield from self._walk(self._convert(y, "y", inverse=True), **kwargs)
+    y = self._convert(y, "y", inverse=True)
+    steps = self._walk(y, **self._own_arguments(kwargs))
+    while True:
+      with self._precision_of(kwargs):  # Not while others compute.
+        step = next(steps, None)
+      if step is None:
+        return
+      yield step
 
   def initialize(self, y: tf.Tensor | np.ndarray) -> None:
     """Data-dependent initialisation, layer after layer, from one batch of data.
@@ -168,7 +183,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     if flat.shape[0] == 0 or not bool(tf.reduce_all(tf.math.is_finite(flat))):
       raise ValueError("`y` must be a batch of at least one event, with finite values only. "
                        f"Received: shape {y.shape}" + (" with NaN or infinite values" if flat.shape[0] else ""))
-    self._initialize(flat)
+    with precision.of_evaluation(is_training=False):
+      self._initialize(flat)
     self.mark_initialized()
 
   def mark_initialized(self) -> None:
@@ -203,7 +219,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   def can_be_recalled(self) -> bool:
     """Whether passes may be remembered: all that they depend on is known."""
     known = {id(v.value) for v in self._keras_variables()}
-    return all(id(v) in known for v in self.variables) and all(child.can_be_recalled for child in self._children)
+    return all(id(v) in known for v in self.variables) and self._depends_on_variables_only()
 
   def any_condition(self, values: tf.Tensor) -> dict[str, tf.Tensor]:
     """Conditioning for a batch `values` `[N, ...]` for which no other is at hand: class 0, where there are classes."""
@@ -346,5 +362,25 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   @tf.autograph.experimental.do_not_convert
   def _evaluate(self, inputs, inverse, kwargs):
+    self._check_argument_names(kwargs)
     function = self._inverse_and_log_det if inverse else self._forward_and_log_det
-    return batching.evaluate(function, inputs, self._event_shapes[inverse].rank, kwargs)
+    with self._precision_of(kwargs):
+      return batching.evaluate(function, inputs, self._event_shapes[inverse].rank, self._own_arguments(kwargs))
+
+  def _precision_of(self, kwargs):
+    is_training = kwargs.get("training") or False
+    if not isinstance(is_training, bool):
+      raise ValueError(f"`training` must be a Python `bool`. Received: {is_training!r}")
+    return precision.of_evaluation(is_training)
+
+  def _own_arguments(self, kwargs):
+    """Without `training`, where it is only the precision of networks that depends on it."""
+    return {key: value for key, value in kwargs.items() if key != "training" or key in self.argument_names}
+
+  def _check_argument_names(self, kwargs):
+    own = list(inspect.signature(self._inverse_and_log_det).parameters.values())[1:]
+    known = {"training", *self.argument_names, *(p.name for p in own if p.kind != p.VAR_KEYWORD)}
+    unknown = sorted(kwargs.keys() - known)
+    if unknown:
+      raise TypeError(f"`{self.name}` must be given arguments that it, or a part of it, takes: "
+                      f"{', '.join(sorted(known)) or 'none'}. Received: {', '.join(unknown)}")

@@ -91,16 +91,6 @@ class Sequence(OnePassBijector):
       output_shape = part.inverse_event_shape_tensor(output_shape)
     return output_shape
 
-  def _evaluate(self, inputs, inverse, kwargs):
-    self._check_argument_names(kwargs)
-    return super()._evaluate(inputs, inverse, kwargs)
-
-  def _check_argument_names(self, kwargs):
-    unknown = sorted(kwargs.keys() - self.argument_names)
-    if unknown:
-      raise TypeError(f"`{self.name}` must be given arguments that a part of it takes: "
-                      f"{sorted(self.argument_names) or 'none'}. Received: {', '.join(unknown)}")
-
 
 def _pass_of(part, value, inverse, kwargs):
   """Value and log-det of a part of a sequence, `[N]` or broadcasting to it."""
@@ -127,7 +117,8 @@ def _arguments_of(part, kwargs):
 class Chain(Sequence):
   """`tfb.Chain`, with value and log-det in one pass: `Chain([f, g]).forward(x) = f(g(x))`.
 
-  The parts may be bijectors of this package and of TFP. Arguments, such as `labels`, reach each part that takes them.
+  The parts may be bijectors of this package and of TFP. Arguments, such as `labels`, reach each part of this package
+  that takes them; parts of TFP's are given none.
 
   #### Example
 
@@ -178,6 +169,9 @@ class Chain(Sequence):
     super().__init__(parts, forward_event_shape=latent, inverse_event_shape=data, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
 
+  def __repr__(self):
+    return f"<{type(self).__name__} {self.name!r} of {list(self.parameters['bijectors'])!r}>"
+
 
 class Invert(OnePassBijector):
   """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector."""
@@ -204,6 +198,9 @@ class Invert(OnePassBijector):
         inverse_event_shape=_event_shape(bijector, bijector.forward_min_event_ndims, inverse=False), dtype=part.dtype,
         validate_args=validate_args, parameters=parameters, name=name or f"invert_{bijector.name}")
     self._part = self._add_child(part)
+
+  def __repr__(self):
+    return f"<{type(self).__name__} {self.name!r} of {self.parameters['bijector']!r}>"
 
   @property
   def initialized(self) -> bool:
@@ -248,8 +245,7 @@ class _OfTFP(OnePassBijector):
   def initialized(self):
     return getattr(self.bijector, "initialized", not hasattr(self.bijector, "initialize"))
 
-  @property
-  def can_be_recalled(self):
+  def _depends_on_variables_only(self):
     # Keras, by which passes are computed again, knows no variables of TFP, and nobody knows what functions hold.
     return (type(self.bijector).__module__.startswith("tensorflow_probability.") and not self.bijector.variables
             and not any(map(callable, self.bijector.parameters.values())))

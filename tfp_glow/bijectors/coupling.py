@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core import _compat
 from tfp_glow._core.gradients import custom_gradient, with_pull_back
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.halves import Halves
@@ -34,6 +35,7 @@ class _Coupling(OnePassBijector):
                      validate_args=validate_args, parameters=parameters, name=name)
     self.network = network
     self._num_channels = None
+    self.lower_layers = []
     if building.is_built(network):
       self._adopt(network.variables)
 
@@ -75,6 +77,7 @@ class _Coupling(OnePassBijector):
     if not was_built:
       self._adopt(self.network.variables)
     self._num_channels = num_channels
+    self.lower_layers = _compat.untracked(self, building.lower_layers_of(self.network))
 
   def as_step(self) -> Step:
     """See `step.step_of`."""
@@ -89,7 +92,11 @@ class _Coupling(OnePassBijector):
   def _initialize(self, y):
     self.build(y.shape[1:])
     kept, changed = tf.split(y, [y.shape[-1] // 2, -1], axis=-1)
-    h = getattr(self.network, "initialize", self.network)(kept)
+    if hasattr(self.network, "initialize"):
+      with building.computing_in_full(self.lower_layers):
+        h = self.network.initialize(kept)
+    else:
+      h = building.call(self.network, kept, self.lower_layers)
     changed, _ = self.transform(changed, self.groups(h), inverse=True)
     return tf.concat([kept, changed], axis=-1)
 
@@ -163,10 +170,11 @@ class _CouplingStep(Step):
     del variables  # The network reads them by itself.
     coupling = self._bijector
     # A network of lower precision must not lower that of the flow.
-    if self._folds:
+    if not self._folds:
+      return coupling.groups(building.call(coupling.network, kept[..., :-1], coupling.lower_layers))
+    with building.computing_in_full(coupling.lower_layers):
       h = tf.cast(coupling.network.run(kept, weights), coupling.dtype)
-      return tf.split(h, len(coupling.offsets), axis=-1)
-    return coupling.groups(coupling.network(kept[..., :-1]))
+    return tf.split(h, len(coupling.offsets), axis=-1)
 
 
 class AffineCoupling(_Coupling):

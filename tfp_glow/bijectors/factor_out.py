@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core import precision
 from tfp_glow._core.numerics import bounded, log_scale_of, within_reach
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.networks.glow import ZeroConv2D, border_response
@@ -92,7 +93,8 @@ class FactorOut(OnePassBijector):
 
   def _gaussian(self, kept):
     weights = self.network.fold(*kept.shape[1:3])
-    mean, log_scale = tf.split(self.network.run(within_reach(kept), *weights), 2, axis=-1)
+    with precision.full():  # It is of the flow itself.
+      mean, log_scale = tf.split(self.network.run(within_reach(kept), *weights), 2, axis=-1)
     return mean, bounded(log_scale, _MAX_LOG_SCALE)
 
 
@@ -184,8 +186,8 @@ class TopPrior(OnePassBijector):
                        f"Received: labels={labels}, num_classes={self.num_classes}")
     if labels is None:
       return None
-    if not labels.dtype.is_integer:
-      raise TypeError(f"`labels` must be integers. Received: {labels.dtype}")
+    if isinstance(labels, bool) or not labels.dtype.is_integer:
+      raise TypeError(f"`labels` must be integers. Received: {getattr(labels, 'dtype', labels)}")
     message = f"`labels` must lie in 0 .. {self.num_classes - 1}. Received: "
     in_range = tf.reduce_all(self._in_range(labels))
     if not tf.executing_eagerly():

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.products import rows, with_rows
+from tfp_glow._core.products import flow_matmul, rows, with_rows
 from tfp_glow.networks.glow import append_ones
 
 
@@ -36,7 +36,7 @@ class Halves(NamedTuple):
 
   def matmul(self, matrix):
     """`z @ matrix + bias` of the whole `z`, as `Halves`; of what `HalvesMatrix.of` made of these two."""
-    product = tf.matmul(rows(self.first), matrix.top) + tf.matmul(rows(self.second), matrix.bottom)
+    product = flow_matmul(rows(self.first), matrix.top) + flow_matmul(rows(self.second), matrix.bottom)
     return Halves(*tf.split(with_rows(product, self.first), [self.first.shape[-1], -1], axis=-1))
 
   def undo_matmul(self, matrix, matrix_back, d_product):
@@ -53,9 +53,9 @@ class Halves(NamedTuple):
       d_matrix: Those with respect to the matrix, `HalvesMatrix`.
     """
     inputs, d_rows = self.matmul(matrix_back), rows(tf.concat(d_product, axis=-1))
-    d_inputs = Halves(*(with_rows(tf.matmul(d_rows, part, transpose_b=True), half)
+    d_inputs = Halves(*(with_rows(flow_matmul(d_rows, part, transpose_b=True), half)
                         for part, half in zip(matrix, inputs)))
-    return inputs, d_inputs, HalvesMatrix(*(tf.matmul(rows(half), d_rows, transpose_a=True) for half in inputs))
+    return inputs, d_inputs, HalvesMatrix(*(flow_matmul(rows(half), d_rows, transpose_a=True) for half in inputs))
 
 
 class HalvesMatrix(NamedTuple):

@@ -7,6 +7,8 @@ log |det(I + J)| = sum over k of (-1)^(k + 1) / k * trace(J^k)        and       
 ```
 """
 
+import functools
+
 import numpy as np
 import scipy.stats
 import tensorflow as tf
@@ -155,37 +157,19 @@ class SeriesEstimator:
   def evaluate(self, branch, y, weights, probe, num_terms):
     """As a call, of what was drawn: the probe, a tensor like `y`, and the number of terms, an integer scalar."""
 
-    @custom_gradient
     def run(y, *flat):
       packed = tf.nest.pack_sequence_as(weights, flat)
-      # No tape from outside need see the series: `gradients` has its gradients. A persistent one would have TensorFlow
+      # No tape from outside need see the series: `_pull_back` has its gradients. A persistent one would have TensorFlow
       # trace the loop again and again.
       residual, pull_back = linearized(branch, *tf.nest.map_structure(tf.stop_gradient, (y, packed)))
       log_det, weighted = self._sum(pull_back, probe, num_terms)
       weighted = not_differentiable(weighted, y, *flat)
-
-      def gradients(d_outputs, d_log_det):
-
-        def evaluate_again(y, packed):
-          residual, pull_back = linearized(branch, y, packed)
-          return residual, pull_back(_per_event(d_log_det, weighted) * weighted)
-
-        # Not before its turn: or all blocks would be evaluated at once, and their activations kept.
-        with tf.control_dependencies([d_outputs]):
-          y_again = tf.identity(y)
-        _, pull_back = with_pull_back(evaluate_again, (y_again, copied(packed)))
-        d_y, d_packed = pull_back((d_outputs, probe))
-        d_flat = tf.nest.flatten(d_packed)
-        with tf.control_dependencies(d_flat):
-          d_inputs = d_outputs + d_y
-        return d_inputs, *d_flat
-
       # The next block waits: or what is left to do of many blocks might be put off, and keep their activations.
       with tf.control_dependencies([log_det, weighted]):
         outputs = y + residual
-      return (outputs, log_det), gradients
+      return (outputs, log_det), functools.partial(_pull_back, branch, y, packed, probe, weighted)
 
-    return run(y, *tf.nest.flatten(weights))
+    return custom_gradient(run)(y, *tf.nest.flatten(weights))
 
   def _sum(self, pull_back, probe, num_terms):
     """The estimate `[N]`, and `weighted` of its gradient."""
@@ -211,6 +195,24 @@ class SeriesEstimator:
   def _draw_num_terms(self, seed):
     uniform = _uniform([], _fold_in(seed, _NUM_TERMS), tf.float64)
     return self._num_terms + tf.reduce_sum(tf.cast(uniform <= self._tail, tf.int32))
+
+
+def _pull_back(branch, y, weights, probe, weighted, d_outputs, d_log_det):
+  """Gradients of `SeriesEstimator.evaluate` with respect to `y` and the flat `weights`."""
+
+  def evaluate_again(y, weights):
+    residual, pull_back = linearized(branch, y, weights)
+    return residual, pull_back(_per_event(d_log_det, weighted) * weighted)
+
+  # Not before its turn: or all blocks would be evaluated at once, and their activations kept.
+  with tf.control_dependencies([d_outputs]):
+    y_again = tf.identity(y)
+  _, pull_back = with_pull_back(evaluate_again, (y_again, copied(weights)))
+  d_y, d_weights = pull_back((d_outputs, probe))
+  d_flat = tf.nest.flatten(d_weights)
+  with tf.control_dependencies(d_flat):
+    d_inputs = d_outputs + d_y
+  return d_inputs, *d_flat
 
 
 def _draw_probe(distribution, seed, y):

@@ -112,8 +112,7 @@ class Scan(OnePassBijector):
   def num_classes(self) -> int | None:
     return self._template.num_classes
 
-  @property
-  def can_be_recalled(self) -> bool:
+  def _depends_on_variables_only(self):
     return self._template.can_be_recalled
 
   @property

@@ -30,9 +30,6 @@ class WholeFlow(OnePassBijector):
     return (f"<{type(self).__name__} {self.name!r}: {', '.join(given)}; {shapes[0]} to {shapes[1]}, "
             f"{count:,} parameters, {self.dtype.name}>")
 
-  def __str__(self):
-    return repr(self)
-
   @property
   def built(self) -> bool:
     """`True`: all variables exist from the start, while couplings on their own make theirs when first called."""

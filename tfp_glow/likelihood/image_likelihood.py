@@ -3,6 +3,7 @@
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_glow._core import precision
 from tfp_glow.bijectors.composition import latent_side_of
 from tfp_glow.likelihood import dequantize, flows, latents
 from tfp_glow.likelihood.image_spec import ImageSpec
@@ -106,9 +107,9 @@ class ImageLikelihood:
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
     return self._discrete(self.log_density(self.to_values(images, noise_seed), labels, training))
 
-  def log_prob_and_features(self, images, labels, noise_seed=None):
+  def log_prob_and_features(self, images, labels, noise_seed=None, training=False):
     """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
-    z, log_density = self._latents_and_log_density(self.to_values(images, noise_seed), labels)
+    z, log_density = self._latents_and_log_density(self.to_values(images, noise_seed), labels, training)
     features = latent_side_of(self._flow).class_features(z, **self.spec.condition(labels))
     return self._discrete(log_density), features
 
@@ -116,12 +117,13 @@ class ImageLikelihood:
     """Log-density of dequantized images, `[N]`, in nats; with `training` a bijector may estimate it more coarsely."""
     if self._flow is None:
       self.spec.condition(labels)
-      return self.distribution.log_prob(values)
+      with precision.of_evaluation(training):
+        return self.distribution.log_prob(values)
     return self._latents_and_log_density(values, labels, training)[1]
 
   def _latents_and_log_density(self, values, labels=None, training=False):
     condition = self.spec.condition(labels)
-    if training and self._flow.is_stochastic:
+    if training:
       condition["training"] = True
     extra = values.shape.rank - 1 - self._flow.inverse_min_event_ndims
     if "labels" in condition and extra:  # Of an event, all that is one to the bijector has the same label.
@@ -185,11 +187,14 @@ class ImageLikelihood:
     flows.after_update(self.distribution)
 
   def walk(self, values, labels=None):
-    """`OnePassBijector.walk` of dequantized images, through all that lies between them and the innermost latents."""
-    distribution, condition = self.distribution, self.spec.condition(labels)
+    """`OnePassBijector.walk` of dequantized images, through all that lies between them and the innermost latents.
+
+    As in training: a precision in which that fails may be the reason.
+    """
+    distribution, condition = self.distribution, self.spec.condition(labels) | {"training": True}
     flow = self._flow
     while flow is not None:
       for name, values, log_det in flow.walk(values, **condition):
         yield name, values, log_det
-      distribution, condition = distribution.distribution, {}
+      distribution, condition = distribution.distribution, {"training": True}
       flow = flows.flow_of(distribution)

@@ -1,7 +1,15 @@
 """Keras networks as parts of bijectors: building them, and whether they can serve as such."""
 
+import contextlib
+import threading
+
 import keras
 import tensorflow as tf
+
+from tfp_glow._core import precision
+
+# Of whoever has layers compute in full precision: their policies are for all threads.
+_POLICIES = threading.RLock()
 
 
 def is_built(network):
@@ -28,27 +36,90 @@ def build(network, input_shape, num_output_channels, dtype):
     ValueError: if the output has another shape, or a call changes the network's state.
   """
   sizes = [4 if size is None else size for size in input_shape]
-  with tf.init_scope():
+  # In full precision, so that it takes its inputs in that, whatever it then makes of them.
+  with tf.init_scope(), precision.full(), computing_in_full(lower_layers_of(network)):
     inputs = tf.zeros([1] + sizes, dtype)
     outputs = network(inputs)
     expected = [1] + sizes[:-1] + [num_output_channels]
     if outputs.shape.as_list() != expected:
       raise ValueError(f"`network` must map the shape {[1] + sizes} to {expected}. Received: {network.name!r}, which "
                        f"returns {outputs.shape.as_list()}")
-    _check_stateless(network, inputs)
-  return outputs.dtype
+  with tf.init_scope():
+    return _check_stateless(network, inputs).dtype
 
 
 def _check_stateless(network, inputs):
+  """Returns what the network, by its dtype policy, makes of the inputs."""
   before = [(v, tf.convert_to_tensor(v.value)) for v in network.variables]
   with keras.StatelessScope(state_mapping=before) as scope:
-    network(inputs, training=True)
+    outputs = network(inputs, training=True)
     changed = [v.path for v, value in before if scope.get_current_value(v) is not value]
   if changed:
     raise ValueError(
         "`network` must compute the same function on every call, or the bijector cannot be inverted: no layer whose "
         "state changes when it is called, such as BatchNormalization or Dropout (in a coupling, LayerNormalization and "
         f"GroupNormalization are fine). Received: {network.name!r}, which changes {', '.join(changed)}")
+  return outputs
+
+
+def layers_of(network):
+  """The Keras layers of a network, itself among them, at any depth: a list."""
+  return list(_layers_in(network, {}))
+
+
+def _layers_in(value, seen):
+  """Yields the Keras layers in a layer, or a nest of them: what their attributes hold."""
+  if id(value) in seen or not isinstance(value, (keras.Layer, dict, list, tuple, set)):
+    return
+  seen[id(value)] = value
+  if isinstance(value, keras.Layer):
+    yield value
+    value = vars(value)
+  for item in list(value.values() if isinstance(value, dict) else value):
+    yield from _layers_in(item, seen)
+
+
+def lower_layers_of(network):
+  """The layers of a network that compute in another dtype than that of their variables: a list."""
+  return [layer for layer in layers_of(network) if layer.compute_dtype != layer.variable_dtype]
+
+
+def call(network, inputs, lower_layers):
+  """What a network makes of its inputs, in the precision of the evaluation; see `precision`.
+
+  Args:
+    network: Keras layer, built.
+    inputs: Tensor.
+    lower_layers: `lower_layers_of(network)`.
+  """
+  with computing_in_full(lower_layers):
+    if not (lower_layers and isinstance(network, keras.Sequential)):
+      return network(inputs)
+    # As a whole, it would cast its inputs to the dtype in which it was built: that of its policy, if not by us.
+    for layer in network.layers:
+      inputs = layer(inputs)
+    return inputs
+
+
+@contextlib.contextmanager
+def computing_in_full(layers):
+  """Has layers compute in the dtype of their variables, if the evaluation is one in full precision; see `precision`.
+
+  Args:
+    layers: List of Keras layers, from `lower_layers_of`.
+  """
+  if not layers or not precision.is_full():
+    yield
+    return
+  with _POLICIES:
+    policies = [layer.dtype_policy for layer in layers]
+    try:
+      for layer in layers:
+        layer.dtype_policy = layer.variable_dtype
+      yield
+    finally:
+      for layer, policy in zip(layers, policies):
+        layer.dtype_policy = policy
 
 
 def value_of(variable):

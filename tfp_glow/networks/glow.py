@@ -10,7 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core.numerics import activation_statistics, before_channels, generator, log_scale_of, within_reach
-from tfp_glow._core.products import rows, with_rows
+from tfp_glow._core.products import conv2d, matmul, rows, with_rows
 from tfp_glow.networks.building import value_of
 
 
@@ -115,9 +115,9 @@ class ActNormConv2D(_Folding):
   def _convolve(self, inputs, kernel, scale, bias, activation):
     inputs, kernel, bias = self._cast(inputs, kernel * scale, bias)
     if self.sees_border:
-      return activation(tf.nn.bias_add(tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME"), bias))
+      return activation(tf.nn.bias_add(conv2d(inputs, kernel), bias))
     # As a matrix product a 1x1 convolution is faster on CPUs. TensorFlow fuses the three if nothing comes between.
-    product = tf.matmul(rows(inputs), tf.reshape(kernel, kernel.shape[-2:]))
+    product = matmul(rows(inputs), tf.reshape(kernel, kernel.shape[-2:]))
     return with_rows(activation(tf.nn.bias_add(product, bias)), inputs)
 
   def call(self, inputs):
@@ -190,7 +190,7 @@ class ZeroConv2D(_Folding):
   def run(self, inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, additive_map: tf.Tensor) -> tf.Tensor:
     """The layer, of what `fold` returned."""
     inputs, kernel, additive_map = self._cast(inputs, kernel * scale, additive_map)
-    return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME") + additive_map
+    return conv2d(inputs, kernel) + additive_map
 
   def call(self, inputs):
     outputs = self.run(inputs, *self.fold(*_height_and_width(inputs)))
@@ -223,7 +223,7 @@ class ZeroDense(keras.layers.Layer):
 
   def call(self, inputs):
     kernel, bias, scale = map(value_of, (self.kernel, self.bias, self.log_scale))
-    return (inputs @ kernel + bias) * tf.exp(log_scale_of(scale))
+    return (matmul(inputs, kernel) + bias) * tf.exp(log_scale_of(scale))
 
   def get_config(self):
     return {**super().get_config(), "units": self.units}

@@ -9,11 +9,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core import precision
 from tfp_glow._core.numerics import generator
-from tfp_glow._core.products import channel_product
+from tfp_glow._core.products import channel_product, conv2d, conv2d_back, matmul
 from tfp_glow._core.validation import check_counts, check_fractions, check_seed
 from tfp_glow.networks import norms
-from tfp_glow.networks.building import value_of
+from tfp_glow.networks.building import layers_of, value_of
 from tfp_glow.networks.lip_swish import LipSwish
 from tfp_glow.networks.norms import LearnedOrder
 
@@ -89,6 +90,7 @@ class _Lipschitz(keras.layers.Layer):
     kernel = value_of(self.kernel)
     return kernel / tf.maximum(self._norms(kernel) / self.coefficient, 1.)
 
+  @precision.full()
   def _norms(self, kernel):
     """The norms that bound that of the map, to be broadcast to the parts of the kernel that they belong to."""
     orders = self._orders()
@@ -123,6 +125,7 @@ class _Lipschitz(keras.layers.Layer):
     """The variables `[u, v]`; none where the norm is exact."""
     return [self.u, self.v] if self._is_iterated else []
 
+  @precision.full()
   def next_vectors(self) -> list[tf.Tensor]:
     """The values that `update_spectral_norm` assigns to `vectors`."""
     if not self._is_iterated:
@@ -203,10 +206,10 @@ class LipschitzDense(_Lipschitz):
     return (input_shape[-1], self.units), (1, input_shape[-1]), (1, self.units)
 
   def _map(self, inputs, kernel):
-    return inputs @ kernel
+    return channel_product(inputs, kernel, matmul)
 
   def _transpose(self, outputs, kernel):
-    return tf.matmul(outputs, kernel, transpose_b=True)
+    return matmul(outputs, kernel, transpose_b=True)
 
   def get_config(self):
     return {**super().get_config(), "units": self.units}
@@ -274,13 +277,13 @@ class LipschitzConv2D(_Lipschitz):
 
   def _map(self, inputs, kernel):
     if self.kernel_size == 1:
-      return channel_product(inputs, kernel[0, 0])
-    return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME")
+      return channel_product(inputs, kernel[0, 0], matmul)
+    return conv2d(inputs, kernel)
 
   def _transpose(self, outputs, kernel):
     if self.kernel_size == 1:
-      return channel_product(outputs, tf.transpose(kernel[0, 0]))
-    return tf.nn.conv2d_transpose(outputs, kernel, self._one_input, strides=1, padding="SAME")
+      return channel_product(outputs, tf.transpose(kernel[0, 0]), matmul)
+    return conv2d_back(outputs, kernel, self._one_input)
 
   def _is_used(self):
     # On images smaller than the kernel, its outer entries meet nothing but padding.
@@ -298,19 +301,7 @@ def constrained_layers(network: keras.Layer) -> list[keras.Layer]:
   Args:
     network: Keras layer.
   """
-  return [layer for layer in _layers_in(network, {}) if isinstance(layer, _Lipschitz)]
-
-
-def _layers_in(value, seen):
-  """Yields the Keras layers in a layer, or a nest of them: what their attributes hold."""
-  if id(value) in seen or not isinstance(value, (keras.Layer, dict, list, tuple, set)):
-    return
-  seen[id(value)] = value
-  if isinstance(value, keras.Layer):
-    yield value
-    value = vars(value)
-  for item in list(value.values() if isinstance(value, dict) else value):
-    yield from _layers_in(item, seen)
+  return [layer for layer in layers_of(network) if isinstance(layer, _Lipschitz)]
 
 
 def fold(network):

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow._core import files, gradients
+from tfp_glow._core import files, gradients, precision
 from tfp_glow._core.validation import is_int
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.likelihood.standard_normal import with_standard_normal
@@ -96,7 +96,7 @@ def _save(likelihood, functions, folder):
   module = tf.Module()
   # The whole distribution, so that its variables are saved.
   module.variables_ = list(likelihood.distribution.variables)
-  with gradients.left_out():  # Here the functions are traced.
+  with gradients.left_out(), precision.for_other_processes():  # Here the functions are traced.
     tf.saved_model.save(module, folder, signatures=dict(functions, serving_default=functions["log_prob"]))
 
 

@@ -16,12 +16,12 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow._core import files, validation
+from tfp_glow._core import files, precision, validation
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.likelihood.standard_normal import with_standard_normal
 from tfp_glow.storage import savedmodel, saving
-from tfp_glow.training import batches, guard, replicas, summary
+from tfp_glow.training import batches, replicas, summary
 from tfp_glow.training.train_step import FlowSteps
 
 
@@ -114,8 +114,8 @@ class FlowModel(FlowSteps):
 
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
-      jit_compile: Whether XLA compiles the steps. `"auto"`: not on CPUs, where its convolutions are slower, and not
-        with several replicas, whose exchange it cannot compile; else as Keras decides.
+      jit_compile: Whether XLA compiles what each replica computes by itself: values, loss and gradients. `"auto"`: no.
+        On CPUs its convolutions are slower, and on GPUs it takes minutes to compile a deep flow (see docs/gpu.md).
       **kwargs: `run_eagerly`, `steps_per_execution` (one with several replicas) and `auto_scale_loss` of
         `keras.Model.compile`.
 
@@ -129,20 +129,18 @@ class FlowModel(FlowSteps):
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
                          f"Received: {key}={value!r}")
     options = {"jit_compile": jit_compile, **kwargs}
-    has_replicas = self.distribute_strategy.num_replicas_in_sync > 1
-    if jit_compile is True and has_replicas:
-      raise ValueError("`jit_compile` must not be True with several replicas. Received: jit_compile=True, "
-                       f"{self.distribute_strategy.num_replicas_in_sync} replicas")
+    has_replicas = self._has_replicas()
+    if jit_compile not in (True, False, "auto"):
+      raise ValueError(f"`jit_compile` must be True, False or 'auto'. Received: {jit_compile!r}")
     for key, value in (("steps_per_execution", kwargs.get("steps_per_execution", 1)),
                        ("gradient_accumulation_steps", getattr(optimizer, "gradient_accumulation_steps", None))):
       if has_replicas and value not in (None, 1):
         raise ValueError(f"`{key}` must be 1 with several replicas: Keras cannot. Received: {key}={value!r}")
-    has_accelerator = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("TPU")
-    if jit_compile == "auto" and (has_replicas or not has_accelerator):
-      jit_compile = False
     with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
       self._means = self._make_means()
-      super().compile(optimizer=optimizer, jit_compile=jit_compile, metrics=self._means.terms, **kwargs)
+      super().compile(optimizer=optimizer, jit_compile=False, metrics=self._means.terms, **kwargs)
+    self.uses_xla = jit_compile is True
+    self._xla_functions = {}
     self._compile_options = options
 
   def adapt(self, data: Any) -> None:
@@ -166,7 +164,8 @@ class FlowModel(FlowSteps):
 
   def _initialize(self, values):
     batches.check_finite("data", values)
-    self._likelihood.initialize(values)
+    with precision.switched_off():
+      self._likelihood.initialize(values)
 
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
@@ -183,8 +182,7 @@ class FlowModel(FlowSteps):
 
     Raises:
       FloatingPointError: if the loss or a gradient of a training step is not finite. The message names the step, the
-        quantity and the layer where it began (with XLA the step alone); weights and optimizer are left as they were
-        before that step.
+        quantity and the layer where it began; weights and optimizer are left as they were before that step.
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._check_is_compiled("fit")
@@ -198,8 +196,6 @@ class FlowModel(FlowSteps):
     self._build_optimizer()
     if isinstance(x, tf.data.Dataset):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
-    if self.jit_compile:
-      kwargs["callbacks"] = _with_callback(kwargs.get("callbacks"), guard.StopWhenNotFinite())
     # Callbacks such as `StopOnInterrupt` are not told of errors.
     with _signal_handler_kept(signal.SIGINT), self._stop_unless_finite.failure_named():
       history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
@@ -208,6 +204,24 @@ class FlowModel(FlowSteps):
       with self.distribute_strategy.scope():
         self._likelihood.after_update()
     return history
+
+  def make_train_function(self, force=False):
+    """As `keras.Model.make_train_function`; with several replicas, without its exchanges."""
+    if not self._has_replicas():
+      return super().make_train_function(force)
+    if self.train_function is None or force:
+      self.train_function = replicas.function_of_iterator(
+          self.train_step, self.distribute_strategy, self.run_eagerly)
+    return self.train_function
+
+  def make_test_function(self, force=False):
+    """As `make_train_function`, of `evaluate`."""
+    if not self._has_replicas():
+      return super().make_test_function(force)
+    if self.test_function is None or force:
+      self.test_function = replicas.function_of_iterator(
+          self.test_step, self.distribute_strategy, self.run_eagerly)
+    return self.test_function
 
   def train_on_batch(self, x, y=None, **kwargs):
     """As `keras.Model.train_on_batch`; initialises from the batch, as `fit` does.
@@ -249,7 +263,8 @@ class FlowModel(FlowSteps):
     """
     self._check_is_compiled("evaluate")
     batches.check_data(self._likelihood.spec, x, y, batch_size, kwargs)
-    return super().evaluate(x, y, batch_size=batch_size, **kwargs)
+    with precision.switched_off():
+      return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
   def predict(self, x, batch_size=None, **kwargs):
     """As `keras.Model.predict`: bits per dimension of each image, `[N]`; their mean is what `evaluate` returns.
@@ -265,7 +280,31 @@ class FlowModel(FlowSteps):
       ValueError: if `x` is empty or does not fit.
     """
     batches.check_data(self._likelihood.spec, x, None, batch_size, kwargs)
-    return super().predict(x, batch_size=batch_size, **kwargs)
+    with precision.switched_off():
+      return super().predict(x, batch_size=batch_size, **kwargs)
+
+  def test_on_batch(self, x, y=None, **kwargs):
+    """As `keras.Model.test_on_batch`; see `evaluate`.
+
+    Args:
+      x: Images.
+      y: Labels, if the model is class-conditional.
+      **kwargs: Of `keras.Model.test_on_batch`.
+
+    Returns:
+      Loss and metrics, as `keras.Model.test_on_batch` does.
+    """
+    with precision.switched_off():
+      return super().test_on_batch(x, y, **kwargs)
+
+  def predict_on_batch(self, x):
+    """As `keras.Model.predict_on_batch`; see `predict`.
+
+    Args:
+      x: Images.
+    """
+    with precision.switched_off():
+      return super().predict_on_batch(x)
 
   def summary(self, line_length=None, positions=None, print_fn=None, expand_nested=False, show_trainable=False,
               layer_range=None):
@@ -393,7 +432,7 @@ class FlowModel(FlowSteps):
         raise ValueError("`noise_seed` must be None for continuous data, which are not dequantized. "
                          f"Received: {noise_seed!r}")
       noise_seed = batches.seed_pair(noise_seed, "noise_seed")
-    return self._log_prob(*batches.checked_images(self._likelihood.spec, images, labels), noise_seed).numpy()
+    return self._log_prob(*batches.checked_images(self._likelihood.spec, images, labels), noise_seed)
 
   def class_probabilities(self, images: tf.Tensor | np.ndarray) -> np.ndarray:
     """What the classifier makes of images, at the midpoints of their bins.
@@ -412,7 +451,7 @@ class FlowModel(FlowSteps):
       raise ValueError("`weight_y` must be positive for a model that is to tell classes. Received: a model without")
     # The top latent does not depend on the labels before it is whitened; any will do.
     labels = np.zeros(np.shape(images)[:1], np.int32)
-    return self._class_probabilities(*batches.checked_images(self._likelihood.spec, images, labels)).numpy()
+    return self._class_probabilities(*batches.checked_images(self._likelihood.spec, images, labels))
 
   def encode(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> np.ndarray:
     """Latents of images, at the midpoints of their bins.
@@ -428,7 +467,7 @@ class FlowModel(FlowSteps):
       TypeError: if the dtype of `images` does not fit, or the distribution has no latents.
       ValueError: if the shape of `images` does not fit, they are not finite, or `labels` are missing or too many.
     """
-    return self._encode(*batches.checked_images(self._likelihood.spec, images, labels)).numpy()
+    return self._encode(*batches.checked_images(self._likelihood.spec, images, labels))
 
   def decode(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> np.ndarray:
     """Images of latents.
@@ -449,7 +488,7 @@ class FlowModel(FlowSteps):
     if not z.shape.is_compatible_with(latent_shape):
       raise ValueError(f"`z` must have shape {latent_shape}. Received: {z.shape}")
     batches.check_finite("z", z)
-    return self._decode(z, batches.checked_labels(self._likelihood.spec, labels, len(z))).numpy()
+    return self._decode(z, batches.checked_labels(self._likelihood.spec, labels, len(z)))
 
   def sample(self, num_samples: int, temperature: float | Sequence[float] = 1.,
              labels: int | tf.Tensor | np.ndarray | None = None,
@@ -473,7 +512,7 @@ class FlowModel(FlowSteps):
     validation.check_counts(num_samples=num_samples)
     temperature = self._likelihood.checked_temperature(temperature)
     labels = batches.checked_labels(self._likelihood.spec, labels, num_samples)
-    return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), labels).numpy()
+    return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), labels)
 
   def export(self, path, warm_up_batch_sizes=()):
     """Writes a SavedModel that needs nothing but TensorFlow to serve, by `tfp_glow.export.export_distribution`.
@@ -491,6 +530,9 @@ class FlowModel(FlowSteps):
       OSError: if `path` cannot be written.
     """
     savedmodel.export_distribution(self.distribution, path, self.num_bits, warm_up_batch_sizes)
+
+  def _has_replicas(self):
+    return self.distribute_strategy.num_replicas_in_sync > 1
 
   def _check_is_compiled(self, method):
     if not self.compiled:
@@ -511,22 +553,19 @@ def _signal_handler_kept(number):
       signal.signal(number, handler)
 
 
-def _with_callback(callbacks, callback):
-  """What `fit` may be given as `callbacks`, and one more: the first, as others may write weights."""
-  if isinstance(callbacks, keras.callbacks.CallbackList):
-    if not any(isinstance(other, type(callback)) for other in callbacks.callbacks):
-      callback.set_model(callbacks.model)
-      callbacks.append(callback)
-    return callbacks
-  return [callback, *keras.tree.flatten(callbacks)] if callbacks else [callback]
-
-
 def _function(function):
-  """As `tf.function`, of a function that each of several models has: TensorFlow warns of one traced again and again.
+  """As `tf.function`, of a function that each of several models has, evaluated in full precision; returns an array.
 
-  It knows functions by their code, which a `functools.partial` has not.
+  TensorFlow, which knows functions by their code, would warn of one that is traced again and again. A
+  `functools.partial` has none.
   """
-  return tf.function(functools.partial(function), reduce_retracing=True, autograph=False)
+  in_a_graph = tf.function(functools.partial(function), reduce_retracing=True, autograph=False)
+
+  def evaluate(*args):
+    with precision.switched_off():
+      return in_a_graph(*args).numpy()
+
+  return evaluate
 
 
 def _keras_name(variable):

@@ -1,5 +1,6 @@
 """What replicas and worker processes tell each other under a `tf.distribute.Strategy`."""
 
+import functools
 import json
 
 import numpy as np
@@ -12,19 +13,75 @@ def sum_over_replicas(values):
   return context.all_reduce(tf.distribute.ReduceOp.SUM, values) if context.num_replicas_in_sync > 1 else values
 
 
-def mean_over_replicas(values):
-  """The mean of the values `[N]` of all replicas, whose sum over the replicas it is: each returns its share.
+def are_several():
+  """Whether there is more than one replica; to be called in a replica."""
+  return tf.distribute.get_replica_context().num_replicas_in_sync > 1
 
-  They may have got unequal numbers of them, or none.
+
+def exchange(gradients, terms, num_failed):
+  """From what replicas have found by themselves to the same of all their images: in one exchange.
+
+  They may have got unequal numbers of images, or none. What is not finite on one replica is so on all.
+
+  Args:
+    gradients: List of floating tensors, those of the mean over this replica's images; `None` among them.
+    terms: Floating tensor `[N, K]`, of this replica's `N` images.
+    num_failed: Floating scalar.
+
+  Returns:
+    gradients: List as it was given, of the mean over all images.
+    terms: Tensor `[1, K]`, the mean over all images.
+    weights: Tensor `[1]`: the number of images of which that is the mean, divided by the number of replicas.
+    num_failed: Scalar, the sum over the replicas.
   """
-  count = sum_over_replicas(tf.shape(values)[0])
-  return tf.math.divide_no_nan(tf.reduce_sum(values), tf.cast(count, values.dtype))
+  present = [gradient for gradient in gradients if gradient is not None]
+  dtype = tf.float64 if tf.float64 in {terms.dtype, *(gradient.dtype for gradient in present)} else tf.float32
+  # Below 1, so that sums of large gradients do not overflow.
+  share = tf.cast(tf.shape(terms)[0], dtype) / 2.**20
+  parts = [share * tf.cast(tf.reshape(gradient, [-1]), dtype) for gradient in present]
+  parts += [tf.cast(tf.reduce_sum(terms, axis=0), dtype), tf.stack([share, tf.cast(num_failed, dtype)])]
+  summed = tf.split(sum_over_replicas(tf.concat(parts, axis=0)), [tf.size(part) for part in parts])
+  *totals, terms_total, (share, num_failed) = *summed[:-1], tf.unstack(summed[-1], 2)
+  means = iter([tf.reshape(tf.cast(total / share, gradient.dtype), tf.shape(gradient))
+                for total, gradient in zip(totals, present)])
+  num_images = tf.cast(share * 2.**20, terms.dtype)
+  weight = num_images / tf.distribute.get_replica_context().num_replicas_in_sync
+  return ([None if gradient is None else next(means) for gradient in gradients],
+          tf.cast(terms_total, terms.dtype)[tf.newaxis] / num_images, weight[tf.newaxis],
+          tf.cast(num_failed, terms.dtype))
 
 
-def sum_gradients(gradients):
-  """Each gradient's sum over all replicas, `None` where there is none."""
-  found = iter(sum_over_replicas([gradient for gradient in gradients if gradient is not None]))
-  return [None if gradient is None else next(found) for gradient in gradients]
+def function_of_iterator(step, strategy, run_eagerly):
+  """What `fit` and `evaluate` call with an iterator: a step on each replica; returns what the first returned.
+
+  Keras' own takes the mean of all that the replicas return, an exchange between machines for each number.
+
+  Args:
+    step: Callable, from a batch to a dict of scalars; to be called in each replica.
+    strategy: `tf.distribute.Strategy`.
+    run_eagerly: Python `bool`.
+
+  Returns:
+    Callable.
+  """
+
+  def run(data):
+    return tf.nest.map_structure(lambda values: strategy.experimental_local_results(values)[0],
+                                 strategy.run(step, args=(data,)))
+
+  make = (lambda function: function) if run_eagerly else functools.partial(
+      tf.function, autograph=False, reduce_retracing=True)
+  run_on_batch, run_on_next = make(run), make(lambda iterator: run(iterator.get_next()))
+
+  def run_on_iterator(iterator):
+    if not isinstance(iterator, (tf.data.Iterator, tf.distribute.DistributedIterator)):
+      return run_on_batch(next(iterator))
+    try:
+      return run_on_next(iterator)
+    except tf.errors.OutOfRangeError:
+      raise StopIteration from None
+
+  return run_on_iterator
 
 
 def has_workers(strategy):

@@ -28,7 +28,9 @@ class FlowSteps(_compat.BuiltModel):
     self._likelihood = likelihood
     self._seed = seed
     self._weight_y = weight_y
-    self._means = None  # Of `compile`.
+    self._means = None  # Of `compile`, as the next two.
+    self.uses_xla = False
+    self._xla_functions = {}
     self._stop_unless_finite = guard.StopUnlessFinite(likelihood)
     self.classifier = None
     if weight_y:
@@ -41,41 +43,66 @@ class FlowSteps(_compat.BuiltModel):
 
   def test_step(self, data):
     images, labels = batches.unpack(data)
-    return self._update_metrics(self._terms(images, labels, self._noise_seed(dequantize.EVALUATION)))
+    terms = self._compiled(self._terms)(images, labels, self._noise_seed(dequantize.EVALUATION))
+    return self._update_metrics(terms, tf.ones_like(terms[:, 0]))
 
   def predict_step(self, data):
     images, labels = batches.unpack(data)
-    return self._bits(images, labels, self._noise_seed(dequantize.EVALUATION))
+    return self._compiled(self._bits)(images, labels, self._noise_seed(dequantize.EVALUATION))
 
   def train_step(self, data):
     images, labels = batches.unpack(data)
     noise_seed = self._noise_seed(self.optimizer.iterations)
+    terms, gradients, largest = self._compiled(self._share)(images, labels, noise_seed)
+    loss = tf.reduce_sum(tf.cast(self._loss_of(terms), tf.float64))
+    are_finite = tf.math.is_finite(tf.concat([[loss], largest], axis=0))
+    num_failed, weights = tf.cast(~tf.reduce_all(are_finite), terms.dtype), tf.ones_like(terms[:, 0])
+    if replicas.are_several():
+      gradients, terms, weights, num_failed = replicas.exchange(gradients, terms, num_failed)
+      largest = self._largest_entries(gradients)
+    batch = guard.Batch(images, labels, noise_seed)
+    variables = self.trainable_variables
+    with tf.control_dependencies([self._stop_unless_finite.check(num_failed, are_finite, variables, batch)]):
+      self._update(divergence.shortened(gradients, tf.reduce_sum(largest)), variables)
+    return self._update_metrics(terms, weights)
+
+  def _share(self, images, labels, noise_seed):
+    """What a replica computes of a training step by itself, and XLA can compile.
+
+    Returns:
+      terms: See `_terms`.
+      gradients: List of tensors: of the mean loss of these images, scaled as the optimizer asks; `None`s among them.
+      largest: See `divergence.largest_entries`.
+    """
     with tf.GradientTape() as tape:
       terms = self._terms(images, labels, noise_seed, training=True)
       losses = self._loss_of(terms)
-      loss = self.optimizer.scale_loss(replicas.mean_over_replicas(losses))
-    variables = self.trainable_variables
-    gradients, are_finite = self._short_gradients(tape, loss, variables)
-    gradients = replicas.sum_gradients(gradients)
-    are_finite = tf.concat([[tf.reduce_all(tf.math.is_finite(losses))], are_finite], axis=0)
-    update = lambda: self._update(gradients, variables)
-    batch = guard.Batch(images, labels, noise_seed)
-    return self._update_metrics(self._guard().apply(update, terms, are_finite, variables, batch))
-
-  def _short_gradients(self, tape, loss, variables):
-    """Gradients whose squares do not overflow, and whether each was finite before."""
-    gradients = tape.gradient(loss, [v.value for v in variables])
+      count = tf.cast(tf.shape(losses)[0], losses.dtype)
+      loss = self.optimizer.scale_loss(tf.math.divide_no_nan(tf.reduce_sum(losses), count))
+    gradients = tape.gradient(loss, [v.value for v in self.trainable_variables])
     gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
+    return terms, gradients, self._largest_entries(gradients)
+
+  def _largest_entries(self, gradients):
+    """As `divergence.largest_entries`."""
     # A variable without a gradient is Keras' affair.
     largest = divergence.largest_entries([tf.zeros([]) if gradient is None else gradient for gradient in gradients])
     if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
       # It looks for gradients that overflow, and lowers its scale; that ends somewhere.
       largest = tf.where(self.optimizer.dynamic_scale > 1., tf.zeros_like(largest), largest)
-    gradients = divergence.shortened(gradients, replicas.sum_over_replicas(tf.reduce_sum(largest)))
-    return gradients, tf.math.is_finite(largest)
+    return largest
 
-  def _guard(self):
-    return guard.SkipUnlessFinite(self._means.loss) if self.jit_compile else self._stop_unless_finite
+  def _compiled(self, function):
+    """A step's function of tensors, compiled by XLA if `compile` was told so.
+
+    Exchange between replicas, guard and optimizer stay outside: XLA could not compile them.
+    """
+    if not self.uses_xla or self.run_eagerly:
+      return function
+    name = function.__name__
+    if name not in self._xla_functions:
+      self._xla_functions[name] = tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
+    return self._xla_functions[name]
 
   def _update(self, gradients, variables):
     _compat.apply_sums(self.optimizer, gradients, variables)
@@ -94,7 +121,7 @@ class FlowSteps(_compat.BuiltModel):
     """
     if self.classifier is None:
       return self._bits(images, labels, noise_seed, training)[:, tf.newaxis]
-    nats, features = self._likelihood.log_prob_and_features(images, labels, noise_seed)
+    nats, features = self._likelihood.log_prob_and_features(images, labels, noise_seed, training)
     logits = self.classifier(features)
     labels = tf.cast(labels, tf.int32)
     bits_y = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits) / np.log(2.)
@@ -105,10 +132,10 @@ class FlowSteps(_compat.BuiltModel):
     """Of each image."""
     return terms[:, 0] if self.classifier is None else terms[:, 0] + self._weight_y * terms[:, 1]
 
-  def _update_metrics(self, terms):
-    self._means.loss.update_state(self._loss_of(terms))
-    self.compute_metrics(None, terms, terms)  # Those of `compile`.
-    return self._means.over_replicas(self.distribute_strategy)
+  def _update_metrics(self, terms, weights):
+    """Returns the means of what this replica has seen; what `fit` and `evaluate` report at the end is of all."""
+    self._means.loss.update_state(self._loss_of(terms), sample_weight=weights)
+    return self.compute_metrics(None, weights, terms)  # Those of `compile`.
 
   @property
   def metrics(self):

@@ -69,6 +69,27 @@ def train_residual(strategy, seed=0):
   return model, model.fit(small_models.points(), batch_size=16, epochs=2, shuffle=False, verbose=0).history
 
 
+def numbers_of_exchanges(model):
+  """Collective operations for each replica in the graphs of a training step and of a batch of evaluation.
+
+  Workers exchange one more number to learn whether all have got a batch, unless the dataset has no end: TensorFlow's
+  iterators do.
+  """
+  strategy = model.distribute_strategy
+  model.adapt(IMAGES[:8])
+  model._build_optimizer()
+  batch = next(iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(IMAGES).batch(8))))
+
+  def count(step):
+    run = tf.function(lambda: strategy.run(step, args=(batch,)), autograph=False)
+    graph = run.get_concrete_function().graph.as_graph_def()
+    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
+    num_collective = sum("Collective" in node.op for node in nodes)
+    return num_collective / len(strategy.extended.worker_devices)
+
+  return {"train": count(model.train_step), "test": count(model.test_step)}
+
+
 def values_of(model):
   return [v.numpy() for v in model.distribution.variables]
 
@@ -98,13 +119,14 @@ def gaussian_worker(index, folder):
   images = (IMAGES / 256.).astype(np.float32)
   images[0, 0, 0, 0] = np.nan
   with model.distribute_strategy.scope():
-    continuous = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(), num_bits=None))
+    continuous = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(), num_bits=None), jit_compile=True)
   with pytest.raises(FloatingPointError) as failure:
     continuous.fit(images, batch_size=6, shuffle=False, verbose=0)
   with pytest.raises(ValueError) as state_error:
     replicas.run_on_chief(_fail, model.distribute_strategy)
   draw(model.distribute_strategy, index, folder)
-  _report({"failure": str(failure.value), "state_error": str(state_error.value),
+  exchanges = numbers_of_exchanges(model)
+  _report({"failure": str(failure.value), "exchanges": exchanges, "state_error": str(state_error.value),
            "weights": values_of(model), "history": history,
            "evaluation": model.evaluate(IMAGES, batch_size=7, verbose=0, return_dict=True),
            "prediction": model.predict(IMAGES, batch_size=8, verbose=0)}, index, folder)

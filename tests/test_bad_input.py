@@ -182,7 +182,7 @@ def test_sizes_of_a_glow(options, match):
 
 
 @pytest.mark.parametrize("arguments, error, match", [
-    ({"label": [0, 1]}, TypeError, "`glow` must be given arguments that it.*takes: labels. Received: label$"),
+    ({"label": [0, 1]}, TypeError, "`glow` must be given arguments that it.*takes: labels, training. Received: label$"),
     ({"labels": True}, TypeError, "`labels` must be integers. Received: True"),
 ])
 @pytest.mark.parametrize("within", [lambda glow: glow, lambda glow: tfp_glow.Chain([tfp.bijectors.Shift(0.5), glow])])

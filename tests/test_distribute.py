@@ -165,6 +165,24 @@ def test_noise_of_replicas_differs_and_is_that_of_one_device():
   np.testing.assert_array_equal(tf.concat(noise, 0), noise_of(tf.constant(IMAGES[:8]), seed))
 
 
+def test_a_step_takes_two_exchanges_and_a_batch_of_evaluation_none():
+  with distributed_runs.mirrored(2).scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
+  assert distributed_runs.numbers_of_exchanges(model) == {"train": 2, "test": 0}
+
+
+def test_xla_compiles_what_each_replica_computes_by_itself():
+  weights = []
+  for strategy, jit_compile in ((tf.distribute.get_strategy(), False), (distributed_runs.mirrored(2), True)):
+    with strategy.scope():
+      model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), jit_compile=jit_compile)
+    history = model.fit(IMAGES[:16], batch_size=8, epochs=2, shuffle=False, verbose=0).history
+    weights.append([history["loss"], *distributed_runs.values_of(model)])
+  _check_replicas(model)
+  for a, b in zip(*weights, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+
 def test_reversible_gradients_with_replicas(one_device):
   model, found = distributed_runs.train(distributed_runs.mirrored(2), gradient="reversible")
   for key in ("loss", "val_bits_per_dim"):

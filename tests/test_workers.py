@@ -78,6 +78,10 @@ def test_a_worker_whose_share_is_not_finite_stops_all(three):
     assert report["state_error"] == "`folder`: an error of the chief"
 
 
+def test_a_step_takes_two_exchanges_and_a_batch_of_evaluation_none(three):
+  assert [report["exchanges"] for report in three[1]] == [{"train": 2, "test": 0}] * 3
+
+
 def test_the_chief_alone_draws(three, tmp_path):
   assert sorted(path.name for path in three[2].glob("drawn*")) == ["drawn_by_0", "drawn_by_the_chief"]
   distributed_runs.draw(tf.distribute.get_strategy(), 0, tmp_path)

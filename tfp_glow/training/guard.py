@@ -53,7 +53,8 @@ class StopUnlessFinite:
         tf.equal(num_failed, 0), lambda: tf.constant(True),
         lambda: tf.py_function(lambda *args: stop()(has_workers, *args), [are_finite, *inputs], tf.bool))
     # Those of the same process leave it to the replica that has failed to say why, and never get beyond this.
-    return replicas.sum_over_replicas(tf.cast(is_sound, tf.int32))
+    # (A floating number: the libraries that exchange those of GPUs know no Booleans.)
+    return replicas.sum_over_replicas(tf.cast(is_sound, tf.float32))
 
   @contextlib.contextmanager
   def failure_named(self):

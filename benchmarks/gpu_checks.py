@@ -1,6 +1,5 @@
 """The parts of `gpu.py` that ask whether numbers are right: `checks`, `exactness`, `finite`."""
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -9,14 +8,13 @@ import sys
 import time
 
 import gpu_common as common
-import gpu_exact as exact
 import keras
 import numpy as np
 import tensorflow as tf
 from gpu_common import PRECISIONS, machine  # noqa: F401  For `gpu_worker.py`.
 
 import tfp_glow
-from tfp_glow import dequantize, networks
+from tfp_glow import dequantize
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
 import reference_models
@@ -66,19 +64,18 @@ def exactness(session):
     architecture = dataclasses.replace(common.TINY, image_shape=(4, 4, 1))
   trained = _Trained(session, architecture, num_steps=4 if session.tiny else 200)
   yield "training", trained.train
-  by_hand = {"TF32, all exact by hand": (False, True), "TF32 in networks only": (False,),
-             "TF32 outside of networks only": (True,)}
   for name in ("float32", "bfloat16") if session.tiny else PRECISIONS:
-    yield f"{name}, model", functools.partial(trained.round_trip, name, name, (), "model")
-  for name, exact_inside in by_hand.items():
-    yield f"{name}, model", functools.partial(trained.round_trip, name, "TF32", exact_inside, "model")
+    yield f"{name}, model", functools.partial(trained.round_trip, name, "model")
+    yield f"{name}, tf.function", functools.partial(trained.round_trip, name, "tf.function")
+  for name in ("float32",) if session.tiny else ("TF32", "bfloat16"):
+    yield f"{name}, as in training", functools.partial(trained.round_trip, name, "as in training")
   yield "constant images and noise, TF32", functools.partial(trained.unusual_images, "TF32")
   yield "residual flow", functools.partial(_residual_flow, session)
   for precision in ("float32",) if session.tiny else ("TF32", "bfloat16", "float32"):
-    yield f"{precision}, XLA", functools.partial(trained.round_trip, precision, precision, (), "XLA")
+    yield f"{precision}, XLA", functools.partial(trained.round_trip, precision, "XLA")
   for precision in ("float32",) if session.tiny else PRECISIONS:
     yield f"{precision}, gradients", functools.partial(trained.reversible_gradients, precision)
-  yield "TF32, eager", functools.partial(trained.round_trip, "TF32", "TF32", (), "eager")
+  yield "TF32, eager", functools.partial(trained.round_trip, "TF32", "eager")
 
 
 class _Trained:
@@ -124,29 +121,33 @@ class _Trained:
       self._expected = tf.function(model.distribution.log_prob, autograph=False)(x).numpy()
     return self._expected
 
-  def round_trip(self, name, precision, exact_inside, mode):
-    """Encodes and decodes; `exact_inside`: see `_exact`."""
+  def round_trip(self, precision, mode):
+    """Encodes and decodes: by the model, by its bijector eagerly, in a function, under XLA; or `"as in training"`."""
     expected = self._need()
     common.switch(precision)
     model = self._model(precision)
     glow = model.distribution.bijector
     columns = {}
-    with _exact(exact_inside):
-      x = dequantize.dequantize(tf.constant(self._images), 8, 0.5)
-      if mode == "model":
-        z = np.asarray(model.encode(self._images))
-        decoded = model.decode(z)
-        log_prob = tf.function(model.distribution.log_prob, autograph=False)(x)
-        columns = {"encode, ms": _milliseconds(lambda: model.encode(self._images)),
-                   "decode, ms": _milliseconds(lambda: model.decode(z))}
-      else:
-        compiled = (lambda f: f) if mode == "eager" else lambda f: tf.function(f, autograph=False, jit_compile=True)
-        z, log_det = compiled(lambda x: (glow.inverse(x), glow.inverse_log_det_jacobian(x, 3)))(x)
-        decoded = dequantize.quantize(compiled(glow.forward)(z.numpy()), 8)  # NumPy: TFP would know where it is from.
-        log_prob = model.distribution.distribution.log_prob(z) + log_det
+    x = dequantize.dequantize(tf.constant(self._images), 8, 0.5)
+    if mode == "model":
+      z = np.asarray(model.encode(self._images))
+      decoded = model.decode(z)
+      log_prob = tf.constant(model.log_prob(self._images))
+      columns = {"encode, ms": _milliseconds(lambda: model.encode(self._images)),
+                 "decode, ms": _milliseconds(lambda: model.decode(z))}
+    else:
+      compiled = (lambda f: f) if mode == "eager" else functools.partial(
+          tf.function, autograph=False, jit_compile=mode == "XLA")
+      training = mode == "as in training"
+      z, log_det = compiled(lambda x: glow.inverse_and_log_det(x, training=training))(x)
+      decoded = dequantize.quantize(compiled(lambda z: glow.forward_and_log_det(z, training=training)[0])(z), 8)
+      log_prob = model.distribution.distribution.log_prob(z) + log_det
+      if mode == "tf.function":
+        encode = compiled(glow.inverse)
+        columns = {"encode, ms": _milliseconds(lambda: encode(x))}
     difference = np.abs(np.asarray(decoded, np.int64) - self._images)
     shift = np.abs(log_prob.numpy() - expected)
-    return {f"{name}, {mode}": {
+    return {f"{precision}, {mode}": {
         "changed": int((difference > 0).sum()), "of": int(difference.size), "by up to": int(difference.max()),
         "log-prob moved by up to, nats": float(shift.max()), **columns}}
 
@@ -182,7 +183,7 @@ class _Trained:
     @functools.partial(tf.function, autograph=False)
     def gradients(x):
       with tf.GradientTape() as tape:
-        loss = -tf.reduce_mean(distribution.log_prob(x))
+        loss = -tf.reduce_mean(distribution.log_prob(x, bijector_kwargs={"training": True}))
       return [tf.convert_to_tensor(d) for d in tape.gradient(loss, distribution.trainable_variables)]
 
     x = dequantize.dequantize(tf.constant(self._images[:16]), 8, 0.5)
@@ -197,45 +198,6 @@ def _milliseconds(call):
     np.asarray(call())
     times.append(time.perf_counter() - start)
   return 1e3 * min(times)
-
-
-@contextlib.contextmanager
-def _exact(inside):
-  """Has products and convolutions be exact by hand.
-
-  Those of the coupling networks, if `True` is in `inside`; all others, if `False` is.
-  """
-  depth = [0]
-  matmul, conv2d, run = tf.matmul, tf.nn.conv2d, networks.CouplingNetwork.run
-
-  def run_inside(self, *args, **kwargs):
-    depth[0] += 1
-    try:
-      return run(self, *args, **kwargs)
-    finally:
-      depth[0] -= 1
-
-  def choose(plain, by_hand):
-    running = [False]  # The one by hand calls the plain one.
-
-    def call(*args, **kwargs):
-      if running[0] or (depth[0] > 0) not in inside:
-        return plain(*args, **kwargs)
-      running[0] = True
-      try:
-        return by_hand(*args, **kwargs)
-      finally:
-        running[0] = False
-
-    return call
-
-  networks.CouplingNetwork.run = run_inside
-  tf.matmul = choose(matmul, exact.matmul)
-  tf.nn.conv2d = choose(conv2d, exact.conv2d)
-  try:
-    yield
-  finally:
-    networks.CouplingNetwork.run, tf.matmul, tf.nn.conv2d = run, matmul, conv2d
 
 
 def _residual_flow(session):

@@ -6,10 +6,12 @@ import subprocess
 import sys
 import time
 
-import gpu_exact as precision
 import numpy as np
 import tensorflow as tf
 from gpu_common import machine  # noqa: F401  For `gpu_worker.py`.
+
+from tfp_glow._core import precision
+from tfp_glow._core import products as exact
 
 try:
   from tensorflow.compiler.tf2xla.python import xla  # Not public: how XLA itself would be asked for exact products.
@@ -45,6 +47,16 @@ def products(session):
     yield f"times, product {n} x {c} x {c}", lambda n=n, c=c: _times(_matmul_case(n, c), _MATMULS)
 
 
+@precision.entered(precision.Mode(is_training=False, device_rounds=True))
+def _split_matmul(x, w):
+  return exact.matmul(x, w)
+
+
+@precision.entered(precision.Mode(is_training=False, device_rounds=True))
+def _split_conv2d(x, kernel):
+  return exact.conv2d(x, kernel)
+
+
 def _by_float64(x, w):
   return tf.cast(tf.matmul(tf.cast(x, tf.float64), tf.cast(w, tf.float64)), x.dtype)
 
@@ -55,13 +67,13 @@ def _multiply_and_sum(x, w):
 
 def _split_side_by_side(x, w):
   """The three products as one, with three times as long sums."""
-  (x_high, x_low), (w_high, w_low) = precision.split(x), precision.split(w)
+  (x_high, x_low), (w_high, w_low) = exact.parts(x), exact.parts(w)
   return tf.matmul(tf.concat([x_low, x_high, x_high], 1), tf.concat([w_high, w_low, w_high], 0))
 
 
 def _split_without_the_middle(x, w):
   """Four products: with that of the two rests, too."""
-  (x_high, x_low), (w_high, w_low) = precision.split(x), precision.split(w)
+  (x_high, x_low), (w_high, w_low) = exact.parts(x), exact.parts(w)
   return (tf.matmul(x_low, w_low) + (tf.matmul(x_low, w_high) + tf.matmul(x_high, w_low))) + tf.matmul(x_high, w_high)
 
 
@@ -73,12 +85,12 @@ def _xla_highest(x, w):
   return xla.dot_general(x, w, numbers, precision_config=config)
 
 
-_LONG_MATMULS = {"plain": tf.matmul, "split": precision.matmul, "split, four": _split_without_the_middle,
+_LONG_MATMULS = {"plain": tf.matmul, "split": _split_matmul, "split, four": _split_without_the_middle,
                  "float64": _by_float64}
 if xla is not None:
   _LONG_MATMULS["XLA's HIGHEST"] = _xla_highest
 _MATMULS = {**_LONG_MATMULS, "split, side by side": _split_side_by_side, "multiply and sum": _multiply_and_sum}
-_CONVS = {"plain": lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"), "split": precision.conv2d,
+_CONVS = {"plain": lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"), "split": _split_conv2d,
           "float64": lambda x, k: tf.cast(tf.nn.conv2d(tf.cast(x, tf.float64), tf.cast(k, tf.float64), 1, "SAME"),
                                           x.dtype)}
 
@@ -242,17 +254,17 @@ def _conv_times(shape):
   def network(convolve, multiply):
 
     def run(x, first, second, last):
-      hidden_values = tf.nn.relu(convolve(x, first, 1, "SAME"))
+      hidden_values = tf.nn.relu(convolve(x, first))
       flat = tf.nn.relu(multiply(tf.reshape(hidden_values, [-1, hidden]), second))
-      return convolve(tf.reshape(flat, [n, size, size, hidden]), last, 1, "SAME")
+      return convolve(tf.reshape(flat, [n, size, size, hidden]), last)
 
     return run
 
   rows = {}
   name = f"network {n} x {size} x {size}, {c} to {hidden} to {c}"
-  for label, is_on, functions in (("plain, TF32 on", True, (tf.nn.conv2d, tf.matmul)),
-                                  ("plain, TF32 off", False, (tf.nn.conv2d, tf.matmul)),
-                                  ("split, TF32 on", True, (precision.conv2d, precision.matmul))):
+  for label, is_on, functions in (("plain, TF32 on", True, (_CONVS["plain"], tf.matmul)),
+                                  ("plain, TF32 off", False, (_CONVS["plain"], tf.matmul)),
+                                  ("split, TF32 on", True, (_split_conv2d, _split_matmul))):
     tf.config.experimental.enable_tensor_float_32_execution(is_on)
     rows[f"{name}: {label}"] = {
         f"ms, {mode}": _milliseconds(network(*functions), arguments, mode)

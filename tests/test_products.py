@@ -64,11 +64,11 @@ def in_float64(plain, *arguments):
 
 def test_parts():
   x = np.concatenate([draw(1000), 1e30 * draw(10), 1e-30 * draw(10), [0., -0., 3.4e38, -3.4e38]]).astype(np.float32)
-  high, low = (part.numpy() for part in products._parts(tf.constant(x)))
+  high, low = (part.numpy() for part in products.parts(tf.constant(x)))
   np.testing.assert_array_equal(high.astype(np.float64) + low, x)
   assert not np.any(high.view(np.uint32) & 0x1FFF)
   assert np.all(np.abs(low) <= 2.**-11 * np.abs(x))
-  assert not np.any(np.isfinite(products._parts(tf.constant([np.nan, np.inf, -np.inf]))[1]))
+  assert not np.any(np.isfinite(products.parts(tf.constant([np.nan, np.inf, -np.inf]))[1]))
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])

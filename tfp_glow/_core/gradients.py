@@ -12,12 +12,11 @@ from tfp_glow._core import _compat, precision
 _this_thread = threading.local()
 
 
-def custom_gradient(function, can_be_left_out=True):
+def custom_gradient(function):
   """As `tf.custom_gradient`, of gradients computed in the precision of the value; within `left_out` of that alone.
 
   Args:
     function: Callable, as that of `tf.custom_gradient`.
-    can_be_left_out: Python `bool`: `False` where gradients are part of what is evaluated, as they are of log-dets.
 
   Returns:
     Callable.
@@ -35,7 +34,7 @@ def custom_gradient(function, can_be_left_out=True):
 
   @functools.wraps(function)
   def evaluate(*args):
-    if can_be_left_out and getattr(_this_thread, "leaves_out", False):
+    if getattr(_this_thread, "leaves_out", False):
       return function(*args)[0]
     if not tf.inside_function():
       return tf.custom_gradient(in_its_mode)(*args)
@@ -53,8 +52,14 @@ def left_out():
   A `tf.function` inside of them that is traced for the first time here has no gradients later either, as it is not
   traced again: a network that is one must have been called before.
   """
+  with _leaving_out(True):
+    yield
+
+
+@contextlib.contextmanager
+def _leaving_out(value):
   before = getattr(_this_thread, "leaves_out", False)
-  _this_thread.leaves_out = True
+  _this_thread.leaves_out = value
   try:
     yield
   finally:
@@ -111,7 +116,8 @@ def linearized(function, x, weights):
     pull_back: Callable, as often as wanted.
   """
   x = tf.identity(x)  # See `copied`.
-  with tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
+  # Here gradients are part of what is evaluated: a SavedModel must have them, too.
+  with _leaving_out(False), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
     tape.watch(x)
     outputs = function(x, weights)
   return outputs, lambda d_outputs: tape.gradient(

@@ -122,16 +122,15 @@ def _by_parts(product, gradients, a, b):
   """
 
   def evaluate(a, b):
-    (a_high, a_low), (b_high, b_low) = _parts(a), _parts(b)
+    (a_high, a_low), (b_high, b_low) = parts(a), parts(b)
     # The small ones first: their sum is rounded where it does not count.
     outputs = (product(a_low, b_high) + product(a_high, b_low)) + product(a_high, b_high)
     return outputs, lambda d: gradients(a, b, d)
 
-  # The parts have no gradients, and estimates of log-dets are made of those.
-  return custom_gradient(evaluate, can_be_left_out=False)(a, b)
+  return custom_gradient(evaluate)(a, b)
 
 
-def _parts(x):
+def parts(x):
   """Numbers with 10 bits of mantissa, and what is left: two tensors whose sum is a float32 tensor.
 
   Taken by its bits: compilers may not simplify `x - (x - high)`, but they could. Rounded to the nearest, the upper part

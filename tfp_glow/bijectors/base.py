@@ -368,7 +368,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       return batching.evaluate(function, inputs, self._event_shapes[inverse].rank, self._own_arguments(kwargs))
 
   def _precision_of(self, kwargs):
-    is_training = kwargs.get("training") or False
+    is_training = kwargs.get("training")
+    is_training = False if is_training is None else is_training
     if not isinstance(is_training, bool):
       raise ValueError(f"`training` must be a Python `bool`. Received: {is_training!r}")
     return precision.of_evaluation(is_training)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import keras
@@ -13,9 +12,6 @@ from tfp_glow.networks.building import value_of
 
 # The steepest slope of `x * sigmoid(x)` is 1.0998.
 _STEEPEST = 1.1
-
-# Log-dets are made of gradients of these layers.
-_custom_gradient = functools.partial(custom_gradient, can_be_left_out=False)
 
 
 def lip_swish(x: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
@@ -31,7 +27,7 @@ def lip_swish(x: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
   return _swish(x * beta) / (_STEEPEST * beta)
 
 
-@_custom_gradient
+@custom_gradient
 def _swish(x):
   """`x * sigmoid(x)`. Memory bounds its speed: derivatives are written such that they pass over the data few times."""
   gate = tf.sigmoid(x)
@@ -44,7 +40,7 @@ def _swish(x):
 def _slope_of_swish(x, gate, swish):
   """`gate + x * gate * (1 - gate)`."""
 
-  @_custom_gradient
+  @custom_gradient
   def slope_of(x):
     slope = gate + tf.raw_ops.SigmoidGrad(y=gate, dy=x)
     return slope, lambda d_slope: d_slope * (1. - gate) * (2. * slope - swish)

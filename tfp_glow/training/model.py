@@ -565,6 +565,7 @@ def _function(function):
     with precision.switched_off():
       return in_a_graph(*args).numpy()
 
+  evaluate.__wrapped__ = in_a_graph
   return evaluate
 
 

@@ -173,7 +173,8 @@ for _name, _preset in PRESETS.items():
 @slow
 @pytest.mark.parametrize("names", _ARCHITECTURES.values(), ids="-".join)
 def test_full_size(names, monkeypatch):
-  args = parse(monkeypatch, "--preset", names[0])
+  """But for the number of steps, which are stacked: of two there is whatever there is of 32."""
+  args = parse(monkeypatch, "--preset", names[0], "--num-steps=2")
   num_classes = {"cifar10": 10, "imagenet_resized/32x32": 1000}[args.data] if args.conditional else None
   monkeypatch.setattr(train_glow.data, "num_classes", lambda name, data_dir: num_classes)
   with threadpoolctl.threadpool_limits(1):  # On a busy machine the threads of NumPy wait for each other.
@@ -232,7 +233,8 @@ def test_preset_with_its_own_epochs_ends_at_the_time_limit(monkeypatch, tmp_path
 
 
 @slow
-@pytest.mark.usefixtures("mock_data")
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
+@pytest.mark.usefixtures("mock_data", "eagerly")
 def test_class_conditional_run_leaves_everything(monkeypatch, tmp_path):
   options = ["--preset=cifar10_conditional", *_SMALL]
   monkeypatch.setattr(sys, "argv", ["train_glow.py", *options, f"--output={tmp_path}"])

@@ -55,11 +55,11 @@ def test_two_models_of_a_density(monkeypatch, tmp_path, few_points, capsys):
   assert "val_bits_per_dim" in capsys.readouterr().out
   # Results of two runs do not mix; the same command with the same seed leads to the same model.
   with pytest.raises(SystemExit):
-    call(monkeypatch, "--output", flow)
+    call(monkeypatch, "--output", couplings)
   assert "--overwrite" in capsys.readouterr().err
-  before = results(flow)
-  assert call(monkeypatch, "--output", flow, "--overwrite") == 0
-  assert results(flow)["nats"] == before["nats"]
+  before = results(couplings)
+  assert call(monkeypatch, "--model=couplings", "--output", couplings, "--overwrite") == 0
+  assert results(couplings)["nats"] == before["nats"]
 
 
 @slow

@@ -113,8 +113,8 @@ def test_on_two_replicas():
       distribution = small_models.distribution(num_steps_per_block=1, num_classes=3)
       model = tfp_glow.FlowModel(distribution, weight_y=WEIGHT)
       model.compile(keras.optimizers.SGD(0.1), run_eagerly=strategy.num_replicas_in_sync == 1)
-    history = model.fit(IMAGES, LABELS, batch_size=10, epochs=2, shuffle=False, verbose=0).history
-    metrics = model.evaluate(IMAGES, LABELS, return_dict=True, verbose=0)
+    history = model.fit(IMAGES, LABELS, batch_size=12, shuffle=False, verbose=0).history
+    metrics = model.evaluate(IMAGES, LABELS, batch_size=12, return_dict=True, verbose=0)
     results.append((history, metrics, model.classifier.kernel.numpy()))
   keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 

@@ -180,7 +180,8 @@ def test_graph_eager_and_xla_train_alike():
   histories = []
   for options in ({}, {"run_eagerly": True}, {"jit_compile": True}):
     # Adam would make steps of full size of gradients that are zero but for rounding.
-    model = small_models.compiled(optimizer=keras.optimizers.SGD(1e-3), **options)
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1)),
+                                  keras.optimizers.SGD(1e-3), **options)
     histories.append(model.fit(IMAGES, batch_size=12, epochs=2, shuffle=False, verbose=0).history["bits_per_dim"])
   np.testing.assert_allclose(histories[1:], [histories[0]] * 2, rtol=1e-4)
 
@@ -287,7 +288,7 @@ def test_reversible_training_is_that_of_autodiff(policy, tolerance):
       distribution = small_models.distribution(gradient=gradient)
     finally:
       keras.config.set_dtype_policy(before)
-    model = small_models.compiled(tfp_glow.FlowModel(distribution))
+    model = small_models.compiled(tfp_glow.FlowModel(distribution), run_eagerly=gradient == "autodiff")
     losses[gradient] = model.fit(IMAGES, batch_size=8, epochs=3, shuffle=False, verbose=0).history["bits_per_dim"]
     network = model.distribution.bijector.blocks[0].template.coupling.network
     assert network.compute_dtype == policy.removeprefix("mixed_")

@@ -23,7 +23,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4)
 
 # The files that take longest, longest first: else one of two processes ends long before the other.
-_FIRST = ("test_conformance", "test_workers", "test_train_glow", "test_all_gradients")
+_FIRST = ("test_conformance", "test_residual_flow", "test_workers", "test_train_glow", "test_all_gradients")
 
 
 def pytest_configure(config):

@@ -220,7 +220,7 @@ CASES = [
     Case("scan_residual", _scan_of_blocks, [3]),
     Case("logit", lambda dtype: tfp_glow.Logit(0.45, dtype=dtype), [2, 3, 2]),
     Case("residual_flow", lambda dtype: tfp_glow.ResidualFlowBijector(
-        (4, 2, 1), 2, 2, 4, 1, 4, logit_alpha=0.45, log_det="exact", seed=0, dtype=dtype), [4, 2, 1], [8]),
+        (2, 2, 1), 2, 1, 4, 1, 4, logit_alpha=0.45, log_det="exact", seed=0, dtype=dtype), [2, 2, 1], [4]),
     Case("residual_flow_vector", lambda dtype: tfp_glow.ResidualFlowBijector(
         3, 0, num_dense_blocks=3, num_dense_hidden=4, logit_alpha=None, log_det="exact", seed=0, dtype=dtype), [3]),
     Case("own_chain", _own_chain, [2, 2, 3]),

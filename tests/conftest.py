@@ -9,8 +9,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # By the C library of processes that start after this: each arena of a thread keeps what was once freed in it.
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
+import contextlib
 import ctypes
 import gc
+import pathlib
 import warnings
 
 import keras
@@ -21,7 +23,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4)
 
 # The files that take longest, longest first: else one of two processes ends long before the other.
-_FIRST = ("test_conformance", "test_workers", "test_train_glow", "test_all_gradients")
+_FIRST = ("test_conformance", "test_residual_flow", "test_workers", "test_train_glow", "test_all_gradients")
 
 
 def pytest_configure(config):
@@ -39,6 +41,33 @@ def pytest_collection_finish():
   gc.freeze()
 
 
+_MEGABYTES_TO_CLEAN_UP = 150
+_megabytes_before = 0
+
+
+def _megabytes():
+  """What this process occupies, where the system tells."""
+  with contextlib.suppress(OSError):
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) // 256  # Pages of 4 kB.
+  return 0
+
+
+def _clean_up():
+  """Gives back what nobody needs: graphs are full of cycles, and the C library keeps what was freed."""
+  gc.collect()
+  c_library = ctypes.CDLL(None)
+  if hasattr(c_library, "malloc_trim"):
+    c_library.malloc_trim(0)
+
+
+def pytest_runtest_logfinish():
+  """After a test of large graphs, which else would lie beside those of the next."""
+  global _megabytes_before
+  if _megabytes() > _megabytes_before + _MEGABYTES_TO_CLEAN_UP:
+    _clean_up()
+    _megabytes_before = _megabytes()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def what_a_file_gives_back(request):
   """Models and graphs that its caches hold, Keras' and TensorFlow's of them, and memory that the C library keeps."""
@@ -48,10 +77,7 @@ def what_a_file_gives_back(request):
     if hasattr(value, "cache_clear") and value.__module__ == request.module.__name__:
       value.cache_clear()
   keras.backend.clear_session(free_memory=False)
-  gc.collect()
-  c_library = ctypes.CDLL(None)
-  if hasattr(c_library, "malloc_trim"):
-    c_library.malloc_trim(0)
+  _clean_up()
 
 
 @pytest.fixture

@@ -81,10 +81,11 @@ ORDERS = [after_a_pass, after_another_tape, in_an_outer_tape, outside_of_an_inne
 
 def _flows_modes_and_orders():
   """In loops, graphs of nested tapes take long to build; what is remembered in them has nothing to do with loops."""
+  in_graphs = {"chain": ORDERS, "scan": [in_an_outer_tape], "invert": [by_a_persistent_tape]}
   for name, *mark in (("chain",), ("scan", pytest.mark.slow), ("invert", pytest.mark.slow)):
     for mode in MODES:
       for order in ORDERS:
-        if mode == "eager" or name == "chain" or order in (in_an_outer_tape, by_a_persistent_tape):
+        if mode == "eager" or order in in_graphs[name]:
           yield pytest.param(name, mode, order, id=f"{name}-{mode}-{order.__name__}", marks=mark)
 
 

@@ -56,7 +56,7 @@ def test_class_probabilities_do_not_depend_on_the_labels():
 def test_learns_the_classes():
   images = np.concatenate([small_models.images(32), 255 - small_models.images(32)])
   labels = np.repeat([0, 1], 32)
-  model = tfp_glow.FlowModel(small_models.distribution(num_classes=2), weight_y=1.)
+  model = tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1, num_classes=2), weight_y=1.)
   model.compile(keras.optimizers.Adam(3e-3))
   before = model.evaluate(images, labels, return_dict=True, verbose=0)
   model.fit(images, labels, epochs=20, verbose=0)
@@ -70,7 +70,7 @@ def test_the_flow_learns_from_the_classifier():
   steps = []
   for weight_y in (0., 100.):
     model = _randomize(tfp_glow.FlowModel(small_models.distribution(num_classes=3), weight_y=weight_y))
-    small_models.compiled(model, keras.optimizers.SGD(1e-3)).fit(IMAGES, LABELS, epochs=1, verbose=0)
+    small_models.compiled(model, keras.optimizers.SGD(1e-3), run_eagerly=True).fit(IMAGES, LABELS, verbose=0)
     steps.append(model.distribution.bijector.blocks[0].trainable_variables[0].numpy())
   assert np.abs(steps[0] - steps[1]).max() > 1e-4
 
@@ -110,10 +110,11 @@ def test_on_two_replicas():
   results = []
   for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
     with strategy.scope():
-      model = _model()
-      model.compile(keras.optimizers.SGD(0.1))
-    history = model.fit(IMAGES, LABELS, batch_size=10, epochs=2, shuffle=False, verbose=0).history
-    metrics = model.evaluate(IMAGES, LABELS, return_dict=True, verbose=0)
+      distribution = small_models.distribution(num_steps_per_block=1, num_classes=3)
+      model = tfp_glow.FlowModel(distribution, weight_y=WEIGHT)
+      model.compile(keras.optimizers.SGD(0.1), run_eagerly=strategy.num_replicas_in_sync == 1)
+    history = model.fit(IMAGES, LABELS, batch_size=12, shuffle=False, verbose=0).history
+    metrics = model.evaluate(IMAGES, LABELS, batch_size=12, return_dict=True, verbose=0)
     results.append((history, metrics, model.classifier.kernel.numpy()))
   keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 

@@ -78,7 +78,7 @@ def test_bare_gradient_tape(monkeypatch):
 
 @slow
 @pytest.mark.parametrize("network", ["resnet", "attention"])
-def test_custom_network(network, monkeypatch, eagerly):
+def test_custom_network(network, monkeypatch):
   script = load("custom_network")
   models = record(script, monkeypatch, "make_model")
   options = ["--epochs=3", "--batch-size=256", "--learning-rate=3e-2", f"--network={network}"]

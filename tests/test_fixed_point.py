@@ -140,7 +140,7 @@ def test_gradients_of_forward_and_its_log_det_are_those_of_differences():
 @pytest.mark.slow
 @pytest.mark.parametrize("within, jit_compile", [("scan", False), ("scan", True), ("loop", False), ("branch", False)])
 def test_gradients_are_those_of_graphs_with_control_flow(within, jit_compile):
-  """By weights as well as by the input, also where they are asked for twice."""
+  """By weights as well as by the input."""
   make_block = lambda k: bijector_cases.residual_block(3, "float64", seed=k, tolerance=1e-11)
   bijector = tfp_glow.Scan(make_block, 2, [3], dtype="float64") if within == "scan" else make_block(0)
   bijector.inverse(Y)  # Builds it.
@@ -151,18 +151,34 @@ def test_gradients_are_those_of_graphs_with_control_flow(within, jit_compile):
   }[within]
 
   def gradients(x):
-    # XLA does not compile those of a persistent tape.
-    with tf.GradientTape(persistent=not jit_compile) as tape:
+    with tf.GradientTape() as tape:
       tape.watch(x)
       total = tf.reduce_sum(tf.sin(run(x)))
-    return [tape.gradient(total, [x, *bijector.trainable_variables]) for _ in range(1 if jit_compile else 2)]
+    return tape.gradient(total, [x, *bijector.trainable_variables])
 
   x = tf.constant(Y)
-  expected = gradients(x)[0]
+  expected = gradients(x)
   assert all(np.abs(gradient).max() > 0. for gradient in expected)
-  for found in tf.function(gradients, jit_compile=jit_compile)(x):
-    for a, b in zip(found, expected, strict=True):
-      np.testing.assert_allclose(a, b, atol=1e-9)
+  for a, b in zip(tf.function(gradients, jit_compile=jit_compile)(x), expected, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-9)
+
+
+@pytest.mark.slow
+def test_gradients_in_a_branch_may_be_asked_for_twice():
+  """Of `x / (1 + slope)`; not under XLA, which compiles no persistent tapes."""
+  block, x = linear_block(-0.5), tf.constant([[3.], [-1.]], tf.float64)
+  block.inverse(x)  # Builds it.
+
+  @tf.function
+  def gradients(x):
+    with tf.GradientTape(persistent=True) as tape:
+      tape.watch(x)
+      y = tf.cond(tf.reduce_sum(x) > 0., lambda: block.forward(x), lambda: x)
+    return [tape.gradient(y, [x, block.network.kernel.value]) for _ in range(2)]
+
+  for by_x, by_slope in gradients(x):
+    np.testing.assert_allclose(by_x, [[2.]] * 2, rtol=1e-9)
+    np.testing.assert_allclose(by_slope, [[-8.]], rtol=1e-9)  # The sum of `-x / (1 + slope) ** 2`.
 
 
 def test_second_derivatives_are_nan():

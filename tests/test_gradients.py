@@ -87,16 +87,15 @@ def graphs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [
-    lambda: small_models.compiled(tfp_glow.FlowModel(small_models.distribution())),
-    lambda: small_models.compiled(tfp_glow.FlowModel(
-        small_models.of_standard_normal(small_models.residual_flow()), num_bits=None)),
+    lambda: small_models.compiled(tfp_glow.FlowModel(small_models.distribution((2, 2, 2)))),
+    lambda: small_models.residual_model(small_models.residual_flow(num_dense_blocks=1)),
 ], ids=["glow", "residual flow"])
 def test_models_that_nobody_needs_are_freed(make):
   """In a search for the best of many models each that is not the best is memory."""
 
   def use():
     model = make()
-    data = small_models.points() if model.num_bits is None else small_models.images()
+    data = small_models.points() if model.num_bits is None else small_models.images(8, (2, 2, 2))
     model.fit(data, verbose=0)
     model.sample(2, seed=0)
     bijector = model.distribution.bijector

@@ -458,7 +458,7 @@ def test_within_a_strategy(tmp_path):
   def results(strategy):
     with strategy.scope():
       model = tfp_glow.load_original_checkpoint(prefix, SMALL)
-      model.compile(keras.optimizers.SGD(1e-2))
+      model.compile(keras.optimizers.SGD(1e-2), run_eagerly=strategy.num_replicas_in_sync == 1)
     history = model.fit(images, epochs=1, verbose=0).history
     return [history["bits_per_dim"], *(v.numpy() for v in model.distribution.trainable_variables)]
 

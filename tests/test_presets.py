@@ -173,7 +173,8 @@ for _name, _preset in PRESETS.items():
 @slow
 @pytest.mark.parametrize("names", _ARCHITECTURES.values(), ids="-".join)
 def test_full_size(names, monkeypatch):
-  args = parse(monkeypatch, "--preset", names[0])
+  """But for the number of steps, which are stacked: of two there is whatever there is of 32."""
+  args = parse(monkeypatch, "--preset", names[0], "--num-steps=2")
   num_classes = {"cifar10": 10, "imagenet_resized/32x32": 1000}[args.data] if args.conditional else None
   monkeypatch.setattr(train_glow.data, "num_classes", lambda name, data_dir: num_classes)
   with threadpoolctl.threadpool_limits(1):  # On a busy machine the threads of NumPy wait for each other.
@@ -198,13 +199,15 @@ def mock_data():
     yield
 
 
+_STARTED_BELOW = ("imagenet32", "cifar10_conditional")
+_ONLY_OF_ANOTHER_CATEGORY = ("lsun_tower", "lsun_church")
 _SMALL = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=8", "--epochs=1"]
 
 
 @slow
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 @pytest.mark.usefixtures("mock_data", "eagerly")
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name in PRESETS if name not in _STARTED_BELOW + _ONLY_OF_ANOTHER_CATEGORY])
 def test_each_preset_starts(name, monkeypatch, tmp_path):
   taken = []
   monkeypatch.setattr(train_glow, "save_results", lambda model, test_images, history, results, *_: taken.append(
@@ -215,6 +218,14 @@ def test_each_preset_starts(name, monkeypatch, tmp_path):
   assert int(model.optimizer.iterations) == results["epochs"] == 1
   assert math.isfinite(history["bits_per_dim"][0]) and math.isfinite(results["validation_bits_per_dim"])
   assert model.distribution.event_shape == [PRESETS[name].image_size] * 2 + [3]
+
+
+@pytest.mark.parametrize("name", _ONLY_OF_ANOTHER_CATEGORY)
+def test_a_preset_of_another_category_differs_in_it_alone(name, monkeypatch, tmp_path):
+  import tensorflow_datasets as tfds
+  found, other = (vars(parse(monkeypatch, "--preset", preset)) for preset in (name, "lsun_bedroom"))
+  assert found.pop("data") != other.pop("data") and found.pop("preset") != other.pop("preset") and found == other
+  assert tfds.builder(PRESETS[name].data, data_dir=tmp_path).info.features["image"].shape == (None, None, 3)
 
 
 @slow
@@ -232,7 +243,8 @@ def test_preset_with_its_own_epochs_ends_at_the_time_limit(monkeypatch, tmp_path
 
 
 @slow
-@pytest.mark.usefixtures("mock_data")
+@pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
+@pytest.mark.usefixtures("mock_data", "eagerly")
 def test_class_conditional_run_leaves_everything(monkeypatch, tmp_path):
   options = ["--preset=cifar10_conditional", *_SMALL]
   monkeypatch.setattr(sys, "argv", ["train_glow.py", *options, f"--output={tmp_path}"])

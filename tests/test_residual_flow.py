@@ -17,7 +17,7 @@ import tfp_glow
 from tfp_glow.networks import lipschitz
 
 tfb, tfd = tfp.bijectors, tfp.distributions
-IMAGES = small_models.images(24, (4, 4, 1))
+IMAGES = small_models.images(16, (4, 4, 1))
 
 
 def make_flow(**kwargs):
@@ -56,7 +56,7 @@ def check_norms(flow, slack=0.02):
 @functools.cache
 def image_flow():
   """One for all tests that do not train it."""
-  return make_flow(num_blocks_per_scale=3, num_dense_blocks=2)
+  return make_flow(num_dense_blocks=2)
 
 
 def steps_of(flow):
@@ -68,7 +68,7 @@ def test_the_parts_are_those_of_the_paper():
   flow = image_flow()
   kinds = [type(part).__name__.lstrip("_") for part in flow._parts]
   assert kinds == ["Logit", "ActNorm", "ResidualStep", "Scan", "Squeeze", "Scan", "Flatten", "Scan"]
-  assert [part.num_steps for part in flow._parts if isinstance(part, tfp_glow.Scan)] == [2, 3, 2]
+  assert [part.num_steps for part in flow._parts if isinstance(part, tfp_glow.Scan)] == [1, 2, 2]
   networks = [step.block.network for step in steps_of(flow)]
   kinds = [[type(layer).__name__ for layer in network.layers] for network in networks]
   assert kinds[0] == ["LipschitzConv2D", "LipSwish"] * 2 + ["LipschitzConv2D"]
@@ -85,7 +85,7 @@ def test_defaults_are_those_of_the_paper():
   expected = dict(num_scales=3, num_blocks_per_scale=16, num_hidden=512, num_dense_blocks=4, num_dense_hidden=128,
                   coefficient=0.98, num_terms=2, num_eval_terms=20, roulette="poisson")
   assert {key: defaults[key] for key in expected} == expected
-  assert make_flow()._parts[0].parameters["alpha"] == 0.05
+  assert image_flow()._parts[0].parameters["alpha"] == 0.05
 
 
 def test_every_layer_starts_within_its_bound():
@@ -93,8 +93,8 @@ def test_every_layer_starts_within_its_bound():
   check_norms(flow)
   # Steps are drawn one by one, not copied.
   kernels = [kernel.numpy() for _, (kernel, *_) in constrained(flow)]
-  assert len({kernel.tobytes() for kernel in kernels}) == len(kernels) == 3 * (3 + 3 + 2)
-  assert len(set(noise_seeds(flow)[:, 0])) == 3 + 3 + 2
+  assert len({kernel.tobytes() for kernel in kernels}) == len(kernels) == 3 * (2 + 2 + 2)
+  assert len(set(noise_seeds(flow)[:, 0])) == 2 + 2 + 2
 
 
 def noise_seeds(flow):
@@ -104,7 +104,8 @@ def noise_seeds(flow):
 
 
 def test_same_seed_same_flow():
-  first, again, other = (residual_flow(seed=seed).inverse_and_log_det(points()) for seed in (1, 1, 2))
+  first, again, other = (
+      residual_flow(num_dense_blocks=2, seed=seed).inverse_and_log_det(points(8)) for seed in (1, 1, 2))
   for a, b in zip(first, again):
     np.testing.assert_array_equal(a, b)
   assert np.abs(first[0] - other[0]).max() > 0.01
@@ -140,8 +141,8 @@ def test_a_walk_of_a_training_step():
 @pytest.mark.parametrize("kwargs", [
     dict(num_dense_blocks=0), dict(num_blocks_per_scale=1), dict(num_scales=1, logit_alpha=None)])
 def test_without_blocks_of_a_kind(kwargs):
-  x = np.random.default_rng(0).uniform(-0.5, 0.5, [3, 4, 4, 1])
-  flow = make_flow(dtype="float64", log_det="exact", **kwargs)
+  x = np.random.default_rng(0).uniform(-0.5, 0.5, [3, 2, 2, 1])
+  flow = make_flow(output_shape=(2, 2, 1), dtype="float64", log_det="exact", **kwargs)
   flow.initialize(x)
   z, log_det = flow.inverse_and_log_det(x)
   y, log_det_back = flow.forward_and_log_det(z.numpy())
@@ -158,8 +159,8 @@ def copy_weights(source, target):
 
 def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
   sizes = []
-  for count in (2, 3, 5):
-    flow = residual_flow(num_dense_blocks=count)
+  for count in (2, 3, 4):
+    flow = residual_flow(num_dense_blocks=count, log_det="power_series", num_eval_terms=2)
     graph = tf.function(flow.inverse_and_log_det).get_concrete_function(
         tf.TensorSpec([3, 2], tf.float32)).graph.as_graph_def()
     sizes.append(len(graph.node) + sum(len(f.node_def) for f in graph.library.function))
@@ -197,7 +198,7 @@ def test_vectors_need_not_be_bounded():
   """By default: a logit is for images."""
   flow = tfp_glow.ResidualFlowBijector(3, 0, num_dense_blocks=1, num_dense_hidden=4, seed=0)
   assert np.isfinite(flow.inverse(np.full([1, 3], 100., np.float32))).all()
-  assert np.isnan(make_flow().inverse(np.full([1, 4, 4, 1], 100., np.float32))).any()
+  assert np.isnan(image_flow().inverse(np.full([1, 4, 4, 1], 100., np.float32))).any()
 
 
 @pytest.mark.slow
@@ -208,8 +209,8 @@ def test_many_flows_and_models_are_no_reason_to_warn(caplog, monkeypatch):
                       polymorphic_function._FrequentTracingDetectorManager())
   with caplog.at_level("WARNING", "tensorflow"):
     for _ in range(6):
-      model = small_models.residual_model()
-      model.log_prob(small_models.points(2))
+      model = small_models.residual_model(residual_flow(num_dense_blocks=2, log_det="exact"))
+      model.log_prob(points(2))
   assert not [record for record in caplog.records if "retracing" in record.getMessage()]
 
 
@@ -242,7 +243,7 @@ def test_training_takes_the_coarser_estimate_and_evaluation_the_finer(monkeypatc
     return original(self, y, weights, training)
 
   monkeypatch.setattr(tfp_glow.InvertibleResidualBlock, "_residual", record)
-  model = residual_model()
+  model = residual_model(residual_flow(num_dense_blocks=1), run_eagerly=True)
   model.adapt(points())
   asked.clear()
   model.fit(points(8), batch_size=8, verbose=0)
@@ -280,14 +281,16 @@ def test_weights_and_model_are_saved(trained, tmp_path):
   other = residual_model(residual_flow(seed=1))
   other.load_weights(tmp_path / "model.weights.h5")
   for model in (other, keras.saving.load_model(tmp_path / "model.keras")):
-    np.testing.assert_array_equal(model.log_prob(points()), trained.log_prob(points()))
+    np.testing.assert_array_equal(model.distribution.log_prob(points(8)), trained.distribution.log_prob(points(8)))
 
 
-def test_the_exported_model_says_how_it_estimates(trained, tmp_path):
-  trained.export(tmp_path / "saved_model")
+def test_the_exported_model_says_how_it_estimates(tmp_path):
+  model = residual_model(residual_flow(num_dense_blocks=1))
+  model.adapt(points())
+  model.export(tmp_path / "saved_model")
   signatures = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
   np.testing.assert_allclose(signatures["log_prob"](images=tf.constant(points()))["log_prob"],
-                             trained.log_prob(points()), rtol=1e-5)
+                             model.log_prob(points()), rtol=1e-5)
   z = signatures["encode"](images=tf.constant(points()))["latent"]
   np.testing.assert_allclose(signatures["decode"](latent=z)["images"], points(), atol=1e-4)
   said = signatures["log_det_estimator"]()["log_det_estimator"].numpy().decode()
@@ -296,8 +299,8 @@ def test_the_exported_model_says_how_it_estimates(trained, tmp_path):
 
 @pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
 def test_norms_follow_averaged_weights(wrap):
-  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(residual_flow()), num_bits=None),
-                                wrap(keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.99)))
+  model = residual_model(residual_flow(num_dense_blocks=1),
+                         wrap(keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.99)))
   model.fit(points(), batch_size=16, epochs=2, verbose=0)
   check_norms(model.distribution.bijector, slack=0.002)
 
@@ -305,9 +308,10 @@ def test_norms_follow_averaged_weights(wrap):
 @pytest.mark.parametrize("wrap", [
     lambda flow: tfb.Chain([tfb.Shift(1.), flow]), lambda flow: tfb.Invert(tfb.Invert(flow))], ids=["chain", "invert"])
 def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):
-  flow = residual_flow(log_det="power_series")
+  flow = residual_flow(num_dense_blocks=1, log_det="power_series")
   base = tfd.Sample(tfd.Normal(0., 1.), [2])
-  model = small_models.compiled(tfp_glow.FlowModel(tfd.TransformedDistribution(base, wrap(flow)), num_bits=None))
+  model = small_models.compiled(tfp_glow.FlowModel(tfd.TransformedDistribution(base, wrap(flow)), num_bits=None),
+                                run_eagerly=True)
   before, seeds = [v.numpy() for v in flow._variables_of_update()], noise_seeds(flow)
   model.fit(points(8), batch_size=8, verbose=0)
   for variable, value in zip(flow._variables_of_update(), before):
@@ -316,9 +320,9 @@ def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):
 
 
 def test_a_training_loop_of_ones_own():
-  flow = residual_flow()
+  flow = residual_flow(num_dense_blocks=1)
   flow.initialize(points())
-  distribution, optimizer = of_standard_normal(flow), keras.optimizers.Adam(1e-2)
+  distribution, optimizer = of_standard_normal(flow), keras.optimizers.Adam(3e-2)
   variables = [keras.Variable(v, dtype=v.dtype.name) for v in flow.trainable_variables]
 
   @tf.function
@@ -345,13 +349,19 @@ def test_xla_trains_as_well(trained):
 
 @pytest.mark.slow
 def test_images_are_trained_and_come_back():
-  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(make_flow()), num_bits=8),
-                                keras.optimizers.Adam(3e-3))
-  history = model.fit(IMAGES, batch_size=8, epochs=12, verbose=0).history["bits_per_dim"]
+  """Those of one colour and of noise, too, and latents far out."""
+  flow = make_flow(num_blocks_per_scale=1, num_dense_blocks=0)
+  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(flow), num_bits=8), keras.optimizers.Adam(3e-3))
+  history = model.fit(IMAGES, batch_size=16, epochs=36, verbose=0).history["bits_per_dim"]
   assert history[-1] < history[0] - 0.1
-  np.testing.assert_array_equal(model.decode(model.encode(IMAGES)), IMAGES)
+  check_norms(flow)
+  plain = np.broadcast_to(np.array([0, 1, 127, 255], np.uint8)[:, None, None, None], [4, 4, 4, 1])
+  noise = np.random.default_rng(0).integers(0, 256, [12, 4, 4, 1], dtype=np.uint8)
+  for images in (IMAGES, np.concatenate([plain, noise])):
+    np.testing.assert_array_equal(model.decode(model.encode(images)), images)
   assert model.sample(3, seed=0).shape == (3, 4, 4, 1)
-  check_norms(model.distribution.bijector)
+  z = 3. * np.random.default_rng(1).standard_normal([8, 16]).astype(np.float32)
+  np.testing.assert_allclose(flow.inverse(flow.forward(z).numpy()), z, atol=1e-4 * np.abs(z).max())
 
 
 @pytest.mark.slow

@@ -5,19 +5,18 @@ import numpy as np
 import pytest
 import small_models
 import tensorflow_probability as tfp
-from small_models import of_standard_normal, points, residual_flow
+from small_models import points, residual_flow
 
 import tfp_glow
 from tfp_glow import callbacks
 from tfp_glow.networks.lipschitz import LearnedOrder, LipschitzDense, LipSwish
 
 tfb, tfd = tfp.bijectors, tfp.distributions
-IMAGES = small_models.images(16)
 
 
 def point_model(seed=0):
   """Trained eagerly: there is nothing to trace."""
-  return small_models.residual_model(residual_flow(num_dense_blocks=2, seed=seed),
+  return small_models.residual_model(residual_flow(num_dense_blocks=1, seed=seed),
                                      keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5), run_eagerly=True)
 
 
@@ -41,7 +40,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_ended(tmp_path):
   def run(folder, epochs, seed=0):
     model, state = point_model(seed), callbacks.TrainingState(tmp_path / folder)
     start = state_of(model)
-    model.fit(points(16), batch_size=16, verbose=0, initial_epoch=state.restore(model), epochs=epochs,
+    model.fit(points(16), batch_size=16, shuffle=False, verbose=0, initial_epoch=state.restore(model), epochs=epochs,
               callbacks=[state])
     return model, start
 
@@ -58,11 +57,11 @@ def test_a_run_goes_on_as_if_it_had_not_been_ended(tmp_path):
 
 
 def test_the_flow_keeps_its_precision_under_a_policy_of_less():
-  expected = residual_flow().inverse_and_log_det(points(8))
+  expected = residual_flow(num_dense_blocks=1).inverse_and_log_det(points(8))
   before = keras.config.dtype_policy()
   keras.config.set_dtype_policy("mixed_bfloat16")
   try:
-    found = residual_flow().inverse_and_log_det(points(8))
+    found = residual_flow(num_dense_blocks=1).inverse_and_log_det(points(8))
     with pytest.raises(ValueError, match="`network` must compute in the dtype of the block.*Received: bfloat16"):
       tfp_glow.InvertibleResidualBlock(LipschitzDense(2), event_ndims=1).build([2])
   finally:
@@ -70,25 +69,12 @@ def test_the_flow_keeps_its_precision_under_a_policy_of_less():
   assert_equal(found, expected)
 
 
-@pytest.mark.slow
-def test_images_of_one_colour_and_of_noise_and_latents_far_out_come_back():
-  flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 2, 1, 4, 1, 4, seed=0)
-  model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(flow)), run_eagerly=True)
-  model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0)
-  plain = np.broadcast_to(np.array([0, 1, 127, 255], np.uint8)[:, None, None, None], [4, *small_models.SHAPE])
-  noise = np.random.default_rng(0).integers(0, 256, [8, *small_models.SHAPE], dtype=np.uint8)
-  for images in (plain, noise):
-    np.testing.assert_array_equal(model.decode(model.encode(images)), images)
-  z = 3. * np.random.default_rng(1).standard_normal([8, 32]).astype(np.float32)
-  np.testing.assert_allclose(flow.inverse(flow.forward(z).numpy()), z, atol=1e-4 * np.abs(z).max())
-
-
-@pytest.mark.parametrize("size", [1e-6, 1e3, 1e6])
-def test_points_of_any_size_come_back(size):
+def test_points_of_any_size_come_back():
   flow = residual_flow()
-  y = (size * points(8)).astype(np.float32)
-  z = flow.inverse(y).numpy()
-  np.testing.assert_allclose(flow.forward(z), y, rtol=1e-5, atol=1e-5 * size + 1e-6)
+  for size in (1e-6, 1e3, 1e6):
+    y = (size * points(8)).astype(np.float32)
+    z = flow.inverse(y).numpy()
+    np.testing.assert_allclose(flow.forward(z), y, rtol=1e-5, atol=1e-5 * size + 1e-6)
 
 
 # Flows of one's own.
@@ -110,14 +96,14 @@ def test_learned_orders_are_trained_and_saved(tmp_path):
   base = tfd.Sample(tfd.Normal(0., 1.), [2])
   model = small_models.compiled(
       tfp_glow.FlowModel(tfd.TransformedDistribution(base, flow_of_learned_orders()), num_bits=None), run_eagerly=True)
-  train = lambda model: model.fit(points(32), batch_size=16, epochs=2, shuffle=False, verbose=0)
-  train(model)
+  train = lambda model, count=8: model.fit(points(count), batch_size=8, shuffle=False, verbose=0)
+  train(model, 24)
   orders = [v.numpy() for v in model.distribution.trainable_variables if "logit" in v.name]
   assert len(orders) == 4 and all(abs(order + np.log(3.)) > 0.01 for order in orders)
   np.testing.assert_allclose(model.decode(model.encode(points())), points(), atol=1e-4)
   model.save(tmp_path / "model.keras")
   loaded = keras.models.load_model(tmp_path / "model.keras")
-  np.testing.assert_array_equal(loaded.log_prob(points()), model.log_prob(points()))
+  np.testing.assert_array_equal(loaded.distribution.log_prob(points(8)), model.distribution.log_prob(points(8)))
   train(model)
   train(loaded)
   assert_equal(everything_in(loaded), everything_in(model))

@@ -297,12 +297,12 @@ for name, arrays in (("glow", (data["images"], data["labels"])), ("residual", (d
 @pytest.mark.slow
 def test_a_fresh_process_goes_on_as_if_it_had_not_stopped(tmp_path):
   """And does not initialise again, from images that come in another order now; also a flow whose noise goes on."""
-  glow = tfp_glow.FlowModel(small_models.distribution(num_classes=3), num_bits=5, weight_y=0.01)
+  glow = tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1, num_classes=3), num_bits=5, weight_y=0.01)
   models = {"glow": small_models.compiled(glow, run_eagerly=True),
             "residual": small_models.residual_model(
-                small_models.residual_flow(num_dense_blocks=2),
+                small_models.residual_flow(num_dense_blocks=1),
                 keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5), run_eagerly=True)}
-  points = small_models.points(16)
+  points = small_models.points(8)
   data = {"glow": (IMAGES[::-1], LABELS), "residual": (points[::-1], None)}
   _fit(glow, IMAGES, LABELS)
   _fit(models["residual"], points)

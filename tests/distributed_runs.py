@@ -65,7 +65,7 @@ def train_gaussian(strategy):
 def train_residual(strategy, seed=0):
   """A residual flow of points."""
   with strategy.scope():
-    model = small_models.residual_model(small_models.residual_flow(num_dense_blocks=2, seed=seed))
+    model = small_models.residual_model(small_models.residual_flow(num_dense_blocks=1, seed=seed))
   return model, model.fit(small_models.points(), batch_size=16, epochs=2, shuffle=False, verbose=0).history
 
 

@@ -21,7 +21,7 @@ from tfp_glow import callbacks
 
 IMAGES = small_models.images(20)
 SCRIPT = pathlib.Path(__file__).parent / "killable_runs.py"
-NUM_KILLS = 20
+NUM_KILLS = 12
 
 
 def _model(optimizer=None):

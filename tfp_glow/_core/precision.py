@@ -76,7 +76,7 @@ def entered(new_mode):
 def full():
   """Full precision, in training, too."""
   with switched_off() if tf.executing_eagerly() else contextlib.nullcontext():
-    with entered(Mode(False, _device_rounds() if mode() is None else mode().device_rounds)):
+    with entered(Mode(False, _products_are_rounded() if mode() is None else mode().device_rounds)):
       yield
 
 
@@ -101,8 +101,10 @@ class _Switch:
         self._was_on = tf.config.experimental.tensor_float_32_execution_enabled()
         tf.config.experimental.enable_tensor_float_32_execution(False)
       self._num_users += 1
+    _this_thread.num_holds = getattr(_this_thread, "num_holds", 0) + 1
 
   def __exit__(self, *error):
+    _this_thread.num_holds -= 1
     with self._lock:
       self._num_users -= 1
       if not self._num_users:
@@ -124,6 +126,13 @@ def _has_tensor_float_32():
   gpus = tf.config.list_physical_devices("GPU")
   capabilities = (tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0)) for gpu in gpus)
   return any(capability >= (8, 0) for capability in capabilities)
+
+
+def _products_are_rounded():
+  """Whether products in what this thread now computes, or traces for later, may lose bits."""
+  # A graph may run when the switch is on again, unless whoever runs it sees to that.
+  is_for_later = tf.inside_function() and not getattr(_this_thread, "num_holds", 0)
+  return _device_rounds() or is_for_later and _has_tensor_float_32()
 
 
 def _device_rounds():

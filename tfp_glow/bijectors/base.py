@@ -38,6 +38,9 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     The contract is that of distrax (https://github.com/google-deepmind/distrax).
   """
 
+  # Whether `**kwargs` of its functions are for its parts, which say in `argument_names` what they take.
+  _passes_arguments_on = False
+
   def __init__(self, *, forward_event_shape: Sequence[int | None] | tf.TensorShape,
                inverse_event_shape: Sequence[int | None] | tf.TensorShape, dtype: tf.DType | str | None = None,
                validate_args: bool = False, parameters: dict[str, Any] | None = None, name: str | None = None):
@@ -153,7 +156,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       TypeError: if `y` is a tensor of another dtype than that of the bijector; all else is converted.
     """
     y = self._convert(y, "y", inverse=True)
-    steps = self._walk(y, **self._own_arguments(kwargs))
+    steps = self._walk(y, **self._own_arguments(self._inverse_and_log_det, kwargs))
     while True:
       with self._precision_of(kwargs):  # Not while others compute.
         step = next(steps, None)
@@ -362,10 +365,10 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   @tf.autograph.experimental.do_not_convert
   def _evaluate(self, inputs, inverse, kwargs):
-    self._check_argument_names(kwargs)
     function = self._inverse_and_log_det if inverse else self._forward_and_log_det
+    arguments = self._own_arguments(function, kwargs)
     with self._precision_of(kwargs):
-      return batching.evaluate(function, inputs, self._event_shapes[inverse].rank, self._own_arguments(kwargs))
+      return batching.evaluate(function, inputs, self._event_shapes[inverse].rank, arguments)
 
   def _precision_of(self, kwargs):
     is_training = kwargs.get("training")
@@ -374,14 +377,13 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       raise ValueError(f"`training` must be a Python `bool`. Received: {is_training!r}")
     return precision.of_evaluation(is_training)
 
-  def _own_arguments(self, kwargs):
-    """Without `training`, where it is only the precision of networks that depends on it."""
-    return {key: value for key, value in kwargs.items() if key != "training" or key in self.argument_names}
-
-  def _check_argument_names(self, kwargs):
-    own = list(inspect.signature(self._inverse_and_log_det).parameters.values())[1:]
-    known = {"training", *self.argument_names, *(p.name for p in own if p.kind != p.VAR_KEYWORD)}
-    unknown = sorted(kwargs.keys() - known)
-    if unknown:
+  def _own_arguments(self, function, kwargs):
+    """Checks names; `training`, which the precision of networks depends on, is for those only that take it."""
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters) and not self._passes_arguments_on
+    known = self.argument_names.union(p.name for p in parameters if p.kind != p.VAR_KEYWORD)
+    unknown = sorted(kwargs.keys() - known - {"training"})
+    if unknown and not takes_any:
       raise TypeError(f"`{self.name}` must be given arguments that it, or a part of it, takes: "
-                      f"{', '.join(sorted(known)) or 'none'}. Received: {', '.join(unknown)}")
+                      f"{', '.join(sorted(known | {'training'}))}. Received: {', '.join(unknown)}")
+    return {key: value for key, value in kwargs.items() if key != "training" or takes_any or key in known}

@@ -16,6 +16,8 @@ tfb = tfp.bijectors
 class Sequence(OnePassBijector):
   """Bijectors one after the other, in the order of `inverse`."""
 
+  _passes_arguments_on = True
+
   def __init__(self, parts, **kwargs):
     """Creates the sequence.
 
@@ -45,7 +47,6 @@ class Sequence(OnePassBijector):
     return value, total
 
   def _walk(self, y, **kwargs):
-    self._check_argument_names(kwargs)
     for part in self._parts:
       if _num_extra(part, y, inverse=True):
         y, log_det = _pass_of(part, y, True, kwargs)
@@ -176,6 +177,8 @@ class Chain(Sequence):
 class Invert(OnePassBijector):
   """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector."""
 
+  _passes_arguments_on = True
+
   def __init__(self, bijector: tfb.Bijector, validate_args: bool = False, name: str | None = None):
     """Creates the inverse; it shares the variables of the bijector.
 
@@ -235,6 +238,8 @@ class Invert(OnePassBijector):
 
 class _OfTFP(OnePassBijector):
   """A bijector that is none of ours, of events that may have more dimensions than it needs."""
+
+  _passes_arguments_on = True
 
   def __init__(self, bijector, dtype, event_ndims):
     super().__init__(forward_event_shape=[None] * bijector.inverse_event_ndims(event_ndims),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import keras
@@ -35,7 +36,7 @@ class _Coupling(OnePassBijector):
                      validate_args=validate_args, parameters=parameters, name=name)
     self.network = network
     self._num_channels = None
-    self.lower_layers = []
+    self._lower_layers = []
     if building.is_built(network):
       self._adopt(network.variables)
 
@@ -77,7 +78,7 @@ class _Coupling(OnePassBijector):
     if not was_built:
       self._adopt(self.network.variables)
     self._num_channels = num_channels
-    self.lower_layers = _compat.untracked(self, building.lower_layers_of(self.network))
+    self._lower_layers = _compat.untracked(self, building.lower_layers_of(self.network, self.dtype))
 
   def as_step(self) -> Step:
     """See `step.step_of`."""
@@ -92,13 +93,14 @@ class _Coupling(OnePassBijector):
   def _initialize(self, y):
     self.build(y.shape[1:])
     kept, changed = tf.split(y, [y.shape[-1] // 2, -1], axis=-1)
-    if hasattr(self.network, "initialize"):
-      with building.computing_in_full(self.lower_layers):
-        h = self.network.initialize(kept)
-    else:
-      h = building.call(self.network, kept, self.lower_layers)
+    with self.network_in_its_precision():
+      h = getattr(self.network, "initialize", self.network)(kept)
     changed, _ = self.transform(changed, self.groups(h), inverse=True)
     return tf.concat([kept, changed], axis=-1)
+
+  def network_in_its_precision(self) -> contextlib.AbstractContextManager:
+    """A context for calls of the network: it computes in the dtype of the coupling, unless in training."""
+    return building.computing_in_full(self._lower_layers, self.dtype)
 
   def groups(self, h: tf.Tensor) -> list[tf.Tensor]:
     """The network's outputs as it orders them, taken apart."""
@@ -171,8 +173,9 @@ class _CouplingStep(Step):
     coupling = self._bijector
     # A network of lower precision must not lower that of the flow.
     if not self._folds:
-      return coupling.groups(building.call(coupling.network, kept[..., :-1], coupling.lower_layers))
-    with building.computing_in_full(coupling.lower_layers):
+      with coupling.network_in_its_precision():
+        return coupling.groups(coupling.network(kept[..., :-1]))
+    with coupling.network_in_its_precision():
       h = tf.cast(coupling.network.run(kept, weights), coupling.dtype)
     return tf.split(h, len(coupling.offsets), axis=-1)
 

@@ -76,6 +76,7 @@ class Scan(OnePassBijector):
         self._add_variable(variable.path.replace("/", "_"), array, variable.trainable, variable.aggregation)
         for variable, array in zip(self._template_variables, arrays)])
 
+  _passes_arguments_on = True
   _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
 
   def stacked(self, variable: keras.Variable) -> keras.Variable:

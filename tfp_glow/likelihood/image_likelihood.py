@@ -128,9 +128,10 @@ class ImageLikelihood:
     extra = values.shape.rank - 1 - self._flow.inverse_min_event_ndims
     if "labels" in condition and extra:  # Of an event, all that is one to the bijector has the same label.
       condition["labels"] = tf.reshape(condition["labels"], [-1] + [1] * extra)
-    z, log_det = self._flow.inverse_and_log_det(values, **condition)
-    log_det = tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))  # Of events larger than the bijector's.
-    return z, self.distribution.distribution.log_prob(z) + log_det
+    with precision.of_evaluation(training):  # Of the base, too, where there may be other flows.
+      z, log_det = self._flow.inverse_and_log_det(values, **condition)
+      log_density = self.distribution.distribution.log_prob(z)
+    return z, log_density + tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))  # Of all that is one event.
 
   def _discrete(self, log_density):
     return dequantize.discrete_log_prob(log_density, self.num_dims, self.spec.num_bits)

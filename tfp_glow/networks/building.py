@@ -36,8 +36,9 @@ def build(network, input_shape, num_output_channels, dtype):
     ValueError: if the output has another shape, or a call changes the network's state.
   """
   sizes = [4 if size is None else size for size in input_shape]
+  _rebuild_lower_inputs(network, dtype)
   # In full precision, so that it takes its inputs in that, whatever it then makes of them.
-  with tf.init_scope(), precision.full(), computing_in_full(lower_layers_of(network)):
+  with tf.init_scope(), precision.full(), computing_in_full(lower_layers_of(network, dtype), dtype):
     inputs = tf.zeros([1] + sizes, dtype)
     outputs = network(inputs)
     expected = [1] + sizes[:-1] + [num_output_channels]
@@ -79,47 +80,49 @@ def _layers_in(value, seen):
     yield from _layers_in(item, seen)
 
 
-def lower_layers_of(network):
-  """The layers of a network that compute in another dtype than that of their variables: a list."""
-  return [layer for layer in layers_of(network) if layer.compute_dtype != layer.variable_dtype]
-
-
-def call(network, inputs, lower_layers):
-  """What a network makes of its inputs, in the precision of the evaluation; see `precision`.
-
-  Args:
-    network: Keras layer, built.
-    inputs: Tensor.
-    lower_layers: `lower_layers_of(network)`.
-  """
-  with computing_in_full(lower_layers):
-    if not (lower_layers and isinstance(network, keras.Sequential)):
-      return network(inputs)
-    # As a whole, it would cast its inputs to the dtype in which it was built: that of its policy, if not by us.
-    for layer in network.layers:
-      inputs = layer(inputs)
-    return inputs
+def lower_layers_of(network, dtype):
+  """The layers of a network that compute in less precision than `dtype` has: a list."""
+  return [layer for layer in layers_of(network) if tf.as_dtype(layer.compute_dtype).size < dtype.size]
 
 
 @contextlib.contextmanager
-def computing_in_full(layers):
-  """Has layers compute in the dtype of their variables, if the evaluation is one in full precision; see `precision`.
+def computing_in_full(layers, dtype):
+  """Has layers compute in `dtype`, if the evaluation is one in full precision; see `precision`.
 
   Args:
     layers: List of Keras layers, from `lower_layers_of`.
+    dtype: Floating dtype.
   """
-  if not layers or not precision.is_full():
+  if not layers:
     yield
     return
-  with _POLICIES:
+  with _POLICIES:  # In training, too: what is traced then must not find the policies of others.
+    if not precision.is_full():
+      yield
+      return
     policies = [layer.dtype_policy for layer in layers]
     try:
       for layer in layers:
-        layer.dtype_policy = layer.variable_dtype
+        layer.dtype_policy = dtype.name
       yield
     finally:
       for layer, policy in zip(layers, policies):
         layer.dtype_policy = policy
+
+
+def _rebuild_lower_inputs(network, dtype):
+  """Has each `keras.Sequential` in a network take its inputs in `dtype` when it is called next.
+
+  It casts them to the dtype in which it was built, whatever the policies of its layers are later.
+  """
+  for layer in layers_of(network):
+    if isinstance(layer, keras.Sequential) and layer.built and layer.layers and any(
+        tf.as_dtype(tensor.dtype).size < dtype.size for tensor in layer.inputs):
+      parts = layer.layers
+      for _ in range(len(parts) + 1):  # And what stands for the inputs.
+        layer.pop()
+      for part in parts:
+        layer.add(part)
 
 
 def value_of(variable):

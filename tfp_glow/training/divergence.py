@@ -110,4 +110,5 @@ def _quantities(likelihood, images, labels, noise_seed):
   for part, value, log_det in likelihood.walk(values, labels):
     yield f"the value after {part}", value
     yield f"the log-determinant of {part}", log_det
-  yield "the log-probability of the latents", likelihood.log_density(likelihood.to_values(images, noise_seed), labels)
+  yield "the log-probability of the latents", likelihood.log_density(
+      likelihood.to_values(images, noise_seed), labels, training=True)

@@ -139,7 +139,7 @@ class FlowModel(FlowSteps):
     with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
       self._means = self._make_means()
       super().compile(optimizer=optimizer, jit_compile=False, metrics=self._means.terms, **kwargs)
-    self.uses_xla = jit_compile is True
+    self.uses_xla = jit_compile != "auto" and bool(jit_compile)
     self._xla_functions = {}
     self._compile_options = options
 

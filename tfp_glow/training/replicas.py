@@ -42,12 +42,13 @@ def exchange(gradients, terms, num_failed):
   parts += [tf.cast(tf.reduce_sum(terms, axis=0), dtype), tf.stack([share, tf.cast(num_failed, dtype)])]
   summed = tf.split(sum_over_replicas(tf.concat(parts, axis=0)), [tf.size(part) for part in parts])
   *totals, terms_total, (share, num_failed) = *summed[:-1], tf.unstack(summed[-1], 2)
-  means = iter([tf.reshape(tf.cast(total / share, gradient.dtype), tf.shape(gradient))
+  divisor = tf.where(share > 0., share, 1.)  # There may be no images at all.
+  means = iter([tf.reshape(tf.cast(total / divisor, gradient.dtype), tf.shape(gradient))
                 for total, gradient in zip(totals, present)])
   num_images = tf.cast(share * 2.**20, terms.dtype)
   weight = num_images / tf.distribute.get_replica_context().num_replicas_in_sync
   return ([None if gradient is None else next(means) for gradient in gradients],
-          tf.cast(terms_total, terms.dtype)[tf.newaxis] / num_images, weight[tf.newaxis],
+          tf.cast(terms_total / divisor / 2.**20, terms.dtype)[tf.newaxis], weight[tf.newaxis],
           tf.cast(num_failed, terms.dtype))
 
 

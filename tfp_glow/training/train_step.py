@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core import _compat
+from tfp_glow._core import _compat, precision
 from tfp_glow.likelihood import dequantize
 from tfp_glow.networks.glow import ZeroDense
 from tfp_glow.training import batches, divergence, guard, replicas
@@ -43,12 +43,14 @@ class FlowSteps(_compat.BuiltModel):
 
   def test_step(self, data):
     images, labels = batches.unpack(data)
-    terms = self._compiled(self._terms)(images, labels, self._noise_seed(dequantize.EVALUATION))
+    with precision.switched_off():  # As `evaluate` runs it: here a replica's thread is to know.
+      terms = self._compiled(self._terms)(images, labels, self._noise_seed(dequantize.EVALUATION))
     return self._update_metrics(terms, tf.ones_like(terms[:, 0]))
 
   def predict_step(self, data):
     images, labels = batches.unpack(data)
-    return self._compiled(self._bits)(images, labels, self._noise_seed(dequantize.EVALUATION))
+    with precision.switched_off():
+      return self._compiled(self._bits)(images, labels, self._noise_seed(dequantize.EVALUATION))
 
   def train_step(self, data):
     images, labels = batches.unpack(data)

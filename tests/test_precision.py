@@ -172,8 +172,8 @@ def test_the_users_own_networks():
 @pytest.mark.parametrize("shape", [(3,), pytest.param((4, 4, 1), marks=pytest.mark.slow)])
 def test_residual_flows(shape):
   """`forward`, too: its tolerance is beyond what rounded products allow."""
-  flow = tfp_glow.ResidualFlowBijector(shape, len(shape) // 2, 1, 8, int(len(shape) == 1), 8, None, log_det="power_series",
-                                       num_terms=1, num_eval_terms=1, seed=0)
+  flow = tfp_glow.ResidualFlowBijector(shape, len(shape) // 2, 1, 8, int(len(shape) == 1), 8, None, seed=0,
+                                       log_det="power_series", num_terms=1, num_eval_terms=1)
   perturb(flow, scale=0.3)
   x = np.random.default_rng(0).standard_normal([4, *shape]).astype(np.float32)
   run = tf.function(lambda x: (flow.inverse(x), flow.forward(tf.identity(flow.inverse(x)))), autograph=False)

@@ -17,10 +17,23 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 TOLERANCE = {"float32": 2e-4, "float64": 1e-10}
 BATCH = [6]
 
-every_case = pytest.mark.parametrize("name", NAMES)
+
+def is_slow(name):
+  """What has several parts, but for a few, and only for their number."""
+  few = ("glow_step", "glow_step_vector", "scan_vector", "glow_classes", "residual_vector")
+  several = ("glow_", "scan", "residual", "own_", "chain", "invert_")
+  return name.startswith(several) and name not in few
+
+
+def _marked(name, *others):
+  return pytest.param(name, *others, marks=[pytest.mark.slow] * is_slow(name))
+
+
+every_case = pytest.mark.parametrize("name", [_marked(name) for name in NAMES])
 both_directions = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
 # Where both directions are one code, they are tested in turn.
-every_case_in_turn = pytest.mark.parametrize("name, inverse", [(name, i % 2 == 0) for i, name in enumerate(NAMES)])
+every_case_in_turn = pytest.mark.parametrize(
+    "name, inverse", [_marked(name, i % 2 == 0) for i, name in enumerate(NAMES)])
 # Each way there and back is a pass of both directions; so one way is enough for the other dtype.
 both_ways = pytest.mark.parametrize("inverse, dtype", [(False, "float64"), (True, "float64"), (True, "float32")],
                                     ids=["forward-float64", "inverse-float64", "inverse-float32"])
@@ -256,18 +269,11 @@ def check_traced(name, inverse, **options):
   return function.get_concrete_function()
 
 
-def is_slow_to_trace(name):
-  """What has several parts, but for a few, and only for their number."""
-  few = ("glow_step", "glow_step_vector", "scan_vector", "glow_classes")
-  several = ("glow_", "scan", "residual", "own_", "chain", "invert_")
-  return name.startswith(several) and name not in few
-
-
 def _cases_to_trace():
   """Those that are slow to trace in one direction each, in turn."""
   for index, name in enumerate(NAMES):
-    if is_slow_to_trace(name):
-      yield pytest.param(name, index % 2 == 0, marks=[pytest.mark.slow] * (name != "chain"))
+    if is_slow(name):
+      yield _marked(name, index % 2 == 0)
     else:
       yield from ((name, inverse) for inverse in (False, True))
 

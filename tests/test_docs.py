@@ -1,4 +1,7 @@
-"""Every snippet of the README, of `docs` and of the docstrings runs; the README's commands are those of `.ci/run`."""
+"""Every snippet of the README, of `docs` and of the docstrings runs, or one like it.
+
+The README's commands are those of `.ci/run`.
+"""
 
 import argparse
 import json

@@ -117,7 +117,7 @@ def labels_of(kind):
   return {"labels": LABELS} if kind == "bfloat16" else {}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_methods_of_a_model(kind):
   expected = expected_of_model(kind)
   np.testing.assert_array_equal(expected["decode"], IMAGES)
@@ -133,7 +133,8 @@ COMPILED = {"eager": lambda function: function, "function": functools.partial(tf
 
 
 @pytest.mark.parametrize("kind, mode", [  # All there is in both, but for the gradient: graphs are built of one each.
-    ("float32", "eager"), ("bfloat16", "eager"), ("bfloat16", "function"),
+    ("float32", "eager"), ("bfloat16", "eager"),
+    pytest.param("bfloat16", "function", marks=pytest.mark.slow),
     pytest.param("float32", "XLA", marks=pytest.mark.slow)])
 def test_bijectors(kind, mode):
   model, _ = pair(kind)
@@ -146,6 +147,7 @@ def test_bijectors(kind, mode):
     assert_as_in_float32(of_bijector(model, COMPILED[mode], **labels_of(kind)), expected)
 
 
+@pytest.mark.slow
 def test_saved_models(tmp_path, kind="bfloat16"):
   model, expected = pair(kind)[0], expected_of_model(kind)
   expected = {"latent": expected["encode"], "decode": expected["decode"], "log_prob": expected["log_prob"]}
@@ -212,6 +214,7 @@ def test_training_computes_in_less(policy):
     assert distance(values, exact) < 1e-3 < distance(found[0], exact)
 
 
+@pytest.mark.slow
 def test_fit_trains_in_less():
   """The loss of a training step is that of the policy; `evaluate` is in float32."""
   model, exact = make("mixed_bfloat16"), make()

@@ -64,6 +64,7 @@ def steps_of(flow):
   return [part.template if isinstance(part, tfp_glow.Scan) else part for part in flow._parts if part.is_stochastic]
 
 
+@pytest.mark.slow
 def test_the_parts_are_those_of_the_paper():
   flow = image_flow()
   kinds = [type(part).__name__.lstrip("_") for part in flow._parts]
@@ -79,6 +80,7 @@ def test_the_parts_are_those_of_the_paper():
       [6, 6, 1], [6, 6, 1], [6, 6, 4], [6, 6, 16]]
 
 
+@pytest.mark.slow
 def test_defaults_are_those_of_the_paper():
   defaults = {name: parameter.default for name, parameter in inspect.signature(
       tfp_glow.ResidualFlowBijector.__init__).parameters.items()}
@@ -88,6 +90,7 @@ def test_defaults_are_those_of_the_paper():
   assert image_flow()._parts[0].parameters["alpha"] == 0.05
 
 
+@pytest.mark.slow
 def test_every_layer_starts_within_its_bound():
   flow = image_flow()
   check_norms(flow)
@@ -103,6 +106,7 @@ def noise_seeds(flow):
   return np.concatenate([np.reshape(seed, [-1, 2]) for seed in seeds])
 
 
+@pytest.mark.slow
 def test_same_seed_same_flow():
   first, again, other = (
       residual_flow(num_dense_blocks=2, seed=seed).inverse_and_log_det(points(8)) for seed in (1, 1, 2))
@@ -111,6 +115,7 @@ def test_same_seed_same_flow():
   assert np.abs(first[0] - other[0]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_initialisation_makes_latents_standard():
   flow = image_flow()
   assert not flow.initialized
@@ -157,6 +162,7 @@ def copy_weights(source, target):
     variable.assign(value)
 
 
+@pytest.mark.slow
 def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
   sizes = []
   for count in (2, 3, 4):
@@ -194,6 +200,7 @@ def test_bad_arguments(arguments, match):
     make_flow(**arguments)
 
 
+@pytest.mark.slow
 def test_vectors_need_not_be_bounded():
   """By default: a logit is for images."""
   flow = tfp_glow.ResidualFlowBijector(3, 0, num_dense_blocks=1, num_dense_hidden=4, seed=0)
@@ -224,11 +231,13 @@ def trained():
   return model
 
 
+@pytest.mark.slow
 def test_fit_improves_and_keeps_the_norms(trained):
   assert np.mean(trained.history_[-3:]) < trained.history_[0] - 1.
   check_norms(trained.distribution.bijector)
 
 
+@pytest.mark.slow
 def test_each_step_has_noise_of_its_own(trained):
   steps = noise_seeds(trained.distribution.bijector)[:, 1]
   assert set(steps) <= {40 * 4, 40 * 4 + 1}  # One more where the first vectors were found by an update.
@@ -254,11 +263,13 @@ def test_training_takes_the_coarser_estimate_and_evaluation_the_finer(monkeypatc
   assert asked and not any(asked)
 
 
+@pytest.mark.slow
 def test_evaluation_gives_the_same_number_twice(trained):
   first = trained.evaluate(points(), batch_size=16, verbose=0, return_dict=True)["bits_per_dim"]
   assert trained.evaluate(points(), batch_size=16, verbose=0, return_dict=True)["bits_per_dim"] == first
 
 
+@pytest.mark.slow
 def test_estimated_log_dets_of_a_flow_are_those_of_the_exact_one(trained):
   exact, flow, x = residual_flow(log_det="exact"), trained.distribution.bijector, points(4)
   copy_weights(flow, exact)
@@ -267,6 +278,7 @@ def test_estimated_log_dets_of_a_flow_are_those_of_the_exact_one(trained):
   assert np.abs(deviations).max() < 4.
 
 
+@pytest.mark.slow
 def test_encode_decode_and_samples(trained):
   x = points()
   np.testing.assert_allclose(trained.decode(trained.encode(x)), x, atol=1e-4)
@@ -275,6 +287,7 @@ def test_encode_decode_and_samples(trained):
   assert np.corrcoef(samples[:, 0]**2, samples[:, 1])[0, 1] > 0.95  # 0.988 of the data.
 
 
+@pytest.mark.slow
 def test_weights_and_model_are_saved(trained, tmp_path):
   trained.save_weights(tmp_path / "model.weights.h5")
   trained.save(tmp_path / "model.keras")
@@ -284,6 +297,7 @@ def test_weights_and_model_are_saved(trained, tmp_path):
     np.testing.assert_array_equal(model.distribution.log_prob(points(8)), trained.distribution.log_prob(points(8)))
 
 
+@pytest.mark.slow
 def test_the_exported_model_says_how_it_estimates(tmp_path):
   model = residual_model(residual_flow(num_dense_blocks=1))
   model.adapt(points())

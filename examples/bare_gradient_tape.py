@@ -69,7 +69,7 @@ def train(batches, args):
   @tf.function
   def train_step(images, step):
     with tf.GradientTape() as tape:
-      loss = -tf.reduce_mean(flow.log_prob(values_of(images, step)))
+      loss = -tf.reduce_mean(flow.log_prob(values_of(images, step), bijector_kwargs={"training": True}))
     optimizer.apply(tape.gradient(loss, flow.trainable_variables))
 
   for step, images in batches.enumerate():

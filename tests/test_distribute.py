@@ -183,6 +183,16 @@ def test_xla_compiles_what_each_replica_computes_by_itself():
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+def test_a_batch_without_images_changes_nothing():
+  with distributed_runs.mirrored(2).scope():
+    model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.SGD(1.))
+  model.adapt(IMAGES)
+  before = distributed_runs.values_of(model)
+  model.fit(tf.data.Dataset.from_tensors(IMAGES).map(lambda images: images[:tf.size(images) * 0]), verbose=0)
+  for a, b in zip(before, distributed_runs.values_of(model)):
+    np.testing.assert_array_equal(a, b)
+
+
 def test_reversible_gradients_with_replicas(one_device):
   model, found = distributed_runs.train(distributed_runs.mirrored(2), gradient="reversible")
   for key in ("loss", "val_bits_per_dim"):

@@ -16,6 +16,7 @@ from bijector_cases import perturb
 
 import tfp_glow
 from tfp_glow import dequantize
+from tfp_glow._core import precision
 
 tfd = tfp.distributions
 
@@ -233,3 +234,47 @@ def test_the_switch_is_as_it_was():
     with pytest.raises(ValueError):
       model.encode(IMAGES[..., 0])
     assert switch.tensor_float_32_execution_enabled() == is_on
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
+def test_networks_within_networks(policy):
+  """Those that were built before, which cast their inputs, and a subclass that does more."""
+
+  class Tripled(keras.Sequential):
+
+    def call(self, inputs):
+      return 3. * super().call(inputs)
+
+  def make_network(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+      dense = functools.partial(keras.layers.Dense, kernel_initializer=keras.initializers.RandomNormal(stddev=0.5, seed=1))
+      built = keras.Sequential([dense(8)])
+      built(tf.zeros([1, 2]))
+      inputs = keras.Input([2], dtype="float32")
+      return Tripled([keras.Model(inputs, dense(8)(built(inputs))), keras.Sequential([dense(4)])])
+    finally:
+      keras.config.set_dtype_policy("float32")
+
+  y = np.random.default_rng(0).standard_normal([5, 4]).astype(np.float32)
+  lower, exact = (tfp_glow.AffineCoupling(make_network(policy), 1) for policy in (policy, "float32"))
+  expected = exact.inverse(y)
+  lower.build([4])
+  for a, b in zip(exact.network.weights, lower.network.weights):
+    a.assign(tf.cast(b, tf.float32))
+  expected = exact.inverse(y)
+  np.testing.assert_allclose(lower.inverse(y), expected, rtol=1e-6)
+  assert np.abs(lower.inverse(y, training=True) - expected).max() > 1e-4
+
+
+def test_what_is_traced_while_the_switch_is_off_may_run_when_it_is_on(monkeypatch):
+  """As when another thread samples meanwhile; on a machine with such a card."""
+  monkeypatch.setattr(precision, "_has_tensor_float_32", lambda: True)
+  glow = make().distribution.bijector
+  x = dequantize.dequantize(tf.constant(IMAGES), 8, 0.5)
+  with tf32.emulated():
+    function = tf.function(glow.inverse, autograph=False)
+    tf.config.experimental.enable_tensor_float_32_execution(False)
+    expected = function(x)
+    tf.config.experimental.enable_tensor_float_32_execution(True)
+    np.testing.assert_allclose(function(x), expected, rtol=1e-5, atol=1e-5)

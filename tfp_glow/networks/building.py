@@ -120,9 +120,9 @@ def _rebuild_lower_inputs(network, dtype):
         tf.as_dtype(tensor.dtype).size < dtype.size for tensor in layer.inputs):
       parts = layer.layers
       for _ in range(len(parts) + 1):  # And what stands for the inputs.
-        layer.pop()
+        layer.pop(rebuild=False)
       for part in parts:
-        layer.add(part)
+        layer.add(part, rebuild=False)
 
 
 def value_of(variable):

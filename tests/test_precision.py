@@ -248,7 +248,8 @@ def test_networks_within_networks(policy):
   def make_network(policy):
     keras.config.set_dtype_policy(policy)
     try:
-      dense = functools.partial(keras.layers.Dense, kernel_initializer=keras.initializers.RandomNormal(stddev=0.5, seed=1))
+      drawn = keras.initializers.RandomNormal(stddev=0.5, seed=1)
+      dense = functools.partial(keras.layers.Dense, kernel_initializer=drawn)
       built = keras.Sequential([dense(8)])
       built(tf.zeros([1, 2]))
       inputs = keras.Input([2], dtype="float32")

@@ -176,12 +176,11 @@ class InvertibleResidualBlock(OnePassBijector):
                        f"Received: {event_shape}")
     was_built = building.is_built(self.network)
     dtype = building.build(self.network, event_shape, event_shape[-1], self.dtype)
-    lower = [layer for layer in building.lower_layers_of(self.network, self.dtype)
+    lower = [layer.compute_dtype for layer in building.lower_layers_of(self.network, self.dtype)
              if not isinstance(layer, (keras.Model, keras.layers.InputLayer))]
     if dtype != self.dtype or lower:
       raise ValueError(f"`network` must compute in the dtype of the block, {self.dtype.name}: rounding errors larger "
-                       f"than its own would not let `forward` converge. Received: {dtype.name}, and "
-                       f"{[layer.compute_dtype for layer in lower]} within")
+                       f"than its own would not let `forward` converge. Received: {(lower or [dtype.name])[0]}")
     if not was_built:
       self._adopt(self.network.variables)
     self._event_shape = event_shape

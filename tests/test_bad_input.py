@@ -190,3 +190,12 @@ def test_arguments_of_a_conditional_flow(within, arguments, error, match):
   flow = within(small_models.distribution(num_classes=3).bijector)
   with pytest.raises(error, match=match.replace("`glow`", f"`{flow.name}`")):
     flow.inverse(_FLOAT[:2], **arguments)
+
+
+def test_jit_compile_is_a_choice():
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  for value, uses_xla in ((True, True), (np.True_, True), (1, True), (False, False), ("auto", False)):
+    model.compile("sgd", jit_compile=value)
+    assert model.uses_xla == uses_xla
+  with pytest.raises(ValueError, match="`jit_compile` must be True, False or 'auto'. Received: 'yes'"):
+    model.compile("sgd", jit_compile="yes")

@@ -132,3 +132,28 @@ def test_repr_names_the_parts():
   chain = tfp_glow.Chain([tfb.Shift(0.5, name="centre"), tfp_glow.Invert(glow)])
   assert all(part in repr(chain) for part in ("<Chain 'chain' of [", "centre", "<Invert 'invert_inner' of", repr(glow)))
   assert str(chain) == repr(chain)
+
+
+class _Scaled(tfp_glow.OnePassBijector):
+  """A user's, which says nothing of its arguments but in its functions."""
+
+  def __init__(self):
+    super().__init__(forward_event_shape=[2], inverse_event_shape=[2])
+
+  def _forward_and_log_det(self, x, scale=None, training=False):
+    del training
+    return x / tf.cast(scale, x.dtype)[:, tf.newaxis], -2. * tf.math.log(tf.cast(scale, x.dtype))
+
+  def _inverse_and_log_det(self, y, **kwargs):
+    factor = 3. if kwargs.get("training") else 1.
+    return factor * y * tf.cast(kwargs["scale"], y.dtype)[:, tf.newaxis], tf.zeros([])
+
+
+def test_arguments_that_only_the_functions_name():
+  bijector, x = _Scaled(), np.ones([3, 2], np.float32)
+  scale = np.array([1., 2., 4.], np.float32)
+  np.testing.assert_allclose(bijector.forward(x, scale=scale), x / scale[:, np.newaxis])
+  np.testing.assert_allclose(bijector.inverse(x, scale=scale), x * scale[:, np.newaxis])
+  np.testing.assert_allclose(bijector.inverse(x, scale=scale, training=True), 3. * x * scale[:, np.newaxis])
+  with pytest.raises(TypeError, match="takes: scale, training. Received: shift$"):
+    bijector.forward(x, shift=scale)

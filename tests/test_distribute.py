@@ -178,6 +178,7 @@ def test_xla_compiles_what_each_replica_computes_by_itself():
       model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), jit_compile=jit_compile)
     history = model.fit(IMAGES[:16], batch_size=8, epochs=2, shuffle=False, verbose=0).history
     weights.append([history["loss"], *distributed_runs.values_of(model)])
+    assert set(model._xla_functions) == ({"_share"} if jit_compile else set())
   _check_replicas(model)
   for a, b in zip(*weights, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)

@@ -95,6 +95,11 @@ class _Switch:
     self._num_users = 0
     self._was_on = False
 
+  @property
+  def is_held(self):
+    """Whether any thread needs it to be off."""
+    return self._num_users > 0
+
   def __enter__(self):
     with self._lock:
       if not self._num_users:
@@ -120,6 +125,11 @@ def switched_off():
   The cheapest way, and the only one for networks that are not ours; but not for graphs that others will run.
   """
   return _SWITCH
+
+
+def as_switched_off_elsewhere():
+  """For what a thread of a replica computes: it does not know by itself that whoever started it holds the switch."""
+  return _SWITCH if _SWITCH.is_held else contextlib.nullcontext()
 
 
 def _has_tensor_float_32():

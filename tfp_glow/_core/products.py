@@ -34,20 +34,6 @@ def with_rows(product, like):
   return tf.reshape(product, [-1, *sizes[1:], product.shape[-1]])
 
 
-def channel_product(inputs, matrix, product=None):
-  """`inputs @ matrix` over the last dimension, as one matrix product: a 1x1 convolution.
-
-  Args:
-    inputs: Tensor `[N, ..., C]`.
-    matrix: Tensor `[C, D]`.
-    product: `matmul` in a network; `None`: `flow_matmul`.
-
-  Returns:
-    Tensor `[N, ..., D]`.
-  """
-  return with_rows((product or flow_matmul)(rows(inputs), matrix), inputs)
-
-
 def flow_matmul(a, b, transpose_a=False, transpose_b=False):
   """`tf.matmul` of matrices of the flow itself, which are small: exact in float32, in training, too.
 
@@ -57,6 +43,20 @@ def flow_matmul(a, b, transpose_a=False, transpose_b=False):
     return tf.matmul(a, b, transpose_a, transpose_b)
   product = tf.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64), transpose_a, transpose_b)
   return tf.cast(product, tf.float32)
+
+
+def channel_product(inputs, matrix, product=flow_matmul):
+  """`inputs @ matrix` over the last dimension, as one matrix product: a 1x1 convolution.
+
+  Args:
+    inputs: Tensor `[N, ..., C]`.
+    matrix: Tensor `[C, D]`.
+    product: `flow_matmul`, or `matmul` in a network.
+
+  Returns:
+    Tensor `[N, ..., D]`.
+  """
+  return with_rows(product(rows(inputs), matrix), inputs)
 
 
 def matmul(a, b, transpose_a=False, transpose_b=False):

@@ -207,8 +207,6 @@ class InvertibleResidualBlock(OnePassBijector):
     return lipschitz.run(self.network, y, weights)
 
   def _residual(self, y, weights, training):
-    if not isinstance(training, bool):
-      raise ValueError(f"`training` must be a Python `bool`. Received: {training!r}")
     if not self.is_stochastic:
       return log_dets.exact(self._branch, y, weights)
     seed = tf.convert_to_tensor(self._noise_seed.value)

@@ -40,7 +40,7 @@ class StopUnlessFinite:
     """A tensor that is there only if all is finite on all replicas; else there is an error on each.
 
     Args:
-      num_failed: Integer scalar, the number of replicas on which something is not finite, the same on each.
+      num_failed: Floating scalar, the number of replicas on which something is not finite, the same on each.
       are_finite: Bool tensor of this replica: of its loss, then of its gradients of the variables.
       variables: List of variables.
       batch: `Batch`.

@@ -8,9 +8,9 @@ import tensorflow as tf
 
 
 def sum_over_replicas(values):
-  """The sum of a tensor over all replicas, or of each of a list of them of one dtype; to be called in each replica."""
+  """The sum of a tensor over all replicas; to be called in each replica."""
   context = tf.distribute.get_replica_context()
-  return context.all_reduce(tf.distribute.ReduceOp.SUM, values) if context.num_replicas_in_sync > 1 else values
+  return context.all_reduce(tf.distribute.ReduceOp.SUM, values) if are_several() else values
 
 
 def are_several():

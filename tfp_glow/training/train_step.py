@@ -43,13 +43,13 @@ class FlowSteps(_compat.BuiltModel):
 
   def test_step(self, data):
     images, labels = batches.unpack(data)
-    with precision.switched_off():  # As `evaluate` runs it: here a replica's thread is to know.
+    with precision.as_switched_off_elsewhere():  # By `evaluate`.
       terms = self._compiled(self._terms)(images, labels, self._noise_seed(dequantize.EVALUATION))
     return self._update_metrics(terms, tf.ones_like(terms[:, 0]))
 
   def predict_step(self, data):
     images, labels = batches.unpack(data)
-    with precision.switched_off():
+    with precision.as_switched_off_elsewhere():
       return self._compiled(self._bits)(images, labels, self._noise_seed(dequantize.EVALUATION))
 
   def train_step(self, data):

@@ -153,9 +153,12 @@ class _Contest:
 
 
 def _make_ours(gradient, architecture, precision, jit):
-  """A function that trains for so many steps, as `fit` does; and the model."""
+  """A function that trains for so many steps, as `fit` does; and the model.
+
+  Deep and wide, and without a warm-up, it diverges at 1e-4: from 8 bits per dimension to 62 in its third step.
+  """
   model = common.make_model(common.make_glow(architecture, precision, gradient), architecture.num_dims,
-                            jit_compile=jit, learning_rate=1e-4)
+                            jit_compile=jit, learning_rate=1e-6)
   return _trainer(model, architecture), model
 
 

@@ -102,6 +102,20 @@ def test_shapes_follow_the_parts_of_a_residual_flow():
                     ("flatten", (32,)), ("dense: 2 steps", (32,))]
 
 
+def test_lower_precision_of_networks_is_told(capsys):
+  policy = keras.config.dtype_policy()
+  keras.config.set_dtype_policy("mixed_bfloat16")
+  try:
+    model = tfp_glow.FlowModel(_glow())
+  finally:
+    keras.config.set_dtype_policy(policy)
+  model.summary()
+  assert capsys.readouterr().out.splitlines()[-1] == (
+      "Networks train in bfloat16: `fit` reports their bits per dimension, `evaluate` those of float32")
+  tfp_glow.FlowModel(_made("glow")).summary()
+  assert "train in" not in capsys.readouterr().out
+
+
 def test_what_has_an_order_is_shown_from_images_to_latents():
   assert [row.kind for row in _rows(_MAKE["chain"]()) if row.depth <= 1][:4] == [
       "Chain", "Shift", "Tanh", "GlowBijector"]

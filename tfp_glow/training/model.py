@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
-import os
 import signal
 import threading
 from collections.abc import Sequence
@@ -16,17 +14,17 @@ import numpy as np
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow._core import files, precision, validation
+from tfp_glow._core import precision, validation
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.likelihood.standard_normal import with_standard_normal
-from tfp_glow.storage import savedmodel, saving
+from tfp_glow.storage import savedmodel
 from tfp_glow.training import batches, replicas, summary
-from tfp_glow.training.train_step import FlowSteps
+from tfp_glow.training.model_files import KeptInFiles
 
 
 @keras.saving.register_keras_serializable("tfp_glow")
-class FlowModel(FlowSteps):
+class FlowModel(KeptInFiles):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
   The loss is the mean number of bits per dimension, which is reported as the metric `bits_per_dim`, too. Batches are
@@ -310,7 +308,8 @@ class FlowModel(FlowSteps):
               layer_range=None):
     """Prints levels and steps of the flow, shapes and numbers of parameters, in the order from images to latents.
 
-    Parts of a step of a `Scan` stand for all of its steps. Shapes are those of what the `inverse` of a part returns.
+    Parts of a step of a `Scan` stand for all of its steps. Shapes are those of what the `inverse` of a part returns. A
+    last line says so if networks train in a lower precision, of which `fit` reports bits per dimension, not `evaluate`.
 
     Args:
       line_length: Python `int`, width of the table; `None`: as wide as it takes.
@@ -325,89 +324,8 @@ class FlowModel(FlowSteps):
     optimizer_variables = self.optimizer.variables if self.compiled else []
     text = summary.text_of(f'Model: "{self.name}"', rows, summary.totals_of(self.weights, optimizer_variables),
                            line_length, show_trainable)
-    for line in text.splitlines():
+    for line in [*text.splitlines(), *summary.notes_on_precision(self.distribution)]:
       (print_fn or print)(line)
-
-  def save(self, filepath, **kwargs):
-    """As `keras.Model.save`: all that training needs to go on as if it had not stopped, in one file.
-
-    `keras.models.load_model(filepath)` makes the model again, in any process that has imported `tfp_glow`, with its
-    optimizer and as it was compiled. Functions and classes of your own (`network_fn`, say) must be registered by
-    `keras.saving.register_keras_serializable`, also before loading. For other devices load it under the scope of the
-    strategy.
-
-    Args:
-      filepath: Ends in `.keras`.
-      **kwargs: Of `keras.Model.save`.
-
-    Raises:
-      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file.
-      OSError: if the file cannot be written. After any error, one that was there before is as it was.
-    """
-    if not str(filepath).endswith(".keras"):
-      raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
-    saving.check_is_found(type(self))
-    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has written a part.
-    if not kwargs.get("overwrite", True) and os.path.exists(filepath):
-      super().save(filepath, **kwargs)  # Keras asks, in a terminal.
-      return
-    with files.written_as_a_whole(filepath) as path:
-      super().save(path, **kwargs)
-
-  def load_weights(self, filepath, **kwargs):
-    """As `keras.Model.load_weights`; but if the file does not fit, nothing has changed.
-
-    Args:
-      filepath: What `save_weights` wrote.
-      **kwargs: Of `keras.Model.load_weights`.
-
-    Raises:
-      ValueError: if the weights are of a model with another architecture.
-      OSError: if the file cannot be read.
-    """
-    variables = self.weights + (self.optimizer.variables if self.compiled else [])
-    before = [v.numpy() for v in variables]
-    try:
-      super().load_weights(filepath, **kwargs)
-    except BaseException as error:
-      for variable, value in zip(variables, before):
-        variable.assign(value)
-      if not isinstance(error, ValueError):
-        raise
-      raise ValueError("`filepath` must hold the weights of a model with the same levels, steps, width, coupling, "
-                       f"permutation and image size: {str(error):.500} Received: {filepath}") from error
-
-  def get_config(self):
-    """What `from_config` makes the model from, without its weights; see `save`.
-
-    A subclass whose constructor has other arguments adds them to what this returns.
-    """
-    return {"distribution": saving.distribution_to_config(self.distribution), "num_bits": self.num_bits,
-            "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name}
-
-  @classmethod
-  def from_config(cls, config):
-    """Makes a model from what `get_config` returned."""
-    config = dict(config, distribution=saving.distribution_from_config(config["distribution"]))
-    is_trainable = config.pop("trainable", True)
-    model = cls(**config)
-    if not is_trainable:
-      model.trainable = False
-    return model
-
-  def get_compile_config(self):
-    """What `compile_from_config` compiles the model with."""
-    if not self.compiled:
-      return {}
-    optimizer = saving.keras_config(self.optimizer, "optimizer")
-    return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
-
-  def compile_from_config(self, config):
-    """Compiles the model as another was, of whose `get_compile_config` this is."""
-    optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
-    self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
-    if config["is_built"]:  # Then the file holds its variables.
-      self._build_optimizer()
 
   def log_prob(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
                noise_seed: int | tuple[int, int] | None = None) -> np.ndarray:

@@ -6,6 +6,8 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_glow.networks import building
+
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
@@ -195,6 +197,30 @@ def _fitted(cell, width, to_the_right):
   if len(cell) > width:
     return cell[:width - 3] + "..."
   return cell.rjust(width) if to_the_right else cell.ljust(width)
+
+
+def notes_on_precision(distribution):
+  """What is to be known of a model some of whose networks train in less precision than its flow has.
+
+  Args:
+    distribution: `tfd.Distribution` over one image.
+
+  Returns:
+    List of lines; none, where all is computed in the same precision.
+  """
+  lower = {layer.compute_dtype: module.dtype.name for module in _modules(distribution)
+           if isinstance(getattr(module, "network", None), keras.Layer)
+           for layer in building.lower_layers_of(module.network, module.dtype)}
+  return [f"Networks train in {low}: `fit` reports their bits per dimension, `evaluate` those of {full}"
+          for low, full in sorted(lower.items())]
+
+
+def _modules(module):
+  """A module and all in it, the parts of a step of a `Scan` among them."""
+  for part in [module, *module.submodules]:
+    yield part
+    if hasattr(part, "template"):
+      yield from _modules(part.template)
 
 
 def totals_of(weights, optimizer_variables=()):

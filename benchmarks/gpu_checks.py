@@ -58,34 +58,46 @@ def _check(session, path, precision):
   return {f"reference {path.stem}, {precision}": columns}
 
 
-def exactness(session):
+def exactness_trips(session):
   """Of a trained model: images, encoded and decoded, in each precision."""
-  architecture = common.Architecture((32, 32, 1), num_steps=32, num_hidden=32, batch_size=64)
-  if session.tiny:
-    architecture = dataclasses.replace(common.TINY, image_shape=(4, 4, 1))
-  trained = _Trained(session, architecture, num_steps=4 if session.tiny else 200)
+  trained = _Trained(session)
   yield "training", trained.train
   for name in ("float32", "bfloat16") if session.tiny else PRECISIONS:
     yield f"{name}, model", functools.partial(trained.round_trip, name, "model")
     yield f"{name}, tf.function", functools.partial(trained.round_trip, name, "tf.function")
-  for name in ("float32",) if session.tiny else ("TF32", "bfloat16"):
-    yield f"{name}, as in training", functools.partial(trained.round_trip, name, "as in training")
-  yield "constant images and noise, TF32", functools.partial(trained.unusual_images, "TF32")
-  yield "residual flow", functools.partial(_residual_flow, session)
-  for precision in ("float32",) if session.tiny else PRECISIONS:
-    yield f"{precision}, gradients", functools.partial(trained.reversible_gradients, precision)
   for precision in ("float32",) if session.tiny else ("TF32", "bfloat16", "float32"):
     yield f"{precision}, XLA", functools.partial(trained.round_trip, precision, "XLA")
+
+
+def exactness_unusual(session):
+  """Of a residual flow; of images unlike any; of a model that computes as in training; eagerly."""
+  yield "residual flow", functools.partial(_residual_flow, session)
+  trained = _Trained(session)
+  yield "training", trained.train
+  yield "constant images and noise, TF32", functools.partial(trained.unusual_images, "TF32")
+  for name in ("float32",) if session.tiny else ("TF32", "bfloat16"):
+    yield f"{name}, as in training", functools.partial(trained.round_trip, name, "as in training")
   yield "TF32, eager", functools.partial(trained.round_trip, "TF32", "eager")
+
+
+def exactness_gradients(session):
+  """Of a trained model: those of `gradient="reversible"`, in each precision."""
+  trained = _Trained(session)
+  yield "training", trained.train
+  for precision in ("float32",) if session.tiny else PRECISIONS:
+    yield f"{precision}, gradients", functools.partial(trained.reversible_gradients, precision)
 
 
 class _Trained:
   """A model that was trained for a while, made again in each precision."""
 
-  def __init__(self, session, architecture, num_steps):
+  def __init__(self, session):
+    architecture = common.Architecture((32, 32, 1), num_steps=32, num_hidden=32, batch_size=64)
+    if session.tiny:
+      architecture = dataclasses.replace(common.TINY, image_shape=(4, 4, 1))
     self._session = session
     self._architecture = architecture
-    self._num_steps = num_steps
+    self._num_steps = 4 if session.tiny else 200
     self._weights = self._expected = None
     size = architecture.batch_size
     found = common.images(size * 33, architecture.image_shape, session.data)

@@ -1,6 +1,6 @@
 """Parts of `gpu.py`, in this process: prints a line of JSON before and after each entry.
 
-  python benchmarks/gpu_worker.py '{"tiny": true, "parts": {"checks": 60, "exactness": 120}}'
+  python benchmarks/gpu_worker.py '{"tiny": true, "parts": {"checks": 60, "memory": 120}}'
 
 The numbers are seconds from the start to the end of each part.
 """
@@ -18,7 +18,9 @@ import traceback
 PARTS = {
     "products": ("gpu_products", "products"),
     "checks": ("gpu_checks", "checks"),
-    "exactness": ("gpu_checks", "exactness"),
+    "exactness_trips": ("gpu_checks", "exactness_trips"),
+    "exactness_unusual": ("gpu_checks", "exactness_unusual"),
+    "exactness_gradients": ("gpu_checks", "exactness_gradients"),
     "finite": ("gpu_checks", "finite"),
     "speed_paper": ("gpu_speed", "speed_paper"),
     "speed_small": ("gpu_speed", "speed_small"),

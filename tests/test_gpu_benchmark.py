@@ -40,7 +40,7 @@ def test_all_sections(tmp_path):
   assert rows["exactness"]["float32, model"]["log-prob moved by up to, nats"] < 1e-3
   assert rows["exactness"]["gradients, float32"]["reversible from autodiff"] < 1e-4
   assert all(row["finite"] and row["last quarter"] > 0. for row in rows["finite"].values())
-  for kind in ("bare convolutions", "ours, reversible"):
+  for kind in ("bare convolutions", "ours, autodiff"):
     assert rows["speed"][f"1 x 2, 8 wide: {kind}, TF32, no XLA"]["images/s"] > 0.
   bare = rows["speed"]["1 x 2, 8 wide: bare convolutions, TF32, no XLA"]
   assert bare["to bare"] == 1. and bare["first step, s"] > 1e-3 * bare["step, ms"]

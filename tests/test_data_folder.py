@@ -10,7 +10,7 @@ from image_files import SPLITS, arrays, fill, keys, pixels, save
 from PIL import Image
 
 from tfp_glow import data
-from tfp_glow.data import image_file
+from tfp_glow.data import decoded_once, image_file
 
 
 def test_folder_of_mixed_sizes_modes_and_formats(tmp_path):
@@ -268,6 +268,31 @@ def test_jpeg_with_more_data_behind_it(tmp_path):
   path = save(tmp_path / "train" / "a.jpg", pixels(64, 64, 3))
   path.write_bytes(path.read_bytes() + b"written by a camera")
   assert arrays(data.load_images(tmp_path, "train", 1)).shape == (1, 64, 64, 3)
+
+
+def test_folder_is_decoded_once(tmp_path, monkeypatch):
+  for i in range(6):
+    save(tmp_path / "train" / f"{i}.png", pixels(8, 8, 3, seed=i))
+  decoded, read = [], image_file.read
+  monkeypatch.setattr(image_file, "read", lambda path, *args: decoded.append(path) or read(path, *args))
+  first, second = np.split(arrays(data.load_images(tmp_path, "train", 2, epochs=range(2))), 2)
+  assert sorted(decoded) == [str(tmp_path / "train" / f"{i}.png") for i in range(6)]
+  np.testing.assert_array_equal(*(np.sort(images.reshape(6, -1), axis=0) for images in (first, second)))
+  assert np.any(first != second)  # In another order.
+
+
+def test_folder_is_decoded_again_where_there_is_no_room(tmp_path, monkeypatch):
+  for i in range(6):
+    save(tmp_path / "train" / f"{i}.png", pixels(8, 8, 3, seed=i))
+  decoded, read = [], image_file.read
+  monkeypatch.setattr(image_file, "read", lambda path, *args: decoded.append(path) or read(path, *args))
+  monkeypatch.setattr(decoded_once, "MAX_BYTES", 4 * 8 * 8 * 3)
+  dataset = data.load_images(tmp_path, "train", 2, shuffle=False)
+  np.testing.assert_array_equal(arrays(dataset), arrays(dataset))
+  assert len(decoded) == 6 + 2
+  decoded.clear()
+  squares = data.load_images(tmp_path, "train", 2, image_size=4, shorter_side=6)
+  assert len(arrays(squares)) == len(arrays(squares)) == 6 and len(decoded) == 12  # Each at another place.
 
 
 def test_folder_is_decoded_lazily(tmp_path, monkeypatch):

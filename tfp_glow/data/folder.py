@@ -8,6 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow.data import image_file
+from tfp_glow.data.decoded_once import DecodedOnce
 from tfp_glow.data.source import Source, or_validation, require
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -25,17 +26,22 @@ def source(folder, split, image_size, shorter_side, with_labels):
     raise ValueError(f"`split` must be one of {sorted(splits)} for {str(folder)!r}, whose {len(files)} images are "
                      f"assigned by sub-folders named like the splits, or else by a hash. Received: split={split!r}")
   chosen = [file for file in files if file.split == split]
-  paths = [os.fsencode(file.path) for file in chosen]
-  examples = tf.data.Dataset.from_tensor_slices((paths, _labels(files, chosen)) if with_labels else (paths,))
+  numbers = np.arange(len(chosen))
+  examples = tf.data.Dataset.from_tensor_slices((numbers, _labels(files, chosen)) if with_labels else (numbers,))
   num_channels = 1 if all(file.is_grey for file in files) else 3
   size = _single_size(files) if image_size is None else (image_size, image_size)
 
-  def read(path, place=None):
-    return image_file.read(os.fsdecode(path), image_size, shorter_side, place, num_channels)
+  def read(number, place=None):
+    return image_file.read(chosen[number].path, image_size, shorter_side, place, num_channels)
 
-  def decode(path, place):
-    # Not stateful: it may run in parallel even where TensorFlow is asked to be deterministic.
-    image = tf.numpy_function(read, [path] if place is None else [path, place], tf.uint8, stateful=False)
+  read_once = DecodedOnce(read)
+
+  def decode(number, place):
+    # Not stateful: they may run in parallel even where TensorFlow is asked to be deterministic.
+    if place is None:
+      image = tf.numpy_function(read_once, [number], tf.uint8, stateful=False)
+    else:
+      image = tf.numpy_function(read, [number, place], tf.uint8, stateful=False)
     return tf.ensure_shape(image, [*size, num_channels])
 
   return Source(examples, decode, shuffle_buffer=len(chosen))

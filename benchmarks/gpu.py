@@ -19,27 +19,25 @@ left out and named. The file of JSON is written anew after each entry: a run tha
 """
 
 import argparse
-import contextlib
 import json
 import math
 import pathlib
 import platform
-import queue
 import subprocess
-import sys
 import tempfile
-import threading
 import time
 
-_WORKER = pathlib.Path(__file__).parent / "gpu_worker.py"
+import gpu_processes
+
 _REFERENCE = pathlib.Path(__file__).parent.parent / "tests" / "reference"
 
 # Stages, one after the other. In each, processes side by side; in each of these, parts: section, name, and the seconds
-# that it may take of the default budget. What a part leaves of its time is for those after it. What takes time is alone
-# on the card; what only asks whether numbers are right, or how much memory is taken, is not.
+# that it may take of the default budget. What a part leaves of its time is for those after it. What takes times has the
+# card alone; what asks whether numbers are right, or how much memory is taken, has not.
 _STAGES = (
-    ((("products", "products", 12.), ("speed", "speed_paper", 145.), ("speed", "speed_small", 12.),
-      ("speed", "tfb", 3.), ("scaling", "scaling", 3.)),),
+    ((("products", "products", 12.), ("speed", "speed_paper", 145.), ("speed", "speed_small", 15.),
+      ("speed", "tfb", 3.)),),
+    ((("scaling", "scaling", 60.),),),
     ((("start", "start", 10.),),),
     ((("speed", "torch_paper", 9.), ("speed", "torch_small", 6.)),),
     ((("checks", "checks", 15.), ("exactness", "exactness_unusual", 75.)),
@@ -50,9 +48,6 @@ _STAGES = (
 )
 _SECTIONS = tuple(dict.fromkeys(section for stage in _STAGES for process in stage for section, *_ in process))
 _BUDGET = 290.
-# An entry may end so many seconds after the time of its part.
-_GRACE = 20.
-_NO_ENTRY = "between entries"
 
 
 def main():
@@ -67,128 +62,41 @@ def main():
                       help="folder of the original code's numbers, a.npz, b.npz and d.npz (%(default)s)")
   parser.add_argument("--data", type=pathlib.Path, help="images to train on, an .npz file as Keras' (drawn at random)")
   args = parser.parse_args()
-  found = {"machine": _machine(), "settings": {"tiny": args.tiny, "budget": args.budget}, "sections": {}}
-  stages = [[[part for part in process if not args.only or part[0] in args.only] for process in stage]
-            for stage in _STAGES]
-  longest = [max(sum(seconds for *_, seconds in process) for process in stage) for stage in stages]
-  run = _Run(found, args)
-  scale = args.budget / sum(longest)
-  for i, stage in enumerate(stages):
-    begin = run.start + scale * sum(longest[:i])
-    threads = [threading.Thread(target=run.parts, args=(process, begin, scale)) for process in stage if process]
-    for thread in threads:
-      thread.start()
-    for thread in threads:
-      thread.join()
+  machine = _machine()
+  found = {"machine": machine, "settings": {"tiny": args.tiny, "budget": args.budget}, "sections": {}}
+  stages = _chosen(args.only, machine.get("num_cards", 1), found["sections"])
+  lengths = [max(sum(seconds for *_, seconds in process) for process in stage) for stage in stages]
+  scale = args.budget / max(sum(lengths), 1.)
+  with tempfile.TemporaryDirectory() as folder:
+    options = {"tiny": args.tiny, "reference": str(args.reference), "data": args.data and str(args.data),
+               "folder": folder}
+    run = gpu_processes.Run(found, options, args.budget, args.limit, lambda: _write(found, args.json, args.markdown))
+    for i, stage in enumerate(stages):
+      run.stage(stage, scale * lengths[i], scale * sum(lengths[:i + 1]))
   found["seconds"] = round(time.monotonic() - run.start, 1)
-  run.flush()
+  _write(found, args.json, args.markdown)
   print(markdown(found))
 
 
-class _Run:
-  """What was found, and the time that is left."""
-
-  def __init__(self, found, args):
-    self.start = time.monotonic()
-    self._found = found
-    self._args = args
-    self._lock = threading.RLock()
-
-  def parts(self, parts, begin, scale):
-    """Runs parts in one process; in another, without the entry that broke the first, where that happens.
-
-    Args:
-      parts: List of section, name of the part, seconds.
-      begin: Time from which the seconds count: what stages before have left of theirs is for these parts.
-      scale: From these seconds to those of the budget.
-    """
-    deadlines, done = {}, {}
-    with self._lock:
-      for section, part, seconds in parts:
-        begin += scale * seconds
-        deadlines[part] = begin
-        done[part] = []
-        self._found["sections"].setdefault(section, {"rows": {}, "notes": []})
-    sections = {part: section for section, part, _ in parts}
-    while time.monotonic() < begin - 3.:
-      broken = self._process(sections, deadlines, done)
-      if broken is None:
-        break
-    self.flush()
-
-  def _process(self, sections, deadlines, done):
-    """Runs parts in a process; returns the part that broke it, or `None`, where another process is of no use."""
-    args = self._args
-    options = {"tiny": args.tiny, "reference": str(args.reference), "data": args.data and str(args.data), "done": done,
-               "parts": {part: deadline - time.monotonic() for part, deadline in deadlines.items()}}
-    with tempfile.TemporaryFile("w+", errors="replace") as log, subprocess.Popen(
-        [sys.executable, str(_WORKER), json.dumps(options)], stdout=subprocess.PIPE, stderr=log, text=True,
-        errors="replace") as process:
-      lines = queue.Queue()
-      threading.Thread(target=_read, args=(process.stdout, lines), daemon=True).start()
-      part, entry, problem = next(iter(sections)), _NO_ENTRY, None
-      while True:
-        left = min(args.limit, max(deadlines[part], time.monotonic()) + _GRACE - time.monotonic(),
-                   self.start + args.budget + 5. - time.monotonic())
-        try:
-          line = lines.get(timeout=max(left, 1.))
-        except queue.Empty:
-          problem = f"ended after {left:.0f} s"
-          break
-        if line is None:
-          break
-        message = json.loads(line)
-        part = message.get("part", part)
-        entry = message.get("begin", _NO_ENTRY)
-        self._take(part, self._found["sections"][sections[part]], message, done)
-      if problem is None:  # It has closed its output, and is about to end.
-        with contextlib.suppress(subprocess.TimeoutExpired):
-          process.wait(10.)
-      process.kill()
-      code = process.wait()
-      if problem is None and code == 0:
-        return None
-      log.seek(0)
-      tail = " / ".join(line for line in log.read().splitlines()[-3:])[-400:]
-      note = f"{part}, {entry}: {problem or f'ended with {code}: {tail}'}"
-      with self._lock:
-        self._found["sections"][sections[part]]["notes"].append(note)
-      print(f"  {note}", file=sys.stderr, flush=True)
-      done[part].append(entry)
-      return None if entry == _NO_ENTRY else part
-
-  def _take(self, part, table, message, done):
-    """Takes in what a process has said."""
-    with self._lock:
-      if "machine" in message:
-        self._found["machine"].update(message["machine"])
-      if "begin" in message:
-        print(f"  {time.monotonic() - self.start:5.0f} s  {part}, {message['begin']}", file=sys.stderr, flush=True)
-      if "end" in message:
-        for row, columns in message["rows"].items():
-          table["rows"].setdefault(row, {}).update(columns)
-        done[part].append(message["end"])
-      for note in message.get("notes", []):
-        table["notes"].append(f"{part}, {message['end']}: {note}" if "end" in message else f"{part}: {note}")
-        print(f"      {note}", file=sys.stderr, flush=True)
-      self.flush()
-
-  def flush(self):
-    """Writes the files."""
-    with self._lock:
-      for path, text in ((self._args.json, json.dumps(_without_nan(self._found), indent=1)),
-                         (self._args.markdown, markdown(self._found))):
-        if path is not None:
-          new = path.with_suffix(".new")
-          new.write_text(text + "\n")
-          new.replace(path)
+def _chosen(sections, num_cards, found):
+  """The stages of these sections; `None`: of all."""
+  left_out = []
+  if num_cards < 2:
+    left_out = ["scaling"]
+    if sections is None or "scaling" in sections:
+      found["scaling"] = {"rows": {}, "notes": [f"left out: it needs several GPUs, and there is {num_cards}"]}
+  is_chosen = lambda section: section not in left_out and (not sections or section in sections)
+  stages = [[[part for part in process if is_chosen(part[0])] for process in stage] for stage in _STAGES]
+  return [stage for stage in ([process for process in stage if process] for stage in stages) if stage]
 
 
-def _read(stream, lines):
-  for line in stream:
-    if line.startswith("{"):
-      lines.put(line)
-  lines.put(None)
+def _write(found, json_path, markdown_path):
+  """Writes the files."""
+  for path, text in ((json_path, json.dumps(_without_nan(found), indent=1)), (markdown_path, markdown(found))):
+    if path is not None:
+      new = path.with_suffix(".new")
+      new.write_text(text + "\n")
+      new.replace(path)
 
 
 def _machine():

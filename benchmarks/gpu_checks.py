@@ -59,7 +59,7 @@ def _check(session, path, precision):
 
 
 def exactness_trips(session):
-  """Of a trained model: images, encoded and decoded, in each precision."""
+  """A model is trained, for the next two as well; images, encoded and decoded by it in each precision."""
   trained = _Trained(session)
   yield "training", trained.train
   for name in ("float32", "bfloat16") if session.tiny else PRECISIONS:
@@ -73,7 +73,6 @@ def exactness_unusual(session):
   """Of a residual flow; of images unlike any; of a model that computes as in training; eagerly."""
   yield "residual flow", functools.partial(_residual_flow, session)
   trained = _Trained(session)
-  yield "training", trained.train
   yield "constant images and noise, TF32", functools.partial(trained.unusual_images, "TF32")
   for name in ("float32",) if session.tiny else ("TF32", "bfloat16"):
     yield f"{name}, as in training", functools.partial(trained.round_trip, name, "as in training")
@@ -81,15 +80,14 @@ def exactness_unusual(session):
 
 
 def exactness_gradients(session):
-  """Of a trained model: those of `gradient="reversible"`, in each precision."""
+  """Those of `gradient="reversible"`, in each precision."""
   trained = _Trained(session)
-  yield "training", trained.train
   for precision in ("float32",) if session.tiny else PRECISIONS:
     yield f"{precision}, gradients", functools.partial(trained.reversible_gradients, precision)
 
 
 class _Trained:
-  """A model that was trained for a while, made again in each precision."""
+  """A model that one process has trained for a while, made again in each precision by this or another process."""
 
   def __init__(self, session):
     architecture = common.Architecture((32, 32, 1), num_steps=32, num_hidden=32, batch_size=64)
@@ -97,40 +95,48 @@ class _Trained:
       architecture = dataclasses.replace(common.TINY, image_shape=(4, 4, 1))
     self._session = session
     self._architecture = architecture
-    self._num_steps = 4 if session.tiny else 200
-    self._weights = self._expected = None
+    self._path = session.folder / "trained.npz"
+    self._expected = None
     size = architecture.batch_size
     found = common.images(size * 33, architecture.image_shape, session.data)
     self._train_images, self._images = found[size:], found[:size]
 
-  def train(self, jit_compile="auto"):
+  def train(self):
     """In TensorFloat-32, as TensorFlow does by itself."""
     architecture = self._architecture
     common.switch("TF32")
-    model = self._model("TF32", jit_compile=jit_compile)
+    model = common.make_model(common.make_glow(architecture, "TF32"), architecture.num_dims,
+                              learning_rate=_LEARNING_RATE)
     data = tf.data.Dataset.from_tensor_slices(self._train_images).repeat().batch(architecture.batch_size)
     model.fit(data, steps_per_epoch=1, verbose=0)
     start = time.perf_counter()
     stop = lambda *_: setattr(model, "stop_training", time.perf_counter() - start > _TRAINING_SECONDS)
-    model.fit(data, steps_per_epoch=self._num_steps, verbose=0,
+    model.fit(data, steps_per_epoch=4 if self._session.tiny else 200, verbose=0,
               callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=stop)])
-    seconds = time.perf_counter() - start
-    self._weights = [v.numpy() for v in model.distribution.bijector.variables]
-    return {f"trained: {architecture}": {"steps": int(model.optimizer.iterations), "seconds": seconds,
+    temporary = self._path.with_suffix(".new.npz")
+    np.savez(temporary, *[v.numpy() for v in model.distribution.bijector.variables])
+    temporary.replace(self._path)
+    return {f"trained: {architecture}": {"steps": int(model.optimizer.iterations),
                                          "bits per dim": float(model.history.history["bits_per_dim"][-1])}}
 
-  def _model(self, precision, dtype=None, gradient="autodiff", jit_compile="auto"):
+  @functools.cached_property
+  def _weights(self):
+    """Waits for them."""
+    while not self._path.exists():
+      if self._session.left() < 0.:
+        raise TimeoutError("no model has been trained until now")
+      time.sleep(0.2)
+    with np.load(self._path) as file:
+      return list(file.values())
+
+  def _model(self, precision, dtype=None, gradient="autodiff"):
     glow = common.make_glow(self._architecture, precision, gradient, dtype)
-    if self._weights is not None:
-      for variable, value in zip(glow.variables, self._weights):
-        variable.assign(tf.cast(value, variable.dtype))
-    return common.make_model(glow, self._architecture.num_dims, jit_compile, _LEARNING_RATE)
+    for variable, value in zip(glow.variables, self._weights):
+      variable.assign(tf.cast(value, variable.dtype))
+    return common.make_model(glow, self._architecture.num_dims)
 
   def _need(self):
     """The log-densities of the images in float64."""
-    if self._weights is None:  # The process in which it was to be trained was ended: a little, and without XLA.
-      self._num_steps = min(self._num_steps, 20)
-      self._session.notes.append(str(self.train(jit_compile=False)))
     if self._expected is None:
       x = dequantize.dequantize(tf.constant(self._images), 8, 0.5, tf.float64)
       model = self._model("float32", tf.float64)
@@ -143,15 +149,12 @@ class _Trained:
     common.switch(precision)
     model = self._model(precision)
     glow = model.distribution.bijector
-    columns = {}
     x = dequantize.dequantize(tf.constant(self._images), 8, 0.5)
     if mode == "model":
       z = np.asarray(model.encode(self._images))
       decoded = model.decode(z)
       # Of the values, as the others: a probability of pixels is smaller by the size of their bins.
       log_prob = model.log_prob(self._images) - dequantize.discrete_log_prob(0., self._architecture.num_dims, 8)
-      columns = {"encode, ms": _milliseconds(lambda: model.encode(self._images)),
-                 "decode, ms": _milliseconds(lambda: model.decode(z))}
     else:
       compiled = (lambda f: f) if mode == "eager" else functools.partial(
           tf.function, autograph=False, jit_compile=mode == "XLA")
@@ -159,18 +162,14 @@ class _Trained:
       z, log_det = compiled(lambda x: glow.inverse_and_log_det(x, training=training))(x)
       decoded = dequantize.quantize(compiled(lambda z: glow.forward_and_log_det(z, training=training)[0])(z), 8)
       log_prob = model.distribution.distribution.log_prob(z) + log_det
-      if mode == "tf.function":
-        encode = compiled(glow.inverse)
-        columns = {"encode, ms": _milliseconds(lambda: encode(x))}
     difference = np.abs(np.asarray(decoded, np.int64) - self._images)
     shift = np.abs(np.asarray(log_prob) - expected)
     return {f"{precision}, {mode}": {
         "changed": int((difference > 0).sum()), "of": int(difference.size), "by up to": int(difference.max()),
-        "log-prob moved by up to, nats": float(shift.max()), **columns}}
+        "log-prob moved from float64's by up to, nats": float(shift.max())}}
 
   def unusual_images(self, precision):
     """Constant images, and noise."""
-    self._need()
     common.switch(precision)
     model = self._model(precision)
     rows = {}
@@ -184,7 +183,6 @@ class _Trained:
 
   def reversible_gradients(self, precision):
     """Of the loss: how far those of `gradient="reversible"` are from autodiff's, and these from float32's."""
-    self._need()
     found = {"float32": self._gradients("float32", "autodiff"), "autodiff": self._gradients(precision, "autodiff"),
              "reversible": self._gradients(precision, "reversible")}
     norm = np.linalg.norm
@@ -207,16 +205,6 @@ class _Trained:
     return np.concatenate([np.ravel(d) for d in gradients(x)]).astype(np.float64)
 
 
-def _milliseconds(call):
-  """The best of three."""
-  times = []
-  for _ in range(3):
-    start = time.perf_counter()
-    np.asarray(call())
-    times.append(time.perf_counter() - start)
-  return 1e3 * min(times)
-
-
 def _residual_flow(session):
   """The way back of a residual flow, by fixed points, in TensorFloat-32."""
   shape, count, hidden = ((4, 4, 1), 8, 8) if session.tiny else ((16, 16, 1), 64, 128)
@@ -234,13 +222,11 @@ def _residual_flow(session):
   for precision in ("float32", "TF32"):
     common.switch(precision)
     z = tf.function(flow.inverse, autograph=False)(dequantize.dequantize(tf.constant(batch), 8, 0.5)).numpy()
-    start = time.perf_counter()
     back = tf.function(flow.forward, autograph=False)(z).numpy()
-    seconds = time.perf_counter() - start
     difference = np.abs(np.asarray(dequantize.quantize(np.nan_to_num(back), 8), np.int64) - batch)
     rows[f"residual flow, {precision}"] = {
         "changed": int((difference > 0).sum()), "of": int(difference.size), "by up to": int(difference.max()),
-        "NaN of": int(np.isnan(back).sum()), "seconds, forward": seconds}
+        "NaN of": int(np.isnan(back).sum())}
   return rows
 
 
@@ -263,12 +249,10 @@ def _train(session, precision, gradient):
   size = architecture.batch_size
   found = common.images(size * 8, architecture.image_shape)
   data = tf.data.Dataset.from_tensor_slices(found).repeat().batch(size)
-  start = time.perf_counter()
   history = model.fit(data, steps_per_epoch=num_steps // 4, epochs=4, verbose=0).history["bits_per_dim"]
-  seconds = time.perf_counter() - start
   test = model.evaluate(data.take(2), verbose=0, return_dict=True)["bits_per_dim"]
   samples = np.asarray(model.sample(size, seed=0))
   return {f"{precision}, {gradient}": {
       "steps": num_steps, "bits per dim, first quarter": float(history[0]), "last quarter": float(history[-1]),
       "evaluate": float(test), "finite": bool(np.all(np.isfinite(history)) and np.isfinite(test)),
-      "samples": json.dumps(list(samples.shape)), "seconds": seconds}}
+      "samples": json.dumps(list(samples.shape))}}

@@ -13,8 +13,8 @@ import sys
 import time
 import traceback
 
-# From a part to the module and the function that makes its entries: pairs of a name and a function without arguments,
-# which returns the rows of a table, a dict for each.
+# From a part to the module and the function that makes its entries: each a name, a function without arguments, which
+# returns the rows of a table, a dict for each, and, where they are many, the seconds that it takes.
 PARTS = {
     "products": ("gpu_products", "products"),
     "checks": ("gpu_checks", "checks"),
@@ -40,6 +40,7 @@ class Session:
     self.tiny = options.get("tiny", False)
     self.reference = options.get("reference")
     self.data = options.get("data")
+    self.folder = pathlib.Path(options["folder"]) if "folder" in options else None  # What processes leave for others.
     self.notes = []  # Of the entry that runs.
     self.end = 0.
 
@@ -67,12 +68,16 @@ def main():
 
 
 def _run(entries, session, done):
-  for name, entry in entries:
+  for name, entry, *seconds in entries:
     if name in done:
       continue
     if session.left() < 0:
       say(notes=[f"from {name} on left out, for lack of time"])
       return
+    if seconds and session.left() < seconds[0]:
+      say(notes=[f"{name} left out: it takes about {seconds[0]:.0f} s, which a larger `--budget` has"])
+      continue
+    session.notes = []
     say(begin=name)
     try:
       rows, notes = entry(), []
@@ -81,7 +86,6 @@ def _run(entries, session, done):
       traceback.print_exc()
       rows, notes = {}, [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
     say(end=name, rows=rows, notes=notes + session.notes)
-    session.notes = []
 
 
 def say(**message):

@@ -1,7 +1,9 @@
 """Tests of folders of images as a source of `tfp_glow.data`."""
 
+import concurrent.futures
 import hashlib
 import pathlib
+import threading
 
 import numpy as np
 import pytest
@@ -286,13 +288,25 @@ def test_folder_is_decoded_again_where_there_is_no_room(tmp_path, monkeypatch):
     save(tmp_path / "train" / f"{i}.png", pixels(8, 8, 3, seed=i))
   decoded, read = [], image_file.read
   monkeypatch.setattr(image_file, "read", lambda path, *args: decoded.append(path) or read(path, *args))
-  monkeypatch.setattr(decoded_once, "MAX_BYTES", 4 * 8 * 8 * 3)
+  monkeypatch.setattr(decoded_once, "_all", set())  # Those of other tests are none of it.
+  monkeypatch.setattr(decoded_once, "MAX_BYTES", 4 * (8 * 8 * 3 + 600))
   dataset = data.load_images(tmp_path, "train", 2, shuffle=False)
   np.testing.assert_array_equal(arrays(dataset), arrays(dataset))
   assert len(decoded) == 6 + 2
   decoded.clear()
   squares = data.load_images(tmp_path, "train", 2, image_size=4, shorter_side=6)
   assert len(arrays(squares)) == len(arrays(squares)) == 6 and len(decoded) == 12  # Each at another place.
+
+
+def test_what_two_threads_decode_is_kept_once(monkeypatch):
+  monkeypatch.setattr(decoded_once, "_all", set())
+  both = threading.Barrier(2, timeout=60)
+  decode = decoded_once.DecodedOnce(lambda number: np.full(8, both.wait()))
+  monkeypatch.setattr(decoded_once, "MAX_BYTES", 2 * (8 * 8 + 600))
+  with concurrent.futures.ThreadPoolExecutor(2) as pool:
+    list(pool.map(decode, [0, 0]))
+    list(pool.map(decode, [1, 1]))  # There is room for another: the first was counted once.
+  assert decode(0) is decode(0) and decode(1) is decode(1)
 
 
 def test_folder_is_decoded_lazily(tmp_path, monkeypatch):

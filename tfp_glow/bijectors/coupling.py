@@ -36,7 +36,7 @@ class _Coupling(OnePassBijector):
                      validate_args=validate_args, parameters=parameters, name=name)
     self.network = network
     self._num_channels = None
-    self._lower_layers = []
+    self.lower_layers = []
     if building.is_built(network):
       self._adopt(network.variables)
 
@@ -78,7 +78,7 @@ class _Coupling(OnePassBijector):
     if not was_built:
       self._adopt(self.network.variables)
     self._num_channels = num_channels
-    self._lower_layers = _compat.untracked(self, building.lower_layers_of(self.network, self.dtype))
+    self.lower_layers = _compat.untracked(self, building.lower_layers_of(self.network, self.dtype))
 
   def as_step(self) -> Step:
     """See `step.step_of`."""
@@ -100,7 +100,7 @@ class _Coupling(OnePassBijector):
 
   def network_in_its_precision(self) -> contextlib.AbstractContextManager:
     """A context for calls of the network: it computes in the dtype of the coupling, unless in training."""
-    return building.computing_in_full(self._lower_layers, self.dtype)
+    return building.computing_in_full(self.lower_layers, self.dtype)
 
   def groups(self, h: tf.Tensor) -> list[tf.Tensor]:
     """The network's outputs as it orders them, taken apart."""

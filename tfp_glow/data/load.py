@@ -135,7 +135,7 @@ def _batches(source, batch_size, shuffle, cut_at_random, seed, drop_remainder, e
   def one_pass(seed):
     examples = source.examples
     if shuffle:
-      # Before decoding: the buffer then holds paths or compressed images.
+      # Before decoding: the buffer then holds numbers of files or compressed images.
       examples = examples.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
     return _decoded(examples, source, seed if cut_at_random else None).batch(batch_size, drop_remainder=drop_remainder)
 

@@ -113,7 +113,7 @@ class FlowModel(KeptInFiles):
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
       jit_compile: Whether XLA compiles what each replica computes by itself: values, loss and gradients. `"auto"`: no.
-        On CPUs its convolutions are slower, and on GPUs it takes minutes to compile a deep flow (see docs/gpu.md).
+        On CPUs its convolutions are slower, and on GPUs it takes a minute to compile a deep flow (see docs/gpu.md).
       **kwargs: `run_eagerly`, `steps_per_execution` (one with several replicas) and `auto_scale_loss` of
         `keras.Model.compile`.
 
@@ -308,8 +308,9 @@ class FlowModel(KeptInFiles):
               layer_range=None):
     """Prints levels and steps of the flow, shapes and numbers of parameters, in the order from images to latents.
 
-    Parts of a step of a `Scan` stand for all of its steps. Shapes are those of what the `inverse` of a part returns. A
-    last line says so if networks train in a lower precision, of which `fit` reports bits per dimension, not `evaluate`.
+    Parts of a step of a `Scan` stand for all of its steps. Shapes are those of what the `inverse` of a part returns.
+    Where networks train in a lower precision than the flow has, a last line says so: `fit` reports bits per dimension
+    in the lower one, `evaluate` in the flow's.
 
     Args:
       line_length: Python `int`, width of the table; `None`: as wide as it takes.

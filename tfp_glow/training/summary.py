@@ -6,8 +6,6 @@ import keras
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow.networks import building
-
 tfb = tfp.bijectors
 tfd = tfp.distributions
 
@@ -206,11 +204,10 @@ def notes_on_precision(distribution):
     distribution: `tfd.Distribution` over one image.
 
   Returns:
-    List of lines; none, where all is computed in the same precision.
+    List of lines, one for each such precision.
   """
   lower = {layer.compute_dtype: module.dtype.name for module in _modules(distribution)
-           if isinstance(getattr(module, "network", None), keras.Layer)
-           for layer in building.lower_layers_of(module.network, module.dtype)}
+           for layer in getattr(module, "lower_layers", ())}
   return [f"Networks train in {low}: `fit` reports their bits per dimension, `evaluate` those of {full}"
           for low, full in sorted(lower.items())]
 

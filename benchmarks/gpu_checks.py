@@ -110,7 +110,7 @@ class _Trained:
     data = tf.data.Dataset.from_tensor_slices(self._train_images).repeat().batch(architecture.batch_size)
     model.fit(data, steps_per_epoch=1, verbose=0)
     start = time.perf_counter()
-    stop = lambda *_: setattr(model, "stop_training", time.perf_counter() - start > _TRAINING_SECONDS)
+    stop = lambda batch, logs: setattr(model, "stop_training", time.perf_counter() - start > _TRAINING_SECONDS)
     model.fit(data, steps_per_epoch=4 if self._session.tiny else 200, verbose=0,
               callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=stop)])
     temporary = self._path.with_suffix(".new.npz")

@@ -86,7 +86,7 @@ def test_nothing_is_begun_anew_after_ctrl_c(make_run):
 def run(folder, *options):
   """What it writes."""
   path = folder / "gpu.json"
-  done = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--budget", "900", "--limit", "300",
+  done = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--budget", "1800", "--limit", "300",
                          "--json", path, "--markdown", folder / "gpu.md", *options],
                         capture_output=True, text=True, check=True)
   found = json.loads(path.read_text(encoding="utf-8"))

@@ -87,13 +87,13 @@ def values_of(model):
   return [v.numpy() for v in model.distribution.variables]
 
 
-# What the workers do. Each reports, and then trains until it is killed.
+# What the workers do, and report.
 
 
 def glow_worker(index, folder):
   """Starts from other weights and other images than the chief."""
   strategy = tf.distribute.MultiWorkerMirroredStrategy()
-  model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], seed=1 + index)
+  model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], num_steps_per_block=1, seed=1 + index)
   residual, residual_history = train_residual(strategy, seed=index)
   report = {"adapted": model.adapted_weights, "weights": values_of(model), "history": history,
             "evaluation": model.evaluate(IMAGES, batch_size=8, verbose=0, return_dict=True),
@@ -104,10 +104,10 @@ def glow_worker(index, folder):
     model.save(folder / "model.keras")
     model.export(folder / "saved_model")
   _report(report, index, folder)
-  _train_on(model, index, folder)
 
 
 def gaussian_worker(index, folder):
+  """Trains on, in the end, until it is killed."""
   model, history = train_gaussian(tf.distribute.MultiWorkerMirroredStrategy())
   images = (IMAGES / 256.).astype(np.float32)
   images[0, 0, 0, 0] = np.nan

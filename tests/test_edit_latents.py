@@ -1,6 +1,7 @@
 """Tests of `examples/edit_latents.py`: a whole run with a tiny model, and its parts."""
 
 import argparse
+import functools
 import json
 import sys
 
@@ -10,6 +11,7 @@ import pytest
 import train_glow
 from PIL import Image
 
+import tfp_glow
 from tfp_glow import pictures
 
 TINY = ["--num-blocks=2", "--num-steps=1", "--num-hidden=4", "--batch-size=256", "--epochs=1"]
@@ -23,9 +25,12 @@ def call(monkeypatch, module, *options):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """The folder of a run of `train_glow.py`."""
+  """The folder of a run of `train_glow.py`, without its pictures and its SavedModel."""
   folder = tmp_path_factory.mktemp("run")
+  save_results = functools.partial(train_glow.save_results, save_pictures=lambda *_: None)
   with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(train_glow, "save_results", save_results)
+    monkeypatch.setattr(tfp_glow.FlowModel, "export", lambda *_: None)
     assert call(monkeypatch, train_glow, *TINY, "--output", folder) == 0
   return folder
 

@@ -111,7 +111,7 @@ def test_another_seed_gives_another_number(monkeypatch, tmp_path):
   monkeypatch.setattr(train_glow, "save_results", lambda model, test_images, history, results, *_: found.append(
       results["validation_bits_per_dim"]))
   for seed in ("0", "1"):
-    assert call(monkeypatch, "--epochs=1", f"--seed={seed}", f"--output={tmp_path / seed}") == 0
+    assert call(monkeypatch, "--epochs=1", "--batch-size=1500", f"--seed={seed}", f"--output={tmp_path / seed}") == 0
   assert found[0] != found[1]
 
 
@@ -212,7 +212,7 @@ def test_weights_from_before_a_divergence_stay(monkeypatch, tmp_path):
         variable.assign(np.full(variable.shape, np.nan))
 
   monkeypatch.setattr(callbacks, "TimeLimit", Spoil)
-  assert call(monkeypatch, "--epochs=3", "--time-limit=9", "--output", tmp_path) == 1
+  assert call(monkeypatch, "--epochs=3", "--batch-size=1500", "--time-limit=9", "--output", tmp_path) == 1
   assert {path.name for path in tmp_path.iterdir()} == {train_glow.STATE, train_glow.BEST_UNTIL_NOW}
 
 

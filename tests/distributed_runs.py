@@ -20,6 +20,7 @@ from tfp_glow import callbacks
 from tfp_glow.training import replicas
 
 IMAGES = small_models.images(19)
+ONE_LAYER = {"make": example_runs.flow, "output_shape": small_models.SHAPE}
 
 
 @functools.cache
@@ -93,7 +94,7 @@ def values_of(model):
 def glow_worker(index, folder):
   """Starts from other weights and other images than the chief."""
   strategy = tf.distribute.MultiWorkerMirroredStrategy()
-  model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], num_steps_per_block=1, seed=1 + index)
+  model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], **ONE_LAYER, seed=1 + index)
   residual, residual_history = train_residual(strategy, seed=index)
   report = {"adapted": model.adapted_weights, "weights": values_of(model), "history": history,
             "evaluation": model.evaluate(IMAGES, batch_size=8, verbose=0, return_dict=True),

@@ -17,9 +17,9 @@ SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train_glow.py"
 TINY = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=256"]
 
 
-def flow(output_shape, **_):
-  """In place of a Glow: it has to be initialised, and has many weights, but its steps are traced in no time."""
-  shift = tfp.bijectors.Shift(tf.Variable(tf.zeros(output_shape), name="shift"))
+def flow(output_shape, *_, seed=0, **__):
+  """In place of a Glow: it starts at random, has to be initialised, and its steps are traced in no time."""
+  shift = tfp.bijectors.Shift(tf.Variable(0.1 * tf.random.stateless_normal(output_shape, [seed, 0]), name="shift"))
   return tfp_glow.Chain([tfp_glow.ActNorm(output_shape[-1]), shift,
                          tfp.bijectors.Reshape(output_shape, [int(np.prod(output_shape))])])
 

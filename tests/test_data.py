@@ -372,7 +372,7 @@ def read_idx(name, header):
 
 @pytest.fixture(scope="module")
 def fashion_mnist_dir(tmp_path_factory):
-  """TFDS's folder with Fashion-MNIST, prepared once for all tests, with the first 1,000 and 600 images of its splits."""
+  """TFDS's folder with Fashion-MNIST, prepared once for all tests: the first images of its splits."""
   from tensorflow_datasets.image_classification import mnist
   data_dir = tmp_path_factory.mktemp("tfds")
   with pytest.MonkeyPatch.context() as monkeypatch:

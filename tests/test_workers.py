@@ -30,7 +30,7 @@ def two(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone():
   """What one process makes of the same: the model and its history."""
-  return distributed_runs.train(tf.distribute.get_strategy(), num_steps_per_block=1)
+  return distributed_runs.train(tf.distribute.get_strategy(), **distributed_runs.ONE_LAYER, seed=1)
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def _check_training(reports, model, history):
 
 def test_the_chief_alone_samples_saves_and_exports(two):
   (chief, _), folder = two
-  model = tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1, seed=5))
+  model = tfp_glow.FlowModel(example_runs.flow(small_models.SHAPE, seed=5))
   model.load_weights(folder / "model.weights.h5")
   for a, b in zip(chief["weights"], distributed_runs.values_of(model), strict=True):
     np.testing.assert_array_equal(a, b)

@@ -206,6 +206,7 @@ _ONLY_OF_ANOTHER_CATEGORY = ("lsun_tower", "lsun_church")
 _SMALL = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=8", "--epochs=1"]
 
 
+@slow
 @pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 @pytest.mark.usefixtures("mock_data", "eagerly")
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in _STARTED_BELOW + _ONLY_OF_ANOTHER_CATEGORY])

@@ -72,6 +72,7 @@ def finished(tmp_path_factory):
   return printed, output
 
 
+@slow
 def test_run_leaves_everything(finished):
   printed, folder = finished
   check_outputs(folder)
@@ -80,6 +81,7 @@ def test_run_leaves_everything(finished):
   assert str(folder) in printed.splitlines()[-1]
 
 
+@slow
 def test_results_say_how_they_came_about(finished):
   found = results(finished[1])
   assert found["epochs"] == 2 and not found["interrupted"] and found["seconds"] > 0.
@@ -88,6 +90,7 @@ def test_results_say_how_they_came_about(finished):
   assert found["versions"]["tensorflow"] == tf.__version__ and found["versions"]["keras"] == keras.__version__
 
 
+@slow
 @pytest.mark.usefixtures("quick")
 def test_weights_give_the_number(finished, monkeypatch):
   _, folder = finished

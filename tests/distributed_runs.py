@@ -3,14 +3,12 @@
 import contextlib
 import functools
 import json
-import multiprocessing
 import os
-import runpy
 import signal
 import socket
-import sys
-import time
 
+import example_runs
+import forks
 import keras
 import numpy as np
 import pytest
@@ -22,11 +20,7 @@ from tfp_glow import callbacks
 from tfp_glow.training import replicas
 
 IMAGES = small_models.images(19)
-TIMEOUT = 180  # seconds, far more than needed
-
-# Each worker is a process of its own, forked from one that has imported TensorFlow but not started it.
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["tfp_glow"])
+ONE_LAYER = {"make": example_runs.flow, "output_shape": small_models.SHAPE}
 
 
 @functools.cache
@@ -94,13 +88,13 @@ def values_of(model):
   return [v.numpy() for v in model.distribution.variables]
 
 
-# What the workers do. Each reports, and then trains until it is killed.
+# What the workers do, and report.
 
 
 def glow_worker(index, folder):
   """Starts from other weights and other images than the chief."""
   strategy = tf.distribute.MultiWorkerMirroredStrategy()
-  model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], seed=1 + index)
+  model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], **ONE_LAYER, seed=1 + index)
   residual, residual_history = train_residual(strategy, seed=index)
   report = {"adapted": model.adapted_weights, "weights": values_of(model), "history": history,
             "evaluation": model.evaluate(IMAGES, batch_size=8, verbose=0, return_dict=True),
@@ -111,10 +105,10 @@ def glow_worker(index, folder):
     model.save(folder / "model.keras")
     model.export(folder / "saved_model")
   _report(report, index, folder)
-  _train_on(model, index, folder)
 
 
 def gaussian_worker(index, folder):
+  """Trains on, in the end, until it is killed."""
   model, history = train_gaussian(tf.distribute.MultiWorkerMirroredStrategy())
   images = (IMAGES / 256.).astype(np.float32)
   images[0, 0, 0, 0] = np.nan
@@ -148,10 +142,10 @@ def _fail():
   raise ValueError("`folder`: an error of the chief")
 
 
-def example_worker(index, folder, script, *options):
-  """The script, each worker with an output folder of its own, as on machines of their own."""
-  sys.argv = [str(script), *options, f"--output={folder / f'output_{index}'}"]
-  runpy.run_path(str(script), run_name="__main__")
+def example_worker(index, folder, killed, *options):
+  """The script, each worker with an output folder of its own, as on machines of their own; one may be killed."""
+  output = folder / f"output_{index}"
+  example_runs.run_script(*options, f"--output={output}", is_killed=index == killed)
 
 
 def _report(values, index, folder):
@@ -174,59 +168,41 @@ class Workers:
   def __init__(self, count, work, folder, *args):
     addresses = _free_addresses(count)
     self._folder = folder
-    self._processes = [_CONTEXT.Process(target=_begin, args=(work, index, addresses, folder, *args), daemon=True)
-                       for index in range(count)]
+    self._forks = [forks.Fork(folder, _begin, work, index, addresses, folder, *args, name=f"_{index}")
+                   for index in range(count)]
 
   def __enter__(self):
-    for process in self._processes:
-      process.start()
+    for fork in self._forks:
+      fork.__enter__()
     return self
 
   def __exit__(self, *_):
-    for process in self._processes:
-      process.kill()
-      process.join()
+    for fork in self._forks:
+      fork.__exit__()
 
   def reports(self):
     """What the workers reported."""
-    return [json.loads(self._wait_for(f"report_{index}").read_text()) for index in range(len(self._processes))]
+    self._wait_for("report")
+    return [json.loads((self._folder / f"report_{index}").read_text()) for index in range(len(self._forks))]
 
-  def kill(self, index, at=None):
-    """Kills a worker in the middle of training, or when the chief prints a text."""
-    if at is not None:
-      self._wait_until(lambda: at in self.output(0)[0], at)
-    else:
-      for i in range(len(self._processes)):
-        self._wait_for(f"training_{i}")
-    self._processes[index].kill()
+  def kill(self, index):
+    """Kills a worker in the middle of training."""
+    self._wait_for("training")
+    self._forks[index].send(signal.SIGKILL)
 
   def exit_code(self, index):
-    self._processes[index].join(TIMEOUT)
-    assert self._processes[index].exitcode is not None, f"worker {index} hangs:\n{self.output(index)}"
-    return self._processes[index].exitcode
+    return self._forks[index].exit_code()
 
   def output(self, index):
     """What a worker has printed."""
-    paths = self._folder / f"stdout_{index}", self._folder / f"stderr_{index}"
-    return tuple(path.read_text() if path.exists() else "" for path in paths)
+    return self._forks[index].output()
 
   def _wait_for(self, name):
-    self._wait_until((self._folder / name).exists, name)
-    return self._folder / name
-
-  def _wait_until(self, condition, name):
-    end = time.monotonic() + TIMEOUT
-    while not condition():
-      for index, process in enumerate(self._processes):
-        assert process.is_alive(), f"worker {index} ended:\n{self.output(index)[1]}"
-      assert time.monotonic() < end, f"no {name}: {[self.output(i)[1] for i in range(len(self._processes))]}"
-      time.sleep(0.05)
+    for index, fork in enumerate(self._forks):
+      fork.wait_until((self._folder / f"{name}_{index}").exists, name)
 
 
 def _begin(work, index, addresses, folder, *args):
-  signal.alarm(4 * TIMEOUT)  # Ends the process, should nobody be left to kill it.
-  for number, name in ((1, "stdout"), (2, "stderr")):
-    os.dup2(os.open(folder / f"{name}_{index}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
   os.environ["TF_CONFIG"] = json.dumps(
       {"cluster": {"worker": addresses}, "task": {"type": "worker", "index": index}})
   work(index, folder, *args)

@@ -46,7 +46,8 @@ def load_script():
 
 
 def _export(path, shape, **kwargs):
-  model = tfp_glow.FlowModel(small_models.distribution(shape, **kwargs), num_bits=8)
+  distribution = small_models.distribution(shape, num_steps_per_block=1, num_hidden=4, **kwargs)
+  model = tfp_glow.FlowModel(distribution, num_bits=8)
   model.adapt(small_models.images(shape=shape))
   for v in model.distribution.trainable_variables:
     v.assign_add(0.05 * tf.random.stateless_normal(v.shape, [1, 2]))

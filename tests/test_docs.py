@@ -4,6 +4,7 @@ The README's commands are those of `.ci/run`.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import re
@@ -43,9 +44,22 @@ def test_no_snippet_is_overlooked():
   assert {"README-0", "coming_from-0", "glow-0", "model-0", *_LIKE_OTHERS, *_LIKE_OTHERS.values()} <= names
 
 
+def _with_at_most(name, most, function):
+  """The function, given `most` where an argument by this name is more."""
+
+  @functools.wraps(function)
+  def call(*args, **kwargs):
+    return function(*args, **{key: min(value, most) if key == name else value for key, value in kwargs.items()})
+
+  return call
+
+
 @pytest.fixture
 def cheaply(eagerly, monkeypatch):
-  """One batch of whatever is loaded, and no graphs."""
+  """One batch of whatever is loaded, one step of flow at each level, and no graphs."""
+  for cls, name in ((tfp_glow.GlowBijector, "num_steps_per_block"),
+                    (tfp_glow.ResidualFlowBijector, "num_blocks_per_scale")):
+    monkeypatch.setattr(cls, "__init__", _with_at_most(name, 1, cls.__init__))
   load_images = tfp_glow.data.load_images
   monkeypatch.setattr(tfp_glow.data, "load_images", lambda *args, **kwargs: load_images(*args, **kwargs).take(1))
 

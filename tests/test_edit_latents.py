@@ -1,18 +1,23 @@
 """Tests of `examples/edit_latents.py`: a whole run with a tiny model, and its parts."""
 
 import argparse
+import functools
 import json
 import sys
 
 import edit_latents
 import numpy as np
 import pytest
+import tensorflow as tf
+import threadpoolctl
 import train_glow
 from PIL import Image
 
+import tfp_glow
 from tfp_glow import pictures
 
 TINY = ["--num-blocks=2", "--num-steps=1", "--num-hidden=4", "--batch-size=256", "--epochs=1"]
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config.experimental_run_functions_eagerly`")
 
 
 def call(monkeypatch, module, *options):
@@ -21,11 +26,22 @@ def call(monkeypatch, module, *options):
   return module.main()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def without_graphs():
+  """Few steps of a tiny model take less time than its graphs."""
+  tf.config.run_functions_eagerly(True)
+  yield
+  tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-  """The folder of a run of `train_glow.py`."""
+  """The folder of a run of `train_glow.py`, without its pictures and its SavedModel."""
   folder = tmp_path_factory.mktemp("run")
+  save_results = functools.partial(train_glow.save_results, save_pictures=lambda *_: None)
   with pytest.MonkeyPatch.context() as monkeypatch:
+    monkeypatch.setattr(train_glow, "save_results", save_results)
+    monkeypatch.setattr(tfp_glow.FlowModel, "export", lambda *_: None)
     assert call(monkeypatch, train_glow, *TINY, "--output", folder) == 0
   return folder
 
@@ -35,7 +51,8 @@ def edited(run, tmp_path_factory):
   """What is printed, and the folder."""
   folder = tmp_path_factory.mktemp("edited") / "new" / "folder"
   printed = []
-  with pytest.MonkeyPatch.context() as monkeypatch:
+  # On a busy machine the threads of NumPy wait for each other.
+  with pytest.MonkeyPatch.context() as monkeypatch, threadpoolctl.threadpool_limits(1):
     monkeypatch.setattr("builtins.print", lambda *args, **_: printed.append(" ".join(map(str, args))))
     assert call(monkeypatch, edit_latents, run, "--edit", 3, 8, "--edit", 1, 7, "--strengths", 0, 0.5, 1.5, "--output",
                 folder) == 0

@@ -1,6 +1,7 @@
 """The SavedModel: with TensorFlow alone, from many threads, with bad requests, and on disk."""
 
 import concurrent.futures
+import json
 import resource
 import signal
 import subprocess
@@ -23,8 +24,10 @@ IMAGES = small_models.images(6)
 LABELS = np.arange(6, dtype=np.int32) % 3
 NUM_STEPS = 4
 
-# The other Python: of each model that it is told of it reads what to ask, asks, and writes the answers.
-_SERVE = """
+# The other Python: of each model that it is told of it reads what to ask, asks, and writes the answers. Then it does
+# what `saved_model_cli` does, which only starts this with its arguments.
+_ELSEWHERE = """
+import json
 import sys
 import numpy as np
 
@@ -34,9 +37,11 @@ class Refuse:
       raise ImportError(name + " must not be needed")
 
 import tensorflow as tf
+from tensorflow.python.tools import saved_model_cli
 sys.meta_path.insert(0, Refuse())
 assert "tfp_glow" not in sys.modules
-for index, path in enumerate(sys.argv[1:]):
+paths, commands = json.loads(sys.argv[1])
+for index, path in enumerate(paths):
   inputs = dict(np.load(f"inputs{index}.npz"))
   labels = {"labels": tf.constant(inputs["labels"])} if "labels" in inputs else {}
   model = tf.saved_model.load(path)
@@ -51,15 +56,30 @@ for index, path in enumerate(sys.argv[1:]):
       first=images, second=images[::-1], num_steps=tf.constant(4), **labels)["images"]
   results["default"] = model.signatures["serving_default"](images=images, **labels)["log_prob"]
   np.savez(f"outputs{index}.npz", **{key: value.numpy() for key, value in results.items()})
+for command in commands:
+  sys.argv = ["saved_model_cli", *command]
+  try:
+    saved_model_cli.main()
+  except SystemExit as ending:
+    assert not ending.code
 """
 
 
-def _serve(folder, questions):
-  for index, (_, inputs) in enumerate(questions):
-    np.savez(folder / f"inputs{index}.npz", **inputs)
-  subprocess.run([sys.executable, "-c", _SERVE, *(path for path, _ in questions)], check=True, cwd=folder,
-                 env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""})
-  return [dict(np.load(folder / f"outputs{index}.npz")) for index in range(len(questions))]
+@pytest.fixture(scope="module")
+def elsewhere(exported, residual, tmp_path_factory):
+  """The folder with what another process answers, of the models in their order, and what `saved_model_cli` prints."""
+  folder = tmp_path_factory.mktemp("elsewhere")
+  np.savez(folder / "inputs0.npz", images=IMAGES, labels=LABELS)
+  np.savez(folder / "inputs1.npz", images=IMAGES)
+  path = str(residual[1])
+  commands = [["show", "--dir", path, "--all"],
+              ["run", "--dir", path, "--tag_set", "serve", "--signature_def", "serving_default",
+               "--inputs", "images=inputs1.npz[images]", "--outdir", "."]]
+  done = subprocess.run([sys.executable, "-c", _ELSEWHERE, json.dumps([[str(exported[1]), path], commands])],
+                        capture_output=True, text=True, check=False, cwd=folder,
+                        env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""})
+  assert done.returncode == 0, done.stderr
+  return folder, done.stdout
 
 
 def _live_interpolation(model, first, second, **labels):
@@ -104,7 +124,7 @@ def exported(tmp_path_factory):
   """A class-conditional model, and where it was exported to, with requests to warm TensorFlow Serving up."""
   pytest.importorskip("tensorflow_serving.apis", reason="an extra, `warm_up`")
   path = tmp_path_factory.mktemp("export") / "saved_model"
-  model = _trained(num_classes=3)
+  model = _trained(num_steps_per_block=1, num_hidden=4, num_classes=3)
   model.export(path, warm_up_batch_sizes=(1, 3))
   return model, path
 
@@ -128,11 +148,9 @@ def _check_answers(served, model, **labels):
 
 
 @pytest.mark.slow
-def test_a_process_with_tensorflow_alone_gets_equal_results(exported, residual, tmp_path):
-  asked = {exported: {"labels": LABELS}, residual: {}}
-  served = _serve(tmp_path, [(path, {"images": IMAGES, **labels}) for (_, path), labels in asked.items()])
-  for ((model, _), labels), answers in zip(asked.items(), served, strict=True):
-    _check_answers(answers, model, **labels)
+def test_a_process_with_tensorflow_alone_gets_equal_results(exported, residual, elsewhere):
+  for index, ((model, _), labels) in enumerate([(exported, {"labels": LABELS}), (residual, {})]):
+    _check_answers(np.load(elsewhere[0] / f"outputs{index}.npz"), model, **labels)
 
 
 @pytest.mark.slow
@@ -223,39 +241,15 @@ def test_one_image_is_not_paired_with_many(tmp_path):
     signatures["interpolate"](first=_TWO[:1], second=_TWO, num_steps=tf.constant(2))
 
 
-# `saved_model_cli`, which only starts this with its arguments, several times in one process.
-_CLI = """
-import sys
-from tensorflow.python.tools import saved_model_cli
-for arguments in map(str.split, sys.argv[1:]):
-  sys.argv = ["saved_model_cli", *arguments]
-  try:
-    saved_model_cli.main()
-  except SystemExit as ending:
-    assert not ending.code
-"""
-
-
-def _cli(*commands, cwd):
-  done = subprocess.run([sys.executable, "-c", _CLI, *map(" ".join, commands)], capture_output=True, text=True,
-                        check=True, cwd=cwd, env={"PATH": "/usr/bin:/bin", "CUDA_VISIBLE_DEVICES": ""})
-  return done.stdout
-
-
 @pytest.mark.slow
-def test_saved_model_cli(tmp_path):
-  model = tfp_glow.FlowModel(small_models.gaussian())
-  model.export(tmp_path / "saved_model")
-  np.savez(tmp_path / "inputs.npz", images=IMAGES)
-  shown = _cli(["show", "--dir", "saved_model", "--all"],
-               ["run", "--dir", "saved_model", "--tag_set", "serve", "--signature_def", "serving_default",
-                "--inputs", "images=inputs.npz[images]", "--outdir", "."], cwd=tmp_path)
+def test_saved_model_cli(residual, elsewhere):
+  folder, shown = elsewhere
   for name, inputs in {"log_prob": ["images"], "encode": ["images"], "decode": ["latent"],
                        "sample": ["num_samples", "temperature", "seed"], "serving_default": ["images"],
                        "interpolate": ["first", "second", "num_steps"]}.items():
     signature = shown.split(f"signature_def['{name}']:")[1].split("signature_def")[0]
     assert sorted(line.split("'")[1] for line in signature.splitlines() if "inputs[" in line) == sorted(inputs)
-  np.testing.assert_allclose(np.load(tmp_path / "log_prob.npy"), model.log_prob(IMAGES), rtol=1e-5)
+  np.testing.assert_allclose(np.load(folder / "log_prob.npy"), residual[0].log_prob(IMAGES), rtol=1e-5)
 
 
 # What can be exported.

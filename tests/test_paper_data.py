@@ -212,7 +212,8 @@ def test_random_squares_where_images_are_shuffled(source, tmp_path):
   load = lambda **options: arrays(data.load_images(name, "test", 16, image_size=size, shorter_side=8, **options))
   images = arrays(data.load_images(name, "test", 64))
   squares = [keys(images[:, i:i + size, j:j + size]) for i in range(4) for j in range(4)]
-  found = [len(keys(load(shuffle=True)) & square) for square in squares]
+  shuffled = keys(load(shuffle=True))
+  found = [len(shuffled & square) for square in squares]
   assert len(images) == sum(found) and min(found) >= 1
   assert keys(load()) == squares[5]
 

@@ -2,11 +2,9 @@
 
 import functools
 import json
-import os
-import subprocess
-import sys
 import zipfile
 
+import forks
 import keras
 import numpy as np
 import pytest
@@ -242,7 +240,8 @@ def test_training_goes_on_as_if_it_had_not_stopped(make_optimizer, tmp_path):
 
 
 def test_a_model_that_has_seen_nothing_is_initialised_by_fit(tmp_path):
-  make = lambda: small_models.compiled(tfp_glow.FlowModel(small_models.distribution()), run_eagerly=True)
+  make = lambda: small_models.compiled(
+      tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1)), run_eagerly=True)
   model = make()
   loaded = _saved_and_loaded(model, tmp_path)
   assert not loaded.distribution.bijector.initialized
@@ -309,8 +308,7 @@ def test_a_fresh_process_goes_on_as_if_it_had_not_stopped(tmp_path):
   for name, model in models.items():
     model.save(tmp_path / f"{name}.keras")
   np.savez(tmp_path / "data.npz", images=IMAGES[::-1], labels=LABELS, points=points[::-1])
-  subprocess.run([sys.executable, "-c", _LOAD], check=True, cwd=tmp_path,
-                 env={**os.environ, "PYTHONPATH": os.path.dirname(tfp_glow.__path__[0])})
+  forks.run(tmp_path, forks.execute, tmp_path, _LOAD)
   for name, model in models.items():
     history = _fit(model, *data[name])
     found = dict(np.load(tmp_path / f"{name}.npz"))

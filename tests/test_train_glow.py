@@ -1,16 +1,15 @@
 """Tests of `examples/train_glow.py`: whole runs of tiny models, and its parts."""
 
 import argparse
+import functools
 import json
 import math
-import pathlib
-import queue
 import signal
-import subprocess
 import sys
-import threading
 import types
 
+import example_runs
+import forks
 import keras
 import numpy as np
 import pytest
@@ -18,19 +17,12 @@ import tensorflow as tf
 import train_glow
 from PIL import Image
 
+import tfp_glow
 from tfp_glow import callbacks, data
 
-SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "train_glow.py"
-TINY = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=256"]
-TIMEOUT = 300  # seconds, far more than needed
+TINY = example_runs.TINY
 
 slow = pytest.mark.slow
-
-
-def run(*options):
-  """Runs the script to its end in a process of its own."""
-  return subprocess.run([sys.executable, SCRIPT, *TINY, *options], capture_output=True, text=True, timeout=TIMEOUT,
-                        check=False)
 
 
 def call(monkeypatch, *options):
@@ -65,21 +57,28 @@ def check_outputs(folder, is_finished=True):
   assert images["images"].shape == (2, 8, 8, 1) and images["images"].dtype == tf.uint8
 
 
+@pytest.fixture
+def quick(monkeypatch):
+  """What `call` trains has the flow of `example_runs`, too."""
+  monkeypatch.setattr(tfp_glow, "GlowBijector", example_runs.flow)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """A run that was left alone: its process and its folder."""
-  folder = tmp_path_factory.mktemp("finished") / "new" / "folder"
-  return run("--epochs=2", "--deterministic", f"--output={folder}"), folder
+  """A run that was left alone, in a process of its own: what it printed, and its folder."""
+  folder = tmp_path_factory.mktemp("finished")
+  output = folder / "new" / "folder"
+  printed, _ = forks.run(folder, example_runs.run_script, "--epochs=2", "--deterministic", f"--output={output}")
+  return printed, output
 
 
 @slow
 def test_run_leaves_everything(finished):
-  process, folder = finished
-  assert process.returncode == 0, process.stderr
+  printed, folder = finished
   check_outputs(folder)
-  assert "Epoch 2/2" in process.stdout and "val_bits_per_dim" in process.stdout
-  assert f"Test bits per dim: {results(folder)['bits_per_dim']:.4f}" in process.stdout.splitlines()[-1]
-  assert str(folder) in process.stdout.splitlines()[-1]
+  assert "Epoch 2/2" in printed and "val_bits_per_dim" in printed
+  assert f"Test bits per dim: {results(folder)['bits_per_dim']:.4f}" in printed.splitlines()[-1]
+  assert str(folder) in printed.splitlines()[-1]
 
 
 @slow
@@ -92,6 +91,7 @@ def test_results_say_how_they_came_about(finished):
 
 
 @slow
+@pytest.mark.usefixtures("quick")
 def test_weights_give_the_number(finished, monkeypatch):
   _, folder = finished
   monkeypatch.setattr(sys, "argv", ["train_glow.py", *TINY, f"--output={folder / 'other'}"])
@@ -107,88 +107,43 @@ def test_weights_give_the_number(finished, monkeypatch):
                              rtol=1e-5)
 
 
-@slow
-@pytest.mark.usefixtures("eagerly")
+@pytest.mark.usefixtures("quick", "eagerly")
 def test_another_seed_gives_another_number(monkeypatch, tmp_path):
   """The same seed, the same one: see `test_a_killed_run_goes_on_by_itself`."""
   found = []
   monkeypatch.setattr(train_glow, "save_results", lambda model, test_images, history, results, *_: found.append(
       results["validation_bits_per_dim"]))
   for seed in ("0", "1"):
-    assert call(monkeypatch, "--epochs=1", f"--seed={seed}", f"--output={tmp_path / seed}") == 0
+    assert call(monkeypatch, "--epochs=1", "--batch-size=1500", f"--seed={seed}", f"--output={tmp_path / seed}") == 0
   assert found[0] != found[1]
-
-
-def _heed_ctrl_c():
-  """What runs in the background of a shell ignores it, and hands that on."""
-  signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-class Running:
-  """The script in a process that is watched while it runs."""
-
-  def __init__(self, *options):
-    self._process = subprocess.Popen([sys.executable, "-u", SCRIPT, *TINY, *options], stdout=subprocess.PIPE,
-                                     stderr=subprocess.STDOUT, text=True, preexec_fn=_heed_ctrl_c)
-    # The script prints as long as it runs: a wait for its next line would never end by itself.
-    self._timer = threading.Timer(TIMEOUT, self._process.kill)
-    self._timer.start()
-    self._lines = queue.Queue()
-    self.output = ""
-    threading.Thread(target=self._read, daemon=True).start()
-
-  def _read(self):
-    for line in self._process.stdout:
-      self._lines.put(line)
-    self._lines.put(None)
-
-  def send_at(self, text, number):
-    """Sends a signal when `text` is printed."""
-    while text not in self.output:
-      line = self._lines.get(timeout=TIMEOUT)
-      assert line is not None, f"ended before {text!r}:\n{self.output}"
-      self.output += line
-    self._process.send_signal(number)
-
-  def finish(self):
-    """Returns the exit code."""
-    while (line := self._lines.get(timeout=TIMEOUT)) is not None:
-      self.output += line
-    code = self._process.wait(timeout=TIMEOUT)
-    self._timer.cancel()
-    return code
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self._process.kill()
-    self._process.wait()
 
 
 @slow
 def test_ctrl_c_saves_what_there_is(tmp_path):
-  with Running("--epochs=10000", f"--output={tmp_path}") as script:
+  folder = tmp_path / "output"
+  with forks.Fork(tmp_path, example_runs.run_script, "--epochs=10000", f"--output={folder}") as script:
     script.send_at("Epoch 3/10000", signal.SIGINT)
-    assert script.finish() == 130, script.output
-  assert "Interrupted: training ends with this batch" in script.output
-  assert "Traceback" not in script.output and "The same command goes on" in script.output
-  check_outputs(tmp_path, is_finished=False)
-  assert results(tmp_path)["interrupted"] and 2 < results(tmp_path)["epochs"] < 10000
+    assert script.exit_code() == 130, script.output()
+    printed = "".join(script.output())
+  assert "Interrupted: training ends with this batch" in printed
+  assert "Traceback" not in printed and "The same command goes on" in printed
+  check_outputs(folder, is_finished=False)
+  assert results(folder)["interrupted"] and 2 < results(folder)["epochs"] < 10000
 
 
 @slow
 def test_second_ctrl_c_ends_at_once(tmp_path):
-  with Running("--epochs=10000", f"--output={tmp_path}") as script:
+  folder = tmp_path / "output"
+  with forks.Fork(tmp_path, example_runs.run_script, "--epochs=10000", f"--output={folder}") as script:
     script.send_at("Epoch 2/10000", signal.SIGINT)
     script.send_at("Ctrl-C again ends at once", signal.SIGINT)
-    assert script.finish() == 130, script.output
-  assert "the results are not complete" in script.output and "Traceback" not in script.output
-  assert not (tmp_path / "results.json").exists()
+    assert script.exit_code() == 130, script.output()
+    printed = "".join(script.output())
+  assert "the results are not complete" in printed and "Traceback" not in printed
+  assert not (folder / "results.json").exists()
 
 
-@slow
-@pytest.mark.usefixtures("eagerly")
+@pytest.mark.usefixtures("quick", "eagerly")
 def test_ctrl_c_before_the_first_epoch_ends(monkeypatch, tmp_path):
   class Interrupt(callbacks.TimeLimit):
 
@@ -209,23 +164,25 @@ def test_ctrl_c_before_the_first_epoch_ends(monkeypatch, tmp_path):
 
 
 @slow
+@pytest.mark.usefixtures("quick")
 def test_a_killed_run_goes_on_by_itself(finished, monkeypatch, tmp_path, capsys):
   _, whole = finished
-  with Running("--epochs=2", "--deterministic", f"--output={tmp_path}") as script:
-    script.send_at("Epoch 2/2", signal.SIGKILL)
-    assert script.finish() == -signal.SIGKILL
+  folder = tmp_path / "output"
+  run = functools.partial(example_runs.run_script, is_killed=True)
+  with forks.Fork(tmp_path, run, "--epochs=2", "--deterministic", f"--output={folder}") as script:
+    assert script.exit_code() == -signal.SIGKILL
   # It would be so for all tests that follow.
   monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
-  assert call(monkeypatch, "--epochs=2", "--deterministic", "--num-steps=2", "--output", tmp_path) == 2
+  assert call(monkeypatch, "--epochs=2", "--deterministic", "--num-steps=2", "--output", folder) == 2
   error = capsys.readouterr().err
   assert "`settings`" in error and "'num_steps': 2" in error
-  assert call(monkeypatch, "--epochs=2", "--deterministic", "--output", tmp_path) == 0
+  assert call(monkeypatch, "--epochs=2", "--deterministic", "--output", folder) == 0
   assert "Going on after epoch 1 of 2" in capsys.readouterr().out
-  check_outputs(tmp_path)
+  check_outputs(folder)
   for key in ("bits_per_dim", "validation_bits_per_dim", "epochs"):
-    assert results(tmp_path)[key] == results(whole)[key]
+    assert results(folder)[key] == results(whole)[key]
   for name in ("samples.png", "training_curve.png"):
-    assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
+    assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_a_damaged_state_leaves_everything_there(monkeypatch, tmp_path, capsys):
@@ -236,8 +193,7 @@ def test_a_damaged_state_leaves_everything_there(monkeypatch, tmp_path, capsys):
   assert "damaged" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 3
 
 
-@slow
-@pytest.mark.usefixtures("eagerly")
+@pytest.mark.usefixtures("quick", "eagerly")
 def test_divergence_is_an_error(monkeypatch, tmp_path, capsys):
   assert call(monkeypatch, "--epochs=2", "--learning-rate=1e30", "--output", tmp_path) == 1
   error = capsys.readouterr().err
@@ -246,8 +202,7 @@ def test_divergence_is_an_error(monkeypatch, tmp_path, capsys):
   assert not (tmp_path / "results.json").exists()
 
 
-@slow
-@pytest.mark.usefixtures("eagerly")
+@pytest.mark.usefixtures("quick", "eagerly")
 def test_weights_from_before_a_divergence_stay(monkeypatch, tmp_path):
   class Spoil(keras.callbacks.Callback):
 
@@ -260,7 +215,7 @@ def test_weights_from_before_a_divergence_stay(monkeypatch, tmp_path):
         variable.assign(np.full(variable.shape, np.nan))
 
   monkeypatch.setattr(callbacks, "TimeLimit", Spoil)
-  assert call(monkeypatch, "--epochs=3", "--time-limit=9", "--output", tmp_path) == 1
+  assert call(monkeypatch, "--epochs=3", "--batch-size=1500", "--time-limit=9", "--output", tmp_path) == 1
   assert {path.name for path in tmp_path.iterdir()} == {train_glow.STATE, train_glow.BEST_UNTIL_NOW}
 
 

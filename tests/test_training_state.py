@@ -1,16 +1,16 @@
 """Tests of `callbacks.TrainingState`: runs that are killed, and states that cannot be gone on from."""
 
-import os
+import functools
 import pathlib
 import random
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
+import forks
 import keras
+import killable_runs
 import numpy as np
 import pytest
 import small_models
@@ -20,8 +20,7 @@ import tfp_glow
 from tfp_glow import callbacks
 
 IMAGES = small_models.images(20)
-SCRIPT = pathlib.Path(__file__).parent / "killable_runs.py"
-NUM_KILLS = 12
+NUM_KILLS = 6
 
 
 def _model(optimizer=None):
@@ -48,11 +47,18 @@ def _assert_equal(found, expected):
     np.testing.assert_array_equal(a, b)
 
 
+@pytest.fixture(scope="module")
+def two_epochs(tmp_path_factory):
+  """The folder of a run that has finished two epochs of three steps."""
+  folder = tmp_path_factory.mktemp("two_epochs") / "state"
+  _fit(folder, 2, settings={"width": (8, 8)})
+  return folder
+
+
 @pytest.fixture
-def folder(tmp_path):
-  """Of a run that has finished two epochs of three steps."""
-  _fit(tmp_path / "state", 2, settings={"width": (8, 8)})
-  return tmp_path / "state"
+def folder(two_epochs, tmp_path):
+  """A copy of it that a test may change."""
+  return shutil.copytree(two_epochs, tmp_path / "state")
 
 
 def test_a_run_goes_on_as_if_it_had_not_been_ended(folder, tmp_path):
@@ -93,13 +99,6 @@ def test_an_epoch_that_was_cut_short_is_not_kept(folder, with_steps):
   assert again.restore(_model()) == 2 and len(again.history["loss"]) == 2
 
 
-def _run_of(server, folder, result):
-  """Starts a run; returns its process id."""
-  server.stdin.write(f"{folder} {result}\n")
-  server.stdin.flush()
-  return int(server.stdout.readline())
-
-
 def _unfinished(folder):
   """Files of states that were being written, and when they changed."""
   paths = list(folder.glob("epoch-*"))
@@ -120,36 +119,26 @@ def test_killed_runs_end_like_one_that_was_left_alone(tmp_path):
   folder, states, mid_write = tmp_path / "state", set(), 0
   last = lambda: max((int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.index")), default=0)
 
-  def wait_until(condition):
-    end = time.monotonic() + 30.
-    while not condition():
-      assert time.monotonic() < end
-      time.sleep(0.0003)
-
-  with subprocess.Popen([sys.executable, SCRIPT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-    try:
-      for kill in range(NUM_KILLS):
-        process = _run_of(server, folder, tmp_path / "killed.npz")
-        before = _unfinished(folder)
-        num_epochs = last() + rng.randrange(3)
-        wait_until(lambda: last() >= num_epochs)  # noqa: B023  Called at once.
-        if kill % 2:
-          wait_until(lambda: not _unfinished(folder) <= before)  # noqa: B023
-        else:
-          time.sleep(rng.uniform(0., 1.))
-        os.kill(process, signal.SIGKILL)
-        assert int(server.stdout.readline()) == signal.SIGKILL
-        mid_write += not _unfinished(folder) <= before
-        states.add(tuple(sorted(path.name for path in folder.glob("*.index"))))
-        assert not (tmp_path / "killed.npz").exists()
-      for path, result in ((folder, "killed"), (tmp_path / "other", "whole")):
-        _run_of(server, path, tmp_path / f"{result}.npz")
-        assert int(server.stdout.readline()) == 0
-    finally:
-      server.kill()
-  assert mid_write >= NUM_KILLS // 4 and len(states) > 4, "the kills came too late or too early to show anything"
+  for kill in range(NUM_KILLS):
+    with forks.Fork(tmp_path, killable_runs.train, folder, tmp_path / "killed.npz") as run:
+      wait_until = functools.partial(run.wait_until, seconds=0.0003)
+      before = _unfinished(folder)
+      num_epochs = last() + rng.randrange(3)
+      wait_until(lambda: last() >= num_epochs, "epoch")  # noqa: B023  Called at once.
+      if kill % 2:
+        wait_until(lambda: not _unfinished(folder) <= before, "state")  # noqa: B023
+      else:
+        time.sleep(rng.uniform(0., 0.3))
+      run.send(signal.SIGKILL)
+      assert run.exit_code() == -signal.SIGKILL
+    mid_write += not _unfinished(folder) <= before
+    states.add(tuple(sorted(path.name for path in folder.glob("*.index"))))
+    assert not (tmp_path / "killed.npz").exists()
+  for path, result in ((folder, "killed"), (tmp_path / "other", "whole")):
+    forks.run(tmp_path, killable_runs.train, path, tmp_path / f"{result}.npz")
+  assert mid_write >= NUM_KILLS // 3 and len(states) > 2, "the kills came too late or too early to show anything"
   killed, whole = (np.load(tmp_path / f"{name}.npz") for name in ("killed", "whole"))
-  assert sorted(killed.files) == sorted(whole.files) and len(whole["loss"]) == 60
+  assert sorted(killed.files) == sorted(whole.files) and len(whole["loss"]) == killable_runs.NUM_EPOCHS
   for name in whole.files:
     np.testing.assert_array_equal(killed[name], whole[name], err_msg=name)
 

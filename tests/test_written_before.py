@@ -20,7 +20,7 @@ def expected():
     return dict(arrays)
 
 
-def test_a_glow_goes_on_where_it_was(expected):
+def test_a_glow_goes_on_where_it_was(expected, eagerly):
   model = keras.models.load_model(FOLDER / "glow.keras")
   np.testing.assert_allclose(model.log_prob(IMAGES, LABELS), expected["log_prob"], rtol=1e-5)
   np.testing.assert_allclose(model.encode(IMAGES, LABELS), expected["latents"], rtol=1e-3, atol=1e-4)
@@ -30,7 +30,7 @@ def test_a_glow_goes_on_where_it_was(expected):
   np.testing.assert_allclose(history["bits_per_dim"], expected["next_bits"], rtol=0.02)
 
 
-def test_a_residual_flow_is_the_same(expected):
+def test_a_residual_flow_is_the_same(expected, eagerly):
   model = keras.models.load_model(FOLDER / "residual.keras")
   np.testing.assert_allclose(model.log_prob(small_models.points()), expected["residual_log_prob"], rtol=1e-4, atol=1e-4)
 

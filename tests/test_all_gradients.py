@@ -9,6 +9,7 @@ from flows_of_two_weights import FLOWS, MODES, Flow, both_modes
 from tensorflow.python.eager import record
 
 tfb, tfd = tfp.bijectors, tfp.distributions
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 
 
 def gradients(flow, y, sources, **options):

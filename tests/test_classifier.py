@@ -9,6 +9,7 @@ import tensorflow as tf
 
 import tfp_glow
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 IMAGES = small_models.images()
 LABELS = (np.arange(24) % 3).astype(np.int32)
 WEIGHT = 0.5

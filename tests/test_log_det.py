@@ -13,6 +13,7 @@ import tfp_glow
 from tfp_glow.bijectors import log_det as log_dets
 from tfp_glow.networks import lipschitz
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 RNG = np.random.default_rng(0)
 
 

@@ -54,6 +54,7 @@ def test_class_probabilities_do_not_depend_on_the_labels():
   np.testing.assert_allclose(*features, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_learns_the_classes():
   images = np.concatenate([small_models.images(32), 255 - small_models.images(32)])
   labels = np.repeat([0, 1], 32)

@@ -47,7 +47,7 @@ def make(policy="float32", **kwargs):
 
 
 KINDS = {"float32": {}, "bfloat16": {"policy": "mixed_bfloat16", "num_classes": 3, "gradient": "reversible"},
-         "one level": {"num_glow_blocks": 1}}
+         "one level": {"num_glow_blocks": 1, "num_steps_per_block": 6}}
 
 
 @functools.cache

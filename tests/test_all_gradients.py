@@ -139,7 +139,7 @@ def watched_one_after_the_other(flow, y, sources):
 
 @pytest.mark.parametrize("shared_flow, mode", [
     ("chain", "eager"), *(pytest.param(name, mode, marks=pytest.mark.slow) for name, mode in (
-        ("chain", "function"), ("scan", "eager"), ("invert", "function")))], indirect=["shared_flow"])
+        ("scan", "eager"), ("invert", "function")))], indirect=["shared_flow"])
 def test_a_tape_may_watch_just_one_source(flow, right_gradients, mode):
   y = tf.constant(flow.data)
   sources = [y, *flow.variables]

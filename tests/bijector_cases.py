@@ -163,28 +163,28 @@ def _glow_in_chain(dtype):
   return tfb.Chain([tfb.Scale(np.array(2., dtype)), glow, tfb.Shift(np.array(0.5, dtype))])
 
 
-def _glow(name, output_shape, num_blocks, num_classes=None, **kwargs):
+def _glow(name, output_shape, num_blocks, num_steps=1, num_classes=None, **kwargs):
   def construct(dtype):
     arguments = dict(kwargs)
     if "network_fn" in arguments:
       arguments["network_fn"] = functools.partial(kwargs["network_fn"], dtype=dtype)
-    return tfp_glow.GlowBijector(output_shape, num_blocks, num_steps_per_block=2, num_hidden=4, seed=3, dtype=dtype,
+    return tfp_glow.GlowBijector(output_shape, num_blocks, num_steps, num_hidden=4, seed=3, dtype=dtype,
                                  num_classes=num_classes, **arguments)
 
   return Case(f"glow_{name}", construct, list(output_shape), [int(np.prod(output_shape))], num_classes)
 
 
-GLOW_CASES = [
+GLOW_CASES = [  # A loop over steps, where there is more than one, takes its time to trace.
     _glow("affine_conv1x1_3_blocks", (8, 8, 1), 3),
     _glow("affine_reverse_non_square", (2, 4, 3), 1, permutation="reverse"),
-    _glow("affine_shuffle", (2, 2, 3), 1, permutation="shuffle"),
-    _glow("additive_conv1x1", (2, 2, 2), 1, coupling="additive"),
+    _glow("affine_shuffle", (2, 2, 3), 1, num_steps=2, permutation="shuffle"),
+    _glow("additive_conv1x1", (2, 2, 2), 1, num_steps=2, coupling="additive"),
     _glow("additive_reverse_2_blocks", (4, 4, 1), 2, coupling="additive", permutation="reverse"),
     _glow("additive_shuffle_1_channel", (4, 2, 1), 1, coupling="additive", permutation="shuffle"),
     _glow("fixed_top", (2, 2, 1), 1, learn_top=False),
     _glow("classes", (4, 2, 1), 1, num_classes=3),
     _glow("classes_fixed_top", (2, 2, 1), 1, num_classes=3, learn_top=False),
-    _glow("network_fn_2_blocks", (4, 4, 1), 2, network_fn=convolutions),
+    _glow("network_fn", (2, 2, 1), 1, num_steps=2, network_fn=convolutions),
 ]
 
 CASES = [
@@ -220,9 +220,10 @@ CASES = [
     Case("scan_residual", _scan_of_blocks, [3]),
     Case("logit", lambda dtype: tfp_glow.Logit(0.45, dtype=dtype), [2, 3, 2]),
     Case("residual_flow", lambda dtype: tfp_glow.ResidualFlowBijector(
-        (2, 2, 1), 2, 1, 4, 1, 4, logit_alpha=0.45, log_det="exact", seed=0, dtype=dtype), [2, 2, 1], [4]),
+        (2, 2, 1), 2, 1, 4, num_dense_blocks=0, logit_alpha=0.45, log_det="exact", seed=0, dtype=dtype),
+         [2, 2, 1], [4]),
     Case("residual_flow_vector", lambda dtype: tfp_glow.ResidualFlowBijector(
-        3, 0, num_dense_blocks=3, num_dense_hidden=4, logit_alpha=None, log_det="exact", seed=0, dtype=dtype), [3]),
+        3, 0, num_dense_blocks=2, num_dense_hidden=4, logit_alpha=None, log_det="exact", seed=0, dtype=dtype), [3]),
     Case("own_chain", _own_chain, [2, 2, 3]),
     Case("own_chain_classes", _own_chain_of_classes, [2, 2, 2], [8], num_classes=3),
     Case("own_invert", lambda dtype: tfp_glow.Invert(glow_step(4, dtype)), [2, 2, 4]),

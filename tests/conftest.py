@@ -80,6 +80,14 @@ def what_a_file_gives_back(request):
   _clean_up()
 
 
+@pytest.fixture(scope="module")
+def unoptimized_graphs():
+  """For many graphs that run once or twice: to optimize them takes longer than that."""
+  tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+  yield
+  tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+
+
 @pytest.fixture
 def eagerly():
   """For a few steps of tiny models that takes a third of the time of building their graphs."""

@@ -9,6 +9,7 @@ from flows_of_two_weights import FLOWS, MODES, Flow, both_modes
 from tensorflow.python.eager import record
 
 tfb, tfd = tfp.bijectors, tfp.distributions
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 
 
 def gradients(flow, y, sources, **options):
@@ -82,11 +83,13 @@ ORDERS = [after_a_pass, after_another_tape, in_an_outer_tape, outside_of_an_inne
 def _flows_modes_and_orders():
   """In loops, graphs of nested tapes take long to build; what is remembered in them has nothing to do with loops."""
   in_graphs = {"chain": ORDERS, "scan": [in_an_outer_tape], "invert": [by_a_persistent_tape]}
-  for name, *mark in (("chain",), ("scan", pytest.mark.slow), ("invert", pytest.mark.slow)):
+  for name in in_graphs:
     for mode in MODES:
       for order in ORDERS:
         if mode == "eager" or order in in_graphs[name]:
-          yield pytest.param(name, mode, order, id=f"{name}-{mode}-{order.__name__}", marks=mark)
+          is_slow = name != "chain" or (mode == "function" and order is not after_another_tape)
+          yield pytest.param(name, mode, order, id=f"{name}-{mode}-{order.__name__}",
+                             marks=[pytest.mark.slow] * is_slow)
 
 
 @pytest.mark.parametrize("shared_flow, mode, order", list(_flows_modes_and_orders()), indirect=["shared_flow"])
@@ -134,9 +137,9 @@ def watched_one_after_the_other(flow, y, sources):
   return tape.gradient(log_prob, [y, first, second])
 
 
-@pytest.mark.parametrize("shared_flow", ["chain", *(pytest.param(name, marks=pytest.mark.slow)
-                                                    for name in ("scan", "invert"))], indirect=True)
-@both_modes
+@pytest.mark.parametrize("shared_flow, mode", [
+    ("chain", "eager"), *(pytest.param(name, mode, marks=pytest.mark.slow) for name, mode in (
+        ("scan", "eager"), ("invert", "function")))], indirect=["shared_flow"])
 def test_a_tape_may_watch_just_one_source(flow, right_gradients, mode):
   y = tf.constant(flow.data)
   sources = [y, *flow.variables]
@@ -160,8 +163,9 @@ def test_no_gradient_flows_where_none_was_recorded():
   assert tape.gradient([paused, stopped], actnorm.trainable_variables) == (None, None)
 
 
-@both_modes
-@pytest.mark.parametrize("name", ["scan", "chain"])
+@pytest.mark.parametrize("name, mode", [
+    ("scan", "eager"), ("chain", "eager"), *(
+        pytest.param(name, "function", marks=pytest.mark.slow) for name in ("scan", "chain"))])
 def test_gradients_of_the_log_prob_of_a_sample(name, mode):
   """With respect to the weights, through both ways, and to the sample: drawn in the same tape, or before."""
   flow = Flow(FLOWS[name])

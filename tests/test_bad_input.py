@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 
 import tfp_glow
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 IMAGES = small_models.images(24)
 LABELS = np.arange(24) % 3
 _FLOAT = (IMAGES / 256.).astype(np.float32)
@@ -19,10 +20,14 @@ def _dataset(*parts):
   return tf.data.Dataset.from_tensor_slices(parts if len(parts) > 1 else parts[0]).batch(8)
 
 
+def _glow(**kwargs):
+  return small_models.distribution(**{"num_steps_per_block": 1, **kwargs})
+
+
 @pytest.fixture(scope="module")
 def models():
   make = lambda num_bits=8, **kwargs: small_models.compiled(tfp_glow.FlowModel(
-      small_models.distribution(**kwargs), num_bits), keras.optimizers.Adam(1e-3), run_eagerly=True)
+      _glow(**kwargs), num_bits), keras.optimizers.Adam(1e-3), run_eagerly=True)
   return {"uint8": make(), "continuous": make(None), "conditional": make(num_classes=3)}
 
 
@@ -77,7 +82,7 @@ def test_labels_out_of_range(models, labels):
 @pytest.mark.slow
 def test_labels_out_of_range_with_xla():
   """Which leaves assertions out."""
-  distribution = small_models.distribution(num_classes=3)
+  distribution = _glow(num_classes=3)
   log_prob = tf.function(lambda labels: distribution.log_prob(
       tf.constant(_FLOAT), bijector_kwargs={"labels": labels}), jit_compile=True, autograph=False)
   found = log_prob(tf.constant(LABELS + 1, tf.int32))
@@ -86,14 +91,14 @@ def test_labels_out_of_range_with_xla():
 
 @pytest.mark.slow
 def test_labels_out_of_range_in_a_graph():
-  model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(num_classes=3)))
+  model = small_models.compiled(tfp_glow.FlowModel(_glow(num_classes=3)))
   with pytest.raises(tf.errors.InvalidArgumentError, match=r"`labels` must lie in 0 \.\. 2"):
     model.fit(_dataset(IMAGES, LABELS + 1), verbose=0)
 
 
 def test_values_beyond_num_bits_lose_their_lowest_bits():
   """Images are always 0 .. 255, whatever `num_bits`."""
-  model = tfp_glow.FlowModel(small_models.distribution(), num_bits=5)
+  model = tfp_glow.FlowModel(_glow(), num_bits=5)
   np.testing.assert_array_equal(model.encode(IMAGES), model.encode(IMAGES // 8 * 8))
   np.testing.assert_array_equal(model.decode(model.encode(IMAGES)), IMAGES // 8 * 8)
 
@@ -124,10 +129,10 @@ def test_not_finite(models, call, argument):
 
 
 def test_samples_before_adapt_are_those_of_a_flow_that_has_seen_nothing():
-  model, same = (tfp_glow.FlowModel(small_models.distribution()) for _ in range(2))
+  model, same = (tfp_glow.FlowModel(_glow()) for _ in range(2))
   same.adapt(IMAGES)
   z = np.random.default_rng(0).normal(size=[4, 32]).astype(np.float32)
-  glow = small_models.distribution().bijector
+  glow = _glow().bijector
   assert not model.distribution.bijector.initialized
   np.testing.assert_array_equal(model.decode(z), tfp_glow.dequantize.quantize(glow.forward(z), 8))
   assert (model.sample(4, seed=0) != same.sample(4, seed=0)).any()
@@ -139,14 +144,19 @@ def test_compile_is_missing(call):
     call(tfp_glow.FlowModel(small_models.gaussian()))
 
 
+@pytest.fixture(scope="module")
+def path(tmp_path_factory):
+  """Of weights."""
+  model = tfp_glow.FlowModel(_glow(seed=5))
+  model.adapt(IMAGES)
+  model.save_weights(path := tmp_path_factory.mktemp("weights") / "model.weights.h5")
+  return path
+
+
 @pytest.mark.parametrize("options", [{"num_hidden": 16}, {"num_steps_per_block": 3}, {"num_glow_blocks": 2},
                                      {"coupling": "additive"}, {"permutation": "reverse"}])
-def test_weights_of_another_configuration(tmp_path, options):
-  path = tmp_path / "model.weights.h5"
-  other = tfp_glow.FlowModel(small_models.distribution(seed=5))
-  other.adapt(IMAGES)
-  other.save_weights(path)
-  model = tfp_glow.FlowModel(small_models.distribution(**options))
+def test_weights_of_another_configuration(path, options):
+  model = tfp_glow.FlowModel(_glow(**options))
   before = [v.numpy() for v in model.weights]
   with pytest.raises(ValueError, match=rf"(?s)`filepath`.*same levels, steps, width.*Received: {path}$"):
     model.load_weights(path)
@@ -187,7 +197,7 @@ def test_sizes_of_a_glow(options, match):
 ])
 @pytest.mark.parametrize("within", [lambda glow: glow, lambda glow: tfp_glow.Chain([tfp.bijectors.Shift(0.5), glow])])
 def test_arguments_of_a_conditional_flow(within, arguments, error, match):
-  flow = within(small_models.distribution(num_classes=3).bijector)
+  flow = within(_glow(num_classes=3).bijector)
   with pytest.raises(error, match=match.replace("`glow`", f"`{flow.name}`")):
     flow.inverse(_FLOAT[:2], **arguments)
 

@@ -9,13 +9,14 @@ import tensorflow as tf
 
 import tfp_glow
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 IMAGES = small_models.images()
 LABELS = (np.arange(24) % 3).astype(np.int32)
 WEIGHT = 0.5
 
 
 def _model(**kwargs):
-  return tfp_glow.FlowModel(small_models.distribution(num_classes=3), weight_y=WEIGHT, **kwargs)
+  return tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1, num_classes=3), weight_y=WEIGHT, **kwargs)
 
 
 def _randomize(model, seed=0):
@@ -53,6 +54,7 @@ def test_class_probabilities_do_not_depend_on_the_labels():
   np.testing.assert_allclose(*features, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_learns_the_classes():
   images = np.concatenate([small_models.images(32), 255 - small_models.images(32)])
   labels = np.repeat([0, 1], 32)
@@ -69,7 +71,8 @@ def test_the_flow_learns_from_the_classifier():
   """Not only the classifier: gradients of `bits_y` reach the steps of flow."""
   steps = []
   for weight_y in (0., 100.):
-    model = _randomize(tfp_glow.FlowModel(small_models.distribution(num_classes=3), weight_y=weight_y))
+    distribution = small_models.distribution(num_steps_per_block=1, num_classes=3)
+    model = _randomize(tfp_glow.FlowModel(distribution, weight_y=weight_y))
     small_models.compiled(model, keras.optimizers.SGD(1e-3), run_eagerly=True).fit(IMAGES, LABELS, verbose=0)
     steps.append(model.distribution.bijector.blocks[0].trainable_variables[0].numpy())
   assert np.abs(steps[0] - steps[1]).max() > 1e-4

@@ -16,6 +16,7 @@ from tfp_glow import evaluation
 from tfp_glow.likelihood import dequantize
 
 tfd = tfp.distributions
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 IMAGES = small_models.images(24)
 LABELS = np.arange(24) % 3
 SMALL = (2, 2, 1)
@@ -61,7 +62,7 @@ def known(name):
 
 @pytest.fixture(scope="module")
 def glow_model():
-  model = tfp_glow.FlowModel(small_models.distribution(), seed=5)
+  model = tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1), seed=5)
   model.adapt(IMAGES)
   return model
 
@@ -212,7 +213,7 @@ def test_silent_if_asked(glow_model, capsys):
 
 
 def test_labels_of_a_class_conditional_model():
-  model = tfp_glow.FlowModel(small_models.distribution(num_classes=3))
+  model = tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1, num_classes=3))
   bijector = model.distribution.bijector
   bijector.top.class_kernel.assign(tf.random.stateless_normal(bijector.top.class_kernel.shape, [0, 1]))
   pairs = tf.data.Dataset.from_tensor_slices((IMAGES, LABELS)).batch(24)
@@ -231,7 +232,7 @@ def test_continuous_data():
 
 
 def test_is_traced_once():
-  model = tfp_glow.FlowModel(small_models.distribution())
+  model = tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1))
   for k in (1, 4, 1):
     bits_per_dim(model, IMAGES, batch_size=8, num_noise_samples=k, seed=k)
   assert model._log_prob.__wrapped__.experimental_get_tracing_count() == 1

@@ -12,6 +12,7 @@ from tfp_glow._core import gradients
 from tfp_glow.bijectors.fixed_point import solve
 from tfp_glow.networks import lipschitz
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 RNG = np.random.default_rng(0)
 Y = RNG.standard_normal([5, 3])
 
@@ -53,7 +54,8 @@ def test_each_event_takes_its_own_number_of_iterations():
 
 
 @pytest.mark.parametrize("make", [
-    lambda: linear_block(-0.99, max_iterations=20), lambda: linear_block(1.5), lambda: linear_block(1.)],
+    lambda: linear_block(-0.99, max_iterations=20), pytest.param(lambda: linear_block(1.5), marks=pytest.mark.slow),
+    pytest.param(lambda: linear_block(1.), marks=pytest.mark.slow)],
     ids=["too few", "expands", "oscillates"])
 def test_no_convergence_is_never_silent(make):
   block, x = make(), np.ones([2, 1])
@@ -71,7 +73,7 @@ def test_inputs_that_are_not_finite_do_not_converge():
       linear_block(0.5).forward(np.array([[bad]]))
 
 
-@pytest.mark.parametrize("name", residual_reference.BLOCKS)
+@pytest.mark.parametrize("name", ["fc", pytest.param("conv", marks=pytest.mark.slow)])
 def test_gradients_through_the_fixed_point_are_those_of_the_implicit_function(name):
   """`d_x (I + J) = d_y`, solved by brute force."""
   block, _, x = residual_reference.exact_block(name)
@@ -141,7 +143,12 @@ def test_gradients_of_forward_and_its_log_det_are_those_of_differences():
 @pytest.mark.parametrize("within, jit_compile", [("scan", False), ("scan", True), ("loop", False), ("branch", False)])
 def test_gradients_are_those_of_graphs_with_control_flow(within, jit_compile):
   """By weights as well as by the input."""
-  make_block = lambda k: bijector_cases.residual_block(3, "float64", seed=k, tolerance=1e-11)
+
+  def make_block(k):
+    network = keras.Sequential([lipschitz.LipSwish(dtype="float64"),
+                                lipschitz.LipschitzDense(3, 0.7, seed=k, dtype="float64")])
+    return tfp_glow.InvertibleResidualBlock(network, event_ndims=1, tolerance=1e-11, dtype="float64")
+
   bijector = tfp_glow.Scan(make_block, 2, [3], dtype="float64") if within == "scan" else make_block(0)
   bijector.inverse(Y)  # Builds it.
   run = {

@@ -11,11 +11,12 @@ import tensorflow_probability as tfp
 import tfp_glow
 
 tfb, tfd = tfp.bijectors, tfp.distributions
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 IMAGES, LABELS = small_models.images(), (np.arange(24) % 3).astype(np.int32)
 
 
 def _glow(seed, **kwargs):
-  return tfp_glow.GlowBijector(IMAGES.shape[1:], 1, 2, num_hidden=4, seed=seed, **kwargs)
+  return tfp_glow.GlowBijector(IMAGES.shape[1:], 1, 1, num_hidden=4, seed=seed, **kwargs)
 
 
 def _transformed(bijector):

@@ -13,6 +13,7 @@ from flows_of_two_weights import MODES, Flow, assert_equal, both_modes, distribu
 
 import tfp_glow
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 

@@ -13,6 +13,8 @@ from tensorflow.python.framework import ops
 import tfp_glow
 from tfp_glow._core.gradients import custom_gradient
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
+
 
 def tripled_backwards(x):
   return custom_gradient(lambda x: (2. * x, lambda d: 3. * d))(x)
@@ -87,7 +89,7 @@ def graphs():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [
-    lambda: small_models.compiled(tfp_glow.FlowModel(small_models.distribution((2, 2, 2)))),
+    lambda: small_models.compiled(tfp_glow.FlowModel(small_models.distribution((2, 2, 1), num_hidden=4))),
     lambda: small_models.residual_model(small_models.residual_flow(num_dense_blocks=1)),
 ], ids=["glow", "residual flow"])
 def test_models_that_nobody_needs_are_freed(make):
@@ -95,7 +97,7 @@ def test_models_that_nobody_needs_are_freed(make):
 
   def use():
     model = make()
-    data = small_models.points() if model.num_bits is None else small_models.images(8, (2, 2, 2))
+    data = small_models.points() if model.num_bits is None else small_models.images(8, (2, 2, 1))
     model.fit(data, verbose=0)
     model.sample(2, seed=0)
     bijector = model.distribution.bijector

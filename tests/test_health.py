@@ -14,6 +14,7 @@ from tfp_glow.training import divergence
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 IMAGES = small_models.images()
 RNG = np.random.default_rng(0)
 
@@ -227,10 +228,10 @@ def _stop(model, data, **kwargs):
   return str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"run_eagerly": True}, {"steps_per_execution": 2}], ids=str)
+@pytest.mark.parametrize("options", [
+    {"run_eagerly": True}, pytest.param({"steps_per_execution": 2}, marks=pytest.mark.slow)], ids=str)
 def test_an_overflow_is_named_by_layer_and_step(options):
-  model = small_models.compiled(
-      tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=3)), **options)
+  model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution()), **options)
   model.fit(IMAGES[:16], batch_size=8, epochs=1, verbose=0)
   block = model.distribution.bijector.blocks[0]
   _assign(block.stacked(block.template.coupling.network.last.bias), 1, 1e38)
@@ -327,7 +328,7 @@ def test_a_trained_flow_is_still_exactly_invertible():
   shape = (8, 8, 1)
   model = tfp_glow.FlowModel(small_models.distribution(shape, num_steps_per_block=16))
   model.compile(keras.optimizers.Adam(1e-3, global_clipnorm=100.))
-  model.fit(small_models.images(256, shape), batch_size=16, epochs=4, verbose=0)
+  model.fit(small_models.images(128, shape), batch_size=16, epochs=4, verbose=0)
   glow = model.distribution.bijector
   for images in (small_models.images(32, shape, seed=1), *(np.full([2, *shape], v, np.uint8) for v in (0, 127, 255))):
     x = tfp_glow.dequantize.dequantize(tf.constant(images), 8, 0.5)

@@ -13,6 +13,7 @@ from tfp_glow.networks.lip_swish import LipSwish, lip_swish
 from tfp_glow.networks.lipschitz import LipschitzConv2D, LipschitzDense
 from tfp_glow.networks.norms import LearnedOrder
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 REFERENCE = residual_reference.NUMBERS
 INF = math.inf
 

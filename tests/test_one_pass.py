@@ -31,7 +31,7 @@ def _nested_chain(count, chain=tfp_glow.Chain, invert=tfp_glow.Invert):
 
 
 def _glow(count):
-  return tfp_glow.GlowBijector((4, 4, 1), 2, 3, network_fn=lambda n: CountedNetwork(n, count), seed=0)
+  return tfp_glow.GlowBijector((4, 4, 1), 2, 2, network_fn=lambda n: CountedNetwork(n, count), seed=0)
 
 
 # Constructor, event shape of latents, networks run by a pass, networks in its graph.
@@ -41,11 +41,12 @@ COUNTED = {
     "nested_chain": (_nested_chain, SHAPE, 3, 3),
     "mixed_chain": (lambda count: tfp_glow.Chain([tfb.Chain([_coupling(count), tfb.Scale(2.)]), tfb.Invert(
         _coupling(count))]), SHAPE, 2, 2),
-    "glow": (_glow, [16], 6, 2),
+    "glow": (_glow, [16], 4, 2),
 }
 
 
-@pytest.fixture(scope="module", params=COUNTED)
+@pytest.fixture(scope="module", params=["coupling", "glow", *(
+    pytest.param(name, marks=pytest.mark.slow) for name in ("scan", "nested_chain", "mixed_chain"))])
 def counted(request):
   construct, shape, num_runs, num_calls = COUNTED[request.param]
   count = Count()
@@ -106,7 +107,7 @@ def test_networks_run_once_in_a_function(counted, operation):
 
 @pytest.mark.parametrize("operation, most", [("log_prob", 2), ("sample", 1), ("sample_and_log_prob", 3),
                                              ("gradients", 4)])
-@pytest.mark.parametrize("mode", ["eager", "function"])
+@pytest.mark.parametrize("mode", ["eager", pytest.param("function", marks=pytest.mark.slow)])
 def test_networks_of_compositions_of_tfp_run_twice_for_a_log_prob_at_most(operation, most, mode):
   """And once more for what else TFP asks."""
   count = Count()

@@ -91,7 +91,10 @@ def test_of_long_sums_are_as_exact_as_float32():
     assert error(products.matmul(a, b)) < 1.2 * plain
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("case, jit_compile", [  # Compiled, of each kind one.
+    *((name, False) for name in CASES),
+    *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("matmul", "conv2d", "conv2d_back"))],
+    indirect=["case"])
 def test_gradients_of_both_orders(case, jit_compile):
   exact, plain, *arguments = case
 

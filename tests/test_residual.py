@@ -12,13 +12,14 @@ import tensorflow as tf
 import tfp_glow
 from tfp_glow.bijectors import log_det as log_dets
 
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 RNG = np.random.default_rng(0)
 
 
 # Numbers of the authors' code. Its float32 parameters are good to 1e-7.
 
 
-@pytest.mark.parametrize("name", residual_reference.BLOCKS)
+@pytest.mark.parametrize("name", ["fc", pytest.param("conv", marks=pytest.mark.slow)])
 def test_values_log_dets_and_gradients_of_the_reference(name):
   block, reference, x = residual_reference.exact_block(name)
   y, log_det = block.inverse_and_log_det(x)
@@ -70,6 +71,7 @@ def test_events_have_probes_of_their_own():
   assert len(set(log_det.numpy())) == 5
 
 
+@pytest.mark.slow
 def test_estimates_are_those_of_graphs_and_of_xla():
   block = block_of()
   expected = block.inverse_and_log_det(Y, training=True)
@@ -177,7 +179,7 @@ def test_forward_alone_estimates_no_log_det(monkeypatch):
 # In `Scan`.
 
 
-@pytest.mark.parametrize("gradient", ["autodiff", "reversible"])
+@pytest.mark.parametrize("gradient", ["autodiff", pytest.param("reversible", marks=pytest.mark.slow)])
 def test_a_scan_of_blocks_equals_the_blocks_one_by_one(gradient):
   make = lambda k: bijector_cases.residual_block(3, "float64", seed=k, log_det="russian_roulette")
   blocks = [make(k) for k in range(3)]
@@ -201,6 +203,7 @@ def test_a_scan_of_blocks_equals_the_blocks_one_by_one(gradient):
   np.testing.assert_allclose(back, Y, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_the_update_of_a_scan_is_that_of_its_blocks():
   make = lambda k: bijector_cases.residual_block(3, "float64", seed=k, log_det="russian_roulette")
   blocks, scan = [make(k) for k in range(3)], tfp_glow.Scan(make, 3, [3], dtype="float64")

@@ -3,6 +3,7 @@
 import functools
 import inspect
 
+import bijector_cases
 import keras
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import tfp_glow
 from tfp_glow.networks import lipschitz
 
 tfb, tfd = tfp.bijectors, tfp.distributions
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 IMAGES = small_models.images(16, (4, 4, 1))
 
 
@@ -28,7 +30,7 @@ def make_flow(**kwargs):
 
 def constrained(flow):
   """`(layer, values of its variables)` for each layer of each step, the steps of a `Scan` one by one."""
-  for part in flow._parts:
+  for part in getattr(flow, "_parts", [flow]):
     if isinstance(part, tfp_glow.Scan):
       for values in part._rows():
         by_variable = dict(zip(map(id, part._template_variables), values))
@@ -109,7 +111,7 @@ def noise_seeds(flow):
 @pytest.mark.slow
 def test_same_seed_same_flow():
   first, again, other = (
-      residual_flow(num_dense_blocks=2, seed=seed).inverse_and_log_det(points(8)) for seed in (1, 1, 2))
+      residual_flow(num_dense_blocks=1, seed=seed).inverse_and_log_det(points(8)) for seed in (1, 1, 2))
   for a, b in zip(first, again):
     np.testing.assert_array_equal(a, b)
   assert np.abs(first[0] - other[0]).max() > 0.01
@@ -144,7 +146,7 @@ def test_a_walk_of_a_training_step():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kwargs", [
-    dict(num_dense_blocks=0), dict(num_blocks_per_scale=1), dict(num_scales=1, logit_alpha=None)])
+    dict(num_blocks_per_scale=1), dict(num_scales=1, num_dense_blocks=0, logit_alpha=None)])
 def test_without_blocks_of_a_kind(kwargs):
   x = np.random.default_rng(0).uniform(-0.5, 0.5, [3, 2, 2, 1])
   flow = make_flow(output_shape=(2, 2, 1), dtype="float64", log_det="exact", **kwargs)
@@ -165,12 +167,12 @@ def copy_weights(source, target):
 @pytest.mark.slow
 def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
   sizes = []
-  for count in (2, 3, 4):
+  for count in (3, 4):
     flow = residual_flow(num_dense_blocks=count, log_det="power_series", num_eval_terms=2)
     graph = tf.function(flow.inverse_and_log_det).get_concrete_function(
         tf.TensorSpec([3, 2], tf.float32)).graph.as_graph_def()
     sizes.append(len(graph.node) + sum(len(f.node_def) for f in graph.library.function))
-  assert sizes[0] < sizes[1] == sizes[2], "the first is on its own, and a scan of one is no loop"
+  assert sizes[0] == sizes[1]
 
 
 @pytest.mark.parametrize("arguments, match", [
@@ -216,7 +218,7 @@ def test_many_flows_and_models_are_no_reason_to_warn(caplog, monkeypatch):
                       polymorphic_function._FrequentTracingDetectorManager())
   with caplog.at_level("WARNING", "tensorflow"):
     for _ in range(6):
-      model = small_models.residual_model(residual_flow(num_dense_blocks=2, log_det="exact"))
+      model = small_models.residual_model(residual_flow(num_dense_blocks=1, log_det="exact"))
       model.log_prob(points(2))
   assert not [record for record in caplog.records if "retracing" in record.getMessage()]
 
@@ -311,7 +313,8 @@ def test_the_exported_model_says_how_it_estimates(tmp_path):
   assert said == ("Russian roulette: 20 terms and a poisson number of further ones, gaussian probes, fixed noise")
 
 
-@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
+@pytest.mark.parametrize("wrap", [
+    lambda optimizer: optimizer, pytest.param(keras.optimizers.LossScaleOptimizer, marks=pytest.mark.slow)])
 def test_norms_follow_averaged_weights(wrap):
   model = residual_model(residual_flow(num_dense_blocks=1),
                          wrap(keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.99)))
@@ -333,6 +336,7 @@ def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):
   np.testing.assert_array_equal(noise_seeds(flow) - seeds, [[0, 1]] * len(seeds))  # Once a step.
 
 
+@pytest.mark.slow
 def test_a_training_loop_of_ones_own():
   flow = residual_flow(num_dense_blocks=1)
   flow.initialize(points())
@@ -354,10 +358,17 @@ def test_a_training_loop_of_ones_own():
 
 
 @pytest.mark.slow
-def test_xla_trains_as_well(trained):
-  model = residual_model(jit_compile=True)
-  history = model.fit(points(), batch_size=16, epochs=2, shuffle=False, verbose=0).history["bits_per_dim"]
-  np.testing.assert_allclose(history, trained.history_[:2], rtol=1e-3)
+def test_xla_trains_as_well():
+  """A loop over steps, and within it that of the estimates."""
+  make_step = lambda k: tfp_glow.ResidualStep(
+      bijector_cases.residual_block(2, seed=k, log_det="russian_roulette"), tfp_glow.ActNorm(2, 1))
+  histories = []
+  for options in ({"run_eagerly": True}, {"jit_compile": True}):
+    model = tfp_glow.FlowModel(tfp_glow.Scan(make_step, 2, [2]), num_bits=None)
+    model.compile(keras.optimizers.Adam(1e-2), **options)
+    history = model.fit(points(), batch_size=32, epochs=2, shuffle=False, verbose=0).history
+    histories.append(history["bits_per_dim"])
+  np.testing.assert_allclose(*histories, rtol=1e-3)
   check_norms(model.distribution.bijector)
 
 
@@ -373,7 +384,6 @@ def test_images_are_trained_and_come_back():
   noise = np.random.default_rng(0).integers(0, 256, [12, 4, 4, 1], dtype=np.uint8)
   for images in (IMAGES, np.concatenate([plain, noise])):
     np.testing.assert_array_equal(model.decode(model.encode(images)), images)
-  assert model.sample(3, seed=0).shape == (3, 4, 4, 1)
   z = 3. * np.random.default_rng(1).standard_normal([8, 16]).astype(np.float32)
   np.testing.assert_allclose(flow.inverse(flow.forward(z).numpy()), z, atol=1e-4 * np.abs(z).max())
 

@@ -9,6 +9,7 @@ import tensorflow_probability as tfp
 import tfp_glow
 
 tfd = tfp.distributions
+pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 SHAPE = (8, 8, 1)
 NUM_LEVELS = 3
 

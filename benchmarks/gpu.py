@@ -80,13 +80,11 @@ def main():
 
 def _chosen(sections, num_cards, found):
   """The stages of these sections; `None`: of all."""
-  left_out = []
-  if num_cards < 2:
-    left_out = ["scaling"]
-    if sections is None or "scaling" in sections:
-      found["scaling"] = {"rows": {}, "notes": [f"left out: it needs several GPUs, and there is {num_cards}"]}
-  is_chosen = lambda section: section not in left_out and (not sections or section in sections)
-  stages = [[[part for part in process if is_chosen(part[0])] for process in stage] for stage in _STAGES]
+  chosen = set(sections or _SECTIONS)
+  if num_cards < 2 and "scaling" in chosen:
+    chosen.remove("scaling")
+    found["scaling"] = {"rows": {}, "notes": ["left out: it needs several GPUs, and there are fewer than two"]}
+  stages = [[[part for part in process if part[0] in chosen] for process in stage] for stage in _STAGES]
   return [stage for stage in ([process for process in stage if process] for stage in stages) if stage]
 
 

@@ -7,13 +7,13 @@ import tensorflow_probability as tfp
 
 import tfp_glow
 
-NUM_EPOCHS, STEPS_PER_EPOCH = 18, 2
+NUM_EPOCHS, STEPS_PER_EPOCH = 60, 2
 
 
 def train(folder, result):
   """Trains to the last epoch, from the state in `folder` if there is one; writes all there is then to `result`."""
   # Large enough for a kill to meet the writing of its state.
-  parts = tf.Variable(tf.random.stateless_normal([8, 8, 1, 5_000], [0, 0]), name="parts")
+  parts = tf.Variable(tf.random.stateless_normal([8, 8, 1, 10_000], [0, 0]), name="parts")
   mean = tfp.util.DeferredTensor(parts, lambda parts: tf.reduce_mean(parts, -1), shape=[8, 8, 1])
   model = tfp_glow.FlowModel(tfp.distributions.Independent(tfp.distributions.Normal(mean, 1.), 3), num_bits=4)
   schedule = keras.optimizers.schedules.CosineDecay(1e-2, STEPS_PER_EPOCH * NUM_EPOCHS)

@@ -20,7 +20,7 @@ import tfp_glow
 from tfp_glow import callbacks
 
 IMAGES = small_models.images(20)
-NUM_KILLS = 6
+NUM_KILLS = 12
 
 
 def _model(optimizer=None):
@@ -128,7 +128,7 @@ def test_killed_runs_end_like_one_that_was_left_alone(tmp_path):
       if kill % 2:
         wait_until(lambda: not _unfinished(folder) <= before, "state")  # noqa: B023
       else:
-        time.sleep(rng.uniform(0., 0.3))
+        time.sleep(rng.uniform(0., 1.))
       run.send(signal.SIGKILL)
       assert run.exit_code() == -signal.SIGKILL
     mid_write += not _unfinished(folder) <= before
@@ -136,9 +136,9 @@ def test_killed_runs_end_like_one_that_was_left_alone(tmp_path):
     assert not (tmp_path / "killed.npz").exists()
   for path, result in ((folder, "killed"), (tmp_path / "other", "whole")):
     forks.run(tmp_path, killable_runs.train, path, tmp_path / f"{result}.npz")
-  assert mid_write >= NUM_KILLS // 3 and len(states) > 2, "the kills came too late or too early to show anything"
+  assert mid_write >= NUM_KILLS // 4 and len(states) > 4, "the kills came too late or too early to show anything"
   killed, whole = (np.load(tmp_path / f"{name}.npz") for name in ("killed", "whole"))
-  assert sorted(killed.files) == sorted(whole.files) and len(whole["loss"]) == killable_runs.NUM_EPOCHS
+  assert sorted(killed.files) == sorted(whole.files) and len(whole["loss"]) == 60
   for name in whole.files:
     np.testing.assert_array_equal(killed[name], whole[name], err_msg=name)
 

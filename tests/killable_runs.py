@@ -19,12 +19,19 @@ def train(folder, result):
   schedule = keras.optimizers.schedules.CosineDecay(1e-2, STEPS_PER_EPOCH * NUM_EPOCHS)
   model.compile(keras.optimizers.Adam(schedule, use_ema=True, ema_momentum=0.9), run_eagerly=True)
   state = tfp_glow.callbacks.TrainingState(folder, {"num_epochs": NUM_EPOCHS})
-  epochs = range(state.restore(model), NUM_EPOCHS)
-  if epochs:
-    images = tfp_glow.data.load_images("digits", "train", batch_size=720, epochs=epochs)
-    model.fit(images, steps_per_epoch=STEPS_PER_EPOCH, initial_epoch=epochs.start, epochs=NUM_EPOCHS, verbose=0,
-              callbacks=[state])
+  first = state.restore(model)
+  if state.num_batches:
+    _fit(model, state, range(first, first + 1))
+    first = state.restore(model)
+  if first < NUM_EPOCHS:
+    _fit(model, state, range(first, NUM_EPOCHS))
   else:
     model.optimizer.finalize_variable_values(model.trainable_variables)
   variables = {str(i): v.numpy() for i, v in enumerate(model.weights + model.optimizer.variables)}
   np.savez(result, learning_rate=model.optimizer.learning_rate, loss=state.history["loss"], **variables)
+
+
+def _fit(model, state, epochs):
+  images = tfp_glow.data.load_images("digits", "train", batch_size=720, epochs=epochs).skip(state.num_batches)
+  model.fit(images, steps_per_epoch=STEPS_PER_EPOCH - state.num_batches, initial_epoch=epochs.start,
+            epochs=epochs.stop, verbose=0, callbacks=[state, tfp_glow.callbacks.StopOnPreemption(state)])

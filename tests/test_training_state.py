@@ -113,8 +113,41 @@ def _unfinished(folder):
   return found
 
 
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+  """What a run of `killable_runs` comes to."""
+  folder = tmp_path_factory.mktemp("left_alone")
+  forks.run(folder, killable_runs.train, folder / "state", folder / "result.npz")
+  return np.load(folder / "result.npz")
+
+
+def _check_ends_like(left_alone, folder, result):
+  """A run that is gone on with from there, to the end."""
+  forks.run(result.parent, killable_runs.train, folder, result)
+  found = np.load(result)
+  assert sorted(found.files) == sorted(left_alone.files) and len(left_alone["loss"]) == 60
+  for name in left_alone.files:
+    np.testing.assert_array_equal(found[name], left_alone[name], err_msg=name)
+
+
 @pytest.mark.slow
-def test_killed_runs_end_like_one_that_was_left_alone(tmp_path):
+def test_runs_that_a_cluster_ends_end_like_one_that_was_left_alone(left_alone, tmp_path):
+  rng = random.Random(0)
+  folder, num_within = tmp_path / "state", 0
+  for index in range(10):
+    with forks.Fork(tmp_path, killable_runs.train, folder, tmp_path / "ended.npz") as run:
+      names = f"epoch-{2 * index + 1}*.index"
+      run.wait_until(lambda: list(folder.glob(names)), "epoch")  # noqa: B023  Called at once.
+      run.wait_until(lambda: rng.random() < 0.02, "moment", seconds=0.001)
+      run.send(signal.SIGTERM)
+      assert run.exit_code() == callbacks.StopOnPreemption.EXIT_CODE == 143, run.output()
+    num_within += bool(list(folder.glob("epoch-*+*.index")))
+  assert num_within > 2, "hardly a state was written within an epoch"
+  _check_ends_like(left_alone, folder, tmp_path / "ended.npz")
+
+
+@pytest.mark.slow
+def test_killed_runs_end_like_one_that_was_left_alone(left_alone, tmp_path):
   rng = random.Random(0)
   folder, states, mid_write = tmp_path / "state", set(), 0
   last = lambda: max((int(path.stem.removeprefix("epoch-")) for path in folder.glob("epoch-*.index")), default=0)
@@ -134,13 +167,8 @@ def test_killed_runs_end_like_one_that_was_left_alone(tmp_path):
     mid_write += not _unfinished(folder) <= before
     states.add(tuple(sorted(path.name for path in folder.glob("*.index"))))
     assert not (tmp_path / "killed.npz").exists()
-  for path, result in ((folder, "killed"), (tmp_path / "other", "whole")):
-    forks.run(tmp_path, killable_runs.train, path, tmp_path / f"{result}.npz")
   assert mid_write >= NUM_KILLS // 4 and len(states) > 4, "the kills came too late or too early to show anything"
-  killed, whole = (np.load(tmp_path / f"{name}.npz") for name in ("killed", "whole"))
-  assert sorted(killed.files) == sorted(whole.files) and len(whole["loss"]) == 60
-  for name in whole.files:
-    np.testing.assert_array_equal(killed[name], whole[name], err_msg=name)
+  _check_ends_like(left_alone, folder, tmp_path / "killed.npz")
 
 
 def test_a_run_that_was_killed_after_its_last_epoch(tmp_path):

@@ -5,8 +5,10 @@ from tfp_glow.training.callbacks import (
     LatentInterpolation,
     SampleGrid,
     StopOnInterrupt,
+    StopOnPreemption,
     TimeLimit,
     TrainingState,
 )
 
-__all__ = ["BitsPerDimCurve", "LatentInterpolation", "SampleGrid", "StopOnInterrupt", "TimeLimit", "TrainingState"]
+__all__ = ["BitsPerDimCurve", "LatentInterpolation", "SampleGrid", "StopOnInterrupt", "StopOnPreemption", "TimeLimit",
+           "TrainingState"]

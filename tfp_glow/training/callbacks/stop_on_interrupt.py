@@ -1,9 +1,10 @@
 """Ends training at Ctrl-C."""
 
 import signal
-import threading
 
 import keras
+
+from tfp_glow.training.callbacks.signals import FirstSignal
 
 
 class StopOnInterrupt(keras.callbacks.Callback):
@@ -19,25 +20,16 @@ class StopOnInterrupt(keras.callbacks.Callback):
   def __init__(self):
     super().__init__()
     self.interrupted = False
-    self._previous = None
+    self._signal = FirstSignal(signal.SIGINT, self._interrupt)
 
   def on_train_begin(self, logs=None):
     self.interrupted = False
-    # Signals reach the main thread only; where they are ignored (a background job of a shell) they stay so.
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
-      self._previous = signal.signal(signal.SIGINT, self._interrupt)
+    self._signal.begin()
 
   def on_train_end(self, logs=None):
-    self._restore()
+    self._signal.end()
 
-  def _interrupt(self, *_):
-    self._restore()
+  def _interrupt(self):
     self.interrupted = True
     self.model.stop_training = True
     print("\nInterrupted: training ends with this batch (Ctrl-C again ends at once).", flush=True)
-
-  def _restore(self):
-    if self._previous is not None:
-      signal.signal(signal.SIGINT, self._previous)
-      self._previous = None

@@ -27,7 +27,8 @@ class TrainingState(keras.callbacks.Callback):
   Written at the end of each epoch: the weights, all of the optimizer (its step, and with that the position in a
   learning-rate schedule; moments; EMA), the history, and the seconds of training. The dequantization noise of
   `FlowModel` depends on the step; the order of the data depends on the epoch where `data.load_images` is given
-  `epochs`. So a resumed run ends with the weights of an uninterrupted one.
+  `epochs`. So a resumed run ends with the weights of an uninterrupted one. `StopOnPreemption` has the state written
+  within an epoch, too.
 
   What other callbacks have counted (the patience of `EarlyStopping`, the plateaus of `ReduceLROnPlateau`) is not kept,
   as Keras gives no access to it. A learning rate that is no schedule is restored, too.
@@ -57,7 +58,9 @@ class TrainingState(keras.callbacks.Callback):
 
   Attributes:
     history: Python `dict`, from the names of metrics to their values after each epoch of the run, resumed or not.
-    seconds: Python `float`, seconds of training until the end of the last epoch, resumed or not.
+    seconds: Python `float`, seconds of training until the state was last written, resumed or not.
+    num_batches: Python `int`: how many batches of the next epoch are part of the restored state, 0 unless it was
+      written within that epoch. `fit` must then be given the rest of it first, as `StopOnPreemption` shows.
   """
 
   def __init__(self, folder: str | os.PathLike, settings: dict[str, Any] | None = None):
@@ -81,6 +84,12 @@ class TrainingState(keras.callbacks.Callback):
                       f"{error}. Received: {settings!r}") from error
     self._progress = _Progress()
     self._num_epochs = 0
+    self._within = None  # Of a state within an epoch: what `save` tells.
+
+  @property
+  def num_batches(self) -> int:
+    """How many batches of the next epoch are part of the state."""
+    return self._within["num_batches"] if self._within else 0
 
   def exists(self) -> bool:
     """Whether there is a state to go on from."""
@@ -105,6 +114,7 @@ class TrainingState(keras.callbacks.Callback):
     strategy = model.distribute_strategy
     progress = replicas.run_on_chief(lambda: self._read(model), strategy)
     self._num_epochs = 0 if progress is None else progress["num_epochs"]
+    self._within = None if progress is None else progress["within"]
     if progress is not None:
       replicas.take_from_chief([v.value for variables in _variables_of(model).values() for v in variables], strategy)
       self.history, self.seconds = progress["history"], progress["seconds"]
@@ -115,13 +125,13 @@ class TrainingState(keras.callbacks.Callback):
     complete = self._complete()
     if not complete:
       return None
-    prefix = self._prefix(complete[-1])
+    prefix = self._prefix(*complete[-1])
     try:
       # All of it: TensorFlow compares checksums as it reads.
       reader = tf.train.load_checkpoint(prefix)
       tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader is not of one mind.
-      remedy = f"to go on from epoch {complete[-2]}" if len(complete) > 1 else "to begin anew"
+      remedy = f"to go on from epoch {_name_of(*complete[-2])}" if len(complete) > 1 else "to begin anew"
       raise ValueError(f"`folder` must hold a whole training state, but the last one is damaged: {error}. Delete the "
                        f"files {prefix}.* {remedy}. Received: {self._folder}") from error
     progress = json.loads(tensors.pop(_PROGRESS_KEY, "null"))
@@ -134,7 +144,7 @@ class TrainingState(keras.callbacks.Callback):
                        f"Received: {_kind_of(model.optimizer)}")
     self._check_fits(model, tensors)
     self._checkpoint.read(prefix).assert_consumed()
-    return {**progress, "num_epochs": complete[-1]}
+    return {"within": None, **progress, "num_epochs": complete[-1][0]}
 
   def delete(self) -> None:
     """Removes the folder, when the run is over."""
@@ -148,53 +158,82 @@ class TrainingState(keras.callbacks.Callback):
     self._is_checked = False
 
   def on_epoch_begin(self, epoch, logs=None):
-    if not self._is_checked:
+    is_first = not self._is_checked
+    if is_first:
       self._check_follows(epoch)
-    self._is_checked = True
-    self._num_batches = 0
+      self._is_checked = True
+    self._is_resumed = is_first and self.num_batches > 0  # Within this epoch.
+    self._num_batches_before = self.num_batches if is_first else 0
+    self._epoch, self._num_batches = epoch, 0
 
   def _check_follows(self, epoch):
     kept = self._complete() if replicas.is_chief(self.model.distribute_strategy) else []
-    if epoch != self._num_epochs or kept and kept[-1] != epoch:
+    if epoch != self._num_epochs or kept and kept[-1] != (epoch, self.num_batches):
       raise ValueError("`initial_epoch` must be what `restore` returned, and `folder` hold no other run. Received: "
-                       f"epoch {epoch} after {self._num_epochs} finished ones, {self._folder} with states after {kept}")
+                       f"epoch {epoch} after {self._num_epochs} finished ones, {self._folder} with states after "
+                       f"[{', '.join(_name_of(*position) for position in kept)}]")
+    if self._within and self._within["num_steps"] != self.params.get("steps"):
+      raise ValueError(f"`steps_per_epoch` must be {self._within['num_steps']}, what is left of the epoch: the state "
+                       f"was written after {self.num_batches} of its batches. Received: {self.params.get('steps')}")
 
   def on_train_batch_end(self, batch, logs=None):
+    if self._is_resumed:  # Only now: Keras makes variables of metrics in the first batch.
+      _add_to_metrics(self.model, self._within["metrics"])
+      self._is_resumed = False
     self._num_batches = batch + 1
 
   def on_epoch_end(self, epoch, logs=None):
-    self.seconds = time.monotonic() - self._start
     for name, value in (logs or {}).items():
       self.history.setdefault(name, []).append(float(value))
     # An epoch that was cut short would be taken for whole.
     num_batches = self.params.get("steps")
     is_whole = self._num_batches >= num_batches if num_batches else self._num_batches and not self.model.stop_training
+    self.seconds = time.monotonic() - self._start
     if not is_whole:
       return
+    self._within = None
     if replicas.is_chief(self.model.distribute_strategy):
-      self._save(epoch + 1)
+      self._write(epoch + 1)
     self._num_epochs = epoch + 1
 
-  def _save(self, num_epochs):
+  def save(self) -> None:
+    """Writes the state after the batch at hand; to be called within an epoch, after which training must end.
+
+    All workers must call it after the same batch; it returns when the chief has written.
+
+    Raises:
+      OSError: if the state cannot be written.
+    """
+    num_steps = self.params.get("steps")
+    self.seconds = time.monotonic() - self._start
+    self._within = {"num_batches": self._num_batches_before + self._num_batches,
+                    "num_steps": num_steps and num_steps - self._num_batches,
+                    "metrics": _values_of_metrics(self.model)}
+    replicas.run_on_chief(lambda: self._write(self._epoch), self.model.distribute_strategy)
+
+  def _write(self, num_epochs):
     self._progress.value = {"settings": self._settings, "optimizer": _kind_of(self.model.optimizer),
-                            "history": self.history, "seconds": self.seconds}
-    last = max(self._complete(), default=0)
+                            "history": self.history, "seconds": self.seconds, "within": self._within}
+    position, last = (num_epochs, self.num_batches), max(self._complete(), default=None)
     try:
-      self._checkpoint.write(self._prefix(num_epochs))
+      self._checkpoint.write(self._prefix(*position))
       for path in self._folder.glob("epoch-*"):
-        if _number_of(path) not in (None, last, num_epochs):  # What a killed run left unfinished, too.
+        if _position_of(path) not in (None, last, position):  # What a killed run left unfinished, too.
           shutil.rmtree(path) if path.is_dir() else path.unlink()
     except (tf.errors.OpError, OSError) as error:
-      kept = f"that after epoch {last} is still there" if last else "there is none yet"
-      raise OSError(f"`folder` must take the training state after epoch {num_epochs}, but writing it failed ({kept}): "
-                    f"{error}. Received: {self._folder}") from error
+      kept = f"that after epoch {_name_of(*last)} is still there" if last else "there is none yet"
+      raise OSError(f"`folder` must take the training state after epoch {_name_of(*position)}, but writing it failed "
+                    f"({kept}): {error}. Received: {self._folder}") from error
 
-  def _prefix(self, num_epochs):
-    return str(self._folder / f"epoch-{num_epochs}")
+  def _prefix(self, *position):
+    return str(self._folder / f"epoch-{_name_of(*position)}")
 
   def _complete(self):
-    """The numbers of the epochs whose state is there: the index gets its name when all else is written."""
-    return sorted(_number_of(path) for path in self._folder.glob("epoch-*.index") if _number_of(path) is not None)
+    """Of the states that are there, in order: numbers of epochs, and of batches of the next one.
+
+    The index gets its name when all else is written.
+    """
+    return sorted(_position_of(path) for path in self._folder.glob("epoch-*.index") if _position_of(path) is not None)
 
   def _check_fits(self, model, tensors):
     expected = {_key(kind, i): (variable.path, tuple(variable.shape))
@@ -252,7 +291,26 @@ def _key(kind, position):
   return f"{kind}/{position}{_VALUE}"
 
 
-def _number_of(path):
-  """The epoch of a file of ours, finished or not; `None` of other files."""
-  match = re.fullmatch(r"epoch-(\d+)([._][^ ]*)?", path.name)
-  return int(match[1]) if match else None
+def _name_of(num_epochs, num_batches):
+  """As in the names of files: `3`, or `3+17` for 17 batches of the fourth epoch."""
+  return f"{num_epochs}+{num_batches}" if num_batches else f"{num_epochs}"
+
+
+def _position_of(path):
+  """Numbers of epochs and of batches of a file of ours, finished or not; `None` of other files."""
+  match = re.fullmatch(r"epoch-(\d+)(?:\+(\d+))?([._][^ ]*)?", path.name)
+  return (int(match[1]), int(match[2] or 0)) if match else None
+
+
+def _values_of_metrics(model):
+  """What has been added up since the epoch began. Replicas hold the same: see `FlowSteps`."""
+  first = lambda v: model.distribute_strategy.experimental_local_results(v.value)[0]
+  return [first(v).numpy().tolist() for metric in model.metrics for v in metric.variables]
+
+
+def _add_to_metrics(model, values):
+  """So that the epoch's means are those of all its batches."""
+  variables = [v for metric in model.metrics for v in metric.variables]
+  for variable, value in zip(variables, values, strict=True):
+    for local in model.distribute_strategy.experimental_local_results(variable.value):
+      local.assign_add(value)

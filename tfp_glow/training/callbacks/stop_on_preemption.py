@@ -1,0 +1,103 @@
+"""Ends training when a cluster wants the machine back."""
+
+from __future__ import annotations
+
+import signal
+
+import keras
+
+from tfp_glow.training import replicas
+from tfp_glow.training.callbacks.signals import FirstSignal
+from tfp_glow.training.callbacks.training_state import TrainingState
+
+
+class StopOnPreemption(keras.callbacks.Callback):
+  """SIGTERM has the state of training written after the batch at hand; then the program ends, to be started again.
+
+  SLURM and Kubernetes send it some time before they take a machine away. The program's exit code is then 143, the usual
+  one after a SIGTERM: Kubeflow's `restartPolicy: ExitCode` starts it again. Of several workers (`tf.distribute`) it is
+  enough that one gets the signal: all learn of it by the exchange of their gradients, and end after the same batch.
+
+  A second SIGTERM does what the first would have done without the callback, as does one before or after training. The
+  one that comes after the last batch of `fit` is passed on at its end: the state of the last epoch has been written.
+
+  #### Example
+
+  The run ends with the same weights, however often it was ended and started again:
+
+  ```python
+  import tempfile
+  import tfp_glow
+
+  NUM_EPOCHS = 2
+  model = tfp_glow.FlowModel(tfp_glow.GlowBijector((8, 8, 1), num_glow_blocks=1, num_steps_per_block=2, num_hidden=8),
+                             num_bits=4)
+  model.compile("adam")
+  state = tfp_glow.callbacks.TrainingState(tempfile.mkdtemp())
+
+  def fit(epochs, num_batches=0):
+    images = tfp_glow.data.load_images("digits", "train", batch_size=256, epochs=epochs)
+    model.fit(images.skip(num_batches), steps_per_epoch=len(images) // len(epochs) - num_batches,
+              initial_epoch=epochs.start, epochs=epochs.stop,
+              callbacks=[state, tfp_glow.callbacks.StopOnPreemption(state)])
+
+  first = state.restore(model)
+  if state.num_batches:             # The rest of the epoch in which the run was ended, first;
+    fit(range(first, first + 1), state.num_batches)
+    first = state.restore(model)    # then from its end: of averaged weights the end of `fit` has left the averages.
+  if first < NUM_EPOCHS:
+    fit(range(first, NUM_EPOCHS))
+  ```
+  """
+
+  EXIT_CODE = 128 + signal.SIGTERM
+
+  def __init__(self, state: TrainingState):
+    """Creates the callback; it should come after the others, as it ends the program.
+
+    Args:
+      state: `TrainingState`, a callback of the same `fit`.
+
+    Raises:
+      TypeError: if `state` is something else.
+    """
+    super().__init__()
+    if not isinstance(state, TrainingState):
+      raise TypeError(f"`state` must be a `TrainingState`. Received: {state!r}")
+    self._state = state
+    self._is_told = False
+    self._signal = FirstSignal(signal.SIGTERM, self._tell)
+
+  def on_train_begin(self, logs=None):
+    self._is_told = False
+    self._has_workers = replicas.has_workers(self.model.distribute_strategy)
+    self._signal.begin()
+
+  def on_train_end(self, logs=None):
+    self._signal.end()
+    if self._is_told:
+      signal.raise_signal(signal.SIGTERM)
+
+  def on_train_batch_begin(self, batch, logs=None):
+    if self._has_workers:
+      self.model.is_leaving.assign(self._is_told)
+
+  def on_train_batch_end(self, batch, logs=None):
+    is_last = batch + 1 == self.params.get("steps")  # After it, and validation, a state is written anyway.
+    if self._all_are_told() and not is_last:
+      self._state.save()
+      self._end()
+
+  def on_epoch_end(self, epoch, logs=None):
+    if self._all_are_told() and not self.model.stop_training:
+      self._end()
+
+  def _all_are_told(self):
+    return bool(self.model.is_leaving) if self._has_workers else self._is_told
+
+  def _tell(self):
+    self._is_told = True
+    print("\nSIGTERM: training ends with this batch.", flush=True)
+
+  def _end(self):
+    raise SystemExit(self.EXIT_CODE)

@@ -1,0 +1,105 @@
+"""Clusters: what SLURM tells a process, and the files of `examples/cluster`."""
+
+import pathlib
+import subprocess
+
+import options
+import pytest
+import workers
+import yaml
+from kubeflow.training import models
+from kubernetes import client
+
+CLUSTER = pathlib.Path(__file__).parent.parent / "examples" / "cluster"
+
+
+def _set_slurm(monkeypatch, **kwargs):
+  monkeypatch.delenv("TF_CONFIG", raising=False)
+  values = {"JOB_ID": 1402, "PROCID": 0, "LOCALID": 0, "STEP_NUM_TASKS": 5, "STEP_NODELIST": "n[2,10],m1",
+            "STEP_TASKS_PER_NODE": "2(x2),1", **kwargs}
+  for name, value in values.items():
+    monkeypatch.setenv(f"SLURM_{name}", str(value))
+  monkeypatch.setenv("SLURMD_NODENAME", "n2")
+
+
+@pytest.mark.parametrize("node, local, own", [("n2", 0, "n2:10032"), ("n2", 1, "n2:10033"), ("n10", 1, "n10:10033"),
+                                              ("m1", 0, "m1:10032")])
+def test_a_task_of_slurm_is_the_worker_with_its_address(node, local, own, monkeypatch):
+  _set_slurm(monkeypatch, LOCALID=local)
+  monkeypatch.setenv("SLURMD_NODENAME", node)
+  resolver = workers.cluster_resolver()
+  addresses = resolver.cluster_spec().job_tasks("worker")
+  assert sorted(addresses) == ["m1:10032", "n10:10032", "n10:10033", "n2:10032", "n2:10033"]
+  assert resolver.task_type == "worker" and addresses[resolver.task_id] == own
+  assert resolver.num_accelerators() == {"GPU": 0}
+
+
+def test_what_is_missing_of_slurm_is_named(monkeypatch):
+  _set_slurm(monkeypatch)
+  monkeypatch.delenv("SLURM_STEP_NODELIST")
+  with pytest.raises(ValueError, match="in TF_CONFIG, or run in a step.*without TF_CONFIG and SLURM_STEP_NODELIST$"):
+    workers.cluster_resolver()
+
+
+def test_a_node_that_is_not_of_the_step(monkeypatch):
+  _set_slurm(monkeypatch)
+  monkeypatch.setenv("SLURMD_NODENAME", "n3")
+  with pytest.raises(ValueError, match=r"SLURMD_NODENAME.*n10:10032.*Received: n3:10032"):
+    workers.cluster_resolver()
+
+
+def test_the_batch_script_of_slurm(monkeypatch, tmp_path):
+  """It is run with programs in the place of SLURM's: one that is ended by the cluster, one with an error."""
+  log = tmp_path / "log"
+  for name, exit_code in (("srun", "$EXIT_CODE"), ("scontrol", "0")):
+    (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\nexit {exit_code}\n')
+    (tmp_path / name).chmod(0o755)
+  for exit_code, is_queued_again in ((143, True), (1, False), (0, False)):
+    log.unlink(missing_ok=True)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "EXIT_CODE": str(exit_code), "SLURM_JOB_ID": "7",
+                   "SLURM_JOB_NAME": "glow"}
+    done = subprocess.run([CLUSTER / "slurm.sh", "--preset", "cifar10"], env=environment)
+    srun, *others = log.read_text().splitlines()
+    assert done.returncode == exit_code
+    assert others == ["scontrol requeue 7"] * is_queued_again
+    _check_command(srun.split()[2:], monkeypatch)
+    assert srun.endswith("--output output-glow --preset cifar10")
+
+
+def test_the_manifest_of_kubernetes(monkeypatch):
+  manifest = yaml.safe_load((CLUSTER / "kubernetes.yaml").read_text())
+  _check_fits(manifest, "KubeflowOrgV1TFJob", "")
+  worker = manifest["spec"]["tfReplicaSpecs"]["Worker"]
+  assert worker["restartPolicy"] == "ExitCode"
+  container, = worker["template"]["spec"]["containers"]
+  assert container["name"] == "tensorflow"
+  _check_command(container["command"], monkeypatch)
+
+
+def _check_command(command, monkeypatch):
+  """That it is one that `train_glow.py` takes."""
+  program, script, *arguments = command
+  assert program == "python" and (CLUSTER.parent.parent / script).name == "train_glow.py"
+  monkeypatch.setattr("sys.argv", [script, *arguments])
+  args = options.parse(options.make_parser(""))
+  assert args.strategy == "multiworker" and args.preset
+
+
+def _check_fits(values, kind, path):
+  """That these are of a kind of Kubernetes' or Kubeflow's, as their clients for Python describe it."""
+  if kind in ("str", "int", "bool"):
+    assert type(values).__name__ == kind, path
+  elif kind.startswith("list["):
+    for index, value in enumerate(values):
+      _check_fits(value, kind[len("list["):-1], f"{path}[{index}]")
+  elif kind.startswith("dict("):
+    kind = kind.split(", ")[1][:-1]
+    for key, value in values.items():
+      _check_fits(str(value) if kind == "str" else value, kind, f"{path}.{key}")  # Quantities may be numbers.
+  else:
+    model = getattr(models, kind, None) or getattr(client, kind)
+    names = {json_name: name for name, json_name in model.attribute_map.items()}
+    for key, value in values.items():
+      assert key in names, f"{path}.{key}"
+      _check_fits(value, model.openapi_types[names[key]], f"{path}.{key}")
+    model(**{names[key]: value for key, value in values.items()})  # Which asks for what must be there.

@@ -1,5 +1,6 @@
 """Images that take long to decode are decoded once, as long as there is room for them."""
 
+import math
 import threading
 import weakref
 
@@ -10,6 +11,21 @@ _OVERHEAD = 600
 
 _all = weakref.WeakSet()
 _lock = threading.Lock()  # Pipelines call from several threads.
+
+
+class Room:
+  """Room for images, taken as long as there is this object."""
+
+  def __init__(self, num_bytes):
+    self._num_bytes = num_bytes
+    _all.add(self)
+
+
+def room_for(num_images, image_shape):
+  """`Room` for so many images, uint8; `None` if there is none left in `MAX_BYTES`."""
+  num_bytes = num_images * math.prod(image_shape)
+  with _lock:
+    return Room(num_bytes) if sum(other._num_bytes for other in _all) + num_bytes <= MAX_BYTES else None
 
 
 class DecodedOnce:

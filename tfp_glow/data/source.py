@@ -1,21 +1,59 @@
 """What a source of images gives to the pipeline of `load_images`, and what sources share."""
 
+import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from tfp_glow.data import crop
+
+_PIECE = 1000  # Images that are resized at once.
 # What is split by content goes to one of ten parts.
 SPLIT_OF_TENTH = ("test", "validation", *["train"] * 8)
 
 
-class Source(NamedTuple):
-  """The images of one split, not decoded yet."""
+class Held(NamedTuple):
+  """The images of one split, by numbers, of which a worker holds its share."""
 
+  num_images: int
+  hold: Callable[[np.ndarray], tf.data.Dataset]  # increasing numbers -> an element, `(held,)` or `(held, labels)`
+  decode: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]  # `held` and places of crops -> uint8 images [B, H, W, C]
+
+
+class Stream(NamedTuple):
+  """The images of one split, not decoded yet and too many to be held: each pass reads all of them."""
+
+  num_images: int
   examples: tf.data.Dataset  # of `(encoded,)` or `(encoded, label)`, cheap to shuffle
-  decode: Callable[[Any, tf.Tensor | None], tf.Tensor]  # `encoded` and place of the crop -> uint8 image [H, W, C]
   shuffle_buffer: int
+  decode: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]  # `encoded` and places of crops -> as of `Held`
+
+
+def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
+  """The `Held` of images in memory.
+
+  Args:
+    images: uint8 array `[N, H, W, C]`.
+    labels: int64 array `[N]`, or `None`.
+    image_size: See `load_images`, as the next.
+    shorter_side: See there.
+    cut_at_random: Python `bool`, whether squares are cut out at random.
+  """
+  resize = functools.partial(crop.fit, image_size=image_size, shorter_side=shorter_side)
+
+  def hold(numbers):
+    own = [part if len(numbers) == len(images) else part[numbers] for part in (images, labels) if part is not None]
+    return tf.data.Dataset.from_tensors(tuple(own))
+
+  def decode(held, places):
+    if not cut_at_random:
+      return resize(held, place=None)
+    return tf.map_fn(lambda pair: resize(pair[0], place=pair[1]), (held, places), fn_output_signature=tf.uint8)
+
+  return Held(len(images), hold, decode)
 
 
 def or_validation(split, available):

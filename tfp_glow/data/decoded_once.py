@@ -4,6 +4,8 @@ import math
 import threading
 import weakref
 
+import tensorflow as tf
+
 # Of all datasets of a process, decoded: 150,000 images of 64x64.
 MAX_BYTES = 2 * 2**30
 # What Python needs for an image, besides its values.
@@ -26,6 +28,19 @@ def room_for(num_images, image_shape):
   num_bytes = num_images * math.prod(image_shape)
   with _lock:
     return Room(num_bytes) if sum(other._num_bytes for other in _all) + num_bytes <= MAX_BYTES else None
+
+
+def held(dataset, room):
+  """A dataset of one element, which is computed by the first who asks for it, and then kept.
+
+  Args:
+    dataset: `tf.data.Dataset` of at most one element, a tuple.
+    room: `Room`.
+  """
+  # The window asks whether there is a second element: what has not been read to its end is not kept.
+  kept = dataset.cache().window(2).flat_map(lambda *columns: tf.data.Dataset.zip(columns))
+  kept.room = room  # As long as the images are there.
+  return kept
 
 
 class DecodedOnce:

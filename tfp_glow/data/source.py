@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.data import crop
+from tfp_glow.data import crop, decoded_once
 
 _PIECE = 1000  # Images that are resized at once.
 # What is split by content goes to one of ten parts.
@@ -43,17 +43,26 @@ def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
     cut_at_random: Python `bool`, whether squares are cut out at random.
   """
   resize = functools.partial(crop.fit, image_size=image_size, shorter_side=shorter_side)
+  num_images, *image_shape = images.shape
+  is_reduced = image_size is not None and (shorter_side or image_size) < min(image_shape[:2])
+  room = None
+  if is_reduced and not cut_at_random:  # Padding takes no time.
+    room = decoded_once.room_for(num_images, (image_size, image_size, image_shape[-1]))
 
   def hold(numbers):
-    own = [part if len(numbers) == len(images) else part[numbers] for part in (images, labels) if part is not None]
-    return tf.data.Dataset.from_tensors(tuple(own))
+    own = tuple(part if len(numbers) == num_images else part[numbers] for part in (images, labels) if part is not None)
+    if room is None:
+      return tf.data.Dataset.from_tensors(own)
+    pieces = tf.data.Dataset.from_tensor_slices(own).batch(_PIECE).map(
+        lambda piece, *label: (resize(piece, place=None), *label), num_parallel_calls=tf.data.AUTOTUNE)
+    return decoded_once.held(pieces.rebatch(max(len(numbers), 1)), room)
 
   def decode(held, places):
-    if not cut_at_random:
-      return resize(held, place=None)
-    return tf.map_fn(lambda pair: resize(pair[0], place=pair[1]), (held, places), fn_output_signature=tf.uint8)
+    if cut_at_random:
+      return tf.map_fn(lambda pair: resize(pair[0], place=pair[1]), (held, places), fn_output_signature=tf.uint8)
+    return resize(held, place=None) if room is None else held
 
-  return Held(len(images), hold, decode)
+  return Held(num_images, hold, decode)
 
 
 def or_validation(split, available):

@@ -3,6 +3,7 @@
 import difflib
 import functools
 import operator
+import weakref
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,8 @@ from tfp_glow.data.source import Held, Stream, or_validation, require
 
 # TFDS has already shuffled its records on disk, so a part of them at a time is enough.
 _SHUFFLE_BUFFER = 10_000
+# What is held of data sets, for all datasets that are made of the same images.
+_held = weakref.WeakValueDictionary()
 
 
 def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *, shuffle, seed, data_dir, reshuffle,
@@ -57,14 +60,15 @@ def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *,
     return Stream(num_images, read(split, **options), _SHUFFLE_BUFFER, decode_all)
 
   def hold(numbers):
-    first, is_own = _interval(numbers, num_images)
-    part = split if len(is_own) == num_images else _part(tfds, splits, split, first, first + len(is_own))
-    own = read(part).enumerate().filter(lambda index, _: tf.gather(is_own, index))
-    own = own.map(lambda _, example: (decode(example[0]), *example[1:]), num_parallel_calls=tf.data.AUTOTUNE)
-    # The window asks whether there is a second element: what has not been read to its end is not kept.
-    held = own.batch(max(len(numbers), 1)).cache().window(2).flat_map(lambda *columns: tf.data.Dataset.zip(columns))
-    held.room = room  # As long as the images are there.
-    return held
+    key = (str(builder.data_dir), split, tuple(keys), image_size, shorter_side, numbers.tobytes())
+    found = _held.get(key)
+    if found is None:
+      first, is_own = _interval(numbers, num_images)
+      part = split if len(is_own) == num_images else _part(tfds, splits, split, first, first + len(is_own))
+      own = read(part).enumerate().filter(lambda index, _: tf.gather(is_own, index))
+      own = own.map(lambda _, example: (decode(example[0]), *example[1:]), num_parallel_calls=tf.data.AUTOTUNE)
+      _held[key] = found = decoded_once.held(own.batch(max(len(numbers), 1)), room)
+    return found
 
   return Held(num_images, hold, lambda held, places: held)
 

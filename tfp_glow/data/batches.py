@@ -35,8 +35,9 @@ def of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epoch
   dataset = dataset.map(decode if cut_at_random else lambda *batch: decode(batch, None),
                         num_parallel_calls=tf.data.AUTOTUNE)
   num_batches = source.num_images // share.batch_size if drop_remainder else -(-source.num_images // share.batch_size)
-  num_batches *= len(share.parts) * (1 if epochs is None else len(epochs))
-  dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
+  if len(share.parts) == 1:  # Of several replicas Keras would take the number of elements for that of steps.
+    num_batches *= 1 if epochs is None else len(epochs)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
   # Several workers that are given the same dataset share each batch. By files, TensorFlow's first choice, their batches
   # would be others than one process'.
   options = tf.data.Options()

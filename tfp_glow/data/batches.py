@@ -5,6 +5,8 @@ import tensorflow as tf
 from tfp_glow.data import order
 from tfp_glow.data.source import Held
 
+_as_it_is = tf.autograph.experimental.do_not_convert  # Its conversion takes longer than what is converted.
+
 
 def of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs):
   """The dataset that `load_images` returns.
@@ -50,19 +52,22 @@ def _of_held(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs
   num_images = source.num_images
   own = order.numbers_of(share, num_images, shuffle)
 
-  def one_pass(held, seed):
-    seeds = tf.random.experimental.stateless_split(seed, 2)
-    rows = order.shuffled(share, num_images, seeds[0]) if shuffle else order.in_sequence(share.batch_size, num_images)
-    places = tf.random.stateless_uniform([num_images, 2], seeds[1]) if cut_at_random else None
+  @_as_it_is
+  def one_pass(held, number):
+    seeds = [tf.stack([seed, 4 * number + purpose]) for purpose in range(4)]
+    rows = order.shuffled(share, num_images, seeds[:3]) if shuffle else order.in_sequence(share.batch_size, num_images)
+    places = tf.random.stateless_uniform([num_images, 2], seeds[3]) if cut_at_random else None
 
+    @_as_it_is
     def pick(numbers):
-      batch = tuple(tf.gather(part, tf.searchsorted(own, numbers)) for part in held)
+      indices = numbers if len(own) == num_images else tf.searchsorted(own, numbers)
+      batch = tuple(tf.gather(part, indices) for part in held)
       return (batch, tf.gather(places, numbers)) if cut_at_random else batch
 
     return _numbers(rows, share, num_images, drop_remainder).map(pick)
 
   held = source.hold(own).repeat()
-  return tf.data.Dataset.zip(held, _seeds(seed, shuffle, epochs)).flat_map(one_pass)
+  return tf.data.Dataset.zip(held, _passes(seed, shuffle, epochs)).flat_map(one_pass)
 
 
 def _numbers(rows, share, num_images, drop_remainder):
@@ -74,7 +79,9 @@ def _numbers(rows, share, num_images, drop_remainder):
   parts = tf.data.Dataset.from_tensor_slices(tf.constant(share.parts, tf.int64, [len(share.parts), 2]))
   rows = rows[:num_images // batch_size] if drop_remainder else rows
 
+  @_as_it_is
   def of_parts(row):
+    @_as_it_is
     def of_part(part):
       numbers = row[part[0]:part[1]]
       return numbers[numbers >= 0]
@@ -84,15 +91,13 @@ def _numbers(rows, share, num_images, drop_remainder):
   return tf.data.Dataset.from_tensor_slices(rows).flat_map(of_parts)
 
 
-def _seeds(seed, shuffle, epochs):
-  """A seed for each pass."""
+def _passes(seed, shuffle, epochs):
+  """A number for each pass, from which it is drawn."""
   if epochs is not None:
-    numbers = tf.data.Dataset.range(epochs.start, epochs.stop)
-  elif shuffle:
-    numbers = tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
-  else:
-    numbers = tf.data.Dataset.range(1)
-  return numbers.map(lambda number: tf.stack([tf.constant(seed, tf.int64), number]))
+    return tf.data.Dataset.range(epochs.start, epochs.stop)
+  if shuffle:
+    return tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
+  return tf.data.Dataset.range(1)
 
 
 def _of_stream(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs):

@@ -3,8 +3,8 @@
 A batch has as many lanes as images. A lane owns consecutive numbers of images, `num_images / batch_size` of them give
 or take one, and each batch takes one image of each lane, in an order within the lane that is drawn for each pass. So
 the images of a worker, which has the same lanes of every batch, are the same in each pass but for those at the ends:
-which lanes have an image more, for the last batch, is drawn for each pass, too, lest those images count more than
-others.
+which lanes have an image more, for the last batch, is drawn for each pass, too. Else the images of these alone would be
+in the last batch, where each counts more.
 """
 
 from typing import NamedTuple
@@ -59,20 +59,19 @@ def in_sequence(batch_size, num_images):
   return tf.constant(np.concatenate([rows, last[np.newaxis]] if rest else [rows]), tf.int64)
 
 
-def shuffled(share, num_images, seed):
+def shuffled(share, num_images, seeds):
   """Lanes of all batches of a pass; those of a replica change places.
 
   Args:
     share: `Share`.
     num_images: Python `int`.
-    seed: Integer tensor `[2]`.
+    seeds: Three integer tensors `[2]`.
 
   Returns:
     int64 tensor `[num_batches, batch_size]`: numbers of images, -1 where the last batch has none.
   """
   batch_size = share.batch_size
   num_batches = -(-num_images // batch_size)
-  seeds = tf.random.experimental.stateless_split(seed, 3)
   phase = tf.random.stateless_uniform([], seeds[0], maxval=batch_size, dtype=tf.int64)
   ends = (tf.range(batch_size + 1, dtype=tf.int64) * num_images + phase) // batch_size
   first, length = ends[:-1, tf.newaxis], ends[1:, tf.newaxis] - ends[:-1, tf.newaxis]

@@ -84,13 +84,13 @@ def _part(tfds, splits, split, first, end):
   """What TFDS reads of the images of a split with numbers `first .. end - 1`: files without any are not opened."""
   parts, position = [], 0
   for whole in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits):
-    start = max(first, position)
-    stop = min(end, position + whole.to - whole.from_)
+    from_ = whole.from_ or 0
+    count = (splits[whole.splitname].num_examples if whole.to is None else whole.to) - from_
+    start, stop = max(first - position, 0), min(end - position, count)
     if start < stop:
-      offset = whole.from_ - position
       parts.append(tfds.core.ReadInstruction(
-          whole.splitname, from_=int(start + offset), to=int(stop + offset), unit="abs"))
-    position += whole.to - whole.from_
+          whole.splitname, from_=int(from_ + start), to=int(from_ + stop), unit="abs"))
+    position += count
   return functools.reduce(operator.add, parts)
 
 

@@ -1,5 +1,7 @@
 """What each of several workers reads and decodes of a source of `tfp_glow.data`; all in one process, one by one."""
 
+import gc
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -47,7 +49,7 @@ def load(places, monkeypatch):
 
   def load(source, worker=None, num_workers=3, num_replicas=None, split="train", **options):
     if source == "stream":
-      monkeypatch.setattr(decoded_once, "MAX_BYTES", 0)
+      monkeypatch.setattr(decoded_once, "MAX_BYTES", NUM_IMAGES * 3 * 3 * 3 - 1)
     context = None if worker is None else tf.distribute.InputContext(
         num_workers, worker, num_replicas or num_workers)
     return data.load_images(places[source], split, BATCH_SIZE, input_context=context, data_dir=places["data_dir"],
@@ -177,13 +179,17 @@ def test_a_data_set_is_decoded_once_for_all_that_is_made_of_it(load, monkeypatch
 
 def test_room_is_taken_as_long_as_there_are_images(load, monkeypatch):
   monkeypatch.setattr(decoded_once, "_all", decoded_once.weakref.WeakSet())
-  monkeypatch.setattr(decoded_once, "MAX_BYTES", NUM_IMAGES * 6 * 6 * 3)
-  shape = 6, 6, 3
+  num_bytes = NUM_IMAGES * 6 * 6 * 3
+  monkeypatch.setattr(decoded_once, "MAX_BYTES", num_bytes)
   images = load("tfds")
   arrays(images)
-  assert decoded_once.room_for(1, shape) is None
+  assert not decoded_once.is_room_for(1)
+  _, reduced = counted(monkeypatch)
+  grey = load("npz", image_size=3)
+  assert arrays(grey).shape == arrays(grey).shape and len(reduced) > 1  # Not kept.
   del images
-  assert decoded_once.room_for(NUM_IMAGES, shape) is not None
+  gc.collect()
+  assert decoded_once.is_room_for(num_bytes)
 
 
 def test_reduced_arrays_are_kept(load, monkeypatch):

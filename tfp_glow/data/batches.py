@@ -76,19 +76,16 @@ def _numbers(rows, share, num_images, drop_remainder):
   if share.parts == [(0, batch_size)]:
     numbers = tf.ensure_shape(tf.boolean_mask(rows, rows >= 0), [num_images])
     return tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size, drop_remainder=drop_remainder)
-  parts = tf.data.Dataset.from_tensor_slices(tf.constant(share.parts, tf.int64, [len(share.parts), 2]))
-  rows = rows[:num_images // batch_size] if drop_remainder else rows
+  num_parts, parts = len(share.parts), tf.constant(share.parts, tf.int64)
+  num_batches = num_images // batch_size if drop_remainder else -(-num_images // batch_size)
 
   @_as_it_is
-  def of_parts(row):
-    @_as_it_is
-    def of_part(part):
-      numbers = row[part[0]:part[1]]
-      return numbers[numbers >= 0]
+  def of_part(index):
+    first, end = tf.unstack(parts[index % num_parts])
+    numbers = rows[index // num_parts, first:end]
+    return tf.boolean_mask(numbers, numbers >= 0)
 
-    return parts.map(of_part)
-
-  return tf.data.Dataset.from_tensor_slices(rows).flat_map(of_parts)
+  return tf.data.Dataset.range(num_batches * num_parts).map(of_part)
 
 
 def _passes(seed, shuffle, epochs):

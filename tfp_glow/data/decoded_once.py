@@ -1,6 +1,5 @@
 """Images that take long to decode are decoded once, as long as there is room for them."""
 
-import math
 import threading
 import weakref
 
@@ -19,15 +18,16 @@ class Room:
   """Room for images, taken as long as there is this object."""
 
   def __init__(self, num_bytes):
+    """Takes it, be it there or not."""
     self._num_bytes = num_bytes
-    _all.add(self)
+    with _lock:
+      _all.add(self)
 
 
-def room_for(num_images, image_shape):
-  """`Room` for so many images, uint8; `None` if there is none left in `MAX_BYTES`."""
-  num_bytes = num_images * math.prod(image_shape)
+def is_room_for(num_bytes):
+  """Whether so many bytes are left of `MAX_BYTES`."""
   with _lock:
-    return Room(num_bytes) if sum(other._num_bytes for other in _all) + num_bytes <= MAX_BYTES else None
+    return sum(other._num_bytes for other in _all) + num_bytes <= MAX_BYTES
 
 
 def held(dataset, room):

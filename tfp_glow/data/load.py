@@ -46,6 +46,14 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     - Sizes: larger images are cropped centrally to a square and resized down with antialiasing; smaller ones are not
       resized up but padded with zeros on all sides (28x28 to 32x32: two pixels each).
 
+  What has been decoded and resized is kept in memory, if squares are not cut out at random. Images of a folder are kept
+  one by one, as they come, up to 2 GiB of all datasets in the process; what there is no room for is decoded in each
+  pass. A split of TFDS is decoded as a whole when the first batch is asked for, which takes twice its memory for a
+  moment; if it has more than 2 GiB of images, they are read and decoded in each pass.
+
+  Shuffled batches have one image of each of `batch_size` equal parts of the split, in any order; those of TFDS's data
+  sets that are not kept are drawn from a buffer of 10,000 images.
+
   Args:
     name_or_folder: Source of the images: `"digits"`, a folder, an `.npz` file, or a TFDS name.
     split: `"train"`, `"validation"` or `"test"`; for TFDS also any expression of its split API, such as
@@ -64,10 +72,15 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     epochs: `range` of the epochs that the dataset is to hold, one after the other, as a run needs that may be resumed:
       order and random squares of each depend on nothing but the seed and its number. See `callbacks.TrainingState`.
       None: one pass, and another order each time the dataset is iterated.
+    input_context: What `strategy.distribute_datasets_from_function` gives its function, for the share of one of several
+      workers: of each batch of `batch_size` images, those of each of its replicas, one after the other. The workers
+      together get the batches of one process, each image once. Each decodes its share alone, and of shuffled images
+      it opens no other files and records, but for a few where two shares meet, and TFDS's data sets that are not kept.
+      None: all images.
 
   Returns:
-    A `tf.data.Dataset` of known length, of uint8 batches `[B, H, W, C]` with static height, width and channels, or of
-    pairs of these and labels.
+    A `tf.data.Dataset` of uint8 batches `[B, H, W, C]` with static height, width and channels, or of pairs of these and
+    labels. Its length is known, but for a share of several replicas.
 
   Raises:
     ValueError: If an argument is not as above, the split does not exist or is empty, a file is not a readable image,
@@ -84,6 +97,9 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     raise ValueError(f"`split` must be a string such as 'train', 'validation' or 'test'. Received: split={split!r}")
   if shuffle is None:
     shuffle = split.startswith("train")
+  if input_context is not None and not isinstance(input_context, tf.distribute.InputContext):
+    raise ValueError("`input_context` must be a `tf.distribute.InputContext` or None. "
+                     f"Received: input_context={input_context!r}")
   share = order.share_of(batch_size, input_context)
   cut_at_random = shuffle and shorter_side is not None
   how = split, image_size, shorter_side, with_labels, cut_at_random
@@ -94,8 +110,7 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
   elif name_or_folder == "digits":
     source = digits.source(*how)
   else:
-    source = tfds.source(name_or_folder, *how, shuffle=shuffle, seed=seed, data_dir=data_dir, reshuffle=epochs is None,
-                         num_workers=share.num_workers)
+    source = tfds.source(name_or_folder, *how, shuffle=shuffle, seed=seed, data_dir=data_dir, reshuffle=epochs is None)
   return batches.of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs)
 
 

@@ -17,7 +17,6 @@ class Share(NamedTuple):
   """The lanes of a worker."""
 
   batch_size: int
-  num_workers: int
   parts: list[tuple[int, int]]  # First lane and the one after the last, for each replica of the worker.
 
 
@@ -29,11 +28,11 @@ def share_of(batch_size, context):
     context: `tf.distribute.InputContext`; `None`: there is one worker with one replica.
   """
   if context is None:
-    return Share(batch_size, 1, [(0, batch_size)])
+    return Share(batch_size, [(0, batch_size)])
   num_workers, num_replicas = context.num_input_pipelines, context.num_replicas_in_sync
   # In the order in which Keras' `predict` puts together what replicas of several workers return.
   places = range(context.input_pipeline_id, num_replicas, num_workers)
-  return Share(batch_size, num_workers, [
+  return Share(batch_size, [
       (place * batch_size // num_replicas, (place + 1) * batch_size // num_replicas) for place in places])
 
 

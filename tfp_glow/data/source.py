@@ -44,23 +44,23 @@ def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
   """
   resize = functools.partial(crop.fit, image_size=image_size, shorter_side=shorter_side)
   num_images, *image_shape = images.shape
-  is_reduced = image_size is not None and (shorter_side or image_size) < min(image_shape[:2])
-  room = None
-  if is_reduced and not cut_at_random:  # Padding takes no time.
-    room = decoded_once.room_for(num_images, (image_size, image_size, image_shape[-1]))
+  # Padding takes no time.
+  is_reduced = image_size is not None and (shorter_side or image_size) < min(image_shape[:2]) and not cut_at_random
+  num_bytes = image_shape[-1] * (image_size or 0)**2
+  is_kept = is_reduced and decoded_once.is_room_for(num_images * num_bytes)
 
   def hold(numbers):
     own = tuple(part if len(numbers) == num_images else part[numbers] for part in (images, labels) if part is not None)
-    if room is None:
+    if not is_kept:
       return tf.data.Dataset.from_tensors(own)
     pieces = tf.data.Dataset.from_tensor_slices(own).batch(_PIECE).map(
         lambda piece, *label: (resize(piece, place=None), *label), num_parallel_calls=tf.data.AUTOTUNE)
-    return decoded_once.held(pieces.rebatch(max(len(numbers), 1)), room)
+    return decoded_once.held(pieces.rebatch(max(len(numbers), 1)), decoded_once.Room(len(numbers) * num_bytes))
 
   def decode(held, places):
     if cut_at_random:
       return tf.map_fn(lambda pair: resize(pair[0], place=pair[1]), (held, places), fn_output_signature=tf.uint8)
-    return resize(held, place=None) if room is None else held
+    return held if is_kept else resize(held, place=None)
 
   return Held(num_images, hold, decode)
 

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import math
 import operator
 import weakref
 
@@ -17,8 +18,7 @@ _SHUFFLE_BUFFER = 10_000
 _held = weakref.WeakValueDictionary()
 
 
-def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *, shuffle, seed, data_dir, reshuffle,
-           num_workers):
+def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *, shuffle, seed, data_dir, reshuffle):
   """A data set of TFDS, prepared on first use."""
   tfds = _import_tfds(name)
   builder = _builder(tfds, name, data_dir)
@@ -52,8 +52,8 @@ def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *,
                           f"{preparation.manual_folder(builder)}. "
                           f"Received: name_or_folder={name!r}") from error
   image_shape = feature.shape if image_size is None else (image_size, image_size, feature.shape[-1])
-  room = None if cut_at_random else decoded_once.room_for(-(-num_images // num_workers), image_shape)
-  if room is None:
+  # Whatever room is left: the order depends on it, which must be that of other workers and of a run that goes on.
+  if cut_at_random or num_images * math.prod(image_shape) > decoded_once.MAX_BYTES:
     options = {"shuffle_seed": seed, "shuffle_reshuffle_each_iteration": reshuffle} if shuffle else {}
     decode_all = lambda encoded, places: tf.map_fn(
         lambda pair: decode(*pair), (encoded,) if places is None else (encoded, places), fn_output_signature=tf.uint8)
@@ -67,6 +67,7 @@ def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *,
       part = split if len(is_own) == num_images else _part(tfds, splits, split, first, first + len(is_own))
       own = read(part).enumerate().filter(lambda index, _: tf.gather(is_own, index))
       own = own.map(lambda _, example: (decode(example[0]), *example[1:]), num_parallel_calls=tf.data.AUTOTUNE)
+      room = decoded_once.Room(len(numbers) * math.prod(image_shape))
       _held[key] = found = decoded_once.held(own.batch(max(len(numbers), 1)), room)
     return found
 

@@ -29,6 +29,7 @@ the same command goes on from there, however the run was ended, and comes to the
 """
 
 import atexit
+import functools
 import json
 import math
 import os
@@ -113,7 +114,9 @@ def run(args, load_splits, make_model, save_results, outputs, jit_compile="auto"
     print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / BEST_UNTIL_NOW}. "
           "Another --learning-rate is another run: give it another --output, or --overwrite.", file=sys.stderr)
     return EXIT_FAILED
-  results = {"validation_bits_per_dim": bits_per_dim, "epochs": len(state.history["bits_per_dim"]),
+  metrics = model.evaluate(training_data.of_workers(splits, strategy, "test"), return_dict=True, verbose=0)
+  results = {**{key: float(value) for key, value in metrics.items() if key != "loss"},
+             "validation_bits_per_dim": bits_per_dim, "epochs": len(state.history["bits_per_dim"]),
              "training_seconds": round(state.seconds, 1), "interrupted": interrupted}
   save_results(model, splits["test"], state.history, results, start, args)
   if not interrupted or not state.exists():
@@ -231,19 +234,22 @@ def train(model, splits, state, first_epoch, best_is_there, args):
   # As long as is left of it, when the run goes on.
   limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
   interrupt = callbacks.StopOnInterrupt()
+  of_workers = functools.partial(training_data.of_workers, splits, model.distribute_strategy)
   # One worker cannot stop by itself: Ctrl-C ends it at once, and its death the others.
   own = [] if args.strategy == "multiworker" else [interrupt]
   if first_epoch:
     print(f"Going on after epoch {first_epoch} of {args.epochs}.")
   else:
-    model.adapt(splits["train"])
+    model.adapt(of_workers("train"))
   epochs = range(first_epoch, args.epochs)
+  validation = of_workers("validation")
   if epochs:
     steps_per_epoch = len(splits["train"])
-    images = training_data.augment(splits["train_epochs"](epochs=epochs), args, first_epoch * steps_per_epoch)
-    model.fit(images, validation_data=splits["validation"], steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
+    images = of_workers("train", lambda load: training_data.augment(
+        load(epochs=epochs), args, first_epoch * steps_per_epoch))
+    model.fit(images, validation_data=validation, steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
               epochs=epochs.stop, callbacks=[checkpoint, state, *own, *limit])
-  bits_per_dim = keep_best(model, splits["validation"], checkpoint)
+  bits_per_dim = keep_best(model, validation, checkpoint)
   model.save_weights(args.output / WEIGHTS)
   return bits_per_dim, interrupt.interrupted
 
@@ -286,9 +292,7 @@ def keep_best(model, validation_images, checkpoint):
 def save_results(model, test_images, history, results, start, args, save_pictures=run_pictures.save_pictures,
                  outputs=OUTPUTS):
   """Writes pictures, SavedModel and, last, the numbers: `results` and what is added to them here."""
-  metrics = model.evaluate(test_images, return_dict=True, verbose=0)
   results = {
-      **{key: float(value) for key, value in metrics.items() if key != "loss"},
       **results,
       "num_parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
       "settings": {**vars(args), "output": str(args.output)},

@@ -4,38 +4,64 @@ import functools
 
 import tensorflow as tf
 
-from tfp_glow import data
+from tfp_glow import data, dequantize
+from tfp_glow.training import replicas
 
 
 def load_splits(args):
   """Batches of images to train, to choose the best epoch (validation), and to report (test); of pairs with labels for
   class-conditional models.
 
-  `"train"` is one epoch; `"train_epochs"` is a function from a `range` of epochs to the dataset of them.
+  `"train"` is one epoch; `"train_epochs"` is a function from a `range` of epochs to the dataset of them. `"load"` has a
+  function for each split, of arguments of `load_images`.
   """
   load = functools.partial(
       data.load_images, args.data, batch_size=args.batch_size, image_size=args.image_size,
       shorter_side=args.shorter_side, with_labels=args.conditional, seed=args.seed, data_dir=args.data_dir)
   # Many a data set of TFDS has no validation split, and some have no test split.
-  has_test, test = _first_that_exists(load, "test", "train[90%:]")
-  has_validation, validation = _first_that_exists(load, "validation", "train[95%:]" if has_test else "train[85%:90%]")
+  has_test, test_split = _first_that_exists(load, "test", "train[90%:]")
+  has_validation, validation_split = _first_that_exists(
+      load, "validation", "train[95%:]" if has_test else "train[85%:90%]")
   train_split = "train" if has_validation else "train[:95%]" if has_test else "train[:85%]"
-  height, width, _ = image_shape(test)
+  names = {"train": train_split, "validation": validation_split, "test": test_split}
+  height, width, _ = image_shape(load(test_split))
   if args.max_shift > min(height, width):
     raise ValueError(f"--max-shift must not be larger than the images, {height}x{width}. Received: {args.max_shift:g}")
-  return {"train": load(train_split), "train_epochs": functools.partial(load, train_split), "validation": validation,
-          "test": test}
+  loaders = {split: functools.partial(load, name) for split, name in names.items()}
+  return {**{split: load() for split, load in loaders.items()}, "train_epochs": loaders["train"], "load": loaders}
 
 
 def _first_that_exists(load, split, part):
-  """Whether there is the split, and its images or those of a part of another split."""
+  """Whether there is the split, and its name or the part of another split."""
   try:
-    return True, load(split)
+    load(split)
+    return True, split
   except ValueError as error:
     try:
-      return False, load(part)
+      load(part)
+      return False, part
     except ValueError:
       raise error from None
+
+
+def of_workers(splits, strategy, split, make=None):
+  """What the processes of a strategy are given of a split: of several each loads and decodes its own share.
+
+  Args:
+    splits: As of `load_splits`; without `"load"`, as of points, each is given all.
+    strategy: `tf.distribute.Strategy`.
+    split: `"train"`, `"validation"` or `"test"`.
+    make: Function from one that loads the split, with further arguments of `load_images`, to a dataset; `None`: it is
+      that of the split.
+  """
+  if "load" not in splits or not replicas.has_workers(strategy):
+    return splits[split] if make is None else make(splits[f"{split}_epochs"])
+
+  def of_worker(context):
+    load = functools.partial(splits["load"][split], input_context=context)
+    return load() if make is None else make(load)
+
+  return strategy.distribute_datasets_from_function(of_worker)
 
 
 def image_shape(dataset):
@@ -45,15 +71,18 @@ def image_shape(dataset):
 
 
 def augment(dataset, args, first_step):
-  """Random shifts and mirror images of a dataset of batches, which depend on the step at which a batch comes alone."""
+  """Random shifts and mirror images of a dataset of batches.
+
+  They depend on the image and on the step at which it comes, not on its place in a batch that several workers share.
+  """
 
   def augment_batch(batch, step):
     images, *labels = batch if isinstance(batch, tuple) else (batch,)
-    seeds = tf.random.experimental.stateless_split([args.seed, step], 2)
+    draws = _draws_of_each(images, tf.stack([tf.constant(args.seed, tf.int64), step]))
     if args.max_shift:
-      images = shift_randomly(images, args.max_shift, args.shift_fill, seeds[0])
+      images = shift(images, args.max_shift, args.shift_fill, (2. * draws[:, :2] - 1.) * args.max_shift)
     if args.flip:
-      is_mirrored = tf.random.stateless_uniform(tf.shape(images)[:1], seeds[1]) < 0.5
+      is_mirrored = draws[:, 2] < 0.5
       images = tf.where(is_mirrored[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(images, [2]), images)
     return (images, *labels) if labels else images
 
@@ -62,13 +91,20 @@ def augment(dataset, args, first_step):
   return dataset.prefetch(tf.data.AUTOTUNE)
 
 
-def shift_randomly(images, max_shift, fill, seed):
-  """Shifts each image by amounts uniform up to `max_shift` in both directions, rounded to pixels.
+def _draws_of_each(images, seed):
+  """Uniform numbers `[N, 8]` of each image."""
+  seeds = tf.random.experimental.stateless_split(seed, 2)
+  weights = tf.random.stateless_uniform(tf.shape(images)[1:], seeds[0], minval=None, maxval=None, dtype=tf.int64)
+  hashes = tf.reduce_sum(tf.cast(images, tf.int64) * weights, [1, 2, 3])
+  return dequantize.image_noise(tf.bitcast(hashes, tf.uint8), seeds[1])
+
+
+def shift(images, max_shift, fill, offsets):
+  """Shifts each image by `offsets` `[N, 2]`, at most `max_shift`, rounded to pixels.
 
   What moves in are zeros, or with `fill="nearest"` repetitions of the border.
   """
   margin = round(max_shift)
-  offsets = tf.random.stateless_uniform([tf.shape(images)[0], 2], seed, -max_shift, max_shift)
   padded = tf.pad(images, [[0, 0], [margin, margin], [margin, margin], [0, 0]])
 
   def places(size, offset):

@@ -9,6 +9,7 @@ import socket
 
 import example_runs
 import forks
+import image_files
 import keras
 import numpy as np
 import pytest
@@ -16,7 +17,8 @@ import small_models
 import tensorflow as tf
 
 import tfp_glow
-from tfp_glow import callbacks
+from tfp_glow import callbacks, data
+from tfp_glow.data import image_file
 from tfp_glow.training import replicas
 
 IMAGES = small_models.images(19)
@@ -52,8 +54,27 @@ def train_gaussian(strategy):
   tf.random.set_seed(0)  # The order depends on it, and other tests set it.
   with strategy.scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
-  data = tf.data.Dataset.from_tensor_slices(IMAGES).shuffle(len(IMAGES), seed=0).batch(8)
-  return model, model.fit(data, epochs=2, verbose=0).history
+  images = tf.data.Dataset.from_tensor_slices(IMAGES).shuffle(len(IMAGES), seed=0).batch(8)
+  return model, model.fit(images, epochs=2, verbose=0).history
+
+
+def train_on_a_folder(strategy, folder):
+  """Of 19 small image files, which are shuffled; each of several workers reads its own."""
+  load = lambda split, context: data.load_images(folder, split, batch_size=8, seed=3, input_context=context)
+  with strategy.scope():
+    model = small_models.compiled(tfp_glow.FlowModel(example_runs.flow((4, 4, 3))), keras.optimizers.Adam(
+        1e-2, epsilon=1e-4))
+  train, test = (strategy.distribute_datasets_from_function(functools.partial(load, split))
+                 if replicas.has_workers(strategy) else load(split, None) for split in ("train", "test"))
+  history = model.fit(train, epochs=2, validation_data=test, verbose=0).history
+  return model, history, model.predict(test, verbose=0)
+
+
+def fill_folder(folder):
+  """Writes those files."""
+  for split, images in (("train", small_models.images(19, (4, 4, 3))), ("test", small_models.images(7, (4, 4, 3), 1))):
+    for index, image in enumerate(images):
+      image_files.save(folder / split / f"{index:02}.png", image)
 
 
 def train_residual(strategy, seed=0):
@@ -119,9 +140,14 @@ def gaussian_worker(index, folder):
   with pytest.raises(ValueError) as state_error:
     replicas.run_on_chief(_fail, model.distribute_strategy)
   draw(model.distribute_strategy, index, folder)
+  decoded, read = [], image_file.read
+  image_file.read = lambda path, *args: decoded.append(path) or read(path, *args)
+  of_folder, folder_history, prediction = train_on_a_folder(model.distribute_strategy, folder / "images")
   exchanges = numbers_of_exchanges(model)
+  (folder / f"decoded_{index}").write_text("\n".join(decoded))
   _report({"failure": str(failure.value), "exchanges": exchanges, "state_error": str(state_error.value),
            "weights": values_of(model), "history": history,
+           "folder": {"weights": values_of(of_folder), "history": folder_history, "prediction": prediction},
            "evaluation": model.evaluate(IMAGES, batch_size=7, verbose=0, return_dict=True),
            "prediction": model.predict(IMAGES, batch_size=8, verbose=0)}, index, folder)
   _train_on(model, index, folder)

@@ -45,6 +45,8 @@ ablation = _load("ablation")
 class_samples = _load("class_samples")
 page = _load("page")
 callbacks = _load("callbacks")
+_load("gpu_common")
+input_script = _load("input")
 needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(),
                                          reason="needs Debian's package dataset-fashion-mnist")
 residual = _load("residual")
@@ -365,6 +367,40 @@ def test_costs_of_callbacks(monkeypatch, capsys):
   assert all(float(seconds) > 0. for row in rows for seconds in row[1:])
 
 
+@benchmark
+@needs_fashion_mnist
+def test_input(monkeypatch, capsys):
+  pytest.importorskip("tensorflow_datasets", reason="an extra, `data`")
+  monkeypatch.setattr(sys, "argv", ["input.py", "--tiny", "--images=10"])
+  input_script.main()
+  output = capsys.readouterr().out
+  rows = [line.split("|")[1:-1] for line in output.splitlines() if line.startswith("| ")]
+  names = [row[0].strip() for row in rows if "images/s" not in "".join(row[1:])]
+  assert names.count("`load_images`") == 7 and names.count("bare `tf.data`") == 7
+  assert {"bare `tf.data` with `cache()`", "2", "4"} <= set(names) and "tiny: 1 x 2" in output
+  has_torch = importlib.util.find_spec("torchvision") is not None
+  assert ("PyTorch's `ImageFolder`" in names) == has_torch == ("torchvision is not installed" not in output)
+
+
+def test_epochs_of_input_take_turns(monkeypatch, capsys):
+  """Ratios are those within a round, of second epochs."""
+  times = {"ours": 1., "other": 4.}
+  asked = []
+
+  def rate(name):
+    asked.append(name)
+    return 1e6 / times[name] / 2.**((len(asked) - 1) // 5)  # The machine gets slower round by round.
+
+  monkeypatch.setattr(input_script, "_rate", rate)
+  contestants = {"ours": lambda: "ours", "other": lambda: "other", "process": lambda: lambda: [1., rate("other")]}
+  input_script._compare("files", argparse.Namespace(rounds=2, tiny=False), 8, contestants)
+  assert asked == 2 * ["ours", "ours", "other", "other", "other"]
+  rows = capsys.readouterr().out.splitlines()
+  assert rows[0].startswith("| files, 8x8 |") and rows[2].endswith("| 1.00 (1.00 to 1.00) |")
+  assert rows[3].startswith("| other | 187,500 (125,000 to 250,000) |") and "| 0.25 (0.25 to 0.25) |" in rows[3]
+  assert rows[4].startswith("| process | 1 (1 to 1) |")
+
+
 def test_callbacks_are_timed_call_by_call():
   seconds = iter([0., 1., 10., 13., 20., 25.])
   callback = types.SimpleNamespace(on_epoch_begin=lambda epoch: None, on_epoch_end=lambda epoch, logs=None: None)
@@ -379,7 +415,8 @@ def test_callbacks_are_timed_call_by_call():
 
 @pytest.mark.parametrize("script", [
     run, health, serving, ablation, page,
-    *(pytest.param(script, marks=[pytest.mark.slow, pytest.mark.benchmark]) for script in (class_samples, callbacks))])
+    *(pytest.param(script, marks=[pytest.mark.slow, pytest.mark.benchmark])
+      for script in (class_samples, callbacks, input_script))])
 def test_every_measurement_is_described(script):
   done = subprocess.run([sys.executable, script.__file__, "--help"], capture_output=True, text=True, check=True)
   assert done.stdout.count(script.__doc__.strip()) == 1

@@ -357,6 +357,8 @@ def test_missing_splits_are_parts_of_train(missing, expected, monkeypatch):
   args = argparse.Namespace(data="x", batch_size=1, image_size=None, shorter_side=None, conditional=False, seed=0,
                             data_dir=None, max_shift=0, flip=False)
   splits = train_glow.training_data.load_splits(args)
+  loaded = {split: load().element_spec for split, load in splits.pop("load").items()}
+  assert loaded == {split: splits[split].element_spec for split in expected}
   splits["train_epochs"] = splits["train_epochs"](epochs=range(1))
   found = {key: next(iter(split)).numpy().tobytes().decode().strip() for key, split in splits.items()}
   assert found.pop("train_epochs") == found["train"]

@@ -37,6 +37,7 @@ def alone():
 def three(tmp_path_factory):
   """Three workers, their reports and the folder of all; then the chief is killed."""
   folder = tmp_path_factory.mktemp("three")
+  distributed_runs.fill_folder(folder / "images")
   with distributed_runs.Workers(3, distributed_runs.gaussian_worker, folder) as workers:
     reports = workers.reports()
     workers.kill(0)
@@ -74,6 +75,20 @@ def test_three_workers_train_as_one_process(three):
   for report in three[1]:
     np.testing.assert_allclose(report["evaluation"]["bits_per_dim"], evaluation, rtol=1e-5)
     np.testing.assert_allclose(report["prediction"], prediction, rtol=1e-5)
+
+
+def test_three_workers_that_read_their_own_files_train_as_one_process(three):
+  """Which are initialised, train, evaluate and predict; the last batches are uneven, and not of all workers."""
+  _, reports, folder = three
+  model, history, prediction = distributed_runs.train_on_a_folder(tf.distribute.get_strategy(), folder / "images")
+  of_folder = [report["folder"] for report in reports]
+  _check_training(of_folder, model, history)
+  for report in of_folder:
+    np.testing.assert_allclose(report["prediction"], prediction, rtol=1e-5)
+  decoded = [(folder / f"decoded_{index}").read_text().splitlines() for index in range(3)]
+  for paths in decoded:  # Once, in two epochs: its share, and files where two shares meet.
+    assert len(paths) == len(set(paths)) and len(paths) <= (19 + 7) * 3 / 8 + 4
+  assert len(set(sum(decoded, []))) == 19 + 7
 
 
 def test_a_worker_whose_share_is_not_finite_stops_all(three):

@@ -3,6 +3,8 @@
 import threading
 import weakref
 
+import tensorflow as tf
+
 # Of all datasets of a process, decoded: 150,000 images of 64x64.
 MAX_BYTES = 2 * 2**30
 # What Python needs for an image, besides its values.
@@ -10,6 +12,35 @@ _OVERHEAD = 600
 
 _all = weakref.WeakSet()
 _lock = threading.Lock()  # Pipelines call from several threads.
+
+
+class Room:
+  """Room for images, taken as long as there is this object."""
+
+  def __init__(self, num_bytes):
+    """Takes it, be it there or not."""
+    self._num_bytes = num_bytes
+    with _lock:
+      _all.add(self)
+
+
+def is_room_for(num_bytes):
+  """Whether so many bytes are left of `MAX_BYTES`."""
+  with _lock:
+    return sum(other._num_bytes for other in _all) + num_bytes <= MAX_BYTES
+
+
+def held(dataset, room):
+  """A dataset of one element, which is computed by the first who asks for it, and then kept.
+
+  Args:
+    dataset: `tf.data.Dataset` of at most one element, a tuple.
+    room: `Room`.
+  """
+  # The window asks whether there is a second element: what has not been read to its end is not kept.
+  kept = dataset.cache().window(2).flat_map(lambda *columns: tf.data.Dataset.zip(columns))
+  kept.room = room  # As long as the images are there.
+  return kept
 
 
 class DecodedOnce:

@@ -3,15 +3,13 @@
 import hashlib
 
 import numpy as np
-import tensorflow as tf
 
-from tfp_glow.data import crop
-from tfp_glow.data.source import SPLIT_OF_TENTH, Source, require
+from tfp_glow.data.source import SPLIT_OF_TENTH, held_arrays, require
 
 NUM_CLASSES = 10
 
 
-def source(split, image_size, shorter_side, with_labels):
+def source(split, image_size, shorter_side, with_labels, cut_at_random):
   """The digits of scikit-learn; see `load_images`."""
   digits = require("sklearn.datasets", "'digits'", "digits").load_digits()
   images = np.minimum(16 * digits.images, 255).astype(np.uint8)[..., np.newaxis]
@@ -19,13 +17,8 @@ def source(split, image_size, shorter_side, with_labels):
   if split not in splits:
     raise ValueError(f"`split` must be 'train', 'validation' or 'test' for 'digits'. Received: split={split!r}")
   chosen = splits == split
-  images, labels = images[chosen], digits.target[chosen].astype(np.int64)
-  examples = tf.data.Dataset.from_tensor_slices((images, labels) if with_labels else (images,))
-
-  def decode(image, place):
-    return crop.fit(image, image_size, shorter_side, place)
-
-  return Source(examples, decode, shuffle_buffer=len(images))
+  labels = digits.target[chosen].astype(np.int64) if with_labels else None
+  return held_arrays(images[chosen], labels, image_size, shorter_side, cut_at_random)
 
 
 def _splits(images, labels):

@@ -9,13 +9,13 @@ import tensorflow as tf
 
 from tfp_glow.data import image_file
 from tfp_glow.data.decoded_once import DecodedOnce
-from tfp_glow.data.source import Source, or_validation, require
+from tfp_glow.data.source import Held, or_validation, require
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 
 
-def source(folder, split, image_size, shorter_side, with_labels):
+def source(folder, split, image_size, shorter_side, with_labels, cut_at_random):
   """The image files of a folder; see `load_images`."""
   require("PIL.Image", "a folder of images", folder)
   files = _scan(folder)
@@ -26,25 +26,31 @@ def source(folder, split, image_size, shorter_side, with_labels):
     raise ValueError(f"`split` must be one of {sorted(splits)} for {str(folder)!r}, whose {len(files)} images are "
                      f"assigned by sub-folders named like the splits, or else by a hash. Received: split={split!r}")
   chosen = [file for file in files if file.split == split]
-  numbers = np.arange(len(chosen))
-  examples = tf.data.Dataset.from_tensor_slices((numbers, _labels(files, chosen)) if with_labels else (numbers,))
+  labels = _labels(files, chosen) if with_labels else None
   num_channels = 1 if all(file.is_grey for file in files) else 3
   size = _single_size(files) if image_size is None else (image_size, image_size)
+
+  def hold(numbers):
+    return tf.data.Dataset.from_tensors((numbers,) if labels is None else (numbers, labels[numbers]))
 
   def read(number, place=None):
     return image_file.read(chosen[number].path, image_size, shorter_side, place, num_channels)
 
   read_once = DecodedOnce(read)
 
-  def decode(number, place):
-    # Not stateful: they may run in parallel even where TensorFlow is asked to be deterministic.
-    if place is None:
-      image = tf.numpy_function(read_once, [number], tf.uint8, stateful=False)
-    else:
-      image = tf.numpy_function(read, [number, place], tf.uint8, stateful=False)
-    return tf.ensure_shape(image, [*size, num_channels])
+  def read_batch(numbers, *places):
+    images = np.empty([len(numbers), *size, num_channels], np.uint8)
+    for i, number in enumerate(numbers):
+      images[i] = read(number, places[0][i]) if places else read_once(number)
+    return images
 
-  return Source(examples, decode, shuffle_buffer=len(chosen))
+  def decode(numbers, places):
+    # Not stateful: they may run in parallel even where TensorFlow is asked to be deterministic.
+    inputs = [numbers, places] if cut_at_random else [numbers]
+    images = tf.numpy_function(read_batch, inputs, tf.uint8, stateful=False)
+    return tf.ensure_shape(images, [*numbers.shape, *size, num_channels])
+
+  return Held(len(chosen), hold, decode)
 
 
 def num_classes(folder):

@@ -12,13 +12,14 @@ import pathlib
 import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
-from tfp_glow.data import digits, folder, npz, tfds
+from tfp_glow.data import batches, digits, folder, npz, order, tfds
 
 
 def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, image_size: int | None = None, *,
                 shorter_side: int | None = None, with_labels: bool = False, seed: int = 0,
                 data_dir: str | os.PathLike | None = None, shuffle: bool | None = None, drop_remainder: bool = False,
-                epochs: range | None = None) -> tf.data.Dataset:
+                epochs: range | None = None,
+                input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
   """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
 
   There are four kinds of sources:
@@ -45,6 +46,14 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     - Sizes: larger images are cropped centrally to a square and resized down with antialiasing; smaller ones are not
       resized up but padded with zeros on all sides (28x28 to 32x32: two pixels each).
 
+  What has been decoded and resized is kept in memory, if squares are not cut out at random. Images of a folder are kept
+  one by one, as they come, up to 2 GiB of all datasets in the process; what there is no room for is decoded in each
+  pass. A split of TFDS is decoded as a whole when the first batch is asked for, which takes twice its memory for a
+  moment; if it has more than 2 GiB of images, they are read and decoded in each pass.
+
+  Shuffled batches have one image of each of `batch_size` equal parts of the split, in any order; those of TFDS's data
+  sets that are not kept are drawn from a buffer of 10,000 images.
+
   Args:
     name_or_folder: Source of the images: `"digits"`, a folder, an `.npz` file, or a TFDS name.
     split: `"train"`, `"validation"` or `"test"`; for TFDS also any expression of its split API, such as
@@ -63,10 +72,15 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     epochs: `range` of the epochs that the dataset is to hold, one after the other, as a run needs that may be resumed:
       order and random squares of each depend on nothing but the seed and its number. See `callbacks.TrainingState`.
       None: one pass, and another order each time the dataset is iterated.
+    input_context: What `strategy.distribute_datasets_from_function` gives its function, for the share of one of several
+      workers: of each batch of `batch_size` images, those of each of its replicas, one after the other. The workers
+      together get the batches of one process, each image once. Each decodes its share alone, and of shuffled images
+      it opens no other files and records, but for a few where two shares meet, and TFDS's data sets that are not kept.
+      None: all images.
 
   Returns:
-    A `tf.data.Dataset` of known length, of uint8 batches `[B, H, W, C]` with static height, width and channels, or of
-    pairs of these and labels.
+    A `tf.data.Dataset` of uint8 batches `[B, H, W, C]` with static height, width and channels, or of pairs of these and
+    labels. Its length is known, but for a share of several replicas.
 
   Raises:
     ValueError: If an argument is not as above, the split does not exist or is empty, a file is not a readable image,
@@ -83,16 +97,21 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     raise ValueError(f"`split` must be a string such as 'train', 'validation' or 'test'. Received: split={split!r}")
   if shuffle is None:
     shuffle = split.startswith("train")
-  size = image_size, shorter_side
+  if input_context is not None and not isinstance(input_context, tf.distribute.InputContext):
+    raise ValueError("`input_context` must be a `tf.distribute.InputContext` or None. "
+                     f"Received: input_context={input_context!r}")
+  share = order.share_of(batch_size, input_context)
+  cut_at_random = shuffle and shorter_side is not None
+  how = split, image_size, shorter_side, with_labels, cut_at_random
   if _is_npz(name_or_folder):
-    source = npz.source(_expanded(name_or_folder), split, *size, with_labels)
+    source = npz.source(_expanded(name_or_folder), *how)
   elif _is_folder(name_or_folder):
-    source = folder.source(_expanded(name_or_folder), split, *size, with_labels)
+    source = folder.source(_expanded(name_or_folder), *how)
   elif name_or_folder == "digits":
-    source = digits.source(split, *size, with_labels)
+    source = digits.source(*how)
   else:
-    source = tfds.source(name_or_folder, split, *size, with_labels, shuffle, seed, data_dir, reshuffle=epochs is None)
-  return _batches(source, batch_size, shuffle, shuffle and shorter_side is not None, seed, drop_remainder, epochs)
+    source = tfds.source(name_or_folder, *how, shuffle=shuffle, seed=seed, data_dir=data_dir, reshuffle=epochs is None)
+  return batches.of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs)
 
 
 def num_classes(name_or_folder: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> int:
@@ -124,53 +143,6 @@ def _check_sizes(batch_size, image_size, shorter_side):
   if shorter_side is not None and (image_size is None or shorter_side < image_size):
     raise ValueError("`shorter_side` must be at least `image_size`, which must be given with it, or None. "
                      f"Received: image_size={image_size!r}, shorter_side={shorter_side!r}")
-
-
-def _batches(source, batch_size, shuffle, cut_at_random, seed, drop_remainder, epochs):
-  num_images = int(source.examples.cardinality())
-  if drop_remainder and 0 <= num_images < batch_size:
-    raise ValueError(f"`batch_size` must be at most the number of images ({num_images}) where `drop_remainder` is "
-                     f"True. Received: batch_size={batch_size}")
-
-  def one_pass(seed):
-    examples = source.examples
-    if shuffle:
-      # Before decoding: the buffer then holds numbers of files or compressed images.
-      examples = examples.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
-    return _decoded(examples, source, seed if cut_at_random else None).batch(batch_size, drop_remainder=drop_remainder)
-
-  dataset = one_pass(seed) if epochs is None else _each_epoch(one_pass, epochs, seed)
-  # Several workers share each batch. By files, TensorFlow's first choice, their batches would be others than one
-  # process'.
-  options = tf.data.Options()
-  options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
-  return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
-
-
-def _decoded(examples, source, seed):
-  """The images, with their labels; with a seed squares are cut out at random."""
-
-  def decode(index, example):
-    encoded, *label = example
-    # A function of the pass and the place in it, as the order is.
-    place = None if seed is None else tf.random.stateless_uniform([2], tf.stack([seed, index]))
-    image = source.decode(encoded, place)
-    return (image, *label) if label else image
-
-  return examples.enumerate().map(decode, num_parallel_calls=tf.data.AUTOTUNE)
-
-
-def _each_epoch(one_pass, epochs, seed):
-  """One pass after the other, each with a seed of its own."""
-
-  def epoch_of(number):
-    # In the graph of this function: `shuffle` compares a global seed of 0 with a seed that is a tensor, and fails.
-    tf.compat.v1.set_random_seed(1)
-    return one_pass(tf.random.stateless_uniform([], [seed, number], maxval=2**31, dtype=tf.int64))
-
-  dataset = tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(epoch_of)
-  num_batches = len(epochs) * int(one_pass(seed).cardinality())
-  return dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
 
 
 def _is_npz(name_or_folder):

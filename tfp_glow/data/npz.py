@@ -4,25 +4,17 @@ import re
 import zipfile
 
 import numpy as np
-import tensorflow as tf
 
-from tfp_glow.data import crop
-from tfp_glow.data.source import Source
+from tfp_glow.data.source import held_arrays
 
 SUFFIX = ".npz"
 _SPLITS = ("train", "test")
 _PART = re.compile(r"(\w+)(?:\[(\d*)(%?):(\d*)(%?)\])?")
 
 
-def source(path, split, image_size, shorter_side, with_labels):
+def source(path, split, image_size, shorter_side, with_labels, cut_at_random):
   """The images of a file; see `load_images`."""
-  images, labels = load(path, split, with_labels)
-  examples = tf.data.Dataset.from_tensor_slices((images, labels) if with_labels else (images,))
-
-  def decode(image, place):
-    return crop.fit(image, image_size, shorter_side, place)
-
-  return Source(examples, decode, shuffle_buffer=len(images))
+  return held_arrays(*load(path, split, with_labels), image_size, shorter_side, cut_at_random)
 
 
 def load(path, split, with_labels):

@@ -1,21 +1,68 @@
 """What a source of images gives to the pipeline of `load_images`, and what sources share."""
 
+import functools
 import importlib
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import numpy as np
 import tensorflow as tf
 
+from tfp_glow.data import crop, decoded_once
+
+_PIECE = 1000  # Images that are resized at once.
 # What is split by content goes to one of ten parts.
 SPLIT_OF_TENTH = ("test", "validation", *["train"] * 8)
 
 
-class Source(NamedTuple):
-  """The images of one split, not decoded yet."""
+class Held(NamedTuple):
+  """The images of one split, by numbers, of which a worker holds its share."""
 
+  num_images: int
+  hold: Callable[[np.ndarray], tf.data.Dataset]  # increasing numbers -> an element, `(held,)` or `(held, labels)`
+  decode: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]  # `held` and places of crops -> uint8 images [B, H, W, C]
+
+
+class Stream(NamedTuple):
+  """The images of one split, not decoded yet and too many to be held: each pass reads all of them."""
+
+  num_images: int
   examples: tf.data.Dataset  # of `(encoded,)` or `(encoded, label)`, cheap to shuffle
-  decode: Callable[[Any, tf.Tensor | None], tf.Tensor]  # `encoded` and place of the crop -> uint8 image [H, W, C]
   shuffle_buffer: int
+  decode: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]  # `encoded` and places of crops -> as of `Held`
+
+
+def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
+  """The `Held` of images in memory.
+
+  Args:
+    images: uint8 array `[N, H, W, C]`.
+    labels: int64 array `[N]`, or `None`.
+    image_size: See `load_images`, as the next.
+    shorter_side: See there.
+    cut_at_random: Python `bool`, whether squares are cut out at random.
+  """
+  resize = functools.partial(crop.fit, image_size=image_size, shorter_side=shorter_side)
+  num_images, *image_shape = images.shape
+  # Padding takes no time.
+  is_reduced = image_size is not None and (shorter_side or image_size) < min(image_shape[:2]) and not cut_at_random
+  num_bytes = image_shape[-1] * (image_size or 0)**2
+  is_kept = is_reduced and decoded_once.is_room_for(num_images * num_bytes)
+
+  def hold(numbers):
+    own = tuple(part if len(numbers) == num_images else part[numbers] for part in (images, labels) if part is not None)
+    if not is_kept:
+      return tf.data.Dataset.from_tensors(own)
+    pieces = tf.data.Dataset.from_tensor_slices(own).batch(_PIECE).map(
+        lambda piece, *label: (resize(piece, place=None), *label), num_parallel_calls=tf.data.AUTOTUNE)
+    return decoded_once.held(pieces.rebatch(max(len(numbers), 1)), decoded_once.Room(len(numbers) * num_bytes))
+
+  def decode(held, places):
+    if cut_at_random:
+      return tf.map_fn(lambda pair: resize(pair[0], place=pair[1]), (held, places), fn_output_signature=tf.uint8)
+    return held if is_kept else resize(held, place=None)
+
+  return Held(num_images, hold, decode)
 
 
 def or_validation(split, available):

@@ -1,18 +1,24 @@
 """Data sets of TFDS as sources of images."""
 
 import difflib
+import functools
+import math
+import operator
+import weakref
 
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow.data import crop, preparation
-from tfp_glow.data.source import Source, or_validation, require
+from tfp_glow.data import crop, decoded_once, preparation
+from tfp_glow.data.source import Held, Stream, or_validation, require
 
 # TFDS has already shuffled its records on disk, so a part of them at a time is enough.
 _SHUFFLE_BUFFER = 10_000
+# What is held of data sets, for all datasets that are made of the same images.
+_held = weakref.WeakValueDictionary()
 
 
-def source(name, split, image_size, shorter_side, with_labels, shuffle, seed, data_dir, reshuffle):
+def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *, shuffle, seed, data_dir, reshuffle):
   """A data set of TFDS, prepared on first use."""
   tfds = _import_tfds(name)
   builder = _builder(tfds, name, data_dir)
@@ -22,12 +28,21 @@ def source(name, split, image_size, shorter_side, with_labels, shuffle, seed, da
     raise ValueError(f"`image_size` must be given for {name!r}, whose images differ in size. Received: image_size=None")
   preparation.prepare(builder, name)
   splits = builder.info.splits
-  # Images stay compressed until they have been shuffled.
+  split = or_validation(split, splits)
+  # Images stay compressed until they are known to be needed.
   decoders = tfds.decode.PartialDecoding({key: True for key in keys}, decoders={keys[0]: tfds.decode.SkipDecoding()})
+
+  def read(part, **options):
+    examples = builder.as_dataset(split=part, decoders=decoders, read_config=tfds.ReadConfig(**options),
+                                  shuffle_files=bool(options))
+    return examples.map(lambda example: tuple(example[key] for key in keys))
+
+  def decode(encoded, place=None):
+    image = tf.ensure_shape(feature.decode_example(encoded), feature.shape)
+    return crop.fit(image, image_size, shorter_side, place)
+
   try:
-    examples = builder.as_dataset(split=or_validation(split, splits), shuffle_files=shuffle, decoders=decoders,
-                                  read_config=tfds.ReadConfig(
-                                      shuffle_seed=seed, shuffle_reshuffle_each_iteration=reshuffle))
+    num_images = int(read(split).cardinality())
   except ValueError as error:
     raise ValueError(f"`split` must be one of {[str(key) for key in splits]} for {name!r}, or a part: 'train[90%:]' to "
                      f"validate or test, with 'train[:90%]' to train ({error}). Received: split={split!r}") from error
@@ -36,13 +51,48 @@ def source(name, split, image_size, shorter_side, with_labels, shuffle, seed, da
                           "its files answers; prepare it once where there is a network, or put its files into "
                           f"{preparation.manual_folder(builder)}. "
                           f"Received: name_or_folder={name!r}") from error
+  image_shape = feature.shape if image_size is None else (image_size, image_size, feature.shape[-1])
+  # Whatever room is left: the order depends on it, which must be that of other workers and of a run that goes on.
+  if cut_at_random or num_images * math.prod(image_shape) > decoded_once.MAX_BYTES:
+    options = {"shuffle_seed": seed, "shuffle_reshuffle_each_iteration": reshuffle} if shuffle else {}
+    decode_all = lambda encoded, places: tf.map_fn(
+        lambda pair: decode(*pair), (encoded,) if places is None else (encoded, places), fn_output_signature=tf.uint8)
+    return Stream(num_images, read(split, **options), _SHUFFLE_BUFFER, decode_all)
 
-  def decode(encoded, place):
-    image = tf.ensure_shape(feature.decode_example(encoded), feature.shape)
-    return crop.fit(image, image_size, shorter_side, place)
+  def hold(numbers):
+    key = (str(builder.data_dir), split, tuple(keys), image_size, shorter_side, numbers.tobytes())
+    found = _held.get(key)
+    if found is None:
+      first, is_own = _interval(numbers, num_images)
+      part = split if len(is_own) == num_images else _part(tfds, splits, split, first, first + len(is_own))
+      own = read(part).enumerate().filter(lambda index, _: tf.gather(is_own, index))
+      own = own.map(lambda _, example: (decode(example[0]), *example[1:]), num_parallel_calls=tf.data.AUTOTUNE)
+      room = decoded_once.Room(len(numbers) * math.prod(image_shape))
+      _held[key] = found = decoded_once.held(own.batch(max(len(numbers), 1)), room)
+    return found
 
-  examples = examples.map(lambda example: tuple(example[key] for key in keys))
-  return Source(examples, decode, _SHUFFLE_BUFFER)
+  return Held(num_images, hold, lambda held, places: held)
+
+
+def _interval(numbers, num_images):
+  """The first number, and for each from there to the last whether it is among them."""
+  if not len(numbers):
+    return 0, np.zeros(num_images, bool)
+  return numbers[0], np.isin(np.arange(numbers[0], numbers[-1] + 1), numbers)
+
+
+def _part(tfds, splits, split, first, end):
+  """What TFDS reads of the images of a split with numbers `first .. end - 1`: files without any are not opened."""
+  parts, position = [], 0
+  for whole in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits):
+    from_ = whole.from_ or 0
+    count = (splits[whole.splitname].num_examples if whole.to is None else whole.to) - from_
+    start, stop = max(first - position, 0), min(end - position, count)
+    if start < stop:
+      parts.append(tfds.core.ReadInstruction(
+          whole.splitname, from_=int(from_ + start), to=int(from_ + stop), unit="abs"))
+    position += count
+  return functools.reduce(operator.add, parts)
 
 
 def num_classes(name, data_dir):

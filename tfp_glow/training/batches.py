@@ -34,7 +34,7 @@ def check_data(spec, x, y, batch_size, kwargs):
 
   Args:
     spec: `ImageSpec`.
-    x: Array, dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset` or iterator.
+    x: As of `sources.source_of`.
     y: Labels, or `None`.
     batch_size: Positive `int`, or `None`.
     kwargs: Dict, the other arguments.

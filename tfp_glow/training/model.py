@@ -22,6 +22,8 @@ from tfp_glow.storage import savedmodel
 from tfp_glow.training import batches, replicas, summary
 from tfp_glow.training.model_files import KeptInFiles
 
+_DATASETS = (tf.data.Dataset, tf.distribute.DistributedDataset)
+
 
 @keras.saving.register_keras_serializable("tfp_glow")
 class FlowModel(KeptInFiles):
@@ -147,14 +149,15 @@ class FlowModel(KeptInFiles):
     With several workers all must call it, each with a batch of its own or with the same one; the result is the chief's.
 
     Args:
-      data: A batch, or a `tf.data.Dataset` whose first batch is used.
+      data: A batch, or a `tf.data.Dataset` whose first batch is used; or a `tf.distribute.DistributedDataset`, whose
+        first batch is put together from the shares of all workers.
 
     Raises:
       ValueError: if `data` is empty, or holds NaN or infinite values.
     """
-    batch = batches.first_batch(data, name="data")[0] if isinstance(data, tf.data.Dataset) else data
-    images, _ = batches.unpack(batch)
     with self.distribute_strategy.scope():
+      batch = batches.first_batch(data, name="data")[0] if isinstance(data, _DATASETS) else data
+      images, _ = batches.unpack(batch)
       values = self._likelihood.to_values(images, self._noise_seed(dequantize.INITIALIZATION))
       replicas.run_on_chief(lambda: self._initialize(values), self.distribute_strategy)
       self._adapted.assign(1.)
@@ -169,7 +172,8 @@ class FlowModel(KeptInFiles):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
 
     Args:
-      x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`.
+      x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`; of several workers also what
+        `strategy.distribute_datasets_from_function` makes of `load_images`, of which each reads its share.
       y: Labels, if `x` is an array and the model class-conditional.
       batch_size: Where `x` is an array.
       epochs: Python `int`.
@@ -189,10 +193,11 @@ class FlowModel(KeptInFiles):
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
       batches.check_data(self._likelihood.spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
     if self._needs_adapt():
-      batch, x = batches.first_batch(x, y, batch_size)
+      with self.distribute_strategy.scope():
+        batch, x = batches.first_batch(x, y, batch_size)
       self.adapt(batch)
     self._build_optimizer()
-    if isinstance(x, tf.data.Dataset):
+    if isinstance(x, _DATASETS):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
     # Callbacks such as `StopOnInterrupt` are not told of errors.
     with _signal_handler_kept(signal.SIGINT), self._stop_unless_finite.failure_named():

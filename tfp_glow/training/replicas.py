@@ -52,6 +52,23 @@ def exchange(gradients, terms, num_failed):
           tf.cast(num_failed, terms.dtype))
 
 
+def gathered(batch):
+  """A batch of all replicas of all workers, in the strategy's scope; all workers must call it.
+
+  Args:
+    batch: Nest of tensors, or of what the replicas of a worker have of them.
+  """
+  strategy = tf.distribute.get_strategy()
+
+  def gather(values):
+    dtype = strategy.experimental_local_results(values)[0].dtype
+    # There are no collective operations of bytes.
+    wide = strategy.run(lambda own: tf.cast(own, tf.int32) if dtype == tf.uint8 else tf.identity(own), args=(values,))
+    return tf.cast(strategy.gather(wide, axis=0), dtype)
+
+  return tf.nest.map_structure(gather, batch)
+
+
 def function_of_iterator(step, strategy, run_eagerly):
   """What `fit` and `evaluate` call with an iterator: a step on each replica; returns what the first returned.
 

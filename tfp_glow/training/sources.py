@@ -1,14 +1,17 @@
-"""The kinds of input that Keras takes: arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, iterators."""
+"""The kinds of input that Keras takes: arrays, datasets, of one process or of several, `PyDataset`, iterators."""
 
 import keras
 import tensorflow as tf
+
+from tfp_glow.training import replicas
 
 
 def source_of(x, y=None, batch_size=None):
   """What to ask of the data that `fit` and its like are given.
 
   Args:
-    x: Array, dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset` or iterator.
+    x: Array, dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, iterator; or, what a strategy of several
+      processes makes of their shares, `tf.distribute.DistributedDataset`.
     y: Labels where `x` is an array, or `None`.
     batch_size: Python `int` where `x` holds arrays; `None`: 32, as for Keras.
 
@@ -17,6 +20,8 @@ def source_of(x, y=None, batch_size=None):
   """
   if isinstance(x, tf.data.Dataset):
     return _OfDataset(x)
+  if isinstance(x, tf.distribute.DistributedDataset):
+    return _OfDistributedDataset(x)
   if isinstance(x, keras.utils.PyDataset):
     return _OfPyDataset(x)
   if hasattr(x, "__next__"):
@@ -99,6 +104,22 @@ class _OfDataset(Source):
     if count == tf.data.INFINITE_CARDINALITY:
       raise ValueError(f"`x` must end. Received: {self.x!r}, which repeats for ever")
     return self.x, count if count >= 0 else None
+
+
+class _OfDistributedDataset(Source):
+
+  def specs(self):
+    # All replicas have the same.
+    return tf.nest.map_structure(lambda spec: tf.nest.flatten(spec, expand_composites=True)[0], self.x.element_spec)
+
+  def first_batch(self):
+    """That of all replicas of all workers, which all must call it."""
+    batch = next(iter(self.x), None)
+    return batch if batch is None else replicas.gathered(batch)
+
+  def batches(self):
+    raise ValueError("`x` must be a `tf.data.Dataset`: of a distributed one each process has its share alone. "
+                     f"Received: {self.x!r}")
 
 
 class _OfPyDataset(Source):

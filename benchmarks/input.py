@@ -1,0 +1,238 @@
+"""Images a second that `load_images` gives, beside what one would write without it; prints a table for each source.
+
+  python benchmarks/input.py
+  python benchmarks/input.py --only folder --images 5000
+  python benchmarks/input.py --tiny                     at a tiny size: does the program work?
+
+  arrays    grey 28x28 images in memory (an .npz file), as they are, padded, reduced; beside a bare `tf.data` pipeline
+  tfds      the same of Fashion-MNIST, which Debian's package `dataset-fashion-mnist` installs
+  folder    small PNG and JPEG files of various sizes; beside a bare `tf.data` pipeline, which decodes in each epoch or
+            has a `cache()`, and beside PyTorch's `ImageFolder` with a process for each CPU core
+  workers   the first epoch of one of several workers, which reads its share of that folder, beside that of one process
+  needed    images a second that a training step of `benchmarks/gpu.py` takes, without XLA, on a device of this machine
+
+All take turns, round after round, and each begins anew in each. The first epoch opens files and decodes, the second has
+what is kept. Shown are medians and ranges; ratios are taken within a round.
+"""
+
+import functools
+import gc
+import importlib.util
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import gpu_common
+import numpy as np
+import run
+import tensorflow as tf
+
+from tfp_glow import data
+
+_DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
+_TORCH = pathlib.Path(__file__).parent / "input_torch.py"
+_BARE = "bare `tf.data`"
+_FOLDER_SIZE = 32
+
+
+def main():
+  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+
+
+def _add_arguments(parser):
+  parser.add_argument("--images", type=int, help="of the folder (4000); in memory there are five times as many")
+  parser.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
+  parser.add_argument("--rounds", type=int, help="of each measurement (3)")
+  parser.add_argument("--data-dir", help="where TFDS keeps its data sets (a folder that is deleted at the end)")
+  parser.add_argument("--tiny", action="store_true", help="everything at a tiny size")
+
+
+def _count(args):
+  return args.images or (30 if args.tiny else 4000)
+
+
+def _arrays(args):
+  """Bare: what is shuffled are images, which are then padded or reduced batch by batch."""
+  images = _noise(5 * _count(args), 28)[..., 0]
+  with tempfile.TemporaryDirectory() as folder:
+    path = pathlib.Path(folder) / "images.npz"
+    np.savez(path, x_train=images)
+    for size in (None, 32, 16):
+      _compare(f"{len(images)} images in memory", args, size, {
+          "`load_images`": lambda size=size: data.load_images(path, "train", args.batch_size, size),
+          _BARE: lambda size=size: _bare(tf.data.Dataset.from_tensor_slices(images[..., np.newaxis]).shuffle(
+              len(images)).batch(args.batch_size), size)})
+
+
+def _tfds(args):
+  if not _DEBIAN.is_dir():
+    print("Left out: Fashion-MNIST is not there (Debian's package `dataset-fashion-mnist`).")
+    return
+  import tensorflow_datasets as tfds
+  with tempfile.TemporaryDirectory() as folder:
+    data_dir = args.data_dir or folder
+    split = f"train[:{5 * _count(args)}]"
+    data.load_images("fashion_mnist", split, args.batch_size, data_dir=data_dir)  # Prepares it.
+
+    def bare(size):
+      examples = tfds.load("fashion_mnist", split=split, data_dir=data_dir, shuffle_files=True)
+      batches = examples.map(lambda example: example["image"], num_parallel_calls=tf.data.AUTOTUNE)
+      return _bare(batches.shuffle(10_000).batch(args.batch_size), size)
+
+    for size in (None, 32, 16):
+      _compare(f"Fashion-MNIST of TFDS, {split}", args, size, {
+          "`load_images`": lambda size=size: data.load_images(
+              "fashion_mnist", split, args.batch_size, size, data_dir=data_dir),
+          _BARE: functools.partial(bare, size)})
+
+
+def _bare(batches, size):
+  """Squares of another size."""
+  def resize(images):
+    side = images.shape[1]
+    if size > side:
+      return tf.image.resize_with_crop_or_pad(images, size, size)
+    return tf.saturate_cast(tf.round(tf.image.resize(images, [size, size], antialias=True)), tf.uint8)
+
+  if size is not None:
+    batches = batches.map(resize, num_parallel_calls=tf.data.AUTOTUNE)
+  return batches.prefetch(tf.data.AUTOTUNE)
+
+
+def _folder(args):
+  with tempfile.TemporaryDirectory() as folder:
+    _write_files(folder, _count(args))
+    contestants = {
+        "`load_images`": lambda: data.load_images(folder, "train", args.batch_size, _FOLDER_SIZE),
+        _BARE: lambda: _bare_files(folder, args, is_cached=False),
+        f"{_BARE} with `cache()`": lambda: _bare_files(folder, args, is_cached=True)}
+    if importlib.util.find_spec("torchvision") is not None:
+      contestants["PyTorch's `ImageFolder`"] = lambda: functools.partial(_torch, folder, args)
+    else:
+      print("PyTorch's `ImageFolder` is left out: torchvision is not installed.\n")
+    _compare(f"{_count(args)} PNG and JPEG files", args, _FOLDER_SIZE, contestants)
+
+
+def _bare_files(folder, args, is_cached):
+  """Decodes and reduces one by one, as the images differ in size."""
+  def read(path):
+    image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
+    side = tf.reduce_min(tf.shape(image)[:2])
+    image = tf.image.resize_with_crop_or_pad(image, side, side)
+    return tf.saturate_cast(tf.round(tf.image.resize(image, [_FOLDER_SIZE] * 2, antialias=True)), tf.uint8)
+
+  paths = tf.data.Dataset.list_files(f"{folder}/train/*/*", shuffle=not is_cached)
+  images = paths.map(read, num_parallel_calls=tf.data.AUTOTUNE)
+  if is_cached:
+    images = images.cache().shuffle(_count(args))
+  return images.batch(args.batch_size).prefetch(tf.data.AUTOTUNE)
+
+
+def _torch(folder, args):
+  """Its epochs, in a process of its own."""
+  command = [sys.executable, _TORCH, f"{folder}/train", str(_FOLDER_SIZE), str(args.batch_size)]
+  done = subprocess.run(command, capture_output=True, text=True, check=False)
+  if done.returncode:
+    sys.exit(f"{' '.join(map(str, command))} failed:\n{done.stderr[-2000:]}")
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def _write_files(folder, count):
+  """Half of them PNG, half JPEG, of 48 to 128 pixels; smooth, as photographs are."""
+  rng = np.random.default_rng(0)
+  for i in range(count):
+    size = rng.integers(48, 129, 2)
+    values = tf.image.resize(rng.uniform(0., 255., (6, 6, 3)), size, "bicubic").numpy() + rng.normal(0., 4., (*size, 3))
+    image = np.clip(values, 0, 255).astype(np.uint8)
+    path = pathlib.Path(folder) / "train" / f"class_{i % 4 // 2}" / f"{i:06}.{('png', 'jpg')[i % 2]}"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    encode = (tf.io.encode_png, tf.io.encode_jpeg)[i % 2]
+    path.write_bytes(encode(image).numpy())
+
+
+def _workers(args):
+  """It decodes its share of each batch, one process all of it."""
+  with tempfile.TemporaryDirectory() as folder:
+    _write_files(folder, _count(args))
+    load = functools.partial(data.load_images, folder, "train", args.batch_size, _FOLDER_SIZE)
+    rounds = []
+    for _ in run.progress(args.rounds or (1 if args.tiny else 3)):
+      of_all = _seconds(load())
+      rounds.append({num_workers: _seconds(load(input_context=tf.distribute.InputContext(num_workers, 0, num_workers)))
+                     / of_all for num_workers in (2, 4)})
+  print("| workers | first epoch of a worker's share, times that of all images |\n|---|---|")
+  for num_workers in rounds[0]:
+    print(f"| {num_workers} | {run.spread([r[num_workers] for r in rounds])} |")
+
+
+def _needed(args):
+  """Of steps of `FlowModel.fit`, the first of which is left out."""
+  has_gpu = gpu_common.has_gpu()
+  named = {"paper's": gpu_common.PAPER, "small": gpu_common.SMALL} if has_gpu else {"small": gpu_common.SMALL}
+  if not has_gpu:
+    print("There is no GPU: the CPU needs less, and the paper's model is left out.\n")
+  print("| model of `benchmarks/gpu.py` | step, ms | images/s |\n|---|---|---|")
+  for name, architecture in ({"tiny": gpu_common.TINY} if args.tiny else named).items():
+    model = gpu_common.make_model(gpu_common.make_glow(architecture), architecture.num_dims)
+    images = gpu_common.noise_images(architecture)
+    model.train_on_batch(images)
+    seconds = statistics.median(_time(lambda model=model, images=images: model.train_on_batch(images))
+                                for _ in range(2 if args.tiny else 10))
+    print(f"| {name}: {architecture}, batch {architecture.batch_size} | {1e3 * seconds:.0f} "
+          f"| {architecture.batch_size / seconds:.0f} |", flush=True)
+
+
+def _compare(what, args, size, contestants):
+  """Prints a table of the images a second of each: the first epoch, the second, and the ratio of the latter to ours."""
+  rounds = []
+  for _ in run.progress(args.rounds or (1 if args.tiny else 3)):
+    found = {}
+    for name, make in contestants.items():
+      gc.collect()  # What has been kept of an earlier round.
+      made = make()
+      found[name] = made() if callable(made) else [_rate(made), _rate(made)]
+    rounds.append(found)
+  ours = next(iter(contestants))
+  size = "as they are" if size is None else f"{size}x{size}"
+  print(f"| {what}, {size} | first epoch, images/s | second epoch, images/s | times that of `load_images` |\n"
+        "|---|---|---|---|")
+  for name in contestants:
+    first, second = ([r[name][epoch] for r in rounds] for epoch in range(2))
+    ratios = [r[name][1] / r[ours][1] for r in rounds]
+    print(f"| {name} | {_thousands(first)} | {_thousands(second)} | {run.spread(ratios)} |", flush=True)
+  print(flush=True)
+
+
+def _thousands(values):
+  return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
+
+
+def _rate(dataset):
+  """Images a second of a pass."""
+  start = time.perf_counter()
+  count = sum(len(batch) for batch in dataset)
+  return count / (time.perf_counter() - start)
+
+
+def _seconds(dataset):
+  return _time(lambda: list(dataset))
+
+
+def _time(function):
+  start = time.perf_counter()
+  function()
+  return time.perf_counter() - start
+
+
+def _noise(count, size):
+  return np.random.default_rng(0).integers(0, 256, (count, size, size, 1), np.uint8)
+
+
+_SECTIONS = {"arrays": _arrays, "tfds": _tfds, "folder": _folder, "workers": _workers, "needed": _needed}
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,135 @@
+"""From a source of images to the batches of `load_images`: all of them, or those of a worker."""
+
+import tensorflow as tf
+
+from tfp_glow.data import order
+from tfp_glow.data.source import Held
+
+_as_it_is = tf.autograph.experimental.do_not_convert  # Its conversion takes longer than what is converted.
+
+
+def of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs):
+  """The dataset that `load_images` returns.
+
+  Args:
+    source: `Held` or `Stream`.
+    share: `order.Share`.
+    shuffle: See `load_images`, as all others but the next.
+    cut_at_random: Python `bool`, whether squares are cut out at random.
+    seed: See there.
+    drop_remainder: See there.
+    epochs: See there.
+
+  Raises:
+    ValueError: if there is no batch.
+  """
+  if drop_remainder and source.num_images < share.batch_size:
+    raise ValueError(f"`batch_size` must be at most the number of images ({source.num_images}) where `drop_remainder` "
+                     f"is True. Received: batch_size={share.batch_size}")
+  encoded = _of_held if isinstance(source, Held) else _of_stream
+  dataset = encoded(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs)
+
+  def decode(batch, places):
+    held, *labels = batch
+    images = source.decode(held, places)
+    return (images, *labels) if labels else images
+
+  dataset = dataset.map(decode if cut_at_random else lambda *batch: decode(batch, None),
+                        num_parallel_calls=tf.data.AUTOTUNE)
+  num_batches = source.num_images // share.batch_size if drop_remainder else -(-source.num_images // share.batch_size)
+  if len(share.parts) == 1:  # Of several replicas Keras would take the number of elements for that of steps.
+    num_batches *= 1 if epochs is None else len(epochs)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
+  # Several workers that are given the same dataset share each batch. By files, TensorFlow's first choice, their batches
+  # would be others than one process'.
+  options = tf.data.Options()
+  options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+  return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
+
+
+def _of_held(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs):
+  """Of what is held, that of each batch; with places if squares are cut out at random."""
+  num_images = source.num_images
+  own = order.numbers_of(share, num_images, shuffle)
+
+  @_as_it_is
+  def one_pass(held, number):
+    seeds = [tf.stack([seed, 4 * number + purpose]) for purpose in range(4)]
+    rows = order.shuffled(share, num_images, seeds[:3]) if shuffle else order.in_sequence(share.batch_size, num_images)
+    places = tf.random.stateless_uniform([num_images, 2], seeds[3]) if cut_at_random else None
+
+    @_as_it_is
+    def pick(numbers):
+      indices = numbers if len(own) == num_images else tf.searchsorted(own, numbers)
+      batch = tuple(tf.gather(part, indices) for part in held)
+      return (batch, tf.gather(places, numbers)) if cut_at_random else batch
+
+    return _numbers(rows, share, num_images, drop_remainder).map(pick)
+
+  held = source.hold(own).repeat()
+  return tf.data.Dataset.zip(held, _passes(seed, shuffle, epochs)).flat_map(one_pass)
+
+
+def _numbers(rows, share, num_images, drop_remainder):
+  """Numbers of the images of each batch, one replica after the other."""
+  batch_size = share.batch_size
+  if share.parts == [(0, batch_size)]:
+    numbers = tf.ensure_shape(tf.boolean_mask(rows, rows >= 0), [num_images])
+    return tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size, drop_remainder=drop_remainder)
+  num_parts, parts = len(share.parts), tf.constant(share.parts, tf.int64)
+  num_batches = num_images // batch_size if drop_remainder else -(-num_images // batch_size)
+
+  @_as_it_is
+  def of_part(index):
+    first, end = tf.unstack(parts[index % num_parts])
+    numbers = rows[index // num_parts, first:end]
+    return tf.boolean_mask(numbers, numbers >= 0)
+
+  return tf.data.Dataset.range(num_batches * num_parts).map(of_part)
+
+
+def _passes(seed, shuffle, epochs):
+  """A number for each pass, from which it is drawn."""
+  if epochs is not None:
+    return tf.data.Dataset.range(epochs.start, epochs.stop)
+  if shuffle:
+    return tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
+  return tf.data.Dataset.range(1)
+
+
+def _of_stream(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs):
+  """As `_of_held`, of what is read in each pass: all workers read all, and each keeps its share."""
+  batch_size = share.batch_size
+
+  def one_pass(seed):
+    examples = source.examples
+    if shuffle:
+      # Before decoding: the buffer then holds compressed images.
+      examples = examples.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
+    batches = examples.batch(batch_size, drop_remainder=drop_remainder)
+    if cut_at_random:
+      # A function of the pass and the place in it, as the order is.
+      batches = batches.enumerate().map(
+          lambda index, batch: (batch, tf.random.stateless_uniform([batch_size, 2], tf.stack([seed, index]))))
+    return batches if share.parts == [(0, batch_size)] else batches.flat_map(of_parts)
+
+  def of_parts(*batch):
+    flat = tf.nest.flatten(batch)
+    count = tf.shape(flat[0], tf.int64)[0]
+    parts = tf.data.Dataset.from_tensor_slices(tf.constant(share.parts, tf.int64, [len(share.parts), 2]))
+
+    def of_part(part):
+      first, end = tf.unstack(part * count // batch_size)
+      return tf.nest.pack_sequence_as(batch, [column[first:end] for column in flat])
+
+    return parts.map(of_part)
+
+  if epochs is None:
+    return one_pass(tf.constant(seed, tf.int64))
+  return tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(lambda number: _one_epoch(one_pass, seed, number))
+
+
+def _one_epoch(one_pass, seed, number):
+  # In the graph of this function: `shuffle` compares a global seed of 0 with a seed that is a tensor, and fails.
+  tf.compat.v1.set_random_seed(1)
+  return one_pass(tf.random.stateless_uniform([], [seed, number], maxval=2**31, dtype=tf.int64))

@@ -26,6 +26,8 @@ Ctrl-C ends the training, and all of these are made of what has been learned unt
 
 Until it has finished, the folder also holds training_state/, written after each epoch, and best_until_now.weights.h5:
 the same command goes on from there, however the run was ended, and comes to the same weights as if it had not been.
+SIGTERM, by which clusters announce that they take a machine away, has the state written after the batch at hand; the
+exit code is 143 then. The folder cluster/ has scripts for SLURM and Kubernetes.
 """
 
 import atexit
@@ -48,6 +50,7 @@ import run_pictures
 import tensorflow as tf
 import tensorflow_probability as tfp
 import training_data
+import workers
 
 import tfp_glow
 from tfp_glow import callbacks, data
@@ -100,11 +103,12 @@ def run(args, load_splits, make_model, save_results, outputs, jit_compile="auto"
     if args.overwrite:
       state.delete()
     first_epoch, best_is_there = state.restore(model), False
-    if first_epoch:
+    is_resumed = first_epoch > 0 or state.num_batches > 0
+    if is_resumed:
       # Now, not when all epochs have been trained, if it cannot be read.
       best_is_there = replicas.run_on_chief(lambda: is_loaded(model, args.output / BEST_UNTIL_NOW), strategy)
       state.restore(model)
-    prepare_output(args, first_epoch > 0, outputs)
+    prepare_output(args, is_resumed, outputs)
   except (ValueError, OSError, ImportError, RuntimeError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
     return EXIT_USAGE
@@ -133,7 +137,7 @@ def make_strategy(args):
     return tf.distribute.get_strategy()
   if args.strategy == "mirrored":
     return tf.distribute.MirroredStrategy()
-  strategy = tf.distribute.MultiWorkerMirroredStrategy()
+  strategy = tf.distribute.MultiWorkerMirroredStrategy(workers.cluster_resolver())
   if not strategy.extended.should_checkpoint:
     sys.stdout = open(os.devnull, "w", encoding="utf-8")
     args.output = pathlib.Path(tempfile.mkdtemp())
@@ -226,6 +230,7 @@ def train(model, splits, state, first_epoch, best_is_there, args):
 
   Raises:
     FloatingPointError: if training diverges.
+    SystemExit: after SIGTERM, when the state has been written.
   """
   history = state.history.get("val_bits_per_dim", []) if best_is_there else []
   best = min(filter(math.isfinite, history), default=math.inf)
@@ -235,20 +240,27 @@ def train(model, splits, state, first_epoch, best_is_there, args):
   limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
   interrupt = callbacks.StopOnInterrupt()
   of_workers = functools.partial(training_data.of_workers, splits, model.distribute_strategy)
+  validation = of_workers("validation")
   # One worker cannot stop by itself: Ctrl-C ends it at once, and its death the others.
   own = [] if args.strategy == "multiworker" else [interrupt]
-  if first_epoch:
-    print(f"Going on after epoch {first_epoch} of {args.epochs}.")
+
+  def fit(epochs):
+    """Without the batches of the first of them that the state has got."""
+    num_steps, num_trained = len(splits["train"]), state.num_batches
+    images = of_workers("train", lambda load: training_data.augment(
+        load(epochs=epochs).skip(num_trained), args, epochs.start * num_steps + num_trained))
+    model.fit(images, validation_data=validation, steps_per_epoch=num_steps - num_trained, initial_epoch=epochs.start,
+              epochs=epochs.stop, callbacks=[checkpoint, state, *own, *limit, callbacks.StopOnPreemption(state)])
+
+  if first_epoch or state.num_batches:
+    batches = f"{state.num_batches} batches of epoch {first_epoch + 1}" if state.num_batches else f"epoch {first_epoch}"
+    print(f"Going on after {batches} of {args.epochs}.")
   else:
     model.adapt(of_workers("train"))
-  epochs = range(first_epoch, args.epochs)
-  validation = of_workers("validation")
-  if epochs:
-    steps_per_epoch = len(splits["train"])
-    images = of_workers("train", lambda load: training_data.augment(
-        load(epochs=epochs), args, first_epoch * steps_per_epoch))
-    model.fit(images, validation_data=validation, steps_per_epoch=steps_per_epoch, initial_epoch=epochs.start,
-              epochs=epochs.stop, callbacks=[checkpoint, state, *own, *limit])
+  while first_epoch < args.epochs:
+    stop = first_epoch + 1 if state.num_batches else args.epochs  # First the rest of an epoch that was begun.
+    fit(range(first_epoch, stop))
+    first_epoch = args.epochs if stop == args.epochs or model.stop_training else state.restore(model)
   bits_per_dim = keep_best(model, validation, checkpoint)
   model.save_weights(args.output / WEIGHTS)
   return bits_per_dim, interrupt.interrupted

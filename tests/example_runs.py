@@ -3,7 +3,6 @@
 import os
 import pathlib
 import runpy
-import signal
 import sys
 
 import numpy as np
@@ -24,8 +23,10 @@ def flow(output_shape, *_, seed=0, **__):
                          tfp.bijectors.Reshape(output_shape, [int(np.prod(output_shape))])])
 
 
-class _KilledInTheSecondEpoch(callbacks.TrainingState):
-  """Ends its process as a kill from outside does, but always at the same step."""
+class _SignalInTheSecondEpoch(callbacks.TrainingState):
+  """Its process gets the signal `number` as from outside, but always at the same step."""
+
+  number = None
 
   def on_epoch_begin(self, epoch, logs=None):
     super().on_epoch_begin(epoch, logs)
@@ -34,13 +35,14 @@ class _KilledInTheSecondEpoch(callbacks.TrainingState):
   def on_train_batch_end(self, batch, logs=None):
     super().on_train_batch_end(batch, logs)
     if self._is_second and batch == 2:
-      os.kill(os.getpid(), signal.SIGKILL)
+      os.kill(os.getpid(), self.number)
 
 
-def run_script(*options, is_killed=False):
-  """The program, in a process that is there for it alone; it may be killed in the second epoch."""
+def run_script(*options, ended_by=None):
+  """The program, in a process that is there for it alone; it may get a signal in the second epoch."""
   tfp_glow.GlowBijector = flow
-  if is_killed:
-    callbacks.TrainingState = _KilledInTheSecondEpoch
+  if ended_by:
+    _SignalInTheSecondEpoch.number = ended_by
+    callbacks.TrainingState = _SignalInTheSecondEpoch
   sys.argv = [str(SCRIPT), *TINY, *options]
   runpy.run_path(str(SCRIPT), run_name="__main__")

@@ -20,13 +20,12 @@ def train(folder, result):
   model.compile(keras.optimizers.Adam(schedule, use_ema=True, ema_momentum=0.9), run_eagerly=True)
   state = tfp_glow.callbacks.TrainingState(folder, {"num_epochs": NUM_EPOCHS})
   first = state.restore(model)
-  if state.num_batches:
-    _fit(model, state, range(first, first + 1))
+  while first < NUM_EPOCHS:
+    stop = first + 1 if state.num_batches else NUM_EPOCHS
+    _fit(model, state, range(first, stop))
     first = state.restore(model)
-  if first < NUM_EPOCHS:
-    _fit(model, state, range(first, NUM_EPOCHS))
-  else:
-    model.optimizer.finalize_variable_values(model.trainable_variables)
+  # As `fit` does at its end, and the state is of before.
+  model.optimizer.finalize_variable_values(model.trainable_variables)
   variables = {str(i): v.numpy() for i, v in enumerate(model.weights + model.optimizer.variables)}
   np.savez(result, learning_rate=model.optimizer.learning_rate, loss=state.history["loss"], **variables)
 

@@ -54,10 +54,10 @@ def _run(folder, *others, num_epochs=4):
   """Goes on with a run, with a model of its own; returns that and the callback."""
   model, state = _model(), callbacks.TrainingState(folder)
   first = state.restore(model)
-  if state.num_batches:
-    _fit(model, state, range(first, first + 1), *others)
-    first = state.restore(model)
-  _fit(model, state, range(first, num_epochs), *others)
+  while first < num_epochs:
+    stop = first + 1 if state.num_batches else num_epochs
+    _fit(model, state, range(first, stop), *others)
+    first = state.restore(model) if stop < num_epochs else stop
   return model, state
 
 

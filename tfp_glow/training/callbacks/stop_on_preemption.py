@@ -35,18 +35,18 @@ class StopOnPreemption(keras.callbacks.Callback):
   model.compile("adam")
   state = tfp_glow.callbacks.TrainingState(tempfile.mkdtemp())
 
-  def fit(epochs, num_batches=0):
+  def fit(epochs, num_batches):
     images = tfp_glow.data.load_images("digits", "train", batch_size=256, epochs=epochs)
     model.fit(images.skip(num_batches), steps_per_epoch=len(images) // len(epochs) - num_batches,
               initial_epoch=epochs.start, epochs=epochs.stop,
               callbacks=[state, tfp_glow.callbacks.StopOnPreemption(state)])
 
   first = state.restore(model)
-  if state.num_batches:             # The rest of the epoch in which the run was ended, first;
-    fit(range(first, first + 1), state.num_batches)
-    first = state.restore(model)    # then from its end: of averaged weights the end of `fit` has left the averages.
-  if first < NUM_EPOCHS:
-    fit(range(first, NUM_EPOCHS))
+  while first < NUM_EPOCHS:
+    stop = first + 1 if state.num_batches else NUM_EPOCHS    # First the rest of an epoch that was begun.
+    fit(range(first, stop), state.num_batches)
+    # The end of `fit` has put averages in the place of weights of which the optimizer keeps them.
+    first = state.restore(model) if stop < NUM_EPOCHS else stop
   ```
   """
 
@@ -100,4 +100,6 @@ class StopOnPreemption(keras.callbacks.Callback):
     print("\nSIGTERM: training ends with this batch.", flush=True)
 
   def _end(self):
+    if replicas.is_chief(self.model.distribute_strategy):
+      print("The state of training is written: the program goes on from there when it is started again.", flush=True)
     raise SystemExit(self.EXIT_CODE)

@@ -1,10 +1,14 @@
 """What replicas and worker processes tell each other under a `tf.distribute.Strategy`."""
 
+import concurrent.futures
 import functools
 import json
+import weakref
 
 import numpy as np
 import tensorflow as tf
+
+from tfp_glow._core import _compat
 
 
 def sum_over_replicas(values):
@@ -18,21 +22,18 @@ def are_several():
   return tf.distribute.get_replica_context().num_replicas_in_sync > 1
 
 
-def exchange(gradients, terms, num_failed):
-  """From what replicas have found by themselves to the same of all their images: in one exchange.
+def packed(gradients, terms, num_failed):
+  """What replicas add up: from what one has found by itself, in one tensor.
 
   They may have got unequal numbers of images, or none. What is not finite on one replica is so on all.
 
   Args:
     gradients: List of floating tensors, those of the mean over this replica's images; `None` among them.
     terms: Floating tensor `[N, K]`, of this replica's `N` images.
-    num_failed: Floating scalar.
+    num_failed: Floating scalar, the last number of the result.
 
   Returns:
-    gradients: List as it was given, of the mean over all images.
-    terms: Tensor `[1, K]`, the mean over all images.
-    weights: Tensor `[1]`: the number of images of which that is the mean, divided by the number of replicas.
-    num_failed: Scalar, the sum over the replicas.
+    Floating tensor of one dimension.
   """
   present = [gradient for gradient in gradients if gradient is not None]
   dtype = tf.float64 if tf.float64 in {terms.dtype, *(gradient.dtype for gradient in present)} else tf.float32
@@ -40,16 +41,87 @@ def exchange(gradients, terms, num_failed):
   share = tf.cast(tf.shape(terms)[0], dtype) / 2.**20
   parts = [share * tf.cast(tf.reshape(gradient, [-1]), dtype) for gradient in present]
   parts += [tf.cast(tf.reduce_sum(terms, axis=0), dtype), tf.stack([share, tf.cast(num_failed, dtype)])]
-  summed = tf.split(sum_over_replicas(tf.concat(parts, axis=0)), [tf.size(part) for part in parts])
-  *totals, terms_total, (share, num_failed) = *summed[:-1], tf.unstack(summed[-1], 2)
+  return tf.concat(parts, axis=0)
+
+
+def unpacked(sums, gradients_like, terms_like, num_replicas):
+  """The means over the images of all replicas, of the sum of what `packed` has made on each.
+
+  Args:
+    sums: Floating tensor of one dimension.
+    gradients_like: List of `tf.TensorSpec`s of the gradients, `None` where there is none.
+    terms_like: `tf.TensorSpec` of the terms.
+    num_replicas: Python `int`.
+
+  Returns:
+    gradients: List of tensors, `None` among them: of the mean over all images.
+    terms: Tensor `[1, K]`, the mean over all images.
+    weights: Tensor `[1]`: the number of images of which that is the mean, divided by the number of replicas.
+  """
+  present = [spec for spec in gradients_like if spec is not None]
+  sizes = [*(spec.shape.num_elements() for spec in present), terms_like.shape[1], 1, 1]
+  *totals, terms_total, share, _ = tf.split(sums, sizes)
   divisor = tf.where(share > 0., share, 1.)  # There may be no images at all.
-  means = iter([tf.reshape(tf.cast(total / divisor, gradient.dtype), tf.shape(gradient))
-                for total, gradient in zip(totals, present)])
-  num_images = tf.cast(share * 2.**20, terms.dtype)
-  weight = num_images / tf.distribute.get_replica_context().num_replicas_in_sync
-  return ([None if gradient is None else next(means) for gradient in gradients],
-          tf.cast(terms_total / divisor / 2.**20, terms.dtype)[tf.newaxis], weight[tf.newaxis],
-          tf.cast(num_failed, terms.dtype))
+  means = iter([tf.reshape(tf.cast(total / divisor, spec.dtype), spec.shape)
+                for total, spec in zip(totals, present)])
+  return ([None if spec is None else next(means) for spec in gradients_like],
+          tf.cast(terms_total / divisor / 2.**20, terms_like.dtype)[tf.newaxis],
+          tf.cast(share * 2.**20, terms_like.dtype) / num_replicas)
+
+
+class TracedOnce:
+  """Calls functions on the device of each replica, with its variables, that are traced for the first of them only.
+
+  TensorFlow traces a `tf.function` anew on each device; and what is called without one, or is put in the place of the
+  call when the graph is optimized, is in the graph as often as there are replicas.
+  """
+
+  def __init__(self):
+    self._of_graphs = weakref.WeakKeyDictionary()
+
+  def __call__(self, trace, function, *args):
+    """Calls a function; to be done in each replica.
+
+    Args:
+      trace: Callable, from a `tf.function` and its arguments' specs to its `tf.ConcreteFunction`.
+      function: Callable, from tensors to a nest of them, `None` among them.
+      *args: Tensors, `None` among them.
+
+    Returns:
+      What the function returns.
+    """
+    if tf.executing_eagerly():
+      return function(*args)
+    traced = self._of_graphs.setdefault(tf.compat.v1.get_default_graph(), {})
+    specs = [arg if arg is None else tf.TensorSpec(arg.shape, arg.dtype) for arg in args]
+    key = (function.__name__, repr(specs))
+    if key not in traced:
+      traced[key] = trace(tf.function(function, autograph=False, experimental_attributes={"_noinline": True}), specs)
+    return _called(traced[key], [arg for arg in args if arg is not None])
+
+
+def trace_here(function, specs):
+  """Traces a function in a replica."""
+  return function.get_concrete_function(*specs)
+
+
+def trace_outside(trace, function, specs):
+  """Traces a function outside of all replicas, from within one."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(trace, function, specs).result()
+
+
+def _called(function, args):
+  """Calls a `tf.ConcreteFunction` with the variables of this replica in the place of those that it has captured."""
+  args = [*args, *map(_compat.handle_here, function.captured_inputs)]
+  options = tf.compat.v1.ConfigProto()
+  options.graph_options.rewrite_options.disable_meta_optimizer = True  # With the graph, not once more on each device.
+  outputs = tf.raw_ops.StatefulPartitionedCall(args=args, Tout=[output.dtype for output in function.outputs], f=function,
+                                               config_proto=options.SerializeToString())
+  for output, like in zip(outputs, function.outputs):
+    output.set_shape(like.shape)
+  outputs = iter(outputs)
+  return tf.nest.map_structure(lambda like: None if like is None else next(outputs), function.structured_outputs)
 
 
 def function_of_iterator(step, strategy, run_eagerly):

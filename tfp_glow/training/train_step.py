@@ -1,5 +1,7 @@
 """What one step of `FlowModel` does: of training, of evaluation, of prediction."""
 
+import functools
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -31,6 +33,7 @@ class FlowSteps(_compat.BuiltModel):
     self._means = None  # Of `compile`, as the next two.
     self.uses_xla = False
     self._xla_functions = {}
+    self._traced_once = replicas.TracedOnce()
     self._stop_unless_finite = guard.StopUnlessFinite(likelihood)
     self.classifier = None
     if weight_y:
@@ -54,19 +57,53 @@ class FlowSteps(_compat.BuiltModel):
 
   def train_step(self, data):
     images, labels = batches.unpack(data)
-    noise_seed = self._noise_seed(self.optimizer.iterations)
-    terms, gradients, largest = self._compiled(self._share)(images, labels, noise_seed)
-    loss = tf.reduce_sum(tf.cast(self._loss_of(terms), tf.float64))
-    are_finite = tf.math.is_finite(tf.concat([[loss], largest], axis=0))
-    num_failed, weights = tf.cast(~tf.reduce_all(are_finite), terms.dtype), tf.ones_like(terms[:, 0])
+    batch = guard.Batch(images, labels, self._noise_seed(self.optimizer.iterations))
     if replicas.are_several():
-      gradients, terms, weights, num_failed = replicas.exchange(gradients, terms, num_failed)
-      largest = self._largest_entries(gradients)
-    batch = guard.Batch(images, labels, noise_seed)
-    variables = self.trainable_variables
-    with tf.control_dependencies([self._stop_unless_finite.check(num_failed, are_finite, variables, batch)]):
-      self._update(divergence.shortened(gradients, tf.reduce_sum(largest)), variables)
+      terms, weights = self._step_of_replica(batch)
+    else:
+      terms, gradients, largest = self._compiled(self._share)(*batch)
+      weights, are_finite = tf.ones_like(terms[:, 0]), self._are_finite(terms, largest)
+      num_failed = tf.cast(~tf.reduce_all(are_finite), terms.dtype)
+      with self._checked(num_failed, are_finite, batch):
+        self._update(gradients, largest)
     return self._update_metrics(terms, weights)
+
+  def _step_of_replica(self, batch):
+    """The same of one of several replicas, in two functions that are traced once for all, and what is between.
+
+    Returns:
+      terms: Tensor `[1, K]`, the mean of the terms of all images.
+      weights: Tensor `[1]`, see `replicas.unpacked`.
+    """
+    sums, are_finite, terms, gradients = self._traced_once(replicas.trace_here, self._summands, *batch)
+    sums = replicas.sum_over_replicas(sums)
+    num_replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+
+    def update(sums):
+      means, terms_mean, weights = replicas.unpacked(sums, gradients, terms, num_replicas)
+      self._update(means, self._largest_entries(means))
+      return terms_mean, weights
+
+    def trace(function, specs):
+      with _compat.first_replica(self.optimizer, self.trainable_variables):
+        return function.get_concrete_function(*specs)
+
+    with self._checked(sums[-1], are_finite, batch):
+      return self._traced_once(functools.partial(replicas.trace_outside, trace), update, sums)
+
+  def _summands(self, images, labels, noise_seed):
+    terms, gradients, largest = self._compiled(self._share)(images, labels, noise_seed)
+    are_finite = self._are_finite(terms, largest)
+    sums = replicas.packed(gradients, terms, ~tf.reduce_all(are_finite))
+    return sums, are_finite, terms, gradients
+
+  def _are_finite(self, terms, largest):
+    loss = tf.reduce_sum(tf.cast(self._loss_of(terms), tf.float64))
+    return tf.math.is_finite(tf.concat([[loss], largest], axis=0))
+
+  def _checked(self, num_failed, are_finite, batch):
+    return tf.control_dependencies([
+        self._stop_unless_finite.check(num_failed, are_finite, self.trainable_variables, batch)])
 
   def _share(self, images, labels, noise_seed):
     """What a replica computes of a training step by itself, and XLA can compile.
@@ -106,8 +143,9 @@ class FlowSteps(_compat.BuiltModel):
       self._xla_functions[name] = tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
     return self._xla_functions[name]
 
-  def _update(self, gradients, variables):
-    _compat.apply_sums(self.optimizer, gradients, variables)
+  def _update(self, gradients, largest):
+    gradients = divergence.shortened(gradients, tf.reduce_sum(largest))
+    _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
     self._likelihood.after_update()
 
   def _bits(self, images, labels, noise_seed, training=False):

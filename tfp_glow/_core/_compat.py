@@ -118,16 +118,16 @@ class _Unsummed:
     return list(grads_and_vars)
 
 
-def knows_replicas(variables, optimizer):
-  """Whether `handle_here` and `first_replica` are to be had for variables, and an optimizer of them.
+def knows_replicas(optimizer, variables):
+  """Whether `handle_here` and `first_replica` are to be had, for an optimizer and the variables that it updates.
 
   Args:
+    optimizer: Keras optimizer, built.
     variables: List of `keras.Variable`s, made under the scope of a strategy of several replicas.
-    optimizer: Keras optimizer.
   """
-  handles = [copy.handle for variable in variables for copy in _copies(variable.value)]
-  return (UpdateContext is not None and all(hasattr(handle, "_distributed_container") for handle in handles)
-          and all(hasattr(variable, "_value") for variable in variables)
+  variables = [*variables, *optimizer.variables]
+  return (UpdateContext is not None and all(hasattr(variable, "_value") for variable in variables)
+          and all(hasattr(variable.value.handle, "_distributed_container") for variable in variables)
           and all(hasattr(o, "_distribution_strategy") for o in _with_inner(optimizer)))
 
 
@@ -164,7 +164,7 @@ def first_replica(optimizer, variables):
     optimizer: Keras optimizer, built.
     variables: List of the `keras.Variable`s that it updates.
   """
-  changed = [(v, "_value", _copies(v.value)[0]) for v in [*variables, *optimizer.variables]]
+  changed = [(v, "_value", v.value.values[0]) for v in [*variables, *optimizer.variables]]
   changed += [(o, "_distribution_strategy", tf.distribute.get_strategy()) for o in _with_inner(optimizer)]
   before = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
   set_all = lambda attributes: [object.__setattr__(*attribute) for attribute in attributes]
@@ -174,10 +174,6 @@ def first_replica(optimizer, variables):
       yield
   finally:
     set_all(before)
-
-
-def _copies(variable):
-  return getattr(variable, "values", (variable,))
 
 
 def _with_inner(optimizer):

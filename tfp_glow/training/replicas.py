@@ -49,8 +49,8 @@ def unpacked(sums, gradients_like, terms_like, num_replicas):
 
   Args:
     sums: Floating tensor of one dimension.
-    gradients_like: List of `tf.TensorSpec`s of the gradients, `None` where there is none.
-    terms_like: `tf.TensorSpec` of the terms.
+    gradients_like: List of `tf.TensorSpec`s, `None` where there is no gradient.
+    terms_like: `tf.TensorSpec`.
     num_replicas: Python `int`.
 
   Returns:
@@ -58,13 +58,13 @@ def unpacked(sums, gradients_like, terms_like, num_replicas):
     terms: Tensor `[1, K]`, the mean over all images.
     weights: Tensor `[1]`: the number of images of which that is the mean, divided by the number of replicas.
   """
-  present = [spec for spec in gradients_like if spec is not None]
-  sizes = [*(spec.shape.num_elements() for spec in present), terms_like.shape[1], 1, 1]
+  present = [like for like in gradients_like if like is not None]
+  sizes = [*(like.shape.num_elements() for like in present), terms_like.shape[1], 1, 1]
   *totals, terms_total, share, _ = tf.split(sums, sizes)
   divisor = tf.where(share > 0., share, 1.)  # There may be no images at all.
-  means = iter([tf.reshape(tf.cast(total / divisor, spec.dtype), spec.shape)
-                for total, spec in zip(totals, present)])
-  return ([None if spec is None else next(means) for spec in gradients_like],
+  means = iter([tf.reshape(tf.cast(total / divisor, like.dtype), like.shape)
+                for total, like in zip(totals, present)])
+  return ([None if like is None else next(means) for like in gradients_like],
           tf.cast(terms_total / divisor / 2.**20, terms_like.dtype)[tf.newaxis],
           tf.cast(share * 2.**20, terms_like.dtype) / num_replicas)
 
@@ -79,13 +79,14 @@ class TracedOnce:
   def __init__(self):
     self._of_graphs = weakref.WeakKeyDictionary()
 
-  def __call__(self, trace, function, *args):
+  def __call__(self, function, *args, trace=None):
     """Calls a function; to be done in each replica.
 
     Args:
-      trace: Callable, from a `tf.function` and its arguments' specs to its `tf.ConcreteFunction`.
-      function: Callable, from tensors to a nest of them, `None` among them.
+      function: Callable, from tensors to a nest of them. What else is in the nest is that of the first replica.
       *args: Tensors, `None` among them.
+      trace: Callable, from a `tf.function` and its arguments to a `tf.ConcreteFunction`, called in the first replica;
+        `None`: the function is traced there.
 
     Returns:
       What the function returns.
@@ -96,32 +97,42 @@ class TracedOnce:
     specs = [arg if arg is None else tf.TensorSpec(arg.shape, arg.dtype) for arg in args]
     key = (function.__name__, repr(specs))
     if key not in traced:
-      traced[key] = trace(tf.function(function, autograph=False, experimental_attributes={"_noinline": True}), specs)
-    return _called(traced[key], [arg for arg in args if arg is not None])
+      traced[key] = _Traced(function, specs, trace or (lambda function, specs: function.get_concrete_function(*specs)))
+    return traced[key]([arg for arg in args if arg is not None])
 
 
-def trace_here(function, specs):
-  """Traces a function in a replica."""
-  return function.get_concrete_function(*specs)
+class _Traced:
+  """A function that was traced, and the nest that it returns."""
+
+  def __init__(self, function, specs, trace):
+
+    def tensors(*args):
+      self._result = function(*args)
+      return [part for part in tf.nest.flatten(self._result) if tf.is_tensor(part)]
+
+    self._function = trace(
+        tf.function(tensors, autograph=False, experimental_attributes={"_noinline": True}), specs)
+    options = tf.compat.v1.ConfigProto()
+    # That is done with the graph, for all calls, and not on each device once more.
+    options.graph_options.rewrite_options.disable_meta_optimizer = True
+    self._options = options.SerializeToString()
+
+  def __call__(self, args):
+    """Calls it with the variables of this replica in the place of those that it has captured."""
+    function = self._function
+    outputs = tf.raw_ops.StatefulPartitionedCall(
+        args=[*args, *map(_compat.handle_here, function.captured_inputs)],
+        Tout=[output.dtype for output in function.outputs], f=function, config_proto=self._options)
+    for output, traced in zip(outputs, function.outputs):
+      output.set_shape(traced.shape)
+    outputs = iter(outputs)
+    return tf.nest.map_structure(lambda part: next(outputs) if tf.is_tensor(part) else part, self._result)
 
 
-def trace_outside(trace, function, specs):
-  """Traces a function outside of all replicas, from within one."""
+def in_a_thread(function):
+  """Calls a function outside of all replicas, from within one."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    return pool.submit(trace, function, specs).result()
-
-
-def _called(function, args):
-  """Calls a `tf.ConcreteFunction` with the variables of this replica in the place of those that it has captured."""
-  args = [*args, *map(_compat.handle_here, function.captured_inputs)]
-  options = tf.compat.v1.ConfigProto()
-  options.graph_options.rewrite_options.disable_meta_optimizer = True  # With the graph, not once more on each device.
-  outputs = tf.raw_ops.StatefulPartitionedCall(args=args, Tout=[output.dtype for output in function.outputs], f=function,
-                                               config_proto=options.SerializeToString())
-  for output, like in zip(outputs, function.outputs):
-    output.set_shape(like.shape)
-  outputs = iter(outputs)
-  return tf.nest.map_structure(lambda like: None if like is None else next(outputs), function.structured_outputs)
+    return pool.submit(function).result()
 
 
 def function_of_iterator(step, strategy, run_eagerly):

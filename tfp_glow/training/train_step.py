@@ -1,7 +1,5 @@
 """What one step of `FlowModel` does: of training, of evaluation, of prediction."""
 
-import functools
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -58,50 +56,73 @@ class FlowSteps(_compat.BuiltModel):
   def train_step(self, data):
     images, labels = batches.unpack(data)
     batch = guard.Batch(images, labels, self._noise_seed(self.optimizer.iterations))
-    if replicas.are_several():
-      terms, weights = self._step_of_replica(batch)
-    else:
-      terms, gradients, largest = self._compiled(self._share)(*batch)
-      weights, are_finite = tf.ones_like(terms[:, 0]), self._are_finite(terms, largest)
-      num_failed = tf.cast(~tf.reduce_all(are_finite), terms.dtype)
-      with self._checked(num_failed, are_finite, batch):
-        self._update(gradients, largest)
-    return self._update_metrics(terms, weights)
+    step = self._step_of_replica if replicas.are_several() else self._step_of_one_device
+    return self._update_metrics(*step(batch))
+
+  def _step_of_one_device(self, batch):
+    """Trains on a batch.
+
+    Returns:
+      terms: See `_terms`.
+      weights: Tensor `[N]`, ones.
+    """
+    terms, gradients, largest = self._compiled(self._share)(*batch)
+    are_finite = self._are_finite(terms, largest)
+    with self._checked(tf.cast(~tf.reduce_all(are_finite), terms.dtype), are_finite, batch):
+      self._update(gradients, tf.reduce_sum(largest))
+    return terms, tf.ones_like(terms[:, 0])
 
   def _step_of_replica(self, batch):
-    """The same of one of several replicas, in two functions that are traced once for all, and what is between.
+    """The same of one of several: two functions that are traced once for all of them, and what is between.
 
     Returns:
       terms: Tensor `[1, K]`, the mean of the terms of all images.
       weights: Tensor `[1]`, see `replicas.unpacked`.
     """
-    sums, are_finite, terms, gradients = self._traced_once(replicas.trace_here, self._summands, *batch)
+    once = self._traced_once if _compat.knows_replicas(self.optimizer, self.trainable_variables) else _as_it_is
+    sums, are_finite, *like = once(self._summands, *batch)
     sums = replicas.sum_over_replicas(sums)
     num_replicas = tf.distribute.get_replica_context().num_replicas_in_sync
 
     def update(sums):
-      means, terms_mean, weights = replicas.unpacked(sums, gradients, terms, num_replicas)
-      self._update(means, self._largest_entries(means))
-      return terms_mean, weights
-
-    def trace(function, specs):
-      with _compat.first_replica(self.optimizer, self.trainable_variables):
-        return function.get_concrete_function(*specs)
+      gradients, terms, weights = replicas.unpacked(sums, *like, num_replicas)
+      self._update(gradients, tf.reduce_sum(self._largest_entries(gradients)))
+      return terms, weights
 
     with self._checked(sums[-1], are_finite, batch):
-      return self._traced_once(functools.partial(replicas.trace_outside, trace), update, sums)
+      return once(update, sums, trace=self._trace_update)
 
   def _summands(self, images, labels, noise_seed):
+    """What a replica has found, to be added up.
+
+    Returns:
+      sums: See `replicas.packed`.
+      are_finite: See `_are_finite`.
+      gradients_like: List of `tf.TensorSpec`s of the gradients, `None`s among them.
+      terms_like: That of the terms.
+    """
     terms, gradients, largest = self._compiled(self._share)(images, labels, noise_seed)
     are_finite = self._are_finite(terms, largest)
     sums = replicas.packed(gradients, terms, ~tf.reduce_all(are_finite))
-    return sums, are_finite, terms, gradients
+    spec_of = lambda tensor: None if tensor is None else tf.TensorSpec(tensor.shape, tensor.dtype)
+    return sums, are_finite, [spec_of(gradient) for gradient in gradients], spec_of(terms)
+
+  def _trace_update(self, function, specs):
+    """Traces a function that updates the first replica's variables, as if these were all."""
+
+    def trace():
+      with _compat.first_replica(self.optimizer, self.trainable_variables):
+        return function.get_concrete_function(*specs)
+
+    return replicas.in_a_thread(trace)
 
   def _are_finite(self, terms, largest):
+    """Bool tensor: of the loss, then of the gradients."""
     loss = tf.reduce_sum(tf.cast(self._loss_of(terms), tf.float64))
     return tf.math.is_finite(tf.concat([[loss], largest], axis=0))
 
   def _checked(self, num_failed, are_finite, batch):
+    """A context of what must not happen unless all is finite."""
     return tf.control_dependencies([
         self._stop_unless_finite.check(num_failed, are_finite, self.trainable_variables, batch)])
 
@@ -144,7 +165,7 @@ class FlowSteps(_compat.BuiltModel):
     return self._xla_functions[name]
 
   def _update(self, gradients, largest):
-    gradients = divergence.shortened(gradients, tf.reduce_sum(largest))
+    gradients = divergence.shortened(gradients, largest)
     _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
     self._likelihood.after_update()
 
@@ -195,3 +216,9 @@ class FlowSteps(_compat.BuiltModel):
     with self.distribute_strategy.scope():
       if not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
+
+
+def _as_it_is(function, *args, trace=None):
+  """Calls a function in each replica, where it is traced anew."""
+  del trace
+  return function(*args)

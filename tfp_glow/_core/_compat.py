@@ -4,6 +4,7 @@ Each says why it is needed, what it touches, and what happens in a version that 
 never another number. `tests/test_compat.py` tries each where it is there, and where it has been taken away.
 """
 
+import contextlib
 import weakref
 
 import keras
@@ -14,6 +15,10 @@ try:
   from tensorflow.python.framework.ops import gradient_registry
 except ImportError:
   gradient_registry = None
+try:
+  from tensorflow.python.distribute.distribute_lib import UpdateContext
+except ImportError:
+  UpdateContext = None
 
 # Where a graph keeps the gradients of its operations.
 _GRADIENTS = "_tfp_glow_gradients"
@@ -111,6 +116,69 @@ class _Unsummed:
   def __call__(self, grads_and_vars):
     self.was_called = True
     return list(grads_and_vars)
+
+
+def knows_replicas(optimizer, variables):
+  """Whether `handle_here` and `first_replica` are to be had, for an optimizer and the variables that it updates.
+
+  Args:
+    optimizer: Keras optimizer, built.
+    variables: List of `keras.Variable`s, made under the scope of a strategy of several replicas.
+  """
+  variables = [*variables, *optimizer.variables]
+  return (UpdateContext is not None and all(hasattr(variable, "_value") for variable in variables)
+          and all(hasattr(variable.value.handle, "_distributed_container") for variable in variables)
+          and all(hasattr(o, "_distribution_strategy") for o in _with_inner(optimizer)))
+
+
+def handle_here(tensor):
+  """The handle of a variable on the device of this replica; to be called in a replica.
+
+  Why: a function that was traced for one replica is called on the devices of others with the handles of their
+  variables. There is no public way from the handle that a function has captured to the variable.
+
+  Touches: `_distributed_container` of the handles of variables that `tf.distribute` has made.
+
+  Missing: what would need it is traced on each device (see `knows_replicas`), which takes longer.
+
+  Args:
+    tensor: What a function has captured: a handle of any replica; or something else, which is returned as it is.
+  """
+  container = getattr(tensor, "_distributed_container", lambda: None)()
+  return tensor if container is None else container.handle
+
+
+@contextlib.contextmanager
+def first_replica(optimizer, variables):
+  """Has variables be those of the first replica, and an optimizer see no strategy; outside of all replicas.
+
+  Why: a function that is to be traced once must change the variables of one replica. In a replica Keras' optimizers
+  ask the strategy to change those of all, and so does a variable outside.
+
+  Touches: `UpdateContext` of TensorFlow, in which variables are those of one replica; `_value` of `keras.Variable` and
+  `_distribution_strategy` of Keras' optimizers, which are put back.
+
+  Missing: updates are traced on each device (see `knows_replicas`), which takes longer.
+
+  Args:
+    optimizer: Keras optimizer, built.
+    variables: List of the `keras.Variable`s that it updates.
+  """
+  changed = [(v, "_value", v.value.values[0]) for v in [*variables, *optimizer.variables]]
+  changed += [(o, "_distribution_strategy", tf.distribute.get_strategy()) for o in _with_inner(optimizer)]
+  before = [(owner, name, getattr(owner, name)) for owner, name, _ in changed]
+  set_all = lambda attributes: [object.__setattr__(*attribute) for attribute in attributes]
+  set_all(changed)
+  try:
+    with UpdateContext(0):
+      yield
+  finally:
+    set_all(before)
+
+
+def _with_inner(optimizer):
+  inner = getattr(optimizer, "inner_optimizer", None)
+  return [optimizer] if inner is None else [optimizer, inner]
 
 
 class BuiltModel(keras.Model):

@@ -1,10 +1,14 @@
 """What replicas and worker processes tell each other under a `tf.distribute.Strategy`."""
 
+import concurrent.futures
 import functools
 import json
+import weakref
 
 import numpy as np
 import tensorflow as tf
+
+from tfp_glow._core import _compat
 
 
 def sum_over_replicas(values):
@@ -18,21 +22,18 @@ def are_several():
   return tf.distribute.get_replica_context().num_replicas_in_sync > 1
 
 
-def exchange(gradients, terms, num_failed):
-  """From what replicas have found by themselves to the same of all their images: in one exchange.
+def packed(gradients, terms, num_failed):
+  """What replicas add up: from what one has found by itself, in one tensor.
 
   They may have got unequal numbers of images, or none. What is not finite on one replica is so on all.
 
   Args:
     gradients: List of floating tensors, those of the mean over this replica's images; `None` among them.
     terms: Floating tensor `[N, K]`, of this replica's `N` images.
-    num_failed: Floating scalar.
+    num_failed: Floating scalar, the last number of the result.
 
   Returns:
-    gradients: List as it was given, of the mean over all images.
-    terms: Tensor `[1, K]`, the mean over all images.
-    weights: Tensor `[1]`: the number of images of which that is the mean, divided by the number of replicas.
-    num_failed: Scalar, the sum over the replicas.
+    Floating tensor of one dimension.
   """
   present = [gradient for gradient in gradients if gradient is not None]
   dtype = tf.float64 if tf.float64 in {terms.dtype, *(gradient.dtype for gradient in present)} else tf.float32
@@ -40,16 +41,98 @@ def exchange(gradients, terms, num_failed):
   share = tf.cast(tf.shape(terms)[0], dtype) / 2.**20
   parts = [share * tf.cast(tf.reshape(gradient, [-1]), dtype) for gradient in present]
   parts += [tf.cast(tf.reduce_sum(terms, axis=0), dtype), tf.stack([share, tf.cast(num_failed, dtype)])]
-  summed = tf.split(sum_over_replicas(tf.concat(parts, axis=0)), [tf.size(part) for part in parts])
-  *totals, terms_total, (share, num_failed) = *summed[:-1], tf.unstack(summed[-1], 2)
+  return tf.concat(parts, axis=0)
+
+
+def unpacked(sums, gradients_like, terms_like, num_replicas):
+  """The means over the images of all replicas, of the sum of what `packed` has made on each.
+
+  Args:
+    sums: Floating tensor of one dimension.
+    gradients_like: List of `tf.TensorSpec`s, `None` where there is no gradient.
+    terms_like: `tf.TensorSpec`.
+    num_replicas: Python `int`.
+
+  Returns:
+    gradients: List of tensors, `None` among them: of the mean over all images.
+    terms: Tensor `[1, K]`, the mean over all images.
+    weights: Tensor `[1]`: the number of images of which that is the mean, divided by the number of replicas.
+  """
+  present = [like for like in gradients_like if like is not None]
+  sizes = [*(like.shape.num_elements() for like in present), terms_like.shape[1], 1, 1]
+  *totals, terms_total, share, _ = tf.split(sums, sizes)
   divisor = tf.where(share > 0., share, 1.)  # There may be no images at all.
-  means = iter([tf.reshape(tf.cast(total / divisor, gradient.dtype), tf.shape(gradient))
-                for total, gradient in zip(totals, present)])
-  num_images = tf.cast(share * 2.**20, terms.dtype)
-  weight = num_images / tf.distribute.get_replica_context().num_replicas_in_sync
-  return ([None if gradient is None else next(means) for gradient in gradients],
-          tf.cast(terms_total / divisor / 2.**20, terms.dtype)[tf.newaxis], weight[tf.newaxis],
-          tf.cast(num_failed, terms.dtype))
+  means = iter([tf.reshape(tf.cast(total / divisor, like.dtype), like.shape)
+                for total, like in zip(totals, present)])
+  return ([None if like is None else next(means) for like in gradients_like],
+          tf.cast(terms_total / divisor / 2.**20, terms_like.dtype)[tf.newaxis],
+          tf.cast(share * 2.**20, terms_like.dtype) / num_replicas)
+
+
+class TracedOnce:
+  """Calls functions on the device of each replica, with its variables, that are traced for the first of them only.
+
+  TensorFlow traces a `tf.function` anew on each device; and what is called without one, or is put in the place of the
+  call when the graph is optimized, is in the graph as often as there are replicas.
+  """
+
+  def __init__(self):
+    self._of_graphs = weakref.WeakKeyDictionary()
+
+  def __call__(self, function, *args, trace=None):
+    """Calls a function; to be done in each replica.
+
+    Args:
+      function: Callable, from tensors to a nest of them. What else is in the nest is that of the first replica.
+      *args: Tensors, `None` among them.
+      trace: Callable, from a `tf.function` and its arguments to a `tf.ConcreteFunction`, called in the first replica;
+        `None`: the function is traced there.
+
+    Returns:
+      What the function returns.
+    """
+    if tf.executing_eagerly():
+      return function(*args)
+    traced = self._of_graphs.setdefault(tf.compat.v1.get_default_graph(), {})
+    specs = [arg if arg is None else tf.TensorSpec(arg.shape, arg.dtype) for arg in args]
+    key = (function.__name__, repr(specs))
+    if key not in traced:
+      traced[key] = _Traced(function, specs, trace or (lambda function, specs: function.get_concrete_function(*specs)))
+    return traced[key]([arg for arg in args if arg is not None])
+
+
+class _Traced:
+  """A function that was traced, and the nest that it returns."""
+
+  def __init__(self, function, specs, trace):
+
+    def tensors(*args):
+      self._result = function(*args)
+      return [part for part in tf.nest.flatten(self._result) if tf.is_tensor(part)]
+
+    self._function = trace(
+        tf.function(tensors, autograph=False, experimental_attributes={"_noinline": True}), specs)
+    options = tf.compat.v1.ConfigProto()
+    # That is done with the graph, for all calls, and not on each device once more.
+    options.graph_options.rewrite_options.disable_meta_optimizer = True
+    self._options = options.SerializeToString()
+
+  def __call__(self, args):
+    """Calls it with the variables of this replica in the place of those that it has captured."""
+    function = self._function
+    outputs = tf.raw_ops.StatefulPartitionedCall(
+        args=[*args, *map(_compat.handle_here, function.captured_inputs)],
+        Tout=[output.dtype for output in function.outputs], f=function, config_proto=self._options)
+    for output, traced in zip(outputs, function.outputs):
+      output.set_shape(traced.shape)
+    outputs = iter(outputs)
+    return tf.nest.map_structure(lambda part: next(outputs) if tf.is_tensor(part) else part, self._result)
+
+
+def in_a_thread(function):
+  """Calls a function outside of all replicas, from within one."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(function).result()
 
 
 def gathered(batch):

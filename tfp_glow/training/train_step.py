@@ -31,6 +31,7 @@ class FlowSteps(_compat.BuiltModel):
     self._means = None  # Of `compile`, as the next two.
     self.uses_xla = False
     self._xla_functions = {}
+    self._traced_once = replicas.TracedOnce()
     self._stop_unless_finite = guard.StopUnlessFinite(likelihood)
     self.classifier = None
     if weight_y:
@@ -54,19 +55,76 @@ class FlowSteps(_compat.BuiltModel):
 
   def train_step(self, data):
     images, labels = batches.unpack(data)
-    noise_seed = self._noise_seed(self.optimizer.iterations)
+    batch = guard.Batch(images, labels, self._noise_seed(self.optimizer.iterations))
+    step = self._step_of_replica if replicas.are_several() else self._step_of_one_device
+    return self._update_metrics(*step(batch))
+
+  def _step_of_one_device(self, batch):
+    """Trains on a batch.
+
+    Returns:
+      terms: See `_terms`.
+      weights: Tensor `[N]`, ones.
+    """
+    terms, gradients, largest = self._compiled(self._share)(*batch)
+    are_finite = self._are_finite(terms, largest)
+    with self._checked(tf.cast(~tf.reduce_all(are_finite), terms.dtype), are_finite, batch):
+      self._update(gradients, tf.reduce_sum(largest))
+    return terms, tf.ones_like(terms[:, 0])
+
+  def _step_of_replica(self, batch):
+    """The same of one of several: two functions that are traced once for all of them, and what is between.
+
+    Returns:
+      terms: Tensor `[1, K]`, the mean of the terms of all images.
+      weights: Tensor `[1]`, see `replicas.unpacked`.
+    """
+    once = self._traced_once if _compat.knows_replicas(self.optimizer, self.trainable_variables) else _as_it_is
+    sums, are_finite, *like = once(self._summands, *batch)
+    sums = replicas.sum_over_replicas(sums)
+    num_replicas = tf.distribute.get_replica_context().num_replicas_in_sync
+
+    def update(sums):
+      gradients, terms, weights = replicas.unpacked(sums, *like, num_replicas)
+      self._update(gradients, tf.reduce_sum(self._largest_entries(gradients)))
+      return terms, weights
+
+    with self._checked(sums[-1], are_finite, batch):
+      return once(update, sums, trace=self._trace_update)
+
+  def _summands(self, images, labels, noise_seed):
+    """What a replica has found, to be added up.
+
+    Returns:
+      sums: See `replicas.packed`.
+      are_finite: See `_are_finite`.
+      gradients_like: List of `tf.TensorSpec`s of the gradients, `None`s among them.
+      terms_like: That of the terms.
+    """
     terms, gradients, largest = self._compiled(self._share)(images, labels, noise_seed)
+    are_finite = self._are_finite(terms, largest)
+    sums = replicas.packed(gradients, terms, ~tf.reduce_all(are_finite))
+    spec_of = lambda tensor: None if tensor is None else tf.TensorSpec(tensor.shape, tensor.dtype)
+    return sums, are_finite, [spec_of(gradient) for gradient in gradients], spec_of(terms)
+
+  def _trace_update(self, function, specs):
+    """Traces a function that updates the first replica's variables, as if these were all."""
+
+    def trace():
+      with _compat.first_replica(self.optimizer, self.trainable_variables):
+        return function.get_concrete_function(*specs)
+
+    return replicas.in_a_thread(trace)
+
+  def _are_finite(self, terms, largest):
+    """Bool tensor: of the loss, then of the gradients."""
     loss = tf.reduce_sum(tf.cast(self._loss_of(terms), tf.float64))
-    are_finite = tf.math.is_finite(tf.concat([[loss], largest], axis=0))
-    num_failed, weights = tf.cast(~tf.reduce_all(are_finite), terms.dtype), tf.ones_like(terms[:, 0])
-    if replicas.are_several():
-      gradients, terms, weights, num_failed = replicas.exchange(gradients, terms, num_failed)
-      largest = self._largest_entries(gradients)
-    batch = guard.Batch(images, labels, noise_seed)
-    variables = self.trainable_variables
-    with tf.control_dependencies([self._stop_unless_finite.check(num_failed, are_finite, variables, batch)]):
-      self._update(divergence.shortened(gradients, tf.reduce_sum(largest)), variables)
-    return self._update_metrics(terms, weights)
+    return tf.math.is_finite(tf.concat([[loss], largest], axis=0))
+
+  def _checked(self, num_failed, are_finite, batch):
+    """A context of what must not happen unless all is finite."""
+    return tf.control_dependencies([
+        self._stop_unless_finite.check(num_failed, are_finite, self.trainable_variables, batch)])
 
   def _share(self, images, labels, noise_seed):
     """What a replica computes of a training step by itself, and XLA can compile.
@@ -106,8 +164,9 @@ class FlowSteps(_compat.BuiltModel):
       self._xla_functions[name] = tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
     return self._xla_functions[name]
 
-  def _update(self, gradients, variables):
-    _compat.apply_sums(self.optimizer, gradients, variables)
+  def _update(self, gradients, largest):
+    gradients = divergence.shortened(gradients, largest)
+    _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
     self._likelihood.after_update()
 
   def _bits(self, images, labels, noise_seed, training=False):
@@ -157,3 +216,9 @@ class FlowSteps(_compat.BuiltModel):
     with self.distribute_strategy.scope():
       if not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
+
+
+def _as_it_is(function, *args, trace=None):
+  """Calls a function in each replica, where it is traced anew."""
+  del trace
+  return function(*args)

@@ -168,10 +168,23 @@ def _fail():
   raise ValueError("`folder`: an error of the chief")
 
 
-def example_worker(index, folder, killed, *options):
-  """The script, each worker with an output folder of its own, as on machines of their own; one may be killed."""
+def example_worker(index, folder, ended, *options):
+  """The script, each worker with an output folder of its own, as on machines of their own.
+
+  Some may get a signal in the second epoch: `ended` has it for their numbers.
+  """
   output = folder / f"output_{index}"
-  example_runs.run_script(*options, f"--output={output}", is_killed=index == killed)
+  example_runs.run_script(*options, f"--output={output}", ended_by=ended.get(index))
+
+
+def slurm_worker(index, folder, ended, *options):
+  """The same as a task of SLURM, which says where the workers are."""
+  del os.environ["TF_CONFIG"]
+  os.environ |= {
+      "SLURM_JOB_ID": str(os.getppid()), "SLURM_PROCID": str(index), "SLURM_LOCALID": str(index),
+      "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_STEP_TASKS_PER_NODE": "2",
+      "SLURMD_NODENAME": "localhost"}
+  example_worker(index, folder, ended, *options)
 
 
 def _report(values, index, folder):

@@ -138,17 +138,19 @@ def test_the_chief_alone_samples_saves_and_exports(two):
 
 
 def test_example_with_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
-  """Which ends the chief with an error."""
-  make = lambda killed: distributed_runs.Workers(
-      2, distributed_runs.example_worker, tmp_path, killed, "--epochs=2", "--strategy=multiworker")
-  with make(killed=1) as workers:
+  """Which ends the chief with an error. Then one gets a SIGTERM, in SLURM, and both end with their state."""
+  make = lambda work, ended: distributed_runs.Workers(2, work, tmp_path, ended, "--epochs=2", "--strategy=multiworker")
+  with make(distributed_runs.example_worker, {1: signal.SIGKILL}) as workers:
     assert workers.exit_code(1) == -signal.SIGKILL
     _check_end(workers, 0)
     assert "task:1" in workers.output(0)[1]
   assert (tmp_path / "output_0" / "training_state").exists()
-  with make(killed=None) as workers:
-    assert [workers.exit_code(index) for index in range(2)] == [0, 0], workers.output(0)[1]
+  with make(distributed_runs.slurm_worker, {1: signal.SIGTERM}) as workers:
+    assert [workers.exit_code(index) for index in range(2)] == [143, 143], workers.output(0)[1]
     assert "Going on after epoch 1 of 2" in workers.output(0)[0] and workers.output(1)[0] == ""
+  with make(distributed_runs.slurm_worker, {}) as workers:
+    assert [workers.exit_code(index) for index in range(2)] == [0, 0], workers.output(0)[1]
+    assert "Going on after 4 batches of epoch 2 of 2" in workers.output(0)[0] and workers.output(1)[0] == ""
   assert not (tmp_path / "output_1").exists() and not (tmp_path / "output_0" / "training_state").exists()
   results = json.loads((tmp_path / "output_0" / "results.json").read_text())
   monkeypatch.setattr(tfp_glow, "GlowBijector", example_runs.flow)

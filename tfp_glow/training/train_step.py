@@ -9,6 +9,7 @@ from tfp_glow.likelihood import dequantize
 from tfp_glow.networks.glow import ZeroDense
 from tfp_glow.training import batches, divergence, guard, replicas
 from tfp_glow.training.means import Means
+from tfp_glow.training.notice import Notice
 
 
 class FlowSteps(_compat.BuiltModel):
@@ -33,6 +34,7 @@ class FlowSteps(_compat.BuiltModel):
     self._xla_functions = {}
     self._traced_once = replicas.TracedOnce()
     self._stop_unless_finite = guard.StopUnlessFinite(likelihood)
+    self.notice = Notice()
     self.classifier = None
     if weight_y:
       self.classifier = ZeroDense(likelihood.spec.num_classes, dtype=likelihood.spec.dtype.name, name="classifier")
@@ -81,7 +83,10 @@ class FlowSteps(_compat.BuiltModel):
     """
     once = self._traced_once if _compat.knows_replicas(self.optimizer, self.trainable_variables) else _as_it_is
     sums, are_finite, *like = once(self._summands, *batch)
-    sums = replicas.sum_over_replicas(sums)
+    if replicas.has_workers(tf.distribute.get_strategy()):
+      sums = self.notice.taken_from(replicas.sum_over_replicas(self.notice.with_sums(sums)))
+    else:
+      sums = replicas.sum_over_replicas(sums)
     num_replicas = tf.distribute.get_replica_context().num_replicas_in_sync
 
     def update(sums):

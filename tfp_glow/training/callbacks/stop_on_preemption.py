@@ -9,6 +9,7 @@ import keras
 from tfp_glow.training import replicas
 from tfp_glow.training.callbacks.signals import FirstSignal
 from tfp_glow.training.callbacks.training_state import TrainingState
+from tfp_glow.training.notice import Notice
 
 
 class StopOnPreemption(keras.callbacks.Callback):
@@ -65,41 +66,42 @@ class StopOnPreemption(keras.callbacks.Callback):
     if not isinstance(state, TrainingState):
       raise TypeError(f"`state` must be a `TrainingState`. Received: {state!r}")
     self._state = state
-    self._is_told = False
-    self._signal = FirstSignal(signal.SIGTERM, self._tell)
+    self._notice = Notice()
+    self._signal = FirstSignal(signal.SIGTERM, self._give_notice)
 
   def on_train_begin(self, logs=None):
-    self._is_told = False
     self._has_workers = replicas.has_workers(self.model.distribute_strategy)
+    if self._has_workers and not hasattr(self.model, "notice"):
+      raise ValueError(f"`model` must be a `FlowModel` to be trained by several workers. Received: {self.model!r}")
+    self._notice = self.model.notice if self._has_workers else Notice()
+    self._notice.is_given = self._notice.has_come = False
     self._signal.begin()
 
   def on_train_end(self, logs=None):
     self._signal.end()
-    if self._is_told:
+    if self._notice.is_given:
       signal.raise_signal(signal.SIGTERM)
-
-  def on_train_batch_begin(self, batch, logs=None):
-    if self._has_workers:
-      self.model.is_leaving.assign(self._is_told)
 
   def on_train_batch_end(self, batch, logs=None):
     is_last = batch + 1 == self.params.get("steps")  # After it, and validation, a state is written anyway.
-    if self._all_are_told() and not is_last:
+    if self._must_end() and not is_last:
       self._state.save()
       self._end()
 
   def on_epoch_end(self, epoch, logs=None):
-    if self._all_are_told() and not self.model.stop_training:
+    if self._must_end() and not self.model.stop_training:
       self._end()
 
-  def _all_are_told(self):
-    return bool(self.model.is_leaving) if self._has_workers else self._is_told
+  def _must_end(self):
+    """Of several workers only what has come to all counts."""
+    return self._notice.has_come or self._notice.is_given and not self._has_workers
 
-  def _tell(self):
-    self._is_told = True
+  def _give_notice(self):
+    self._notice.is_given = True
     print("\nSIGTERM: training ends with this batch.", flush=True)
 
   def _end(self):
+    self._signal.end()
     if replicas.is_chief(self.model.distribute_strategy):
       print("The state of training is written: the program goes on from there when it is started again.", flush=True)
     raise SystemExit(self.EXIT_CODE)

@@ -1,6 +1,7 @@
 """TensorFloat-32 on a CPU: products and convolutions of float32 numbers as NVIDIA's cards since 2020 compute them."""
 
 import contextlib
+from unittest import mock
 
 import numpy as np
 import tensorflow as tf
@@ -8,7 +9,7 @@ import tensorflow as tf
 
 @contextlib.contextmanager
 def emulated(always=False):
-  """Has `tf.matmul`, `tf.nn.conv2d` and its transpose keep 10 bits of mantissa of their float32 operands.
+  """Has products and convolutions keep 10 bits of mantissa of their float32 operands, ours and those of Keras' layers.
 
   Gradients pass through as they are. The operator `@` and all other operations compute in full float32.
 
@@ -16,18 +17,14 @@ def emulated(always=False):
     always: Python `bool`. `False`: TensorFlow's switch, `tf.config.experimental.enable_tensor_float_32_execution`, is
       asked whenever an operation runs, as a card asks it. XLA cannot compile that: `True` rounds without asking.
   """
-  matmul, conv2d, conv2d_transpose = tf.matmul, tf.nn.conv2d, tf.nn.conv2d_transpose
-  tf.matmul = tf.linalg.matmul = lambda a, b, *args, **kwargs: matmul(
-      rounded(a, always), rounded(b, always), *args, **kwargs)
-  tf.nn.conv2d = lambda inputs, kernel, *args, **kwargs: conv2d(
-      rounded(inputs, always), rounded(kernel, always), *args, **kwargs)
-  tf.nn.conv2d_transpose = lambda inputs, kernel, *args, **kwargs: conv2d_transpose(
-      rounded(inputs, always), rounded(kernel, always), *args, **kwargs)
-  try:
+  def of_rounded(function):
+    return lambda a, b, *args, **kwargs: function(rounded(a, always), rounded(b, always), *args, **kwargs)
+
+  with contextlib.ExitStack() as stack:
+    for module, name in ((tf, "matmul"), (tf.linalg, "matmul"), (tf.nn, "conv2d"), (tf.nn, "conv2d_transpose"),
+                         (tf.nn, "convolution")):
+      stack.enter_context(mock.patch.object(module, name, of_rounded(getattr(module, name))))
     yield
-  finally:
-    tf.matmul = tf.linalg.matmul = matmul
-    tf.nn.conv2d, tf.nn.conv2d_transpose = conv2d, conv2d_transpose
 
 
 def rounded(x, always=False):

@@ -3,10 +3,10 @@
   python benchmarks/long_run.py                  an hour
   python benchmarks/long_run.py --minutes 10
 
-A small Glow learns scikit-learn's digits, with all that an epoch may bring: validation, a checkpoint of the best weights,
-the state of training, pictures. The first minutes, in which TensorFlow builds its graphs and the C library finds out how
-much is in use at once, do not count: from `--begin` on (5 minutes) the median of the first tenth of the epochs is
-compared with that of the last.
+A small Glow learns scikit-learn's digits, with all that an epoch may bring: validation, a checkpoint of the best
+weights, the state of training, pictures. The first minutes, in which TensorFlow builds its graphs and the C library
+finds out how much is in use at once, do not count: from `--begin` on (5 minutes) the median of the first tenth of the
+epochs is compared with that of the last.
 """
 
 import argparse

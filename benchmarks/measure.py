@@ -101,7 +101,7 @@ def _replicas(args, architecture):
 
   def note(batch, logs):
     del batch, logs
-    found.update(seconds=time.perf_counter() - start[0], processor=time.process_time() - start[1], peak=_peak())
+    found.update(seconds=time.perf_counter() - start[0], processor=time.process_time() - start[1], peak=peak())
 
   model.fit(images, batch_size=len(images), verbose=0, callbacks=[
       keras.callbacks.LambdaCallback(on_train_batch_end=note)])
@@ -121,10 +121,10 @@ def _memory(args, architecture):
   images = architecture.images()
   for _ in range(_WARM_UP_CALLS):
     system.step(images)
-  return {"peak": _peak(), "parameters": 4 * 4 * system.num_parameters / 2**20}
+  return {"peak": peak(), "parameters": 4 * 4 * system.num_parameters / 2**20}
 
 
-def _peak():
+def peak():
   """MiB, as Linux counts them: `getrusage` would begin with what the process had that started this one."""
   return int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 2**10
 
@@ -132,13 +132,13 @@ def _peak():
 def _working_memory(args, architecture):
   """MiB by which the peak of the process grows in some training steps, and from the construction on."""
   _import(args.system)
-  before = _peak()
+  before = peak()
   system = _MAKERS[args.system](architecture)
-  built = _peak()
+  built = peak()
   images = architecture.images()
   for _ in range(args.calls):
     system.step(images)
-  return {"steps": _peak() - built, "all": _peak() - before}
+  return {"steps": peak() - built, "all": peak() - before}
 
 
 def _fit(args, architecture):

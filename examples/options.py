@@ -66,7 +66,8 @@ def add_training_options(parser):
   add("--warm-up-steps", type=non_negative_int, help="(a twentieth of all steps)")
   add("--time-limit", type=positive_float, help="minutes after which training ends, whatever --epochs (none)")
   add("--strategy", choices=("none", "mirrored", "multiworker"), default="none",
-      help="train on one device, on all GPUs of this machine, or on all machines of TF_CONFIG or of a SLURM step (%(default)s)")
+      help="train on one device, on all GPUs of this machine, or on all machines of TF_CONFIG or of a SLURM step "
+      "(%(default)s)")
   add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   add("--deterministic", action="store_true",
       help="the same result to the last bit, also on GPUs and on machines with more cores, at some cost in speed")

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import time
 import types
+from concurrent.futures import process
 
+import architecture_sizes
 import numpy as np
 import pytest
 import served_models
@@ -46,6 +48,7 @@ ablation = _load("ablation")
 class_samples = _load("class_samples")
 page = _load("page")
 callbacks = _load("callbacks")
+paper_sizes = _load("paper_sizes")
 _load("gpu_common")
 input_script = _load("input")
 needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(),
@@ -94,7 +97,7 @@ def test_measurements_of_memory():
   held = np.ones([2**30], np.uint8)
   found = run.measure("tfp_glow", "memory", *TINY)
   assert found.keys() == {"peak", "parameters"}
-  assert 0. < found["parameters"] < found["peak"] < measure_script._peak() and held.all()
+  assert 0. < found["parameters"] < found["peak"] < measure_script.peak() and held.all()
   found = run.measure("tfp_glow.residual", "working_memory", *TINY)
   assert found.keys() == {"steps", "all"} and 0. < found["steps"] < found["all"]
 
@@ -388,6 +391,39 @@ def test_costs_of_callbacks(monkeypatch, capsys):
   rows = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines()[2:]]
   assert [row[0].strip(" `") for row in rows] == ["SampleGrid", "LatentInterpolation", "BitsPerDimCurve"]
   assert all(float(seconds) > 0. for row in rows for seconds in row[1:])
+
+
+@benchmark
+@pytest.mark.parametrize("section, name, options, num_parameters", [
+    ("glow", "cifar10", ("--num-blocks=1", "--num-steps=2", "--num-hidden=4"),
+     architecture_sizes.glow(1, 2, "affine", None, width=4)),
+    ("residual_flow", "CIFAR-10", ("--num-scales=1", "--num-blocks=1", "--num-hidden=4", "--num-dense-blocks=1",
+                                   "--num-dense-hidden=5"), architecture_sizes.residual_flow(1, 1, 4, 1, 5)),
+])
+def test_paper_sizes(section, name, options, num_parameters, monkeypatch, capsys):
+  monkeypatch.syspath_prepend(FOLDER)  # For the process that it starts.
+  overrides = [f"--override={option}" for option in options]
+  monkeypatch.setattr(sys, "argv", ["paper_sizes.py", "--only", section, "--preset=cifar10", *overrides])
+  paper_sizes.main()
+  shown = capsys.readouterr().out
+  (found, parameters, *others), = [
+      [cell.strip() for cell in line.split("|")[1:-1]] for line in shown.splitlines() if line.startswith(f"| {name}")]
+  assert (found, parameters) == (name, f"{num_parameters:,}") and "Unchanged" not in shown
+  assert len(others) == 3 and float(others[-1]) > 0.
+
+
+def test_paper_sizes_go_on_after_a_process_that_was_ended(monkeypatch, capsys):
+  def measure(script, options, num_steps):
+    if options == ("--preset=cifar10",):
+      raise process.BrokenProcessPool
+    return {"parameters": 1000, "first_step": 2., "further_step": 1., "peak": 3., "losses": [], "unchanged": ["w"]}
+
+  monkeypatch.setattr(paper_sizes, "measure", measure)
+  monkeypatch.setattr(sys, "argv", ["paper_sizes.py", "--only=glow", "--preset=cifar10", "--preset=imagenet32"])
+  paper_sizes.main()
+  lines = capsys.readouterr().out.splitlines()
+  assert lines[-4:] == ["| cifar10 | its process was ended: too little memory? | | | |",
+                        "| imagenet32 | 1,000 | 2 | 1.0 | 3.0 |", "", "Unchanged in imagenet32: w"]
 
 
 @benchmark

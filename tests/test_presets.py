@@ -6,6 +6,7 @@ import pathlib
 import re
 import sys
 
+import architecture_sizes
 import example_runs
 import numpy as np
 import pytest
@@ -137,32 +138,10 @@ def test_optimizer_is_that_of_the_preset(monkeypatch):
 # At full size.
 
 
-def number_of_parameters(levels, depth, coupling, num_classes, width=512):
-  """Of the architecture of the paper: a sum over levels, of images with 3 channels."""
-  total, channels = 0, 3
-  for level in range(levels):
-    channels *= 4
-    half = channels // 2
-    outputs = channels if coupling == "affine" else half
-    actnorm = 2 * channels
-    conv1x1 = 2 * channels**2 + channels  # L and U, each stored as a square, and the diagonal.
-    # Each with shift and scale of its outputs; 3x3 convolutions have one channel more, which tells the border.
-    network = (9 * (half + 1) * width + 2 * width) + (width**2 + 2 * width) + (9 * (width + 1) * outputs + 2 * outputs)
-    total += depth * (actnorm + conv1x1 + network)
-    if level < levels - 1:
-      total += 9 * (half + 1) * channels + 2 * channels  # The split's Gaussian.
-      channels = half
-  top = (9 + 2) * 2 * channels
-  if num_classes:
-    top += (num_classes + 2) * 2 * channels
-    top += (channels + 2) * num_classes  # The classifier.
-  return total + top
-
-
 def test_formula_by_hand():
   """One level of one step, additive: 12 channels, 4 wide."""
   network = (9 * 7 * 4 + 8) + (16 + 8) + (9 * 5 * 6 + 12)
-  assert number_of_parameters(1, 1, "additive", 0, width=4) == 24 + (2 * 144 + 12) + network + 11 * 24
+  assert architecture_sizes.glow(1, 1, "additive", 0, width=4) == 24 + (2 * 144 + 12) + network + 11 * 24
 
 
 _ARCHITECTURES = {}
@@ -182,7 +161,7 @@ def test_full_size(names, monkeypatch):
   with threadpoolctl.threadpool_limits(1):  # On a busy machine the threads of NumPy wait for each other.
     model = train_glow.make_model(args, (args.image_size, args.image_size, 3))
   glow = model.distribution.bijector
-  assert sum(math.prod(v.shape) for v in model.trainable_variables) == number_of_parameters(
+  assert sum(math.prod(v.shape) for v in model.trainable_variables) == architecture_sizes.glow(
       args.num_blocks, args.num_steps, args.coupling, num_classes)
   assert glow.top.learn_top and glow.num_classes == num_classes and model.num_bits == args.num_bits
   size, levels = args.image_size, args.num_blocks

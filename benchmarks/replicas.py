@@ -16,6 +16,10 @@ _MEASURED = ("--num_levels=3", "--num_steps=8", "--num_hidden=16", "--gradient=r
 _PRESETS = pathlib.Path(__file__).parent.parent / "examples" / "presets.py"
 
 
+def main():
+  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+
+
 @dataclasses.dataclass(frozen=True)
 class Cluster:
   """Machines with cards; what each sends and receives a second, at the same time, in bytes."""
@@ -112,4 +116,4 @@ def _add_arguments(parser: argparse.ArgumentParser):
 _SECTIONS = {"start": _start, "scaling": _scaling}
 
 if __name__ == "__main__":
-  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+  main()

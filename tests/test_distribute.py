@@ -158,6 +158,24 @@ def test_gradients_are_clipped_as_on_one_device():
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("make_optimizer", [
+    lambda: keras.optimizers.AdamW(1e-2, weight_decay=0.1, use_ema=True, ema_momentum=0.5, ema_overwrite_frequency=2),
+    lambda: keras.optimizers.Nadam(keras.optimizers.schedules.ExponentialDecay(1e-2, 1, 0.5)),
+    lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(1., momentum=0.5), 2., dynamic_growth_steps=2)],
+    ids=["averages", "schedule", "loss scale"])
+def test_optimizers_do_as_on_one_device(make_optimizer):
+  states = []
+  for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
+    with strategy.scope():
+      model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), make_optimizer())
+    model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0)
+    states.append([*distributed_runs.values_of(model), *(v.numpy() for v in model.optimizer.variables)])
+  for a, b in zip(*states, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+  for variable in model.optimizer.variables:
+    np.testing.assert_array_equal(*(copy.numpy() for copy in variable.value.values), err_msg=variable.name)
+
+
 def test_noise_of_replicas_differs_and_is_that_of_one_device():
   strategy, seed = distributed_runs.mirrored(4), tf.constant([3, 5])
   noise_of = tf.function(tfp_glow.dequantize.image_noise)

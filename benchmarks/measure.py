@@ -40,6 +40,7 @@ def main():
   stress.add_argument("--seeds", type=int, default=3, help="trainings of each setting (%(default)s)")
   parser.add_argument("--seconds", type=float, default=120., help="of training, for `quality` (%(default)s)")
   parser.add_argument("--folder", type=pathlib.Path, help="what `export` writes to, and `load` and `latency` read from")
+  parser.add_argument("--replicas", type=int, default=1, help="logical devices, for `replicas` (%(default)s)")
   for field in dataclasses.fields(systems.Architecture):
     if field.name != "image_shape":
       parser.add_argument(f"--{field.name}", type=type(field.default), default=field.default)
@@ -75,6 +76,36 @@ def _start(args, architecture):
   first = time.perf_counter()
   system.step(images)
   return {"first_step": first - start, "later_step": time.perf_counter() - first}
+
+
+def _replicas(args, architecture):
+  """From the start of `fit` to the end of its first step: seconds, those of the processor, and the peak's MiB."""
+  import keras
+  import tensorflow as tf
+
+  import tfp_glow
+  if args.replicas > 1:
+    tf.config.set_logical_device_configuration(
+        tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * args.replicas)
+    strategy = tf.distribute.MirroredStrategy([f"CPU:{index}" for index in range(args.replicas)])
+  else:
+    strategy = tf.distribute.get_strategy()
+  with strategy.scope():
+    model = tfp_glow.FlowModel(tfp_glow.GlowBijector(
+        architecture.image_shape, architecture.num_levels, architecture.num_steps, architecture.num_hidden,
+        gradient=architecture.gradient, seed=0))
+    model.compile(keras.optimizers.Adam(architecture.learning_rate))
+  images = _uint8_images(architecture)
+  model.adapt(images)
+  start, found = (time.perf_counter(), time.process_time()), {}
+
+  def note(batch, logs):
+    del batch, logs
+    found.update(seconds=time.perf_counter() - start[0], processor=time.process_time() - start[1], peak=peak())
+
+  model.fit(images, batch_size=len(images), verbose=0, callbacks=[
+      keras.callbacks.LambdaCallback(on_train_batch_end=note)])
+  return found
 
 
 def _import(name):
@@ -319,9 +350,9 @@ def _uint8_images(architecture):
   return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-_MEASUREMENTS = {"speed": _speed, "start": _start, "memory": _memory, "working_memory": _working_memory,
-                 "fit": _fit, "quality": _quality, "health": _health, "invertibility": _invertibility,
-                 "export": _export, "load": _load, "latency": _latency}
+_MEASUREMENTS = {"speed": _speed, "start": _start, "replicas": _replicas, "memory": _memory,
+                 "working_memory": _working_memory, "fit": _fit, "quality": _quality, "health": _health,
+                 "invertibility": _invertibility, "export": _export, "load": _load, "latency": _latency}
 
 if __name__ == "__main__":
   main()

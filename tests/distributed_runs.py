@@ -90,19 +90,23 @@ def numbers_of_exchanges(model):
   Workers exchange one more number to learn whether all have got a batch, unless the dataset has no end: TensorFlow's
   iterators do.
   """
+
+  def count(step):
+    num_collective = sum("Collective" in node.op for node in nodes_of(model, step))
+    return num_collective / len(model.distribute_strategy.extended.worker_devices)
+
+  return {"train": count(model.train_step), "test": count(model.test_step)}
+
+
+def nodes_of(model, step):
+  """The nodes of the graph of a step, and those of its functions, each once."""
   strategy = model.distribute_strategy
   model.adapt(IMAGES[:8])
   model._build_optimizer()
   batch = next(iter(strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices(IMAGES).batch(8))))
-
-  def count(step):
-    run = tf.function(lambda: strategy.run(step, args=(batch,)), autograph=False)
-    graph = run.get_concrete_function().graph.as_graph_def()
-    nodes = [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
-    num_collective = sum("Collective" in node.op for node in nodes)
-    return num_collective / len(strategy.extended.worker_devices)
-
-  return {"train": count(model.train_step), "test": count(model.test_step)}
+  run = tf.function(lambda: strategy.run(step, args=(batch,)), autograph=False)
+  graph = run.get_concrete_function().graph.as_graph_def()
+  return [*graph.node, *(node for function in graph.library.function for node in function.node_def)]
 
 
 def values_of(model):

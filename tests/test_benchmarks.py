@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import pathlib
+import runpy
 import subprocess
 import sys
 import time
@@ -53,6 +54,7 @@ input_script = _load("input")
 needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/fashion-mnist").exists(),
                                          reason="needs Debian's package dataset-fashion-mnist")
 residual = _load("residual")
+replicas = _load("replicas")
 
 
 for module in ("systems", "residual_systems"):
@@ -160,6 +162,27 @@ def test_tables_hold_ratios_within_a_round(monkeypatch, capsys):
   rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
   for row, system in zip(rows, calls):
     assert row.count(f"{shares[system]:.2f} ({shares[system]:.2f} to {shares[system]:.2f})") == 3, row
+
+
+@benchmark
+def test_first_steps_of_replicas():
+  found = run.measure("tfp_glow", "replicas", "--replicas=2", *TINY)
+  assert found.keys() == {"seconds", "processor", "peak"} and found["peak"] > 100.
+
+
+def test_operations_are_those_of_the_paper():
+  """As docs/gpu.md has them: 1.54e12 for 64 images, without the pass that rebuilds activations."""
+  preset = runpy.run_path(str(FOLDER.parent / "examples" / "presets.py"))["PRESETS"]["cifar10"]
+  assert preset.gradient == "reversible"
+  assert 64 * replicas.operations(preset) * 3 / 4 == pytest.approx(1.54e12, rel=0.01)
+
+
+def test_exchange_by_rings():
+  assert replicas.Cluster(1, 8, 100.).seconds(400) == pytest.approx(7.)
+  assert replicas.Cluster(4, 8, 100., 50.).seconds(400) == pytest.approx(7. + 12.)
+  eight = replicas.Cluster(1, 8, 100.)
+  assert replicas.speed_up(eight, 0, 1., 16) == 8.
+  assert replicas.speed_up(eight, 400, 7., 8) == pytest.approx(4.)  # Exchange takes as long as computing.
 
 
 def test_peers_that_diverge_do_not_win(monkeypatch, capsys):
@@ -450,7 +473,7 @@ def test_callbacks_are_timed_call_by_call():
 
 
 @pytest.mark.parametrize("script", [
-    run, health, serving, ablation, page,
+    run, health, serving, ablation, page, replicas,
     *(pytest.param(script, marks=[pytest.mark.slow, pytest.mark.benchmark])
       for script in (class_samples, callbacks, input_script))])
 def test_every_measurement_is_described(script):

@@ -135,6 +135,51 @@ def test_a_gradient_that_is_not_finite_is_so_on_all_replicas(monkeypatch):
   assert optimizer.dynamic_scale.numpy() == 2.**19
 
 
+# Functions that are traced once for all replicas.
+
+
+_ONE_DEVICE = tf.distribute.get_strategy()
+
+
+@pytest.mark.parametrize("missing", [None, "UpdateContext", "_value", "_distributed_container",
+                                     "_distribution_strategy"])
+def test_what_replicas_share_is_traced_once_where_that_can_be(missing, monkeypatch):
+  if missing == "UpdateContext":
+    monkeypatch.setattr(_compat, missing, None)
+  monkeypatch.setattr(_compat, "hasattr", lambda owner, name: name != missing and hasattr(owner, name), raising=False)
+  calls, share = [], tfp_glow.FlowModel._share
+  monkeypatch.setattr(tfp_glow.FlowModel, "_share", lambda *args: (calls.append("share"), share(*args))[1])
+  losses = _losses(distributed_runs.mirrored(2))[0]
+  assert len(calls) == (2 if missing else 1)
+  np.testing.assert_allclose(losses, _losses(_ONE_DEVICE)[0], rtol=1e-5)
+
+
+def test_variables_are_those_of_the_first_replica():
+  strategy = distributed_runs.mirrored(2)
+  with strategy.scope():
+    variable = keras.Variable(1.)
+    optimizer = keras.optimizers.SGD(1.)
+    optimizer.build([variable])
+  value, of_optimizer = variable._value, optimizer._distribution_strategy
+  with _compat.first_replica(optimizer, [variable]):
+    optimizer.apply([tf.constant(2.)], [variable])
+    value.assign_add(5.)  # That of another owner.
+  assert [copy.numpy() for copy in value.values] == [4., 1.]
+  assert variable._value is value and optimizer._distribution_strategy is of_optimizer
+
+
+def test_handles_are_those_of_the_replica():
+  strategy = distributed_runs.mirrored(2)
+  with strategy.scope():
+    variable = tf.Variable(1.)
+  first = variable.values[0].handle
+  found = []
+  strategy.run(lambda: found.append(_compat.handle_here(first)))
+  assert all(a is copy.handle for a, copy in zip(found, variable.values, strict=True))
+  other = tf.constant(1.)
+  assert _compat.handle_here(other) is other
+
+
 # Models that Keras need not build.
 
 

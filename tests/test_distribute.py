@@ -1,5 +1,8 @@
 """Two and four replicas on the logical CPU devices of `conftest.py`."""
 
+import collections
+import functools
+
 import distributed_runs
 import keras
 import numpy as np
@@ -169,6 +172,24 @@ def test_a_step_takes_two_exchanges_and_a_batch_of_evaluation_none():
   with distributed_runs.mirrored(2).scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   assert distributed_runs.numbers_of_exchanges(model) == {"train": 2, "test": 0}
+
+
+def test_share_and_update_are_traced_once_for_all_replicas(monkeypatch):
+  """Or a program on many devices would wait long for its first step."""
+  calls, nodes = collections.Counter(), []
+  update_step = keras.optimizers.Adam.update_step
+  monkeypatch.setattr(keras.optimizers.Adam, "update_step",
+                      lambda *args: (calls.update(["update"]), update_step(*args))[1])
+  for count in (2, 4):
+    with distributed_runs.mirrored(count).scope():
+      model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1)))
+    share = functools.wraps(model._share)(
+        lambda *args, share=model._share: (calls.update(["share"]), share(*args))[1])
+    monkeypatch.setattr(model, "_share", share)
+    nodes.append(len(distributed_runs.nodes_of(model, model.train_step)))
+  assert calls == {"share": 2, "update": 2 * len(model.trainable_variables)}
+  # Of which most are handles of variables; the share alone has more than 1000.
+  assert (nodes[1] - nodes[0]) / 2 < 250
 
 
 def test_xla_compiles_what_each_replica_computes_by_itself():

@@ -85,20 +85,58 @@ class TracedOnce:
     Args:
       function: Callable, from tensors to a nest of them. What else is in the nest is that of the first replica.
       *args: Tensors, `None` among them.
-      trace: Callable, from a `tf.function` and its arguments to a `tf.ConcreteFunction`, called in the first replica;
-        `None`: the function is traced there.
+      trace: Callable, from a function and its arguments to a `tf.ConcreteFunction`, called in the first replica;
+        `None`: it is traced there.
 
     Returns:
       What the function returns.
     """
     if tf.executing_eagerly():
       return function(*args)
+    number = tf.distribute.get_replica_context().replica_id_in_sync_group
     traced = self._of_graphs.setdefault(tf.compat.v1.get_default_graph(), {})
-    specs = [arg if arg is None else tf.TensorSpec(arg.shape, arg.dtype) for arg in args]
+    specs = [arg if arg is None else tf.TensorSpec(arg.shape, arg.dtype) for arg in (number, *args)]
     key = (function.__name__, repr(specs))
     if key not in traced:
-      traced[key] = _Traced(function, specs, trace or (lambda function, specs: function.get_concrete_function(*specs)))
-    return traced[key]([arg for arg in args if arg is not None])
+      traced[key] = _Traced(function, specs, trace or _trace_here)
+    return traced[key]([arg for arg in (number, *args) if arg is not None])
+
+
+def _trace_here(function, specs):
+  """Traces a function in this replica, for all of them."""
+  context = tf.distribute.get_replica_context()
+
+  def of_any(number, *args):
+    with _AnyReplica(context, number):
+      return function(number, *args)
+
+  return _function(of_any).get_concrete_function(*specs)
+
+
+def trace_outside(function, specs):
+  """Traces a function outside of all replicas, from within one."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    return pool.submit(lambda: _function(function).get_concrete_function(*specs)).result()
+
+
+def _function(function):
+  return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+
+
+class _AnyReplica(tf.distribute.ReplicaContext):
+  """In which a function is traced for all: the variables are those of one replica, its number is who calls."""
+
+  def __init__(self, context, number):
+    super().__init__(context.strategy, int(tf.get_static_value(context.replica_id_in_sync_group)))
+    self._number = number
+
+  @property
+  def replica_id_in_sync_group(self):
+    return self._number
+
+  def merge_call(self, *args, **kwargs):
+    raise RuntimeError("`merge_call` must not be called by what a replica computes by itself, as a distribution's "
+                       f"`log_prob`: it is traced once for all. Received: {args}, {kwargs}")
 
 
 class _Traced:
@@ -106,12 +144,12 @@ class _Traced:
 
   def __init__(self, function, specs, trace):
 
-    def tensors(*args):
+    def tensors(number, *args):
+      del number  # It is for who asks the context for it.
       self._result = function(*args)
       return [part for part in tf.nest.flatten(self._result) if tf.is_tensor(part)]
 
-    self._function = trace(
-        tf.function(tensors, autograph=False, experimental_attributes={"_noinline": True}), specs)
+    self._function = trace(tensors, specs)
     options = tf.compat.v1.ConfigProto()
     # That is done with the graph, for all calls, and not on each device once more.
     options.graph_options.rewrite_options.disable_meta_optimizer = True
@@ -127,12 +165,6 @@ class _Traced:
       output.set_shape(traced.shape)
     outputs = iter(outputs)
     return tf.nest.map_structure(lambda part: next(outputs) if tf.is_tensor(part) else part, self._result)
-
-
-def in_a_thread(function):
-  """Calls a function outside of all replicas, from within one."""
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    return pool.submit(function).result()
 
 
 def gathered(batch):

@@ -115,11 +115,11 @@ class FlowSteps(_compat.BuiltModel):
   def _trace_update(self, function, specs):
     """Traces a function that updates the first replica's variables, as if these were all."""
 
-    def trace():
+    def update(*args):
       with _compat.first_replica(self.optimizer, self.trainable_variables):
-        return function.get_concrete_function(*specs)
+        return function(*args)
 
-    return replicas.in_a_thread(trace)
+    return replicas.trace_outside(update, specs)
 
   def _are_finite(self, terms, largest):
     """Bool tensor: of the loss, then of the gradients."""

@@ -48,7 +48,12 @@ class BitsPerDimCurve(FolderWriter):
       ImportError: if Matplotlib is not installed.
     """
     super().__init__(folder)
-    _figure()  # Now, not after an epoch.
+    # One for all drawings: they hold megabytes in cycles, which Python may leave lying about for hundreds of epochs.
+    self._figure = _figure()
+    self._axes = self._figure.subplots()
+    self._axes.set(xlabel="epoch", ylabel="bits per dimension")
+    self._axes.xaxis.get_major_locator().set_params(integer=True)
+    self._lines = {key: self._axes.plot([], [], marker=".", label=label)[0] for key, label in _CURVES.items()}
     self._epochs = []  # A dict for each, with values of `_CURVES` as far as there are any.
 
   def _begin(self, num_epochs):
@@ -77,24 +82,28 @@ class BitsPerDimCurve(FolderWriter):
         writer = csv.DictWriter(file, ["epoch", *_CURVES])
         writer.writeheader()
         writer.writerows(self._epochs)
-    figure = _figure()
-    axes = figure.subplots()
-    for key, label in _CURVES.items():
-      points = [(row["epoch"], row[key]) for row in self._epochs if key in row]
-      if points:
-        axes.plot(*zip(*points), marker=".", label=label)
-    if self._epochs:
-      axes.legend()
-    axes.set(xlabel="epoch", ylabel="bits per dimension")
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    figure.savefig(self._folder / _PICTURE)
+    self._draw()
+
+  def _draw(self):
+    for key, line in self._lines.items():
+      rows = [row for row in self._epochs if key in row]
+      line.set_data([row["epoch"] for row in rows], [row[key] for row in rows])
+    self._axes.relim()
+    self._axes.autoscale_view()
+    drawn = [line for line in self._lines.values() if len(line.get_xdata())]
+    if drawn:
+      self._axes.legend(handles=drawn)
+    self._figure.savefig(self._folder / _PICTURE)
 
 
 def _figure():
   """An empty one, which needs no display."""
   try:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
   except ImportError as error:
     raise ImportError("`BitsPerDimCurve` needs Matplotlib, which is not installed: pip install matplotlib. "
                       f"Received: {error}") from error
-  return Figure(figsize=(8, 5))
+  figure = Figure(figsize=(8, 5))
+  FigureCanvasAgg(figure)  # Which stays; `savefig` would make one each time.
+  return figure

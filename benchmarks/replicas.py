@@ -1,0 +1,115 @@
+"""How long a program waits for the first step on many devices; and what many cards would gain, on paper.
+
+  python benchmarks/replicas.py                  both tables of docs/distributed.md: ten minutes on two cores
+  python benchmarks/replicas.py --only scaling   without TensorFlow's devices: numbers of parameters, and arithmetic
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import runpy
+
+import run
+
+_COUNTS = (1, 2, 4, 8)
+_MEASURED = ("--num_levels=3", "--num_steps=8", "--num_hidden=16", "--gradient=reversible")
+_PRESETS = pathlib.Path(__file__).parent.parent / "examples" / "presets.py"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+  """Machines with cards; what each sends and receives a second, at the same time, in bytes."""
+  num_machines: int
+  num_cards: int  # Of each machine.
+  of_card: float  # Between the cards of a machine.
+  of_machine: float = 1.  # Between machines.
+
+  @property
+  def num_replicas(self):
+    return self.num_machines * self.num_cards
+
+  def seconds(self, num_bytes):
+    """Of an exchange by rings: each sends and receives 2 (n - 1) / n times what is added up, first within machines."""
+    ring = lambda count, bandwidth: 2. * (count - 1) / count * num_bytes / bandwidth
+    return ring(self.num_cards, self.of_card) + ring(self.num_machines, self.of_machine)
+
+
+_NVLINK = 300e9  # Of the 450e9 of each direction of NVLink 4.
+CLUSTERS = {"8 cards, NVLink": Cluster(1, 8, _NVLINK), "4 x 8 cards, 400 Gb/s": Cluster(4, 8, _NVLINK, 400e9 / 8),
+            "4 x 8 cards, 100 Gb/s": Cluster(4, 8, _NVLINK, 100e9 / 8)}
+# Of a card, as docs/gpu.md counts: 1.54e12 in the 279 ms of a training step of the paper's CIFAR-10 model.
+_OPERATIONS_A_SECOND = 5.5e12
+
+
+def operations(preset):
+  """Floating-point operations of a training step for one image: those of the convolutions.
+
+  Args:
+    preset: One of `examples/presets.py`.
+  """
+  size, channels, multiplications = preset.image_size, 3, 0
+  for _ in range(preset.num_blocks):
+    size, channels = size // 2, 4 * channels
+    num_outputs = channels if preset.coupling == "affine" else channels // 2
+    network = 9 * channels // 2 * preset.num_hidden + preset.num_hidden**2 + 9 * preset.num_hidden * num_outputs
+    multiplications += preset.num_steps * size**2 * network
+    channels //= 2
+  num_passes = 4 if preset.gradient == "reversible" else 3  # The way back costs two, and rebuilding one.
+  return 2 * num_passes * multiplications
+
+
+def speed_up(cluster, num_bytes, seconds_of_image, batch_size):
+  """How many times as fast as one card that gets whole batches.
+
+  Args:
+    cluster: `Cluster`.
+    num_bytes: What is exchanged, by each replica.
+    seconds_of_image: Of a training step, on one card.
+    batch_size: Images of a step, over all cards.
+  """
+  share = -(-batch_size // cluster.num_replicas)  # The slowest replica's.
+  return batch_size * seconds_of_image / (share * seconds_of_image + cluster.seconds(num_bytes))
+
+
+def _num_parameters(preset):
+  """Of two shallow models: it is linear in the depth."""
+  import tfp_glow
+  kwargs = {"coupling": preset.coupling, "num_classes": 10 if preset.conditional else None}
+  counts = []
+  for num_steps in (1, 2):
+    glow = tfp_glow.GlowBijector((preset.image_size, preset.image_size, 3), preset.num_blocks, num_steps,
+                                 preset.num_hidden, **kwargs)
+    counts.append(sum(variable.shape.num_elements() for variable in glow.trainable_variables))
+  return counts[0] + (preset.num_steps - 1) * (counts[1] - counts[0])
+
+
+def _scaling(args):
+  del args
+  presets = runpy.run_path(str(_PRESETS))["PRESETS"]
+  print(f"| preset | parameters | MiB a step | batch | one card, s a step | {' | '.join(CLUSTERS)} |")
+  print("|---" * (5 + len(CLUSTERS)) + "|")
+  for name, preset in presets.items():
+    num_bytes = 4 * (_num_parameters(preset) + 4)
+    seconds = operations(preset) / _OPERATIONS_A_SECOND
+    cells = [f"{speed_up(cluster, num_bytes, seconds, preset.batch_size):.1f}" for cluster in CLUSTERS.values()]
+    print(f"| {name} | {num_bytes / 4e6:.1f} million | {num_bytes / 2**20:.0f} | {preset.batch_size} "
+          f"| {preset.batch_size * seconds:.1f} | {' | '.join(cells)} |", flush=True)
+
+
+def _start(args):
+  """From construction on."""
+  print("| devices | first step, s | processor, s | peak, MiB |\n|---|---|---|---|")
+  for count in _COUNTS:
+    rounds = [run.measure("tfp_glow", "replicas", f"--replicas={count}", *_MEASURED) for _ in run.progress(args.rounds)]
+    cells = [run.spread([found[key] for found in rounds]) for key in ("seconds", "processor", "peak")]
+    print(f"| {count} | {' | '.join(cells)} |", flush=True)
+
+
+def _add_arguments(parser: argparse.ArgumentParser):
+  parser.add_argument("--rounds", type=int, default=3, help="of each measurement (%(default)s)")
+
+
+_SECTIONS = {"start": _start, "scaling": _scaling}
+
+if __name__ == "__main__":
+  run.run_sections(__doc__, _SECTIONS, _add_arguments)

@@ -122,6 +122,24 @@ def test_the_rest_of_an_epoch_comes_first(tmp_path):
   assert model.optimizer.iterations == 1
 
 
+def test_a_run_that_fails_leaves_the_signal_as_it_was(tmp_path):
+  """And the same callback may be used again."""
+
+  class Fail(keras.callbacks.Callback):
+
+    def on_train_batch_end(self, batch, logs=None):
+      raise ArithmeticError
+
+  before = signal.getsignal(signal.SIGTERM)
+  model, state = _model(), callbacks.TrainingState(tmp_path)
+  stop = callbacks.StopOnPreemption(state)
+  with pytest.raises(ArithmeticError):
+    model.fit(IMAGES, batch_size=8, verbose=0, callbacks=[state, stop, Fail()])
+  assert signal.getsignal(signal.SIGTERM) is before
+  with pytest.raises(SystemExit):
+    model.fit(IMAGES, batch_size=8, verbose=0, callbacks=[_At(batch=1), state, stop])
+
+
 def test_without_a_state():
   with pytest.raises(TypeError, match="`state` must be a `TrainingState`. Received: 'folder'"):
     callbacks.StopOnPreemption("folder")

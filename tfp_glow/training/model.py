@@ -199,8 +199,8 @@ class FlowModel(KeptInFiles):
     self._build_optimizer()
     if isinstance(x, _DATASETS):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
-    # Callbacks such as `StopOnInterrupt` are not told of errors.
-    with _signal_handler_kept(signal.SIGINT), self._stop_unless_finite.failure_named():
+    # Callbacks such as `StopOnInterrupt` and `StopOnPreemption` are not told of errors.
+    with _signal_handlers_kept(signal.SIGINT, signal.SIGTERM), self._stop_unless_finite.failure_named():
       history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
     # Keras has just put averages in the place of the weights, also where it scales the loss.
     if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
@@ -467,14 +467,15 @@ class FlowModel(KeptInFiles):
 
 
 @contextlib.contextmanager
-def _signal_handler_kept(number):
-  """Puts back the handler of a signal that was there before; in the main thread, which alone may set one."""
-  handler = signal.getsignal(number)
+def _signal_handlers_kept(*numbers):
+  """Puts back the handlers of signals that were there before; in the main thread, which alone may set any."""
+  handlers = {number: signal.getsignal(number) for number in numbers}
   try:
     yield
   finally:
-    if handler is not None and threading.current_thread() is threading.main_thread():
-      signal.signal(number, handler)
+    for number, handler in handlers.items():
+      if handler is not None and threading.current_thread() is threading.main_thread():
+        signal.signal(number, handler)
 
 
 def _function(function):

@@ -21,7 +21,7 @@ class FirstSignal:
   def begin(self):
     """From now on. Signals reach the main thread only; where they are ignored (a background job) they stay so."""
     is_main = threading.current_thread() is threading.main_thread()
-    if self._previous is None and is_main and signal.getsignal(self._number) != signal.SIG_IGN:
+    if is_main and signal.getsignal(self._number) != signal.SIG_IGN:
       self._previous = signal.signal(self._number, self._receive)
 
   def end(self):

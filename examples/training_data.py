@@ -75,6 +75,8 @@ def augment(dataset, args, first_step):
 
   They depend on the image and on the step at which it comes, not on its place in a batch that several workers share.
   """
+  if not (args.max_shift or args.flip):
+    return dataset
 
   def augment_batch(batch, step):
     images, *labels = batch if isinstance(batch, tuple) else (batch,)

@@ -18,6 +18,7 @@ import os
 import pathlib
 import statistics
 import sys
+import tempfile
 import time
 import zlib
 from concurrent.futures import process
@@ -100,8 +101,9 @@ def train(script, options, num_steps):
   import measure as measurements
   import train_glow
   example = importlib.import_module(script)
-  sys.argv = [f"{script}.py", *options, "--batch-size=1"]
-  args = example.parse_args()
+  with tempfile.TemporaryDirectory() as unused:  # The examples refuse a folder with the results of an earlier run.
+    sys.argv = [f"{script}.py", *options, "--batch-size=1", f"--output={unused}"]
+    args = example.parse_args()
   model = example.make_model(args, (args.image_size, args.image_size, 3))
   train_glow.compile_model(model, args, steps_per_epoch=1)
   batches = _batches(args, model)

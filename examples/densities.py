@@ -62,10 +62,11 @@ def load_splits(args):
   points = lambda *what: draw(args.data, NUM_POINTS, args.seed, *what)
   batches = lambda array: [array[i:i + args.batch_size] for i in range(0, len(array), args.batch_size)]
 
-  def epochs_of(epochs):
-    return tf.data.Dataset.from_generator(
+  def epochs_of(epochs, skip_batches):
+    dataset = tf.data.Dataset.from_generator(
         lambda: (batch for epoch in epochs for batch in batches(points(_FIRST_EPOCH + epoch))),
         output_signature=tf.TensorSpec([None, 2], tf.float32))
+    return dataset.skip(skip_batches)
 
   load = lambda array: tf.data.Dataset.from_tensor_slices(array).batch(args.batch_size)
   return {"train": load(points(_FIRST_EPOCH)), "train_epochs": epochs_of,

@@ -27,7 +27,8 @@ Ctrl-C ends the training, and all of these are made of what has been learned unt
 Until it has finished, the folder also holds training_state/, written after each epoch, and best_until_now.weights.h5:
 the same command goes on from there, however the run was ended, and comes to the same weights as if it had not been.
 SIGTERM, by which clusters announce that they take a machine away, has the state written after the batch at hand; the
-exit code is 143 then. The folder cluster/ has scripts for SLURM and Kubernetes.
+exit code is 143 then, and 138 where another worker was lost: the run is to be started again. The folder cluster/ has
+scripts for SLURM and Kubernetes.
 """
 
 import atexit
@@ -68,6 +69,11 @@ OPTIMIZERS = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
 MAX_GRADIENT_NORM = 100.
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+# Which Kubeflow's operator leaves to programs that want to be started again.
+EXIT_WORKER_LOST = 138
+# What the exchange with a worker that is gone ends with, as it is noticed first.
+WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
+               tf.errors.DeadlineExceededError)
 
 
 def main():
@@ -75,7 +81,19 @@ def main():
   return run(parse_args(), training_data.load_splits, make_model, save_results, OUTPUTS)
 
 
-def run(args, load_splits, make_model, save_results, outputs, jit_compile="auto"):
+def run(args, *parts, **kwargs):
+  """As `run_alone`, also as one of several workers of which others may be lost."""
+  try:
+    return run_alone(args, *parts, **kwargs)
+  except WORKER_LOST as error:
+    if args.strategy != "multiworker":
+      raise
+    print(f"Another worker is gone: {error}\nThe same command on all workers goes on from the last state.",
+          file=sys.stderr)
+    return EXIT_WORKER_LOST
+
+
+def run_alone(args, load_splits, make_model, save_results, outputs, jit_compile="auto"):
   """Trains and saves, or goes on with that.
 
   Args:
@@ -236,8 +254,6 @@ def train(model, splits, state, first_epoch, best_is_there, args):
   best = min(filter(math.isfinite, history), default=math.inf)
   checkpoint = BestWeights(args.output / BEST_UNTIL_NOW, monitor="val_bits_per_dim", mode="min", save_best_only=True,
                            save_weights_only=True, initial_value_threshold=best)
-  # As long as is left of it, when the run goes on.
-  limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
   interrupt = callbacks.StopOnInterrupt()
   of_workers = functools.partial(training_data.of_workers, splits, model.distribute_strategy)
   validation = of_workers("validation")
@@ -246,11 +262,13 @@ def train(model, splits, state, first_epoch, best_is_there, args):
 
   def fit(epochs):
     """Without the batches of the first of them that the state has got."""
-    num_steps, num_trained = len(splits["train"]), state.num_batches
-    images = of_workers("train", lambda load: training_data.augment(
-        load(epochs=epochs).skip(num_trained), args, epochs.start * num_steps + num_trained))
-    model.fit(images, validation_data=validation, steps_per_epoch=num_steps - num_trained, initial_epoch=epochs.start,
-              epochs=epochs.stop, callbacks=[checkpoint, state, *own, *limit, callbacks.StopOnPreemption(state)])
+    num_trained = state.num_batches
+    images = training_data.to_train(splits, model.distribute_strategy, args, epochs, num_trained)
+    # As long as is left of it.
+    limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
+    model.fit(images, validation_data=validation, steps_per_epoch=len(splits["train"]) - num_trained,
+              initial_epoch=epochs.start, epochs=epochs.stop,
+              callbacks=[checkpoint, state, *own, *limit, callbacks.StopOnPreemption(state)])
 
   if first_epoch or state.num_batches:
     batches = f"{state.num_batches} batches of epoch {first_epoch + 1}" if state.num_batches else f"epoch {first_epoch}"

@@ -12,8 +12,8 @@ def load_splits(args):
   """Batches of images to train, to choose the best epoch (validation), and to report (test); of pairs with labels for
   class-conditional models.
 
-  `"train"` is one epoch; `"train_epochs"` is a function from a `range` of epochs to the dataset of them. `"load"` has a
-  function for each split, of arguments of `load_images`.
+  `"train"` is one epoch; `"train_epochs"` is a function of `epochs` and `skip_batches`, as of `load_images`. `"load"`
+  has a function for each split, of arguments of `load_images`.
   """
   load = functools.partial(
       data.load_images, args.data, batch_size=args.batch_size, image_size=args.image_size,
@@ -51,17 +51,27 @@ def of_workers(splits, strategy, split, make=None):
     splits: As of `load_splits`; without `"load"`, as of points, each is given all.
     strategy: `tf.distribute.Strategy`.
     split: `"train"`, `"validation"` or `"test"`.
-    make: Function from one that loads the split, with further arguments of `load_images`, to a dataset; `None`: it is
-      that of the split.
+    make: Function from one that loads the split, with further arguments of `load_images`, and the number of elements
+      that are a batch of a process, one for each of its replicas, to a dataset; `None`: it is that of the split.
   """
   if "load" not in splits or not replicas.has_workers(strategy):
-    return splits[split] if make is None else make(splits[f"{split}_epochs"])
+    return splits[split] if make is None else make(splits[f"{split}_epochs"], 1)
 
   def of_worker(context):
     load = functools.partial(splits["load"][split], input_context=context)
-    return load() if make is None else make(load)
+    if make is None:
+      return load()
+    # Without an end workers need not tell each other at each step that it has not come.
+    return make(load, context.num_replicas_in_sync // context.num_input_pipelines).repeat()
 
   return strategy.distribute_datasets_from_function(of_worker)
+
+
+def to_train(splits, strategy, args, epochs, num_trained):
+  """Augmented batches of a `range` of epochs, without the `num_trained` of the first of them that a run has had."""
+  first_step = epochs.start * len(splits["train"]) + num_trained
+  return of_workers(splits, strategy, "train", lambda load, elements_a_step: augment(
+      load(epochs=epochs, skip_batches=num_trained), args, first_step, elements_a_step))
 
 
 def image_shape(dataset):
@@ -70,10 +80,16 @@ def image_shape(dataset):
   return tuple((spec[0] if isinstance(spec, tuple) else spec).shape[1:])
 
 
-def augment(dataset, args, first_step):
+def augment(dataset, args, first_step, elements_a_step=1):
   """Random shifts and mirror images of a dataset of batches.
 
   They depend on the image and on the step at which it comes, not on its place in a batch that several workers share.
+
+  Args:
+    dataset: `tf.data.Dataset` of images, or of pairs with labels.
+    args: With `max_shift`, `shift_fill`, `flip` and `seed`.
+    first_step: Python `int`, the number of the first step.
+    elements_a_step: Python `int`, how many elements one step takes.
   """
   if not (args.max_shift or args.flip):
     return dataset
@@ -88,7 +104,7 @@ def augment(dataset, args, first_step):
       images = tf.where(is_mirrored[:, tf.newaxis, tf.newaxis, tf.newaxis], tf.reverse(images, [2]), images)
     return (images, *labels) if labels else images
 
-  steps = tf.data.Dataset.counter(first_step)
+  steps = tf.data.Dataset.counter().map(lambda element: first_step + element // elements_a_step)
   dataset = tf.data.Dataset.zip(dataset, steps).map(augment_batch, num_parallel_calls=tf.data.AUTOTUNE)
   return dataset.prefetch(tf.data.AUTOTUNE)
 

@@ -49,19 +49,26 @@ def test_a_node_that_is_not_of_the_step(monkeypatch):
 
 
 def test_the_batch_script_of_slurm(monkeypatch, tmp_path):
-  """It is run with programs in the place of SLURM's: one that is ended by the cluster, one with an error."""
+  """It is run with programs in the place of SLURM's."""
   log = tmp_path / "log"
-  for name, exit_code in (("srun", "$EXIT_CODE"), ("scontrol", "0")):
-    (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\nexit {exit_code}\n')
+  programs = {"srun": '[ -z "$AT_LIMIT" ] || { kill -USR1 $PPID; while [ ! -e cancelled ]; do sleep 0.05; done; }\n'
+                      "exit $EXIT_CODE",
+              "scancel": "touch cancelled", "scontrol": 'echo "PreemptTime=$PREEMPT_TIME"'}
+  for name, body in programs.items():
+    (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@" >> {log}\n{body}\n')
     (tmp_path / name).chmod(0o755)
-  for exit_code, is_queued_again in ((143, True), (1, False), (0, False)):
+  told, asked, again = "scancel --signal=TERM 7", "scontrol show job 7", "scontrol requeue 7"
+  for exit_code, at_limit, preempt_time, expected in (
+      (0, "", "None", []), (1, "", "None", []), (0, "yes", "None", [told]), (1, "yes", "None", [told]),
+      (143, "yes", "None", [told, again]), (143, "", "2026-11-27T08:00:00", [asked, again]),
+      (143, "", "None", [asked])):  # By `scancel`, or by the end of another worker.
     log.unlink(missing_ok=True)
-    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "EXIT_CODE": str(exit_code), "SLURM_JOB_ID": "7",
-                   "SLURM_JOB_NAME": "glow"}
-    done = subprocess.run([CLUSTER / "slurm.sh", "--preset", "cifar10"], env=environment)
+    (tmp_path / "cancelled").unlink(missing_ok=True)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "EXIT_CODE": str(exit_code), "AT_LIMIT": at_limit,
+                   "PREEMPT_TIME": preempt_time, "SLURM_JOB_ID": "7", "SLURM_JOB_NAME": "glow"}
+    done = subprocess.run([CLUSTER / "slurm.sh", "--preset", "cifar10"], env=environment, cwd=tmp_path, timeout=60)
     srun, *others = log.read_text().splitlines()
-    assert done.returncode == exit_code
-    assert others == ["scontrol requeue 7"] * is_queued_again
+    assert done.returncode == exit_code and others == expected
     _check_command(srun.split()[2:], monkeypatch)
     assert srun.endswith("--output output-glow --preset cifar10")
 
@@ -71,6 +78,7 @@ def test_the_manifest_of_kubernetes(monkeypatch):
   _check_fits(manifest, "KubeflowOrgV1TFJob", "")
   worker = manifest["spec"]["tfReplicaSpecs"]["Worker"]
   assert worker["restartPolicy"] == "ExitCode"
+  assert worker["template"]["spec"]["shareProcessNamespace"] is True
   container, = worker["template"]["spec"]["containers"]
   assert container["name"] == "tensorflow"
   _check_command(container["command"], monkeypatch)

@@ -298,15 +298,33 @@ def test_folder_is_decoded_again_where_there_is_no_room(tmp_path, monkeypatch):
   assert len(arrays(squares)) == len(arrays(squares)) == 6 and len(decoded) == 12  # Each at another place.
 
 
-def test_what_two_threads_decode_is_kept_once(monkeypatch):
+def test_two_threads_decode_an_image_once(monkeypatch):
   monkeypatch.setattr(decoded_once, "_all", set())
-  both = threading.Barrier(2, timeout=60)
-  decode = decoded_once.DecodedOnce(lambda number: np.full(8, both.wait()))
-  monkeypatch.setattr(decoded_once, "MAX_BYTES", 2 * (8 * 8 + 600))
+  calls, another = [], threading.Event()
+
+  def decode(number):
+    calls.append(number)
+    if len(calls) > 1:
+      another.set()
+    another.wait(0.2)  # As long as it takes: meanwhile the other thread has asked.
+    return np.full(8, number)
+
+  once = decoded_once.DecodedOnce(decode)
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    list(pool.map(decode, [0, 0]))
-    list(pool.map(decode, [1, 1]))  # There is room for another: the first was counted once.
-  assert decode(0) is decode(0) and decode(1) is decode(1)
+    first, second = pool.map(once, [0, 0])
+  assert calls == [0] and first is second is once(0)
+
+
+def test_folder_is_checked_once(tmp_path, monkeypatch):
+  fill(tmp_path, 30)
+  read, read_bytes = [], pathlib.Path.read_bytes
+  monkeypatch.setattr(pathlib.Path, "read_bytes", lambda path: read.append(path.name) or read_bytes(path))
+  for split in ("train", "validation", "train"):
+    data.load_images(tmp_path, split, 2)
+  assert sorted(read) == sorted(path.name for path in tmp_path.iterdir())
+  (changed := min(tmp_path.iterdir())).write_bytes(b"another")
+  with pytest.raises(ValueError, match=changed.name):
+    data.load_images(tmp_path, "train", 2)
 
 
 def test_folder_is_decoded_lazily(tmp_path, monkeypatch):

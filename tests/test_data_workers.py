@@ -73,8 +73,11 @@ def test_workers_have_each_batch_of_one_process(load, source):
     assert sorted(batch) == sorted(sum(parts, [])) and max(map(len, parts)) <= 3
   first, second = sum(expected[:6], []), sum(expected[6:], [])
   assert first != second and len(expected[5]) == 3 and len(set(first)) == len(set(second)) == NUM_IMAGES
-  # A run that is gone on with.
+  # A run that is gone on with, after an epoch and within it; a worker of two replicas has two elements a step.
   assert batches(load(source, 1, epochs=range(1, 2))) == shares[1][6:]
+  assert batches(load(source, 1, epochs=range(2), skip_batches=4)) == shares[1][4:]
+  pairs = {"worker": 1, "num_workers": 2, "num_replicas": 4, "epochs": range(2)}
+  assert batches(load(source, **pairs, skip_batches=4)) == batches(load(source, **pairs))[8:]
 
 
 @pytest.mark.parametrize("source", ["tfds", "stream"])
@@ -97,8 +100,10 @@ def test_random_squares_of_workers_are_those_of_one_process(load, source):
   assert sorted(sum(shares, [])) == sorted(sum(batches(load(source, **options)), []))
 
 
-def test_a_worker_without_images_has_empty_batches(load):
-  assert batches(load("npz", 0, num_workers=9)) == [[]] * 6
+@pytest.mark.parametrize("source, image_size", [("npz", None), ("npz", 3), ("folder", None), ("tfds", None),
+                                                ("stream", 3)])
+def test_a_worker_without_images_has_empty_batches(load, source, image_size):
+  assert batches(load(source, 0, num_workers=9, image_size=image_size)) == [[]] * 6
 
 
 def test_replicas_of_a_worker_take_turns(load):
@@ -108,6 +113,13 @@ def test_replicas_of_a_worker_take_turns(load):
   found = [image for i in range(0, 12, 2) for part in (first[i], second[i], first[i + 1], second[i + 1])
            for image in part]
   assert found == sum(batches(load("npz", shuffle=False)), [])
+
+
+@pytest.mark.parametrize("skip_batches, message", [
+    (7, r"number of batches of an epoch \(6\)"), (-1, "an integer of at least 0"), (True, "an integer of at least 0")])
+def test_bad_numbers_of_batches_to_skip(load, skip_batches, message):
+  with pytest.raises(ValueError, match=f"`skip_batches` must be .*{message}.*Received: skip_batches={skip_batches}"):
+    load("npz", epochs=range(2), skip_batches=skip_batches)
 
 
 def test_drop_remainder_of_shares(load):

@@ -326,6 +326,29 @@ def test_shifts_and_flips_depend_on_the_step_alone():
   assert (first != second).any()
 
 
+def test_workers_of_several_replicas_augment_and_go_on_as_one_process(monkeypatch):
+  """Two workers with two replicas each, whose datasets have two elements a step."""
+
+  class Strategy:
+    distribute_datasets_from_function = staticmethod(lambda load: [
+        load(tf.distribute.InputContext(2, worker, 4)) for worker in range(2)])
+
+  training_data = train_glow.training_data
+  monkeypatch.setattr(training_data.replicas, "has_workers", lambda strategy: strategy is not None)
+  args = argparse.Namespace(data="digits", batch_size=300, image_size=None, shorter_side=None, conditional=False,
+                            seed=3, data_dir=None, max_shift=1.49, shift_fill="zeros", flip=True)
+  splits = training_data.load_splits(args)
+  sorted_rows = lambda *parts: np.sort(np.concatenate(parts).reshape(-1, 64), axis=0)
+  alone = list(training_data.to_train(splits, None, args, range(2, 4), 0).as_numpy_iterator())
+  for num_trained in (0, 3):
+    shares = training_data.to_train(splits, Strategy, args, range(2, 4), num_trained)
+    assert all(share.cardinality() == tf.data.INFINITE_CARDINALITY for share in shares)
+    first, second = (list(share.take(2 * 7).as_numpy_iterator()) for share in shares)
+    for step, expected in enumerate(alone[num_trained:num_trained + 7]):
+      parts = slice(2 * step, 2 * step + 2)
+      np.testing.assert_array_equal(sorted_rows(*first[parts], *second[parts]), sorted_rows(expected))
+
+
 def test_flips_mirror_half_of_the_images():
   images = np.random.default_rng(0).integers(0, 256, (200, 6, 5, 3)).astype(np.uint8)
   args = argparse.Namespace(max_shift=0, flip=True, seed=0)

@@ -138,12 +138,12 @@ def test_the_chief_alone_samples_saves_and_exports(two):
 
 
 def test_example_with_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
-  """Which ends the chief with an error. Then one gets a SIGTERM, in SLURM, and both end with their state."""
+  """Which ends the chief, to be started again. Then one gets a SIGTERM, in SLURM, and both end with their state."""
   make = lambda work, ended: distributed_runs.Workers(2, work, tmp_path, ended, "--epochs=2", "--strategy=multiworker")
   with make(distributed_runs.example_worker, {1: signal.SIGKILL}) as workers:
     assert workers.exit_code(1) == -signal.SIGKILL
-    _check_end(workers, 0)
-    assert "task:1" in workers.output(0)[1]
+    assert workers.exit_code(0) == 138, workers.output(0)[1]
+    assert "Another worker is gone: " in workers.output(0)[1] and "task:1" in workers.output(0)[1]
   assert (tmp_path / "output_0" / "training_state").exists()
   with make(distributed_runs.slurm_worker, {1: signal.SIGTERM}) as workers:
     assert [workers.exit_code(index) for index in range(2)] == [143, 143], workers.output(0)[1]

@@ -1,5 +1,7 @@
 """From a source of images to the batches of `load_images`: all of them, or those of a worker."""
 
+from typing import NamedTuple
+
 import tensorflow as tf
 
 from tfp_glow.data import order
@@ -8,26 +10,47 @@ from tfp_glow.data.source import Held
 _as_it_is = tf.autograph.experimental.do_not_convert  # Its conversion takes longer than what is converted.
 
 
-def of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs):
+class Passes(NamedTuple):
+  """How the images come, pass by pass; all but `cut_at_random` as in `load_images`."""
+
+  shuffle: bool
+  cut_at_random: bool  # Whether squares are cut out at random.
+  seed: int
+  drop_remainder: bool
+  epochs: range | None
+  skip_batches: int
+
+  def num_batches(self, num_images, batch_size):
+    """Of one pass."""
+    return num_images // batch_size if self.drop_remainder else -(-num_images // batch_size)
+
+  def num_skipped(self, number):
+    """An int64 scalar: batches that are left out of the pass of this number, an int64 scalar."""
+    if not self.skip_batches:
+      return tf.constant(0, tf.int64)
+    return tf.where(number == self.epochs.start, tf.constant(self.skip_batches, tf.int64), 0)
+
+
+def of_source(source, share, passes):
   """The dataset that `load_images` returns.
 
   Args:
     source: `Held` or `Stream`.
     share: `order.Share`.
-    shuffle: See `load_images`, as all others but the next.
-    cut_at_random: Python `bool`, whether squares are cut out at random.
-    seed: See there.
-    drop_remainder: See there.
-    epochs: See there.
+    passes: `Passes`.
 
   Raises:
-    ValueError: if there is no batch.
+    ValueError: if there is no batch, or there are not as many as are to be skipped.
   """
-  if drop_remainder and source.num_images < share.batch_size:
+  num_batches = passes.num_batches(source.num_images, share.batch_size)
+  if not num_batches:
     raise ValueError(f"`batch_size` must be at most the number of images ({source.num_images}) where `drop_remainder` "
                      f"is True. Received: batch_size={share.batch_size}")
-  encoded = _of_held if isinstance(source, Held) else _of_stream
-  dataset = encoded(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs)
+  if passes.skip_batches > num_batches:
+    raise ValueError(f"`skip_batches` must be at most the number of batches of an epoch ({num_batches}). "
+                     f"Received: skip_batches={passes.skip_batches}")
+  cut_at_random = passes.cut_at_random
+  dataset = (_of_held if isinstance(source, Held) else _of_stream)(source, share, passes)
 
   def decode(batch, places):
     held, *labels = batch
@@ -36,9 +59,8 @@ def of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epoch
 
   dataset = dataset.map(decode if cut_at_random else lambda *batch: decode(batch, None),
                         num_parallel_calls=tf.data.AUTOTUNE)
-  num_batches = source.num_images // share.batch_size if drop_remainder else -(-source.num_images // share.batch_size)
   if len(share.parts) == 1:  # Of several replicas Keras would take the number of elements for that of steps.
-    num_batches *= 1 if epochs is None else len(epochs)
+    num_batches = num_batches * (1 if passes.epochs is None else len(passes.epochs)) - passes.skip_batches
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
   # Several workers that are given the same dataset share each batch. By files, TensorFlow's first choice, their batches
   # would be others than one process'.
@@ -47,14 +69,14 @@ def of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epoch
   return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
-def _of_held(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs):
+def _of_held(source, share, passes):
   """Of what is held, that of each batch; with places if squares are cut out at random."""
-  num_images = source.num_images
+  num_images, shuffle, cut_at_random = source.num_images, passes.shuffle, passes.cut_at_random
   own = order.numbers_of(share, num_images, shuffle)
 
   @_as_it_is
   def one_pass(held, number):
-    seeds = [tf.stack([seed, 4 * number + purpose]) for purpose in range(4)]
+    seeds = [tf.stack([passes.seed, 4 * number + purpose]) for purpose in range(4)]
     rows = order.shuffled(share, num_images, seeds[:3]) if shuffle else order.in_sequence(share.batch_size, num_images)
     places = tf.random.stateless_uniform([num_images, 2], seeds[3]) if cut_at_random else None
 
@@ -64,20 +86,21 @@ def _of_held(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs
       batch = tuple(tf.gather(part, indices) for part in held)
       return (batch, tf.gather(places, numbers)) if cut_at_random else batch
 
-    return _numbers(rows, share, num_images, drop_remainder).map(pick)
+    numbers = _numbers(rows, share, num_images, passes)
+    return numbers.skip(len(share.parts) * passes.num_skipped(number)).map(pick)
 
   held = source.hold(own).repeat()
-  return tf.data.Dataset.zip(held, _passes(seed, shuffle, epochs)).flat_map(one_pass)
+  return tf.data.Dataset.zip(held, _pass_numbers(passes)).flat_map(one_pass)
 
 
-def _numbers(rows, share, num_images, drop_remainder):
+def _numbers(rows, share, num_images, passes):
   """Numbers of the images of each batch, one replica after the other."""
   batch_size = share.batch_size
   if share.parts == [(0, batch_size)]:
     numbers = tf.ensure_shape(tf.boolean_mask(rows, rows >= 0), [num_images])
-    return tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size, drop_remainder=drop_remainder)
+    return tf.data.Dataset.from_tensor_slices(numbers).batch(batch_size, drop_remainder=passes.drop_remainder)
   num_parts, parts = len(share.parts), tf.constant(share.parts, tf.int64)
-  num_batches = num_images // batch_size if drop_remainder else -(-num_images // batch_size)
+  num_batches = passes.num_batches(num_images, batch_size)
 
   @_as_it_is
   def of_part(index):
@@ -88,29 +111,30 @@ def _numbers(rows, share, num_images, drop_remainder):
   return tf.data.Dataset.range(num_batches * num_parts).map(of_part)
 
 
-def _passes(seed, shuffle, epochs):
+def _pass_numbers(passes):
   """A number for each pass, from which it is drawn."""
-  if epochs is not None:
-    return tf.data.Dataset.range(epochs.start, epochs.stop)
-  if shuffle:
-    return tf.data.Dataset.random(seed, rerandomize_each_iteration=True).take(1)
+  if passes.epochs is not None:
+    return tf.data.Dataset.range(passes.epochs.start, passes.epochs.stop)
+  if passes.shuffle:
+    return tf.data.Dataset.random(passes.seed, rerandomize_each_iteration=True).take(1)
   return tf.data.Dataset.range(1)
 
 
-def _of_stream(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs):
+def _of_stream(source, share, passes):
   """As `_of_held`, of what is read in each pass: all workers read all, and each keeps its share."""
-  batch_size = share.batch_size
+  batch_size, epochs = share.batch_size, passes.epochs
 
-  def one_pass(seed):
+  def one_pass(seed, num_skipped):
     examples = source.examples
-    if shuffle:
+    if passes.shuffle:
       # Before decoding: the buffer then holds compressed images.
       examples = examples.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
-    batches = examples.batch(batch_size, drop_remainder=drop_remainder)
-    if cut_at_random:
+    batches = examples.batch(batch_size, drop_remainder=passes.drop_remainder)
+    if passes.cut_at_random:
       # A function of the pass and the place in it, as the order is.
       batches = batches.enumerate().map(
           lambda index, batch: (batch, tf.random.stateless_uniform([batch_size, 2], tf.stack([seed, index]))))
+    batches = batches.skip(num_skipped)
     return batches if share.parts == [(0, batch_size)] else batches.flat_map(of_parts)
 
   def of_parts(*batch):
@@ -124,12 +148,12 @@ def _of_stream(source, share, shuffle, cut_at_random, seed, drop_remainder, epoc
 
     return parts.map(of_part)
 
+  def one_epoch(number):
+    # In the graph of this function: `shuffle` compares a global seed of 0 with a seed that is a tensor, and fails.
+    tf.compat.v1.set_random_seed(1)
+    seed = tf.random.stateless_uniform([], [passes.seed, number], maxval=2**31, dtype=tf.int64)
+    return one_pass(seed, passes.num_skipped(number))
+
   if epochs is None:
-    return one_pass(tf.constant(seed, tf.int64))
-  return tf.data.Dataset.range(epochs.start, epochs.stop).flat_map(lambda number: _one_epoch(one_pass, seed, number))
-
-
-def _one_epoch(one_pass, seed, number):
-  # In the graph of this function: `shuffle` compares a global seed of 0 with a seed that is a tensor, and fails.
-  tf.compat.v1.set_random_seed(1)
-  return one_pass(tf.random.stateless_uniform([], [seed, number], maxval=2**31, dtype=tf.int64))
+    return one_pass(tf.constant(passes.seed, tf.int64), 0)
+  return _pass_numbers(passes).flat_map(one_epoch)

@@ -9,6 +9,8 @@ import tensorflow as tf
 MAX_BYTES = 2 * 2**30
 # What Python needs for an image, besides its values.
 _OVERHEAD = 600
+# Of one source, more than threads that decode.
+_NUM_LOCKS = 64
 
 _all = weakref.WeakSet()
 _lock = threading.Lock()  # Pipelines call from several threads.
@@ -30,16 +32,23 @@ def is_room_for(num_bytes):
     return sum(other._num_bytes for other in _all) + num_bytes <= MAX_BYTES
 
 
-def held(dataset, room):
-  """A dataset of one element, which is computed by the first who asks for it, and then kept.
+def held(examples, count, num_bytes):
+  """All of a dataset as one batch, which is made when it is asked for first, and then kept.
 
   Args:
-    dataset: `tf.data.Dataset` of at most one element, a tuple.
-    room: `Room`.
+    examples: `tf.data.Dataset` of tuples.
+    count: Python `int`, how many there are; 0: the batch has none.
+    num_bytes: Python `int`, of each.
+
+  Returns:
+    A `tf.data.Dataset` of one element, a tuple.
   """
+  if not count:
+    none = tuple(tf.zeros([0, *spec.shape], spec.dtype) for spec in examples.element_spec)
+    return tf.data.Dataset.from_tensors(none)
   # The window asks whether there is a second element: what has not been read to its end is not kept.
-  kept = dataset.cache().window(2).flat_map(lambda *columns: tf.data.Dataset.zip(columns))
-  kept.room = room  # As long as the images are there.
+  kept = examples.batch(count).cache().window(2).flat_map(lambda *columns: tf.data.Dataset.zip(columns))
+  kept.room = Room(count * num_bytes)  # As long as the images are there.
   return kept
 
 
@@ -55,6 +64,7 @@ class DecodedOnce:
     self._decode = decode
     self._images = {}
     self._num_bytes = 0
+    self._locks = [threading.Lock() for _ in range(_NUM_LOCKS)]
     with _lock:
       _all.add(self)
 
@@ -69,12 +79,16 @@ class DecodedOnce:
       with the images of all datasets that are there, is decoded each time.
     """
     number = int(number)
-    image = self._images.get(number)
-    if image is None:
-      image = self._decode(number)
-      with _lock:
-        new_bytes = image.nbytes + _OVERHEAD
-        if number not in self._images and sum(other._num_bytes for other in _all) + new_bytes <= MAX_BYTES:
-          self._images[number] = image
-          self._num_bytes += new_bytes
+    with self._locks[number % _NUM_LOCKS]:  # The next epoch may ask while this one still decodes.
+      image = self._images.get(number)
+      if image is None:
+        image = self._decode(number)
+        self._keep(number, image)
     return image
+
+  def _keep(self, number, image):
+    with _lock:
+      new_bytes = image.nbytes + _OVERHEAD
+      if sum(other._num_bytes for other in _all) + new_bytes <= MAX_BYTES:
+        self._images[number] = image
+        self._num_bytes += new_bytes

@@ -1,6 +1,7 @@
 """Folders of image files as sources of images."""
 
 import concurrent.futures
+import functools
 import glob
 import os
 
@@ -69,10 +70,24 @@ def _scan(folder):
   if not places:
     raise ValueError(f"`name_or_folder` must contain image files ({', '.join(_SUFFIXES)}). {received}")
   with concurrent.futures.ThreadPoolExecutor() as pool:
-    files = list(pool.map(lambda place: image_file.inspect(*place), places))
+    files = list(pool.map(_inspect, places))
   _check_readable(files, received)
   _check_splits(files, received)
   return files
+
+
+def _inspect(place):
+  try:
+    status = os.stat(place[0])
+  except OSError:
+    return image_file.inspect(*place)  # Which says what is wrong.
+  return _inspect_once(place, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+
+
+@functools.lru_cache(2**20)
+def _inspect_once(place, *_):
+  """A run asks for several splits, several times, and each time the whole file would be read."""
+  return image_file.inspect(*place)
 
 
 def _check_readable(files, received):

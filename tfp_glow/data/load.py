@@ -18,7 +18,7 @@ from tfp_glow.data import batches, digits, folder, npz, order, tfds
 def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, image_size: int | None = None, *,
                 shorter_side: int | None = None, with_labels: bool = False, seed: int = 0,
                 data_dir: str | os.PathLike | None = None, shuffle: bool | None = None, drop_remainder: bool = False,
-                epochs: range | None = None,
+                epochs: range | None = None, skip_batches: int = 0,
                 input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
   """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
 
@@ -47,9 +47,9 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
       resized up but padded with zeros on all sides (28x28 to 32x32: two pixels each).
 
   What has been decoded and resized is kept in memory, if squares are not cut out at random. Images of a folder are kept
-  one by one, as they come, up to 2 GiB of all datasets in the process; what there is no room for is decoded in each
-  pass. A split of TFDS is decoded as a whole when the first batch is asked for, which takes twice its memory for a
-  moment; if it has more than 2 GiB of images, they are read and decoded in each pass.
+  one by one, as they come, as long as all that is kept in the process is below 2 GiB; what there is no room for is
+  decoded in each pass. A split of TFDS is decoded as a whole when the first batch is asked for, which takes twice its
+  memory for a moment; if it has more than 2 GiB of images, they are read and decoded in each pass.
 
   Shuffled batches have one image of each of `batch_size` equal parts of the split, in any order; those of TFDS's data
   sets that are not kept are drawn from a buffer of 10,000 images.
@@ -72,11 +72,13 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     epochs: `range` of the epochs that the dataset is to hold, one after the other, as a run needs that may be resumed:
       order and random squares of each depend on nothing but the seed and its number. See `callbacks.TrainingState`.
       None: one pass, and another order each time the dataset is iterated.
+    skip_batches: Number of batches of the first of `epochs` to leave out, without decoding them: those that a run has
+      seen before it was ended within an epoch.
     input_context: What `strategy.distribute_datasets_from_function` gives its function, for the share of one of several
       workers: of each batch of `batch_size` images, those of each of its replicas, one after the other. The workers
       together get the batches of one process, each image once. Each decodes its share alone, and of shuffled images
-      it opens no other files and records, but for a few where two shares meet, and TFDS's data sets that are not kept.
-      None: all images.
+      it reads no other records of TFDS, but for a few where two shares meet, and data sets that are not kept. It does
+      read the whole of an `.npz` file, and every file of a folder once, to check it. None: all images.
 
   Returns:
     A `tf.data.Dataset` of uint8 batches `[B, H, W, C]` with static height, width and channels, or of pairs of these and
@@ -93,6 +95,9 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
   if epochs is not None and not (isinstance(epochs, range) and epochs and epochs.step == 1 and epochs.start >= 0):
     raise ValueError("`epochs` must be a `range` such as range(3, 10), not empty, or None. "
                      f"Received: epochs={epochs!r}")
+  if not is_int(skip_batches, least=0) or skip_batches and epochs is None:
+    raise ValueError("`skip_batches` must be an integer of at least 0, and 0 without `epochs`. "
+                     f"Received: skip_batches={skip_batches!r}, epochs={epochs!r}")
   if not isinstance(split, str) or not split:
     raise ValueError(f"`split` must be a string such as 'train', 'validation' or 'test'. Received: split={split!r}")
   if shuffle is None:
@@ -111,7 +116,8 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     source = digits.source(*how)
   else:
     source = tfds.source(name_or_folder, *how, shuffle=shuffle, seed=seed, data_dir=data_dir, reshuffle=epochs is None)
-  return batches.of_source(source, share, shuffle, cut_at_random, seed, drop_remainder, epochs)
+  passes = batches.Passes(shuffle, cut_at_random, seed, drop_remainder, epochs, skip_batches)
+  return batches.of_source(source, share, passes)
 
 
 def num_classes(name_or_folder: str | os.PathLike, data_dir: str | os.PathLike | None = None) -> int:

@@ -55,7 +55,7 @@ def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
       return tf.data.Dataset.from_tensors(own)
     pieces = tf.data.Dataset.from_tensor_slices(own).batch(_PIECE).map(
         lambda piece, *label: (resize(piece, place=None), *label), num_parallel_calls=tf.data.AUTOTUNE)
-    return decoded_once.held(pieces.rebatch(max(len(numbers), 1)), decoded_once.Room(len(numbers) * num_bytes))
+    return decoded_once.held(pieces.unbatch(), len(numbers), num_bytes)
 
   def decode(held, places):
     if cut_at_random:

@@ -67,8 +67,7 @@ def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *,
       part = split if len(is_own) == num_images else _part(tfds, splits, split, first, first + len(is_own))
       own = read(part).enumerate().filter(lambda index, _: tf.gather(is_own, index))
       own = own.map(lambda _, example: (decode(example[0]), *example[1:]), num_parallel_calls=tf.data.AUTOTUNE)
-      room = decoded_once.Room(len(numbers) * math.prod(image_shape))
-      _held[key] = found = decoded_once.held(own.batch(max(len(numbers), 1)), room)
+      _held[key] = found = decoded_once.held(own, len(numbers), math.prod(image_shape))
     return found
 
   return Held(num_images, hold, lambda held, places: held)

@@ -256,19 +256,21 @@ def run_on_chief(function, strategy):
     What the function returned on the chief, on all workers.
 
   Raises:
-    ValueError: on all workers, if the function raised it on the chief: none may wait for others that have given up.
+    Exception: on the chief what the function raised; on the others `ValueError` if it is one, else `RuntimeError`. None
+      may wait for others that have given up.
   """
   if not has_workers(strategy):
     return function()
-  outcome = {}
+  outcome, own_error = {}, None
   if is_chief(strategy):
     try:
       outcome["result"] = function()
-    except ValueError as error:
-      outcome["error"] = str(error)
+    except Exception as error:
+      own_error = error
+      outcome |= {"error": str(error), "is_value_error": isinstance(error, ValueError)}
   outcome = json.loads(_bytes_from_chief(json.dumps(outcome).encode(), strategy))
   if "error" in outcome:
-    raise ValueError(outcome["error"])
+    raise own_error or (ValueError if outcome["is_value_error"] else RuntimeError)(outcome["error"])
   return outcome["result"]
 
 

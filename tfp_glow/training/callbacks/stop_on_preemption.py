@@ -37,8 +37,9 @@ class StopOnPreemption(keras.callbacks.Callback):
   state = tfp_glow.callbacks.TrainingState(tempfile.mkdtemp())
 
   def fit(epochs, num_batches):
-    images = tfp_glow.data.load_images("digits", "train", batch_size=256, epochs=epochs)
-    model.fit(images.skip(num_batches), steps_per_epoch=len(images) // len(epochs) - num_batches,
+    images = tfp_glow.data.load_images("digits", "train", batch_size=256, epochs=epochs,
+                                       skip_batches=num_batches)
+    model.fit(images, steps_per_epoch=len(images) // len(epochs),
               initial_epoch=epochs.start, epochs=epochs.stop,
               callbacks=[state, tfp_glow.callbacks.StopOnPreemption(state)])
 

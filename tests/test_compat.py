@@ -1,6 +1,7 @@
 """What is private of TensorFlow, Keras and TFP: there, taken away, and nowhere else than in `_core/_compat.py`."""
 
 import ast
+import functools
 import gc
 import pathlib
 import types
@@ -138,9 +139,6 @@ def test_a_gradient_that_is_not_finite_is_so_on_all_replicas(monkeypatch):
 # Functions that are traced once for all replicas.
 
 
-_ONE_DEVICE = tf.distribute.get_strategy()
-
-
 @pytest.mark.parametrize("missing", [None, "UpdateContext", "_value", "_distributed_container",
                                      "_distribution_strategy"])
 def test_what_replicas_share_is_traced_once_where_that_can_be(missing, monkeypatch):
@@ -149,9 +147,9 @@ def test_what_replicas_share_is_traced_once_where_that_can_be(missing, monkeypat
   monkeypatch.setattr(_compat, "hasattr", lambda owner, name: name != missing and hasattr(owner, name), raising=False)
   calls, share = [], tfp_glow.FlowModel._share
   monkeypatch.setattr(tfp_glow.FlowModel, "_share", lambda *args: (calls.append("share"), share(*args))[1])
-  losses = _losses(distributed_runs.mirrored(2))[0]
+  _, losses = _trained(distributed_runs.mirrored(2))
   assert len(calls) == (2 if missing else 1)
-  np.testing.assert_allclose(losses, _losses(_ONE_DEVICE)[0], rtol=1e-5)
+  np.testing.assert_allclose(losses, _losses_of_training_on_one_device(), rtol=1e-5)
 
 
 def test_variables_are_those_of_the_first_replica():
@@ -183,11 +181,20 @@ def test_handles_are_those_of_the_replica():
 # Models that Keras need not build.
 
 
-def _losses(strategy):
+def _trained(strategy):
   with strategy.scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
-  history = model.fit(IMAGES[:11], batch_size=8, shuffle=False, verbose=0).history["loss"]
+  return model, model.fit(IMAGES[:11], batch_size=8, shuffle=False, verbose=0).history["loss"]
+
+
+def _losses(strategy):
+  model, history = _trained(strategy)
   return history, model.evaluate(IMAGES[:11], batch_size=8, verbose=0)
+
+
+@functools.cache
+def _losses_of_training_on_one_device():
+  return _trained(tf.distribute.get_strategy())[1]
 
 
 def test_a_model_is_not_built_from_a_batch(monkeypatch):

@@ -12,6 +12,7 @@ NUM_EPOCHS, STEPS_PER_EPOCH = 60, 2
 
 def train(folder, result):
   """Trains to the last epoch, from the state in `folder` if there is one; writes all there is then to `result`."""
+  tf.config.experimental.enable_op_determinism()  # Which a GPU would need.
   # Large enough for a kill to meet the writing of its state.
   parts = tf.Variable(tf.random.stateless_normal([8, 8, 1, 10_000], [0, 0]), name="parts")
   mean = tfp.util.DeferredTensor(parts, lambda parts: tf.reduce_mean(parts, -1), shape=[8, 8, 1])

@@ -92,6 +92,7 @@ def _flows_modes_and_orders():
                              marks=[pytest.mark.slow] * is_slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_flow, mode, order", list(_flows_modes_and_orders()), indirect=["shared_flow"])
 def test_all_gradients_are_there(flow, right_gradients, order, mode):
   y = tf.constant(flow.data)
@@ -100,6 +101,7 @@ def test_all_gradients_are_there(flow, right_gradients, order, mode):
   assert_all_close(result, expected * (len(result) // len(expected)))
 
 
+@pytest.mark.slow
 @both_modes
 def test_all_gradients_of_glow_are_there(mode):
   """As above: `log_prob(x)` outside and then inside of a tape, where those of `tfb.Glow` are all `None`."""
@@ -137,9 +139,9 @@ def watched_one_after_the_other(flow, y, sources):
   return tape.gradient(log_prob, [y, first, second])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shared_flow, mode", [
-    ("chain", "eager"), *(pytest.param(name, mode, marks=pytest.mark.slow) for name, mode in (
-        ("scan", "eager"), ("invert", "function")))], indirect=["shared_flow"])
+    ("chain", "eager"), ("scan", "eager"), ("invert", "function")], indirect=["shared_flow"])
 def test_a_tape_may_watch_just_one_source(flow, right_gradients, mode):
   y = tf.constant(flow.data)
   sources = [y, *flow.variables]
@@ -163,9 +165,9 @@ def test_no_gradient_flows_where_none_was_recorded():
   assert tape.gradient([paused, stopped], actnorm.trainable_variables) == (None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, mode", [
-    ("scan", "eager"), ("chain", "eager"), *(
-        pytest.param(name, "function", marks=pytest.mark.slow) for name in ("scan", "chain"))])
+    ("scan", "eager"), ("chain", "eager"), ("scan", "function"), ("chain", "function")])
 def test_gradients_of_the_log_prob_of_a_sample(name, mode):
   """With respect to the weights, through both ways, and to the sample: drawn in the same tape, or before."""
   flow = Flow(FLOWS[name])
@@ -187,6 +189,7 @@ def test_gradients_of_the_log_prob_of_a_sample(name, mode):
     assert_all_close(MODES[mode](function)(x), function(x, again=tf.identity))
 
 
+@pytest.mark.slow
 def test_forward_mode():
   flow = Flow(FLOWS["scan"])
   y, direction = tf.constant(flow.data), tf.ones_like(flow.data)

@@ -128,6 +128,7 @@ def test_not_finite(models, call, argument):
     call(models["continuous"])
 
 
+@pytest.mark.slow
 def test_samples_before_adapt_are_those_of_a_flow_that_has_seen_nothing():
   model, same = (tfp_glow.FlowModel(_glow()) for _ in range(2))
   same.adapt(IMAGES)

@@ -316,6 +316,7 @@ def test_figure_of_the_ablation_is_never_empty(tmp_path, monkeypatch, num_epochs
   assert drawn == 6 * [(shown, [6., 5., 4.][:num_epochs][-len(shown):])]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shift, least, most", [(0, 0.95, 1.), (1, 0., 0.05)])
 def test_classes_of_samples_are_compared_with_those_asked_for(tmp_path, monkeypatch, capsys, shift, least, most):
   """The model draws real images, of the class it is asked for, or of the next one."""
@@ -441,6 +442,7 @@ def test_input(monkeypatch, capsys):
   assert ("PyTorch's `ImageFolder`" in names) == has_torch == ("torchvision is not installed" not in output)
 
 
+@pytest.mark.slow
 def test_epochs_of_input_take_turns(monkeypatch, capsys):
   """Ratios are those within a round, of second epochs."""
   times = {"ours": 1., "other": 4.}

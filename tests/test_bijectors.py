@@ -309,6 +309,7 @@ def test_sizes_may_be_those_of_numpy():
   assert glow.inverse_event_shape([4, 4, 2]) == [32]
 
 
+@pytest.mark.slow
 def test_initialisation_is_remembered_and_repeatable():
   y = RNG.normal(2., 3., [8, 4, 4, 2]).astype(np.float32)
   glow = tfp_glow.GlowBijector((4, 4, 2), 1, 2, 4, num_classes=3, seed=0)

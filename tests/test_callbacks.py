@@ -52,6 +52,7 @@ def _make_all(folder):
 # Samples.
 
 
+@pytest.mark.slow
 def test_samples_of_each_epoch_are_from_the_same_noise(tmp_path):
   model = _model()
   sample = lambda: [model.sample(3, temperature, seed=5) for temperature in (0.5, 1.)]
@@ -71,6 +72,7 @@ def test_samples_of_an_unchanged_model_stay(tmp_path):
     np.testing.assert_array_equal(first, other)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_without_callbacks(tmp_path):
   drawn, plain = _fit(*_make_all(tmp_path)), _fit()
   for a, b in zip(small_models.weights_of(drawn), small_models.weights_of(plain), strict=True):
@@ -131,6 +133,7 @@ def test_labels_of_a_way_are_those_of_the_nearer_end(tmp_path, monkeypatch, num_
 # Names, and TensorBoard.
 
 
+@pytest.mark.slow
 def test_a_run_that_is_gone_on_with_goes_on_with_the_names(tmp_path):
   model = _fit(*_make_all(tmp_path))
   before = _picture(tmp_path / "samples_0002.png")
@@ -143,11 +146,13 @@ def test_a_run_that_is_gone_on_with_goes_on_with_the_names(tmp_path):
   np.testing.assert_array_equal(_picture(tmp_path / "samples_0002.png"), before)
 
 
+@pytest.mark.slow
 def test_pictures_now_and_then(tmp_path):
   _fit(callbacks.SampleGrid(tmp_path, every=3), epochs=7)
   assert _names(tmp_path) == ["samples_0000.png", "samples_0003.png", "samples_0006.png"]
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_pictures(tmp_path):
   accumulators = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
   folder, log_dir = tmp_path / "folder", tmp_path / "logs"
@@ -178,6 +183,7 @@ def _lines(curve):
           if line.get_label() in {text.get_text() for text in axes.get_legend().get_texts()}}
 
 
+@pytest.mark.slow
 def test_curve_is_that_of_training_and_validation(tmp_path):
   curve = callbacks.BitsPerDimCurve(tmp_path)
   history = _fit(curve, validation_data=(IMAGES[:8],)).history.history
@@ -192,6 +198,7 @@ def test_curve_is_that_of_training_and_validation(tmp_path):
   assert _picture(tmp_path / "bits_per_dim.png").shape[:2] == (500, 800)
 
 
+@pytest.mark.slow
 def test_curve_without_validation_or_with_some(tmp_path):
   curve = callbacks.BitsPerDimCurve(tmp_path)
   _fit(curve, epochs=1)
@@ -202,6 +209,7 @@ def test_curve_without_validation_or_with_some(tmp_path):
   assert [epoch for epoch, _ in drawn["validation"]] == [3]
 
 
+@pytest.mark.slow
 def test_curve_goes_on_or_begins_anew(tmp_path):
   _fit(callbacks.BitsPerDimCurve(tmp_path), epochs=3)
   before = _table(tmp_path)
@@ -341,6 +349,7 @@ def test_event_files_that_cannot_be_written_are_a_warning(tmp_path):
     assert _fit(grid, spoil, epochs=1).optimizer.iterations.numpy() == 1
 
 
+@pytest.mark.slow
 def test_event_files_of_a_run_that_failed_are_closed(tmp_path):
   grid = callbacks.SampleGrid(tmp_path / "folder", log_dir=tmp_path / "logs")
   writers = []

@@ -26,6 +26,7 @@ def _randomize(model, seed=0):
   return model
 
 
+@pytest.mark.slow
 def test_loss_and_metrics():
   model = small_models.compiled(_randomize(_model()))
   results = model.evaluate(IMAGES, LABELS, batch_size=7, return_dict=True, verbose=0)
@@ -67,6 +68,7 @@ def test_learns_the_classes():
   assert after["bits_y"] < 0.7 and after["accuracy"] > 0.9
 
 
+@pytest.mark.slow
 def test_the_flow_learns_from_the_classifier():
   """Not only the classifier: gradients of `bits_y` reach the steps of flow."""
   steps = []
@@ -78,6 +80,7 @@ def test_the_flow_learns_from_the_classifier():
   assert np.abs(steps[0] - steps[1]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_one_pass():
   """Loss and classifier come from one evaluation of each network."""
   calls = []
@@ -122,6 +125,7 @@ def test_on_two_replicas():
   keras.tree.map_structure(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *results)
 
 
+@pytest.mark.slow
 def test_weights_are_saved(tmp_path):
   model = _randomize(_model())
   model.save_weights(tmp_path / "m.weights.h5")

@@ -139,6 +139,7 @@ def test_a_gradient_that_is_not_finite_is_so_on_all_replicas(monkeypatch):
 # Functions that are traced once for all replicas.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, "UpdateContext", "_value", "_distributed_container",
                                      "_distribution_strategy"])
 def test_what_replicas_share_is_traced_once_where_that_can_be(missing, monkeypatch):
@@ -197,11 +198,13 @@ def _losses_of_training_on_one_device():
   return _trained(tf.distribute.get_strategy())[1]
 
 
+@pytest.mark.slow
 def test_a_model_is_not_built_from_a_batch(monkeypatch):
   monkeypatch.setattr(keras.Model, "_symbolic_build", lambda *args, **kwargs: pytest.fail("built"))
   _losses(distributed_runs.mirrored(2))
 
 
+@pytest.mark.slow
 def test_a_model_that_keras_builds_is_the_same(monkeypatch):
   expected = _losses(tf.distribute.get_strategy())
   monkeypatch.delattr(_compat.BuiltModel, "_maybe_symbolic_build")
@@ -220,6 +223,7 @@ def _wanted(monitor):
   return early.monitor_op
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("monitor, wanted", [
     ("loss", keras.ops.less), ("bits_per_dim", keras.ops.less), ("bits_y", keras.ops.less),
     ("accuracy", keras.ops.greater)])
@@ -227,6 +231,7 @@ def test_callbacks_know_what_is_better(monitor, wanted):
   assert _wanted(monitor) is wanted
 
 
+@pytest.mark.slow
 def test_callbacks_ask_where_they_do_not_know(monkeypatch):
   monkeypatch.setattr(_compat, "set_direction", lambda metric, direction: None)
   with pytest.raises(ValueError, match="mode='min'"):

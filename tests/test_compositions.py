@@ -76,6 +76,7 @@ def test_labels_of_events_that_are_parts_of_one():
   chain.initialize(x)
 
 
+@pytest.mark.slow
 def test_a_base_with_a_batch_of_parameters_is_trained():
   components = tfd.MultivariateNormalDiag(loc=tf.Variable(np.eye(3, 16, dtype=np.float32)))
   base = tfd.MixtureSameFamily(tfd.Categorical(logits=[0., 0., 0.]), components)

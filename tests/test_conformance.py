@@ -209,6 +209,7 @@ def test_wrong_dtypes_are_errors(name, inverse):
       method(tf.zeros(BATCH + case.shape(inverse), wrong), **case.labels(BATCH))
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=10, suppress_health_check=[HealthCheck.too_slow])
 @given(size=st.tuples(st.integers(1, 3), st.integers(1, 3), st.integers(1, 4)),
        batch_shape=st.lists(st.integers(1, 3), max_size=3), dtype=st.sampled_from(list(TOLERANCE)),
@@ -223,6 +224,7 @@ def test_any_shape_of_layers(size, batch_shape, dtype, block_size):
   _check_any_shape(layers, [*batch_shape, height * block_size, width * block_size, channels], dtype)
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=5, suppress_health_check=[HealthCheck.too_slow])
 @given(num_blocks=st.integers(1, 2), size=st.tuples(st.integers(1, 2), st.integers(1, 2), st.integers(1, 3)),
        batch_shape=st.lists(st.integers(1, 2), max_size=2), dtype=st.sampled_from(list(TOLERANCE)),
@@ -361,6 +363,7 @@ def test_checkpoint_holds_each_variable_once_and_restores_it(name, tmp_path):
   assert_close(restored[1], log_det)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["glow_classes", _marked("glow_network_fn")])
 def test_saved_model(name, tmp_path):
   module = tf.Module()

@@ -48,6 +48,7 @@ def test_bad_arguments_are_named(argument, value):
   assert str(caught.value).endswith(repr(value))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["digits", "folder"])
 def test_shuffles_reproducibly_and_anew_on_each_pass(source, tmp_path):
   name = source if source == "digits" else fill(tmp_path, 40)
@@ -64,6 +65,7 @@ def test_shuffles_reproducibly_and_anew_on_each_pass(source, tmp_path):
   assert keys(first) == keys(second) and len(keys(first)) == len(first)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["digits", "folder", "tfds"])
 def test_the_order_of_an_epoch_depends_on_its_number_alone(source, tiny_images, tmp_path, monkeypatch):
   if source == "tfds":  # Files and records are shuffled.
@@ -85,6 +87,7 @@ def test_the_order_of_an_epoch_depends_on_its_number_alone(source, tiny_images, 
     assert keys(epoch) == keys(epochs[0]) and len(keys(epoch)) == len(epoch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["digits", "folder"])
 def test_fixed_order_where_not_shuffled(source, tmp_path):
   name = source if source == "digits" else fill(tmp_path, 200)
@@ -113,6 +116,7 @@ def test_workers_share_each_batch():
   assert policy == tf.data.experimental.AutoShardPolicy.DATA
 
 
+@pytest.mark.slow
 def test_keras_fits_on_it():
   import keras
   model = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.Flatten(), keras.layers.Dense(10)])
@@ -189,6 +193,7 @@ def mock_data():
     yield
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mock_data")
 def test_tfds():
   native = data.load_images("cifar10", "test", 8)
@@ -203,6 +208,7 @@ def test_tfds():
   assert shrunk.shape == (20, 16, 16, 3) and images.std() > 1.5 * shrunk.std()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mock_data")
 def test_tfds_shuffles_train_and_parts_of_it():
   for split in ("train", "train[:50%]"):
@@ -237,6 +243,7 @@ def tiny_images():
   return TinyImages.name
 
 
+@pytest.mark.slow
 def test_tfds_splits_and_labels(tiny_images, tmp_path):
   def load(split, **options):
     dataset = data.load_images(tiny_images, split, 40, with_labels=True, data_dir=tmp_path, **options)
@@ -256,6 +263,7 @@ def test_tfds_splits_and_labels(tiny_images, tmp_path):
       load(split)
 
 
+@pytest.mark.slow
 def test_tfds_shuffles_many_files_reproducibly(tiny_images, tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
   monkeypatch.setattr(tfds_source, "_SHUFFLE_BUFFER", 1)  # Leaves the shuffling of the files.

@@ -108,6 +108,7 @@ def test_folder_without_image_size_needs_one_size(tmp_path):
     data.load_images(tmp_path, "train", 2)
 
 
+@pytest.mark.slow
 def test_folder_split_by_content(tmp_path):
   fill(tmp_path, 200)
   splits = {split: keys(arrays(data.load_images(tmp_path, split, 50))) for split in SPLITS}

@@ -31,6 +31,7 @@ def numbers(dataset):
   return arrays(dataset)[:, 0, 0, 0]
 
 
+@pytest.mark.slow
 def test_splits_and_shapes(tmp_path):
   path = write(tmp_path)
   with np.load(path) as file:
@@ -46,6 +47,7 @@ def test_splits_and_shapes(tmp_path):
   np.testing.assert_array_equal(numbers(data.load_images(path, "test[2:5]", 4)), [2, 3, 4])
 
 
+@pytest.mark.slow
 def test_labels_colours_sizes_and_epochs(tmp_path):
   path = write(tmp_path, x_train=RNG.integers(0, 256, (40, 6, 8, 3), np.uint8),
                y_train=(np.arange(40) % 5)[:, np.newaxis])  # As Keras has those of CIFAR-10.
@@ -89,6 +91,7 @@ def test_files_that_are_none(tmp_path):
       data.load_images(missing, "train", 4)
 
 
+@pytest.mark.slow
 def test_example_splits_it(tmp_path, monkeypatch):
   """The last twentieth of the training images chooses the best epoch."""
   monkeypatch.setattr(sys, "argv", ["train_glow.py", "--data", str(write(tmp_path)), "--batch-size", "8"])

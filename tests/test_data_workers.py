@@ -62,6 +62,7 @@ def batches(dataset):
   return [[image.tobytes() for image in batch] for batch in dataset.as_numpy_iterator()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["npz", "folder", "tfds", "stream"])
 def test_workers_have_each_batch_of_one_process(load, source):
   """43 images, three workers, batches of 8 and of 3: shares are uneven, and none may have fewer batches than others."""
@@ -80,6 +81,7 @@ def test_workers_have_each_batch_of_one_process(load, source):
   assert batches(load(source, **pairs, skip_batches=4)) == batches(load(source, **pairs))[8:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["tfds", "stream"])
 def test_workers_have_fixed_batches_in_their_order(load, source):
   expected = batches(load(source, shuffle=False))
@@ -93,6 +95,7 @@ def test_labels_stay_with_the_images_of_a_worker(load, source):
     np.testing.assert_array_equal(images[:, 0, 0, 0], labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["folder", "stream"])
 def test_random_squares_of_workers_are_those_of_one_process(load, source):
   options = {"image_size": 3, "shorter_side": 6, "epochs": range(1), "num_workers": 2}
@@ -126,6 +129,7 @@ def test_drop_remainder_of_shares(load):
   assert [len(batch) for batch in batches(load("npz", 1, drop_remainder=True))] == [3] * 5
 
 
+@pytest.mark.slow
 def test_a_worker_decodes_files_of_its_own_and_once(load, monkeypatch):
   decoded, read = [], image_file.read
   monkeypatch.setattr(image_file, "read", lambda path, *args: decoded.append(path) or read(path, *args))
@@ -159,6 +163,7 @@ def counted(monkeypatch):
   return read, decoded
 
 
+@pytest.mark.slow
 def test_a_worker_reads_and_decodes_records_of_its_own_and_once(load, monkeypatch):
   read, decoded = counted(monkeypatch)
   numbers = []
@@ -173,6 +178,7 @@ def test_a_worker_reads_and_decodes_records_of_its_own_and_once(load, monkeypatc
   assert len(decoded) == NUM_IMAGES
 
 
+@pytest.mark.slow
 def test_what_is_too_much_to_be_held_is_read_in_each_pass_and_each_share_decoded_alone(load, monkeypatch):
   read, decoded = counted(monkeypatch)
   for worker in range(2):
@@ -189,6 +195,7 @@ def test_a_data_set_is_decoded_once_for_all_that_is_made_of_it(load, monkeypatch
   assert len(read) == len(decoded) == NUM_IMAGES
 
 
+@pytest.mark.slow
 def test_room_is_taken_as_long_as_there_are_images(load, monkeypatch):
   monkeypatch.setattr(decoded_once, "_all", decoded_once.weakref.WeakSet())
   num_bytes = NUM_IMAGES * 6 * 6 * 3

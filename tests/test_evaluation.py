@@ -67,6 +67,7 @@ def glow_model():
   return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("importance_weighted", [False, True])
 def test_one_draw_is_that_of_predict_and_evaluate(glow_model, importance_weighted):
   found = bits_per_dim(glow_model, IMAGES, seed=5, importance_weighted=importance_weighted)
@@ -89,6 +90,7 @@ def test_draws_are_those_of_as_many_models_with_noise_of_their_own(glow_model):
   np.testing.assert_allclose(weighted, expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KNOWN)
 def test_importance_weighted_bound_tends_to_the_exact_value(name):
   model, exact = known(name)
@@ -134,6 +136,7 @@ def test_images_of_probability_zero_take_infinitely_many_bits():
   assert found.mean == math.inf and math.isnan(found.standard_error)
 
 
+@pytest.mark.slow
 def test_draws_outside_of_the_support_count_as_zero():
   """The support ends within the first bin, so that an average of logarithms is of no use."""
   low = -0.5 + 2.**-NUM_BITS / 4.
@@ -212,6 +215,7 @@ def test_silent_if_asked(glow_model, capsys):
   assert not capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_labels_of_a_class_conditional_model():
   model = tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1, num_classes=3))
   bijector = model.distribution.bijector
@@ -260,6 +264,7 @@ def test_bad_input(glow_model, args, kwargs, error, match):
     bits_per_dim(glow_model, *args, **kwargs)
 
 
+@pytest.mark.slow
 def test_estimated_log_dets_have_no_importance_weighted_bound():
   flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 1, 1, 4, 0)
   model = tfp_glow.FlowModel(small_models.of_standard_normal(flow))
@@ -279,6 +284,7 @@ def test_endless_batches():
     bits_per_dim(tfp_glow.FlowModel(small_models.gaussian()), _Endless())
 
 
+@pytest.mark.slow
 def test_draws_share_no_noise_with_training():
   """Nor with that of a model of another seed."""
   model, images = tfp_glow.FlowModel(small_models.gaussian(), seed=1), tf.constant(IMAGES)
@@ -313,6 +319,7 @@ def test_weights_that_are_nan():
     bits_per_dim(model, IMAGES, batch_size=10)
 
 
+@pytest.mark.slow
 def test_model_is_a_flow_model():
   with pytest.raises(TypeError, match="`model` must be a `FlowModel`. Received: "):
     bits_per_dim(small_models.distribution(), IMAGES)

@@ -352,6 +352,7 @@ def test_a_file_in_place_of_the_parent_folder(tmp_path):
     tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "notes.txt" / "saved_model")
 
 
+@pytest.mark.slow
 def test_a_saved_model_is_replaced_as_a_whole_or_not_at_all(tmp_path):
   path = tmp_path / "saved_model"
   path.mkdir()  # An empty folder will do.

@@ -17,6 +17,7 @@ RNG = np.random.default_rng(0)
 Y = RNG.standard_normal([5, 3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 3e-6), ("float64", 1e-11)])
 @pytest.mark.parametrize("name", residual_reference.BLOCKS)
 def test_forward_undoes_inverse_to_rounding_errors(name, dtype, tolerance):
@@ -35,6 +36,7 @@ def linear_block(slope, **kwargs):
   return tfp_glow.InvertibleResidualBlock(network, "exact", event_ndims=1, dtype="float64", **kwargs)
 
 
+@pytest.mark.slow
 def test_each_event_takes_its_own_number_of_iterations():
   count = []
 

@@ -24,6 +24,7 @@ def _transformed(bijector):
   return tfd.TransformedDistribution(base, bijector)
 
 
+@pytest.mark.slow
 def test_flows_of_a_mixture_are_initialised():
   glows = [_glow(seed) for seed in range(2)]
   mixture = tfd.Mixture(tfd.Categorical(tf.Variable([0., 0.])), [_transformed(glow) for glow in glows])
@@ -36,6 +37,7 @@ def test_flows_of_a_mixture_are_initialised():
     np.testing.assert_allclose(variable, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compose", [
     lambda chain, invert, glow: chain([tfb.Scale(2.), glow]),
     lambda chain, invert, glow: chain([glow, chain([tfb.Shift(0.5)])]),

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 tfb, tfd = tfp.bijectors, tfp.distributions
 
 
+@pytest.mark.slow
 @both_modes
 def test_values_after_an_update_are_new(flow, mode):
   """Of the same tensors, all old values still at hand; in a `tf.function` all of it is in one graph."""
@@ -33,6 +34,7 @@ def test_values_after_an_update_are_new(flow, mode):
   assert not np.allclose(old["log_prob"], new["log_prob"])
 
 
+@pytest.mark.slow
 @both_modes
 def test_way_back_after_an_update_is_new(flow, mode):
   """From what a pass returned: neither its input nor its log-det hold any more."""
@@ -231,6 +233,7 @@ def test_no_tensor_outlives_its_last_reference(no_garbage_collector, name):
   assert input_() is None
 
 
+@pytest.mark.slow
 def test_gradients_leave_no_tensor_behind(no_garbage_collector):
   bijector = CASE["glow_step"].make()
   y = tf.constant(CASE["glow_step"].draw([3], True))

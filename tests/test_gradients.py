@@ -46,6 +46,7 @@ def test_a_gradient_is_found_as_long_as_its_graph_is_there(within):
     np.testing.assert_allclose(wrap(gradient)(), 9. if within == "loop" else 3.)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_det", ["exact", "russian_roulette"])
 def test_gradients_by_what_comes_from_outside_of_a_branch(log_det):
   """With the tape outside of the function, too."""

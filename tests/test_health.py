@@ -132,6 +132,7 @@ def test_matrices_beyond_the_range_of_scales():
     tfp_glow.InvertibleConv1x1(2, matrix=1e-20 * np.eye(2))
 
 
+@pytest.mark.slow
 def test_one_image_that_comes_down_to_one_position_is_no_reason_to_overflow():
   """Its deviation is 0; to scale by one over that, step after step, is to scale other images by 1e6 each time."""
   glow = tfp_glow.GlowBijector((4, 4, 1), 2, 8, 8, seed=0)
@@ -241,6 +242,7 @@ def test_an_overflow_is_named_by_layer_and_step(options):
   assert "lower learning rate" in message and "clip" in message and "Received: shape (8, 2, 2, 8)" in message
 
 
+@pytest.mark.slow
 def test_a_parameter_is_named():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   _assign(_variable(model, "shift"), 2, np.nan)
@@ -248,6 +250,7 @@ def test_a_parameter_is_named():
   assert "step 1: the parameter `shift" in message and "8 of 32 NaN or infinite, the first nan at [2, 0, 0]" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_classes", [False, True])
 def test_images_are_named(has_classes):
   classes = lambda: small_models.distribution(num_classes=3, num_steps_per_block=1)
@@ -271,6 +274,7 @@ def test_a_gradient_is_named():
   assert "step 1: the gradient of `zero" in _stop(model, np.ones([8, 2], np.float32))
 
 
+@pytest.mark.slow
 def test_an_overflow_of_the_likelihood_is_named():
   """All is finite but for the squares of the latents."""
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
@@ -279,6 +283,7 @@ def test_an_overflow_of_the_likelihood_is_named():
   assert "step 2: the log-probability of the latents" in _stop(model, IMAGES)
 
 
+@pytest.mark.slow
 def test_the_layer_is_named_under_xla():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), jit_compile=True)
   model.fit(IMAGES[:16], batch_size=8, epochs=1, verbose=0)
@@ -287,6 +292,7 @@ def test_the_layer_is_named_under_xla():
   assert set(model._xla_functions) == {"_share"}  # It was compiled.
 
 
+@pytest.mark.slow
 def test_a_loss_scale_may_overflow():
   """It is how Keras' `LossScaleOptimizer` finds its scale."""
   optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.), initial_scale=2.**127)

@@ -72,6 +72,7 @@ def test_norms_and_kernels_are_those_of_the_reference(name):
     np.testing.assert_allclose(layer.normalized_kernel(), expected, rtol=1e-7)  # The coefficient was a float32.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", residual_reference.BLOCKS)
 def test_the_power_iteration_finds_the_true_norms_of_the_reference(name):
   network, reference = residual_reference.make_network(name), residual_reference.numbers(name)
@@ -104,6 +105,7 @@ def test_exact_norms_from_1_and_to_infinity(name, orders):
   assert not layer.vectors
 
 
+@pytest.mark.slow
 def test_small_kernels_are_left_alone():
   for name in LAYERS:
     layer, _ = make(name)
@@ -156,6 +158,7 @@ def test_a_kernel_of_zeros_does_not_spoil_the_vectors():
     np.testing.assert_allclose(layer.norm(), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_the_update_in_a_graph_equals_the_eager_one(jit_compile):
   found = []
@@ -201,6 +204,7 @@ def test_gradient_of_the_bounded_kernel_is_that_of_the_true_norm(orders):
   np.testing.assert_allclose(tf.reduce_sum(tape.gradient(total, layer.kernel.value) * direction), expected, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_gradient_with_respect_to_learned_orders():
   orders = LearnedOrder(dtype="float64"), LearnedOrder(dtype="float64")
   np.testing.assert_allclose([order.order() for order in orders], 2., rtol=1e-6)
@@ -244,6 +248,7 @@ def test_an_order_that_two_layers_share_is_one_parameter():
 # Networks.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", residual_reference.BLOCKS)
 def test_a_network_contracts_wherever_it_is(name):
   network, reference = residual_reference.make_network(name), residual_reference.numbers(name)
@@ -398,6 +403,7 @@ def test_norms_of_high_order_neither_overflow_nor_vanish():
     np.testing.assert_allclose(layer.norm(), size * 4.**0.01, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_order_of_another_dtype():
   layer = LipschitzDense(4, domain=LearnedOrder(dtype="float32"), dtype="float64")
   assert layer(np.ones([1, 2])).dtype == tf.float64

@@ -35,6 +35,7 @@ def test_estimates_and_neumann_gradients_of_the_reference(name, num_terms):
     np.testing.assert_allclose(residual_reference.weight(gradient.numpy()), reference[f"{key}grad_w{index}"], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name, bounds", [
     ("fc", {5: 3e-4, 10: 2e-6, 20: 1e-9}), ("conv", {5: 4e-2, 10: 2e-4, 20: 1e-8})])
 def test_the_power_series_converges_to_the_exact_log_det(name, bounds):
@@ -58,7 +59,8 @@ def test_tail_probabilities_of_the_reference(roulette, key):
   assert np.all(expected[len(found):] < 2.**-32)
 
 
-@pytest.mark.parametrize("roulette", ["poisson", pytest.param("geometric", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("roulette", ["poisson", "geometric"])
 def test_spread_of_a_draw_is_that_of_the_reference(roulette):
   block, reference, x = residual_reference.exact_block("fc")
   estimator, weights = log_dets.SeriesEstimator(2, roulette, "gaussian"), lipschitz.fold(block.network)
@@ -116,6 +118,7 @@ def standard_errors_from_exact(estimator):
   return (draws.mean(0) - exact) / (draws.std(0, ddof=1) / np.sqrt(NUM_DRAWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("roulette, probe", [("poisson", "gaussian"), ("geometric", "rademacher")])
 def test_the_roulette_is_unbiased_in_value_and_gradient(roulette, probe):
   deviations = standard_errors_from_exact(log_dets.SeriesEstimator(1, roulette, probe))
@@ -139,6 +142,7 @@ class _OneWeightForAll(log_dets.SeriesEstimator):
     return outputs, equal(log_det)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("broken, in_value", [
     (_Unweighted(1, "poisson", "gaussian"), True), (log_dets.SeriesEstimator(2, None, "gaussian"), True),
     (_OneWeightForAll(1, "poisson", "gaussian"), False),
@@ -149,7 +153,8 @@ def test_the_statistics_tell_a_broken_estimator(broken, in_value):
   assert deviations[:3].max() > 6. if in_value else deviations[:3].max() < 4.
 
 
-@pytest.mark.parametrize("roulette", ["poisson", pytest.param("geometric", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("roulette", ["poisson", "geometric"])
 def test_the_mean_over_all_numbers_of_terms_is_the_whole_series(roulette):
   """With traces in place of their estimates nothing is left to chance."""
   probes = np.sqrt(2.) * tf.tile(tf.eye(2, dtype=tf.float64), [3, 1])  # Copy by copy along another dimension.
@@ -222,6 +227,7 @@ def test_log_dets_of_networks_that_do_not_contract_are_nan(log_det):
     assert np.isnan(tape.gradient(found, x)).all()
 
 
+@pytest.mark.slow
 def test_the_number_of_terms_is_distributed_as_said():
   for roulette, mean, least in (("poisson", 2., 0), ("geometric", 2., 1)):
     estimator = log_dets.SeriesEstimator(3, roulette, "gaussian")
@@ -285,6 +291,7 @@ def test_gradients_flow_through_value_and_log_det_together():
     np.testing.assert_allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_training_step_keeps_no_activations_of_the_networks():
   """Of what the forward pass computes of each event, the gradients read tensors of the size of the event alone."""
   layer = functools.partial(lipschitz.LipschitzDense, tolerance=0.1)

@@ -45,6 +45,7 @@ def test_bits_per_dim_is_the_negative_log_likelihood_of_dequantized_images(train
   np.testing.assert_allclose(trained.predict(IMAGES, verbose=0), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluate_gives_the_same_number_twice_and_for_every_batch_size(trained):
   evaluate = lambda size: trained.evaluate(IMAGES, batch_size=size, verbose=0, return_dict=True)["bits_per_dim"]
   assert evaluate(8) == evaluate(8)
@@ -63,6 +64,7 @@ def test_training_noise_differs_between_steps_but_not_between_runs():
   assert histories[0][0] != histories[0][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_bits", [1, 5])
 def test_fewer_bits(num_bits):
   model = small_models.compiled(one_step(num_bits), run_eagerly=True)
@@ -96,6 +98,7 @@ def test_temperature_zero_gives_the_mode_of_the_latent(trained):
   assert spread[0] < spread[1]
 
 
+@pytest.mark.slow
 def test_weights_can_be_saved_and_restored(trained, tmp_path):
   trained.save_weights(tmp_path / "model.weights.h5")
   other = small_models.compiled(tfp_glow.FlowModel(small_models.distribution(seed=2)))
@@ -203,6 +206,7 @@ def test_xla_and_eager_train_alike():
   np.testing.assert_allclose(*histories, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_validation_split_and_progress_bar(capsys):
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   history = model.fit(IMAGES, validation_split=0.25, epochs=1, verbose=1).history
@@ -213,6 +217,7 @@ def test_validation_split_and_progress_bar(capsys):
 # Any distribution.
 
 
+@pytest.mark.slow
 def test_trains_a_realnvp():
   network = tfb.real_nvp_default_template([16])
   shift = tfb.Shift(tf.Variable(tf.zeros([4]), name="shift"))
@@ -227,6 +232,7 @@ def test_trains_a_realnvp():
   np.testing.assert_allclose(model.decode(model.encode(data)), data, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_trains_a_multivariate_normal_to_the_moments_of_the_data():
   scale = tfp.util.TransformedVariable(np.eye(3, dtype=np.float32), tfb.FillScaleTriL(), name="scale")
   loc = tf.Variable(tf.zeros([3]), name="loc")
@@ -240,6 +246,7 @@ def test_trains_a_multivariate_normal_to_the_moments_of_the_data():
   np.testing.assert_allclose(distribution.covariance(), np.cov(data.T), atol=0.05)
 
 
+@pytest.mark.slow
 def test_glow_trains_with_a_bare_gradient_tape():
   distribution = small_models.distribution(num_steps_per_block=1)
   x = tfp_glow.dequantize.dequantize(IMAGES, 8, 0.5)
@@ -280,6 +287,7 @@ def test_adapt_walks_through_a_chain():
     np.testing.assert_allclose(a.numpy(), b.numpy(), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_class_conditional():
   model = small_models.compiled(one_step(num_classes=3), run_eagerly=True)
   labels = np.arange(24) % 3
@@ -315,6 +323,7 @@ def test_reversible_training_is_that_of_autodiff():
   assert losses["reversible"][-1] < losses["reversible"][0] - 0.1
 
 
+@pytest.mark.slow
 def test_empty_batches():
   model = small_models.compiled(one_step())
   z = model.encode(IMAGES[:0])
@@ -394,6 +403,7 @@ def test_bad_models(make, error, match):
     make()
 
 
+@pytest.mark.slow
 def test_train_on_batch_does_what_fit_does():
   fitted, trained = (small_models.compiled(one_step(), run_eagerly=True) for _ in range(2))
   fitted.fit(IMAGES, batch_size=24, shuffle=False, verbose=0)
@@ -404,6 +414,7 @@ def test_train_on_batch_does_what_fit_does():
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_train_on_batch_names_what_is_not_finite():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   model.distribution.trainable_variables[0].assign(np.nan * model.distribution.trainable_variables[0])

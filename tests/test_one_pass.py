@@ -131,6 +131,7 @@ def test_networks_run_once_for_a_sample_and_its_log_prob(counted):
   np.testing.assert_allclose(log_prob, distribution.log_prob(x.numpy()), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_default_networks_are_in_the_graph_once():
   distribution = distribution_of(tfp_glow.GlowBijector((2, 2, 1), 1, 5, 4), [4], "float32")
   function = tf.function(distribution.log_prob).get_concrete_function(tf.zeros([3, 2, 2, 1]))

@@ -96,6 +96,7 @@ def _through_lu(glow, variable, gradients_of_matrix):
   return tape.gradient(total, variable.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["a", "b", "d"])
 def test_data_dependent_initialisation(name):
   reference = reference_models.load(name)
@@ -123,6 +124,7 @@ def test_missing_variables_are_named():
     assign_original_variables(glow, values)
 
 
+@pytest.mark.slow
 def test_float64_agrees_with_float32():
   reference = reference_models.load("a")
   glow = reference_models.make_glow(reference, dtype="float64")

@@ -45,6 +45,7 @@ def test_latents_of_reference(loaded):
     np.testing.assert_allclose(part, reference[f"eps/{level}"], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_decoded_images_of_reference(loaded):
   reference, model, labels = loaded
   glow = model.distribution.bijector
@@ -475,6 +476,7 @@ def test_arguments_are_checked_before_anything_is_read(tmp_path):
       tfp_glow.load_original_checkpoint(tmp_path / "not_there", SHAPE, **kwargs)
 
 
+@pytest.mark.slow
 def test_the_name_of_the_index_will_do():
   model = tfp_glow.load_original_checkpoint(REFERENCE / "a.ckpt.index", SHAPE)
   assert model.distribution.bijector.initialized

@@ -52,6 +52,7 @@ def set_url(monkeypatch, module, name, url):
 # CelebA-HQ: by hand.
 
 
+@pytest.mark.slow
 def test_celeb_a_hq(tmp_path):
   images = [pixels(256, 256, 3, seed=seed) for seed in range(20)]
   members = {f"{index}.png": encoded(image, "PNG") for index, image in enumerate(images)}
@@ -80,6 +81,7 @@ def test_celeb_a_hq_that_is_missing_says_what_to_do(is_empty, tmp_path, monkeypa
 # ImageNet of 32x32 and 64x64.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [32, 64])
 def test_downsampled_imagenet(size, tmp_path, monkeypatch):
   for split, count in (("train", 5), ("valid", 3)):
@@ -104,6 +106,7 @@ def test_files_that_were_got_by_hand_are_not_downloaded(tmp_path, monkeypatch):
     data.load_images("downsampled_imagenet/32x32", "train", 8, image_size=32, data_dir=tmp_path)
 
 
+@pytest.mark.slow
 def test_imagenet_resized(tmp_path, monkeypatch):
   for split, count in (("train", 6), ("val", 3)):
     images = pixels(count, 32, 32, 3, seed=count)
@@ -206,6 +209,7 @@ def test_smaller_images_are_padded():
   np.testing.assert_array_equal(cut(image, 8, 20, [0., 0.]), np.pad(image[:, 1:6], [(1, 2), (1, 2), (0, 0)]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["digits", "folder"])
 def test_random_squares_where_images_are_shuffled(source, tmp_path):
   size, name = 5, "digits" if source == "digits" else fill(tmp_path / "test", 160).parent
@@ -218,6 +222,7 @@ def test_random_squares_where_images_are_shuffled(source, tmp_path):
   assert keys(load()) == squares[5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ["digits", "folder"])
 def test_the_squares_of_an_epoch_depend_on_its_number_alone(source, tmp_path):
   name = source if source == "digits" else fill(tmp_path, 40)
@@ -230,6 +235,7 @@ def test_the_squares_of_an_epoch_depend_on_its_number_alone(source, tmp_path):
   assert keys(epochs[0]) != keys(epochs[1])
 
 
+@pytest.mark.slow
 def test_squares_of_photographs(tmp_path):
   save(tmp_path / "train" / "0.png", lsun_image(192, 256))
   save(tmp_path / "test" / "0.png", lsun_image(384, 512))
@@ -261,6 +267,7 @@ def test_bad_sizes(image_size, shorter_side, message):
 # Classes.
 
 
+@pytest.mark.slow
 def test_num_classes(tmp_path):
   assert data.num_classes("digits") == data.num_classes("cifar10", tmp_path) == 10
   for name in ("b", "a", "c"):

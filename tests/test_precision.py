@@ -120,7 +120,8 @@ def labels_of(kind):
   return {"labels": LABELS} if kind == "bfloat16" else {}
 
 
-@pytest.mark.parametrize("kind", ["one level", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["one level", "bfloat16"])
 def test_methods_of_a_model(kind):
   expected = expected_of_model(kind)
   np.testing.assert_array_equal(expected["decode"], IMAGES)
@@ -159,6 +160,7 @@ def test_saved_models(tmp_path, kind="bfloat16"):
     assert_as_in_float32(of_saved_model(tmp_path / "model", **labels_of(kind)), expected)
 
 
+@pytest.mark.slow
 def test_the_users_own_networks():
   """In graphs of the user's, TensorFlow's switch alone keeps them exact."""
   model, exact = (make(policy, network_fn=network, num_glow_blocks=1) for policy in ("mixed_bfloat16", "float32"))
@@ -174,7 +176,8 @@ def test_the_users_own_networks():
   assert policies == {"mixed_bfloat16"}
 
 
-@pytest.mark.parametrize("shape", [(3,), pytest.param((4, 4, 1), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(3,), (4, 4, 1)])
 def test_residual_flows(shape):
   """`forward`, too: its tolerance is beyond what rounded products allow."""
   flow = tfp_glow.ResidualFlowBijector(shape, len(shape) // 2, 1, 8, int(len(shape) == 1), 8, None, seed=0,
@@ -204,7 +207,8 @@ def distance(a, b):
   return np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(b))
 
 
-@pytest.mark.parametrize("policy", ["float32", pytest.param("mixed_bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_training_computes_in_less(policy):
   """And reversible gradients are those of autodiff at the same precision."""
   autodiff, reversible = make(policy, gradient="autodiff"), make(policy, gradient="reversible")
@@ -217,6 +221,7 @@ def test_training_computes_in_less(policy):
     assert distance(values, exact) < 1e-3 < distance(found[0], exact)
 
 
+@pytest.mark.slow
 def test_a_flow_in_the_base_distribution_trains_in_less():
   """As that of the bijector does; and it is evaluated in float32."""
   models = []
@@ -282,6 +287,7 @@ def test_networks_within_networks(policy):
   assert np.abs(lower.inverse(y, training=True) - expected).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_what_is_traced_while_the_switch_is_off_may_run_when_it_is_on(monkeypatch):
   """As when another thread samples meanwhile; on a machine with such a card."""
   monkeypatch.setattr(precision, "_has_tensor_float_32", lambda: True)

@@ -71,6 +71,7 @@ def whole(tmp_path_factory):
   return _run(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at, kept", [
     ({"batch": 1}, "epoch-0+2"), ({"batch": 2}, "epoch-1"), ({"batch": 6}, "epoch-2+1"), ({"epoch": 1}, "epoch-2")],
     ids=str)
@@ -87,6 +88,7 @@ def test_a_run_that_was_ended_comes_to_the_same_weights(whole, at, kept, tmp_pat
   assert state.num_batches == 0
 
 
+@pytest.mark.slow
 def test_a_run_may_be_ended_twice_in_an_epoch(whole, tmp_path):
   for batch in (0, 1):
     with pytest.raises(SystemExit):
@@ -98,6 +100,7 @@ def test_a_run_may_be_ended_twice_in_an_epoch(whole, tmp_path):
   assert state.history == whole[1].history
 
 
+@pytest.mark.slow
 def test_a_signal_after_the_last_batch_is_passed_on(tmp_path):
   received = []
   before = signal.signal(signal.SIGTERM, lambda *_: received.append("passed on"))
@@ -140,6 +143,7 @@ def test_a_run_that_fails_leaves_the_signal_as_it_was(tmp_path):
     model.fit(IMAGES, batch_size=8, verbose=0, callbacks=[_At(batch=1), state, stop])
 
 
+@pytest.mark.slow
 def test_without_a_state():
   with pytest.raises(TypeError, match="`state` must be a `TrainingState`. Received: 'folder'"):
     callbacks.StopOnPreemption("folder")

@@ -244,6 +244,7 @@ def test_class_conditional_run_leaves_everything(monkeypatch, tmp_path):
   assert Image.open(tmp_path / "reconstructions.png").size == (100 + 4 + 8 * 68, 4 + 2 * 68)
 
 
+@pytest.mark.slow
 def test_readme_has_the_published_numbers():
   readme = (pathlib.Path(__file__).parent.parent / "README.md").read_text()
   rows = re.findall(r"^\|[^|]*\| *([\d.]*) *\|.*--preset (\w+)`", readme, re.M)

@@ -144,6 +144,7 @@ def test_products_of_the_flow_are_exact_in_training_too():
     assert relative_error(products.flow_matmul(tf.constant(a), tf.constant(b)), a.astype(np.float64) @ b) < 1e-7
 
 
+@pytest.mark.slow
 def test_emulation_asks_the_switch_when_it_runs():
   a, b = draw(8, 8), draw(8, 8)
   expected = in_float64(tf.matmul, a, b)

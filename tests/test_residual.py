@@ -51,6 +51,7 @@ def block_of(**kwargs):
 Y = RNG.standard_normal([5, 3])
 
 
+@pytest.mark.slow
 def test_estimates_change_with_seed_and_update_alone():
   block = block_of()
   first = block.inverse_and_log_det(Y)[1].numpy()
@@ -119,6 +120,7 @@ def test_one_evaluation_and_one_more_for_the_gradient():
 # Gradients.
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_nan_where_they_cannot_be_had():
   y, found = tf.constant(Y), {}
   for log_det in ("exact", "russian_roulette"):
@@ -137,6 +139,7 @@ def test_second_derivatives_are_nan_where_they_cannot_be_had():
   assert all(np.isnan(bend).all() for bend in found["russian_roulette"])
 
 
+@pytest.mark.slow
 def test_a_function_under_a_persistent_tape_has_gradients():
   block = block_of()
   function = tf.function(lambda y: block.inverse_and_log_det(y)[1])
@@ -163,6 +166,7 @@ def test_forward_alone_makes_no_jacobian(monkeypatch):
   assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_forward_alone_estimates_no_log_det(monkeypatch):
   scan = tfp_glow.Scan(lambda k: block_of(), 2, Y.shape[1:], dtype="float64")
   x = scan.inverse(Y)
@@ -179,7 +183,8 @@ def test_forward_alone_estimates_no_log_det(monkeypatch):
 # In `Scan`.
 
 
-@pytest.mark.parametrize("gradient", ["autodiff", pytest.param("reversible", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["autodiff", "reversible"])
 def test_a_scan_of_blocks_equals_the_blocks_one_by_one(gradient):
   make = lambda k: bijector_cases.residual_block(3, "float64", seed=k, log_det="russian_roulette")
   blocks = [make(k) for k in range(3)]
@@ -250,6 +255,7 @@ def test_bad_arguments(arguments, match):
     tfp_glow.InvertibleResidualBlock(keras.layers.Dense(3), **arguments)
 
 
+@pytest.mark.slow
 def test_bad_networks():
   make = functools.partial(tfp_glow.InvertibleResidualBlock, event_ndims=1)
   with pytest.raises(ValueError, match=r"must not be 'exact' for events of more than 256 .*Received: \(257,\)"):

@@ -136,6 +136,7 @@ def test_data_that_are_no_images_are_told_from_the_first():
   assert not flow.initialized and all(np.isfinite(v).all() for v in flow.trainable_variables)
 
 
+@pytest.mark.slow
 def test_a_walk_of_a_training_step():
   flow = residual_flow()
   *_, (_, z, _) = parts = list(flow.walk(points(4), training=True))
@@ -245,6 +246,7 @@ def test_each_step_has_noise_of_its_own(trained):
   assert set(steps) <= {40 * 4, 40 * 4 + 1}  # One more where the first vectors were found by an update.
 
 
+@pytest.mark.slow
 def test_training_takes_the_coarser_estimate_and_evaluation_the_finer(monkeypatch):
   asked = []
   original = tfp_glow.InvertibleResidualBlock._residual
@@ -322,6 +324,7 @@ def test_norms_follow_averaged_weights(wrap):
   check_norms(model.distribution.bijector, slack=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [
     lambda flow: tfb.Chain([tfb.Shift(1.), flow]), lambda flow: tfb.Invert(tfb.Invert(flow))], ids=["chain", "invert"])
 def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):
@@ -407,6 +410,7 @@ def test_replicas_train_as_one_device_and_stay_equal():
   check_norms(model.distribution.bijector)
 
 
+@pytest.mark.slow
 def test_each_replica_draws_noise_of_its_own():
   strategy = mirrored(2)
   with strategy.scope():

@@ -69,6 +69,7 @@ def test_the_flow_keeps_its_precision_under_a_policy_of_less():
   assert_equal(found, expected)
 
 
+@pytest.mark.slow
 def test_points_of_any_size_come_back():
   flow = residual_flow()
   for size in (1e-6, 1e3, 1e6):
@@ -109,6 +110,7 @@ def test_learned_orders_are_trained_and_saved(tmp_path):
   assert_equal(everything_in(loaded), everything_in(model))
 
 
+@pytest.mark.slow
 def test_parts_of_compositions_are_asked_for_the_estimate_of_training(monkeypatch):
   asked = []
   original = tfp_glow.InvertibleResidualBlock._residual

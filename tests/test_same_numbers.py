@@ -102,6 +102,7 @@ def test_log_prob_of_a_composition_follows_an_update():
   assert not np.allclose(chain.log_prob(x), held[1])
 
 
+@pytest.mark.slow
 def test_hessian_of_an_exact_residual_flow():
   flow = small_models.residual_flow(num_dense_blocks=2, log_det="exact", dtype="float64")
   perturb(flow, seed=1)

@@ -222,6 +222,7 @@ def _schedule():
   return keras.optimizers.schedules.CosineDecay(1e-2, decay_steps=12, warmup_steps=2, warmup_target=1e-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_optimizer", [
     lambda: "adam", lambda: keras.optimizers.AdamW(_schedule(), global_clipnorm=10., use_ema=True, ema_momentum=0.5),
     lambda: keras.optimizers.SGD(1e-2, momentum=0.9, gradient_accumulation_steps=3),
@@ -239,6 +240,7 @@ def test_training_goes_on_as_if_it_had_not_stopped(make_optimizer, tmp_path):
   assert any((a != b).any() for a, b in zip(before, _everything_in(model)))
 
 
+@pytest.mark.slow
 def test_a_model_that_has_seen_nothing_is_initialised_by_fit(tmp_path):
   make = lambda: small_models.compiled(
       tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1)), run_eagerly=True)
@@ -265,6 +267,7 @@ def test_not_compiled(tmp_path):
   assert not keras.models.load_model(tmp_path / "compiled.keras", compile=False).compiled
 
 
+@pytest.mark.slow
 def test_model_checkpoint(tmp_path):
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), run_eagerly=True)
   every, best = (keras.callbacks.ModelCheckpoint(tmp_path / name, **options) for name, options in (
@@ -508,6 +511,7 @@ def test_a_changed_file_is_an_error(config, match, tmp_path):
     keras.models.load_model(tmp_path / "changed.keras")
 
 
+@pytest.mark.slow
 def test_a_config_of_an_unknown_option_is_an_error():
   config = tfp_glow.FlowModel(small_models.gaussian()).get_config()
   with pytest.raises(TypeError, match="more"):

@@ -94,6 +94,7 @@ def test_equals_the_steps_in_value_and_gradient(name, inverse):
     np.testing.assert_allclose(gradient, stacked, atol=1e-9, err_msg=variable.name)
 
 
+@pytest.mark.slow
 def test_one_trace_and_a_graph_that_does_not_grow_with_the_number_of_steps():
   sizes, calls = [], []
 
@@ -213,6 +214,7 @@ def test_reversible_gradients_are_those_of_autodiff(coupling, permutation, num_b
   _assert_same_gradients(gradients, gradients_0, 1e-8 if dtype == "float64" else 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_reversible_gradients_of_any_network(name):
   _check_reversible(_make_step(LAYERS[name]), inverse=True)
@@ -230,6 +232,7 @@ def _check_reversible(make_step, inverse):
   _assert_same_gradients(*gradients, 1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make_step", [
     lambda k: tfp_glow.ActNorm(2, dtype="float64"),
     lambda k: tfp_glow.InvertibleConv1x1(2, seed=k, dtype="float64"),
@@ -268,6 +271,7 @@ def test_reversible_takes_one_more_evaluation_of_each_network():
     assert len(calls) == expected
 
 
+@pytest.mark.slow
 def test_reversible_keeps_no_activations():
   """Of what the forward loop computes, its gradient reads the outputs alone."""
 

@@ -91,6 +91,7 @@ def ask(client, path, **body):
   return answer.json
 
 
+@pytest.mark.slow
 def test_page_refers_to_nothing_but_its_own_files(grey):
   page = grey.get("/")
   assert page.status_code == 200 and page.mimetype == "text/html"
@@ -102,6 +103,7 @@ def test_page_refers_to_nothing_but_its_own_files(grey):
   assert page.headers["Content-Security-Policy"].startswith("default-src 'self';")
 
 
+@pytest.mark.slow
 def test_page_gets_to_know_the_model(grey, colour):
   answer = grey.get("/api/model").json
   assert answer["image_shape"] == list(served_models.GREY_SHAPE) and answer["classes"] == []
@@ -321,6 +323,7 @@ def test_eight_at_once_get_what_one_gets(grey):
     assert all(pool.map(client, range(8)))
 
 
+@pytest.mark.slow
 def test_saved_model_must_fit(grey_path, colour_path, tmp_path):
   with pytest.raises(OSError):
     serve.ServedModel(tmp_path / "nothing", [])
@@ -335,6 +338,7 @@ def test_saved_model_must_fit(grey_path, colour_path, tmp_path):
     serve.ServedModel(tmp_path / "empty", [])
 
 
+@pytest.mark.slow
 def test_saved_model_must_be_one_of_images(tmp_path):
   served_models.export_continuous(tmp_path)
   with pytest.raises(ValueError, match=r"must be one of uint8 images .* Received: float32 \(None, 4, 4, 2\)"):
@@ -376,6 +380,7 @@ def test_examples_must_be_images(grey_model, tmp_path):
     serve.load_examples(tmp_path / "nothing", grey_model)
 
 
+@pytest.mark.slow
 def test_what_is_wrong_at_the_start_is_a_message_and_exit_code_2(monkeypatch, capsys, grey_path, tmp_path):
   with socket.create_server(("127.0.0.1", 0)) as taken:
     for options in ([tmp_path], [grey_path, "--images", tmp_path / "nothing"],

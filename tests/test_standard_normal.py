@@ -52,6 +52,7 @@ def test_bijectors_of_unknown_shape(make):
     tfp_glow.FlowModel(make())
 
 
+@pytest.mark.slow
 def test_a_model_of_a_bijector_is_that_of_its_distribution(tmp_path):
   short, long = _glow(), _glow()
   base = tfd.Sample(tfd.Normal(0., 1.), [32])
@@ -72,6 +73,7 @@ def _loaded(model, tmp_path):
   return keras.models.load_model(tmp_path / "model.keras")
 
 
+@pytest.mark.slow
 def test_a_bijector_is_exported(tmp_path):
   flow = _points_flow(log_det="exact")
   tfp_glow.export.export_distribution(flow, tmp_path / "saved", num_bits=None)

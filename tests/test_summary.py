@@ -170,6 +170,7 @@ def test_the_table(capsys):
       "Total params: 65", "Trainable params: 64", "Non-trainable params: 1"]
 
 
+@pytest.mark.slow
 def test_a_width_is_kept():
   lines = _lines(tfp_glow.FlowModel(_glow()), line_length=60)
   assert max(map(len, lines)) == 60

@@ -52,6 +52,7 @@ def test_levels_are_in_the_order_of_split_latent(model, temperatures):
   np.testing.assert_allclose(model.sample(5, temperatures, seed=1), model.decode(z.numpy()), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cold", range(NUM_LEVELS))
 def test_a_level_at_temperature_zero_is_at_its_mean_while_others_vary(models, cold):
   model = models["around 1.5"]

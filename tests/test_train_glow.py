@@ -107,6 +107,7 @@ def test_weights_give_the_number(finished, monkeypatch):
                              rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick", "eagerly")
 def test_another_seed_gives_another_number(monkeypatch, tmp_path):
   """The same seed, the same one: see `test_a_killed_run_goes_on_by_itself`."""
@@ -143,6 +144,7 @@ def test_second_ctrl_c_ends_at_once(tmp_path):
   assert not (folder / "results.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick", "eagerly")
 def test_ctrl_c_before_the_first_epoch_ends(monkeypatch, tmp_path):
   class Interrupt(callbacks.TimeLimit):
@@ -187,6 +189,7 @@ def test_a_killed_run_goes_on_by_itself(finished, monkeypatch, tmp_path, capsys)
     assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_damaged_state_leaves_everything_there(monkeypatch, tmp_path, capsys):
   for name in ("training_state/epoch-1.index", "best_until_now.weights.h5", "samples.png"):
     (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -195,6 +198,7 @@ def test_a_damaged_state_leaves_everything_there(monkeypatch, tmp_path, capsys):
   assert "damaged" in capsys.readouterr().err and len(list(tmp_path.iterdir())) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick", "eagerly")
 def test_divergence_is_an_error(monkeypatch, tmp_path, capsys):
   assert call(monkeypatch, "--epochs=2", "--learning-rate=1e30", "--output", tmp_path) == 1
@@ -204,6 +208,7 @@ def test_divergence_is_an_error(monkeypatch, tmp_path, capsys):
   assert not (tmp_path / "results.json").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick", "eagerly")
 def test_weights_from_before_a_divergence_stay(monkeypatch, tmp_path):
   class Spoil(keras.callbacks.Callback):
@@ -316,6 +321,7 @@ def test_shifts_are_whole_pixels_and_all_are_made(fill, mode):
   assert (matches.sum(1) > 25).all()  # about 56 of each
 
 
+@pytest.mark.slow
 def test_shifts_and_flips_depend_on_the_step_alone():
   images = tf.data.Dataset.from_tensors(np.random.default_rng(0).integers(1, 256, (50, 6, 5, 1)).astype(np.uint8))
   args = argparse.Namespace(max_shift=1.49, shift_fill="zeros", flip=True, seed=0)
@@ -358,6 +364,7 @@ def test_flips_mirror_half_of_the_images():
   assert 60 < same.sum() < 140
 
 
+@pytest.mark.slow
 def test_labels_stay_with_their_images():
   labels = np.arange(1, 251, dtype=np.int64)
   images = np.tile(labels[:, np.newaxis, np.newaxis, np.newaxis], [1, 6, 5, 1]).astype(np.uint8)

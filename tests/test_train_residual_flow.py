@@ -130,6 +130,7 @@ def test_the_checkerboard_is_uniform_on_every_other_square():
   np.testing.assert_allclose(counts[counts > 0.], 80_000 / 128, rtol=0.2)
 
 
+@pytest.mark.slow
 def test_the_grid_has_the_density_at_the_middle_of_its_cells():
 
   class Slope:

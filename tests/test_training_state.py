@@ -61,6 +61,7 @@ def folder(two_epochs, tmp_path):
   return shutil.copytree(two_epochs, tmp_path / "state")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_as_if_it_had_not_been_ended(folder, tmp_path):
   model, state = _fit(folder, 4, settings={"width": (8, 8)})
   expected, whole = _fit(tmp_path / "whole", 4)
@@ -73,6 +74,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_ended(folder, tmp_path):
   assert not folder.exists() and not state.exists()
 
 
+@pytest.mark.slow
 def test_seconds_add_up(folder):
   state = callbacks.TrainingState(folder, {"width": (8, 8)})
   assert state.seconds == 0.
@@ -297,6 +299,7 @@ def test_a_full_disk_is_an_error_and_the_last_state_is_still_there(folder):
   assert not _unfinished(folder)
 
 
+@pytest.mark.slow
 def test_what_a_killed_run_left_is_cleared_away(folder):
   (folder / "epoch-2 (copy).index").write_text("somebody else's")
   (folder / "epoch-3_temp").mkdir()

@@ -47,6 +47,7 @@ def test_what_is_refused(check, match):
     check()
 
 
+@pytest.mark.slow
 def test_what_passes():
   validation.check_counts(a=1, b=np.int32(2))
   validation.check_counts(least=0, a=0)

@@ -20,6 +20,7 @@ def expected():
     return dict(arrays)
 
 
+@pytest.mark.slow
 def test_a_glow_goes_on_where_it_was(expected, eagerly):
   model = keras.models.load_model(FOLDER / "glow.keras")
   np.testing.assert_allclose(model.log_prob(IMAGES, LABELS), expected["log_prob"], rtol=1e-5)
@@ -30,11 +31,13 @@ def test_a_glow_goes_on_where_it_was(expected, eagerly):
   np.testing.assert_allclose(history["bits_per_dim"], expected["next_bits"], rtol=0.02)
 
 
+@pytest.mark.slow
 def test_a_residual_flow_is_the_same(expected, eagerly):
   model = keras.models.load_model(FOLDER / "residual.keras")
   np.testing.assert_allclose(model.log_prob(small_models.points()), expected["residual_log_prob"], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_savedmodel_serves_the_same(expected):
   served = tf.saved_model.load(FOLDER / "savedmodel").signatures["log_prob"](images=tf.constant(IMAGES))
   np.testing.assert_allclose(served["log_prob"], expected["served"], rtol=1e-5)

@@ -11,7 +11,7 @@
   speed       a training step beside the bare convolutions, with and without XLA, and beside other libraries
   start       seconds to the end of the first training step
   memory      at most, by depth
-  scaling     over all GPUs
+  scaling     over 1, 2, 4 ... GPUs, as many as there are
 
 Times are taken first, one process at a time; `checks`, `exactness`, `finite` and `memory` then run side by side.
 What hangs, crashes or fails costs itself alone: all of it runs in other processes. What there is no time left for is
@@ -28,6 +28,7 @@ import tempfile
 import time
 
 import gpu_processes
+import gpu_worker
 
 _REFERENCE = pathlib.Path(__file__).parent.parent / "tests" / "reference"
 
@@ -37,7 +38,7 @@ _REFERENCE = pathlib.Path(__file__).parent.parent / "tests" / "reference"
 _STAGES = (
     ((("products", "products", 12.), ("speed", "speed_paper", 145.), ("speed", "speed_small", 15.),
       ("speed", "tfb", 3.)),),
-    ((("scaling", "scaling", 60.),),),
+    *(((("scaling", f"scaling_{count}", 16. + 4. * count),),) for count in gpu_worker.NUMBERS_OF_CARDS),
     ((("start", "start", 10.),),),
     ((("speed", "torch_paper", 9.), ("speed", "torch_small", 6.)),),
     ((("checks", "checks", 15.), ("exactness", "exactness_unusual", 75.)),
@@ -64,7 +65,8 @@ def main():
   args = parser.parse_args()
   machine = _machine()
   found = {"machine": machine, "settings": {"tiny": args.tiny, "budget": args.budget}, "sections": {}}
-  stages = _chosen(args.only, machine.get("num_cards", 1), found["sections"])
+  # Where there is no card, parts of the CPU are as good to try the program.
+  stages = _chosen(args.only, machine.get("num_cards", 4 if args.tiny else 1), found["sections"])
   lengths = [max(sum(seconds for *_, seconds in process) for process in stage) for stage in stages]
   scale = args.budget / max(sum(lengths), 1.)
   with tempfile.TemporaryDirectory() as folder:
@@ -84,17 +86,28 @@ def _chosen(sections, num_cards, found):
   if num_cards < 2 and "scaling" in chosen:
     chosen.remove("scaling")
     found["scaling"] = {"rows": {}, "notes": ["left out: it needs several GPUs, and there are fewer than two"]}
-  stages = [[[part for part in process if part[0] in chosen] for process in stage] for stage in _STAGES]
+  too_many = {f"scaling_{count}" for count in gpu_worker.NUMBERS_OF_CARDS if count > num_cards}
+  stages = [[[part for part in process if part[0] in chosen and part[1] not in too_many] for process in stage]
+            for stage in _STAGES]
   return [stage for stage in ([process for process in stage if process] for stage in stages) if stage]
 
 
 def _write(found, json_path, markdown_path):
   """Writes the files."""
+  _compare(found["sections"].get("scaling", {"rows": {}})["rows"])
   for path, text in ((json_path, json.dumps(_without_nan(found), indent=1)), (markdown_path, markdown(found))):
     if path is not None:
       new = path.with_suffix(".new")
       new.write_text(text + "\n")
       new.replace(path)
+
+
+def _compare(rows):
+  """Adds to what several cards do how much more that is than one does, if that is known: each had its own process."""
+  one = rows.get("1 cards")
+  for row, columns in rows.items() if one else ():
+    times = columns["images/s"] / one["images/s"]
+    columns |= {"of one card's, times": times, "efficiency, %": 100. * times / int(row.split()[0])}
 
 
 def _machine():

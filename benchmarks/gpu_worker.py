@@ -13,8 +13,12 @@ import sys
 import time
 import traceback
 
-# From a part to the module and the function that makes its entries: each a name, a function without arguments, which
-# returns the rows of a table, a dict for each, and, where they are many, the seconds that it takes.
+# Numbers of cards, a process for each: TensorFlow takes the collective operations of two strategies for one another.
+NUMBERS_OF_CARDS = (1, 2, 4, 8, 16)
+
+# From a part to the module and the function that makes its entries, and what that is called with: each a name, a
+# function without arguments, which returns the rows of a table, a dict for each, and, where they are many, the seconds
+# that it takes.
 PARTS = {
     "products": ("gpu_products", "products"),
     "checks": ("gpu_checks", "checks"),
@@ -26,7 +30,7 @@ PARTS = {
     "speed_small": ("gpu_speed", "speed_small"),
     "start": ("gpu_speed", "start"),
     "memory": ("gpu_speed", "memory"),
-    "scaling": ("gpu_speed", "scaling"),
+    **{f"scaling_{count}": ("gpu_speed", "scaling", count) for count in NUMBERS_OF_CARDS},
     "tfb": ("gpu_speed", "tfb"),
     "torch_paper": ("gpu_torch", "torch_paper"),
     "torch_small": ("gpu_torch", "torch_small"),
@@ -58,10 +62,10 @@ def main():
   session = Session(options)
   for part, seconds in options["parts"].items():
     session.end = start + seconds
-    name, function = PARTS[part]
+    name, function, *args = PARTS[part]
     module = importlib.import_module(name)
     say(part=part, machine=module.machine())
-    _run(getattr(module, function)(session), session, options.get("done", {}).get(part, []))
+    _run(getattr(module, function)(session, *args), session, options.get("done", {}).get(part, []))
   sys.stderr.flush()
   # Libraries of GPUs have been seen to hang when they are taken down.
   os._exit(0)

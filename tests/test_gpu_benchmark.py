@@ -12,6 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
 import gpu_processes  # noqa: E402
 
 # Each entry of a part is a word; what it says of itself tells what it does.
@@ -86,6 +87,24 @@ def test_nothing_is_begun_anew_after_ctrl_c(make_run, tmp_path):
   assert (tmp_path / "begun").read_text() == "xx" and not found["sections"]["first"]["rows"]
 
 
+@pytest.mark.parametrize("num_cards, counts", [(1, []), (2, [1, 2]), (6, [1, 2, 4]), (8, [1, 2, 4, 8])])
+def test_each_number_of_cards_has_a_process_of_its_own(num_cards, counts):
+  """TensorFlow takes the collective operations of two strategies in one process for one another."""
+  stages = gpu._chosen(["scaling"], num_cards, {})
+  processes = [process for stage in stages for process in stage]
+  assert len(processes) == len(stages)  # One after the other.
+  assert [[part for _, part, _ in process] for process in processes] == [[f"scaling_{count}"] for count in counts]
+
+
+def test_what_several_cards_do_is_compared_with_what_one_does():
+  rows = {"4 cards": {"images/s": 150.}}
+  gpu._compare(rows)  # That of one card has hung.
+  assert rows == {"4 cards": {"images/s": 150.}}
+  rows["1 cards"] = {"images/s": 50.}
+  gpu._compare(rows)
+  assert rows["4 cards"] == {"images/s": 150., "of one card's, times": 3., "efficiency, %": 75.}
+
+
 def run(folder, *options):
   """What it writes."""
   path = folder / "gpu.json"
@@ -123,6 +142,10 @@ def test_all_sections(tmp_path):
   assert bare["to bare"] == 1. and bare["first step, s"] > 1e-3 * bare["step, ms"]
   assert all(row["all, s"] > 0. for row in rows["start"].values())
   assert len(rows["memory"]) == 2
+  if found["machine"]["card"] == "none":
+    assert list(rows["scaling"]) == ["1 cards", "2 cards", "4 cards"]
+    one, *others = [row["loss"] for row in rows["scaling"].values()]  # All cards get the same images.
+    assert others == pytest.approx([one] * 2, rel=1e-5)
   assert tables.startswith("# python ") and "| float32, model | 0 | 64 | 0 |" in tables
 
 

@@ -15,7 +15,7 @@ import tf32
 from bijector_cases import perturb
 
 import tfp_glow
-from tfp_glow import dequantize
+from tfp_glow import dequantize, evaluation, latent
 from tfp_glow._core import precision
 
 tfd = tfp.distributions
@@ -31,22 +31,25 @@ def network(num_outputs):
   return keras.Sequential([conv(12, 3, activation="relu"), conv(num_outputs, 3)])
 
 
-def make(policy="float32", **kwargs):
+def make(policy="float32", weight_y=0., **kwargs):
   """A model with weights that are not those of a beginning, but the same each time."""
   keras.config.set_dtype_policy(policy)
   try:
     glow = tfp_glow.GlowBijector(SHAPE, **{
         "num_glow_blocks": 2, "num_steps_per_block": 3, "num_hidden": 16, "seed": 0, **kwargs})
-    model = tfp_glow.FlowModel(glow)
+    model = tfp_glow.FlowModel(glow, weight_y=weight_y)
     model.adapt(IMAGES if glow.num_classes is None else (IMAGES, LABELS))
     perturb(glow, scale=0.04)
+    if weight_y:
+      perturb(model.classifier, scale=0.3)
   finally:
     keras.config.set_dtype_policy("float32")
   model.compile("sgd")
   return model
 
 
-KINDS = {"float32": {}, "bfloat16": {"policy": "mixed_bfloat16", "num_classes": 3, "gradient": "reversible"},
+KINDS = {"float32": {}, "bfloat16": {
+    "policy": "mixed_bfloat16", "num_classes": 3, "weight_y": 0.01, "gradient": "reversible"},
          "one level": {"num_glow_blocks": 1, "num_steps_per_block": 6}}
 
 
@@ -67,7 +70,12 @@ def of_model(model, **labels):
   found = {
       "encode": z, "decode": model.decode(z, **labels), "log_prob": model.log_prob(IMAGES, **labels),
       "sample": model.sample(16, seed=0, **labels), "evaluate": model.evaluate(data, verbose=0)[0]}
-  if not labels:
+  if labels:
+    lines = latent.interpolate(z, model.encode(IMAGES[::-1], **labels), 3)
+    found |= {"class_probabilities": model.class_probabilities(IMAGES),
+              "bits_per_dim": evaluation.bits_per_dim(model, IMAGES, LABELS, verbose=0).per_image,
+              "interpolate": np.stack([model.decode(line, **labels) for line in lines], axis=1)}
+  else:
     found |= {"predict": model.predict(data, verbose=0), "test_on_batch": model.test_on_batch(*x),
               "call": model(tf.constant(IMAGES))}
   return found
@@ -104,6 +112,10 @@ def of_saved_model(path, **labels):
   answers = dict(signatures["log_prob"](images=tf.constant(IMAGES), **labels))
   answers |= signatures["encode"](images=tf.constant(IMAGES), **labels)
   answers["decode"] = signatures["decode"](latent=answers["latent"], **labels)["images"]
+  answers["sample"] = signatures["sample"](
+      num_samples=tf.constant(16), temperature=tf.constant(1.), seed=tf.constant([0, 0]), **labels)["images"]
+  answers["interpolate"] = signatures["interpolate"](
+      first=tf.constant(IMAGES), second=tf.constant(IMAGES[::-1]), num_steps=tf.constant(3), **labels)["images"]
   return answers
 
 
@@ -129,6 +141,8 @@ def test_methods_of_a_model(kind):
     model = make(**KINDS[kind])  # What is traced, is traced there.
     found = of_model(model, **labels_of(kind))
     assert tf.config.experimental.tensor_float_32_execution_enabled()
+  for a, b in zip(model.weights, pair(kind)[1].weights):  # Those that `adapt` has made among them.
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=a.name)
   assert_as_in_float32(found, expected)
 
 
@@ -153,8 +167,9 @@ def test_bijectors(kind, mode):
 
 @pytest.mark.slow
 def test_saved_models(tmp_path, kind="bfloat16"):
-  model, expected = pair(kind)[0], expected_of_model(kind)
-  expected = {"latent": expected["encode"], "decode": expected["decode"], "log_prob": expected["log_prob"]}
+  model, of_model = pair(kind)[0], expected_of_model(kind)
+  expected = {key: of_model[key] for key in ("decode", "log_prob", "sample", "interpolate")}
+  expected["latent"] = of_model["encode"]
   with tf32.emulated(always=True):
     model.export(tmp_path / "model")
     assert_as_in_float32(of_saved_model(tmp_path / "model", **labels_of(kind)), expected)

@@ -144,6 +144,30 @@ def test_products_of_the_flow_are_exact_in_training_too():
     assert relative_error(products.flow_matmul(tf.constant(a), tf.constant(b)), a.astype(np.float64) @ b) < 1e-7
 
 
+def test_emulation_rounds_what_gradients_multiply(case):
+  """Of both orders. The operands of the value are such that rounding leaves them as they are."""
+  _, plain, *operands = case
+  a, b = (tf32.rounded(x, always=True).numpy() for x in operands)
+  d, *d_first = (draw(*x.shape) for x in (plain(a, b), a, b))
+
+  def first_and_second(dtype):
+    a_, b_, d_ = (tf.constant(x, dtype) for x in (a, b, d))
+    with tf.GradientTape() as outer:
+      outer.watch(d_)
+      with tf.GradientTape() as inner:
+        inner.watch([a_, b_])
+        outputs = plain(a_, b_)
+      first = inner.gradient(outputs, [a_, b_], d_)
+    return [x.numpy() for x in (*first, outer.gradient(first, d_, [tf.constant(x, dtype) for x in d_first]))]
+
+  expected = first_and_second(tf.float64)
+  for found, value in zip(first_and_second(tf.float32), expected):
+    assert relative_error(found, value) < 1e-6
+  with tf32.emulated(always=True):
+    for found, value in zip(first_and_second(tf.float32), expected):
+      assert relative_error(found, value) > 1e-4
+
+
 @pytest.mark.slow
 def test_emulation_asks_the_switch_when_it_runs():
   a, b = draw(8, 8), draw(8, 8)

@@ -1,30 +1,46 @@
 """TensorFloat-32 on a CPU: products and convolutions of float32 numbers as NVIDIA's cards since 2020 compute them."""
 
 import contextlib
+import inspect
 from unittest import mock
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.python.ops import gen_math_ops, gen_nn_ops
+
+# The functions through which TensorFlow makes such operations, those of gradients among them, and their operands.
+_OPERATIONS = {
+    (gen_math_ops, "mat_mul"): ("a", "b"), (gen_math_ops, "batch_mat_mul_v2"): ("x", "y"),
+    (gen_math_ops, "batch_mat_mul_v3"): ("x", "y"), (gen_nn_ops, "conv2d"): ("input", "filter"),
+    (gen_nn_ops, "conv2d_backprop_input"): ("filter", "out_backprop"),
+    (gen_nn_ops, "conv2d_backprop_filter"): ("input", "out_backprop"),
+    (tf.raw_ops, "Conv2DBackpropFilter"): ("input", "out_backprop")}
 
 
 @contextlib.contextmanager
 def emulated(always=False):
-  """Has products and convolutions keep 10 bits of mantissa of their float32 operands, ours and those of Keras' layers.
-
-  Gradients pass through as they are. The operator `@` and all other operations compute in full float32.
+  """Has products and convolutions keep 10 bits of mantissa of their float32 operands: ours, those of Keras' layers, and
+  those of the gradients of both, of any order.
 
   Args:
     always: Python `bool`. `False`: TensorFlow's switch, `tf.config.experimental.enable_tensor_float_32_execution`, is
       asked whenever an operation runs, as a card asks it. XLA cannot compile that: `True` rounds without asking.
   """
-  def of_rounded(function):
-    return lambda a, b, *args, **kwargs: function(rounded(a, always), rounded(b, always), *args, **kwargs)
-
   with contextlib.ExitStack() as stack:
-    for module, name in ((tf, "matmul"), (tf.linalg, "matmul"), (tf.nn, "conv2d"), (tf.nn, "conv2d_transpose"),
-                         (tf.nn, "convolution")):
-      stack.enter_context(mock.patch.object(module, name, of_rounded(getattr(module, name))))
+    for (module, name), operands in _OPERATIONS.items():
+      stack.enter_context(mock.patch.object(module, name, _of_rounded(getattr(module, name), operands, always)))
     yield
+
+
+def _of_rounded(function, operands, always):
+  """The same function, of operands that are rounded before."""
+  signature = inspect.signature(function)
+
+  def evaluate(*args, **kwargs):
+    arguments = signature.bind(*args, **kwargs).arguments
+    return function(**arguments | {name: rounded(arguments[name], always) for name in operands})
+
+  return evaluate
 
 
 def rounded(x, always=False):

@@ -31,8 +31,14 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   As everywhere in this package `forward` is the generative direction, latent to data.
 
   `tfd.TransformedDistribution.log_prob` and `experimental_sample_and_log_prob` are one evaluation each, under any
-  gradient tapes. Of `tfb.Chain` and `tfb.Invert` they give the same numbers; but gradients of a `log_prob` through
-  these take further evaluations: `tfp_glow.Chain` and `tfp_glow.Invert` take none.
+  gradient tapes. Within `tfb.Chain` and `tfb.Invert` they give the same numbers, but `log_prob` may take two
+  evaluations, `experimental_sample_and_log_prob` three, and gradients further ones: within `tfp_glow.Chain` and
+  `tfp_glow.Invert` they are one each.
+
+  Passes of classes from outside of this package are not remembered: nobody knows what else they depend on. So within
+  `tfb.Chain` they take more evaluations, and log-dets are those of the way back. Where they depend on nothing but
+  inputs, arguments, and variables of `_add_variable`, `_adopt` and `_add_child`, the class may say so: its
+  `_depends_on_variables_only` then returns `True`.
 
   References:
     The contract is that of distrax (https://github.com/google-deepmind/distrax).
@@ -94,8 +100,13 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     return self._inverse_and_log_det(y, **self.any_condition(y))[0]
 
   def _depends_on_variables_only(self):
-    """Whether passes depend on nothing but inputs, arguments and variables."""
-    return all(child._depends_on_variables_only() for child in self._children)
+    """Whether passes depend on nothing but inputs, arguments, and variables of `_add_variable`, `_adopt` and children.
+
+    Nobody knows what classes from elsewhere hold: arrays, functions, Keras' objects. They may override it.
+    """
+    classes = [cls for cls in type(self).__mro__ if issubclass(cls, OnePassBijector)]
+    return (all(cls.__module__.startswith("tfp_glow.") for cls in classes)
+            and all(child._depends_on_variables_only() for child in self._children))
 
   def _walk(self, y, **kwargs):
     """`inverse`, part after part: yields the name of each, its value and its log-det, as they are computed."""
@@ -220,7 +231,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   @property
   def can_be_recalled(self) -> bool:
-    """Whether passes may be remembered: all that they depend on is known."""
+    """Whether passes may be remembered: all that they depend on is known; see `OnePassBijector`."""
     known = {id(v.value) for v in self._keras_variables()}
     return all(id(v) in known for v in self.variables) and self._depends_on_variables_only()
 

@@ -119,7 +119,8 @@ class Chain(Sequence):
   """`tfb.Chain`, with value and log-det in one pass: `Chain([f, g]).forward(x) = f(g(x))`.
 
   The parts may be bijectors of this package and of TFP. Arguments, such as `labels`, reach each part of this package
-  that takes them; parts of TFP's are given none.
+  that takes them; parts of TFP's are given none. Within `tfb.Chain`, outside of `FlowModel`, `log_prob` is the same
+  number, but may take two passes, `experimental_sample_and_log_prob` three, and gradients more.
 
   #### Example
 

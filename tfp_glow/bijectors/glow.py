@@ -36,6 +36,9 @@ class GlowBijector(WholeFlow):
   All latents are standard normal where the model is right. The vector holds them one after the other, the first to
   leave first and the top last; `split_latent` gives them back as images.
 
+  `log_prob` of a `tfd.TransformedDistribution` is one pass, and within `tfp_glow.Chain`, too. Within `tfb.Chain` it may
+  take two, `experimental_sample_and_log_prob` three.
+
   #### Example
 
   ```python

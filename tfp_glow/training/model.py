@@ -144,7 +144,10 @@ class FlowModel(KeptInFiles):
     self._compile_options = options
 
   def adapt(self, data: Any) -> None:
-    """Data-dependent initialisation from one batch: of the distribution's bijector, or of the parts of its `tfb.Chain`.
+    """Data-dependent initialisation from one batch, of all flows in the distribution, wherever they are.
+
+    They may be parts of compositions, lie one behind the other, or be components of a mixture, which all get the same
+    data.
 
     With several workers all must call it, each with a batch of its own or with the same one; the result is the chief's.
 
@@ -153,7 +156,8 @@ class FlowModel(KeptInFiles):
         first batch is put together from the shares of all workers.
 
     Raises:
-      ValueError: if `data` is empty, or holds NaN or infinite values.
+      TypeError: if `data` are not images of the dtype that the model takes.
+      ValueError: if `data` is empty, does not fit, or holds NaN or infinite values.
     """
     with self.distribute_strategy.scope():
       batch = batches.first_batch(data, name="data")[0] if isinstance(data, _DATASETS) else data

@@ -109,6 +109,11 @@ class FlowModel(KeptInFiles):
     """Bits kept of uint8 images, `None` for continuous data."""
     return self._likelihood.spec.num_bits
 
+  @property
+  def num_classes(self) -> int | None:
+    """Number of classes that labels tell apart, `None` where the model takes no labels."""
+    return self._likelihood.spec.num_classes
+
   def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
     """As `keras.Model.compile`; the loss is fixed.
 

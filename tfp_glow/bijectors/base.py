@@ -19,6 +19,9 @@ from tfp_glow.bijectors.ownership import VariableOwner
 
 tfb = tfp.bijectors
 
+# An argument between bijectors: whoever has a log-det to ask for is given the right one.
+_NEEDS_LOG_DET = "needs_log_det"
+
 
 class OnePassBijector(VariableOwner, tfb.Bijector):
   """Base class of bijectors that compute value and log-det together.
@@ -211,7 +214,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   @property
   def has_costly_log_det(self) -> bool:
-    """Whether a log-det takes longer than the value; if so, calls take `needs_log_det=False` (and `training`)."""
+    """Whether a log-det takes longer than the value; `_forward_and_log_det` may then take `needs_log_det=False`."""
     return any(child.has_costly_log_det for child in self._children)
 
   @property
@@ -301,7 +304,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     # What `log_prob` begins with is computed, as often as it is asked for: so it has gradients in forward mode, too.
     done = self._recall(inputs, inverse, kwargs, way_back_only=inverse)
     if done is None and self.has_costly_log_det and not inverse:
-      value, log_det = self._evaluate(inputs, inverse, {**kwargs, "needs_log_det": False})[0], None
+      value, log_det = self._evaluate(inputs, inverse, kwargs, needs_log_det=False)[0], None
     else:
       value, log_det = done or self._evaluate(inputs, inverse, kwargs)
     if inverse or done is None:  # `log_prob` asks for the log-det of `inverse`; else a pass that was recalled will do.
@@ -375,9 +378,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     return value
 
   @tf.autograph.experimental.do_not_convert
-  def _evaluate(self, inputs, inverse, kwargs):
+  def _evaluate(self, inputs, inverse, kwargs, needs_log_det=True):
     function = self._inverse_and_log_det if inverse else self._forward_and_log_det
     arguments = self._own_arguments(function, kwargs)
+    if not needs_log_det and _takes(function, _NEEDS_LOG_DET):
+      arguments[_NEEDS_LOG_DET] = False
     with self._precision_of(kwargs):
       return batching.evaluate(function, inputs, self._event_shapes[inverse].rank, arguments)
 
@@ -392,9 +397,14 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     """Checks names; `training`, which the precision of networks depends on, is for those only that take it."""
     parameters = list(inspect.signature(function).parameters.values())[1:]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters) and not self._passes_arguments_on
-    known = self.argument_names.union(p.name for p in parameters if p.kind != p.VAR_KEYWORD)
+    known = self.argument_names.union(p.name for p in parameters if p.kind != p.VAR_KEYWORD) - {_NEEDS_LOG_DET}
     unknown = sorted(kwargs.keys() - known - {"training"})
-    if unknown and not takes_any:
+    if unknown and (not takes_any or _NEEDS_LOG_DET in unknown):
       raise TypeError(f"`{self.name}` must be given arguments that it, or a part of it, takes: "
                       f"{', '.join(sorted(known | {'training'}))}. Received: {', '.join(unknown)}")
     return {key: value for key, value in kwargs.items() if key != "training" or takes_any or key in known}
+
+
+def _takes(function, name):
+  parameters = inspect.signature(function).parameters.values()
+  return any(p.name == name or p.kind == p.VAR_KEYWORD for p in parameters)

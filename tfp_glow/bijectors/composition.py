@@ -101,7 +101,7 @@ def _pass_of(part, value, inverse, kwargs):
     return (part._inverse_and_log_det if inverse else part._forward_and_log_det)(value, **kwargs)
   # The part acts on the last dimensions only, with the same condition for all of an event.
   kwargs = {key: condition if isinstance(condition, bool) else tf.reshape(condition, [-1] + [1] * extra)
-            for key, condition in kwargs.items()}
+            for key, condition in kwargs.items() if key in part.argument_names}
   value, log_det = (part.inverse_and_log_det if inverse else part.forward_and_log_det)(value, **kwargs)
   return value, tf.reduce_sum(log_det, list(range(1, 1 + extra)))
 
@@ -112,7 +112,8 @@ def _num_extra(part, value, inverse):
 
 
 def _arguments_of(part, kwargs):
-  return {key: value for key, value in kwargs.items() if key in part.argument_names}
+  known = part.argument_names | ({"needs_log_det"} if part.has_costly_log_det else set())
+  return {key: value for key, value in kwargs.items() if key in known}
 
 
 class Chain(Sequence):
@@ -213,10 +214,6 @@ class Invert(OnePassBijector):
   @property
   def has_costly_log_det(self) -> bool:
     return False  # It is the part's `inverse` that is called for a value.
-
-  @property
-  def argument_names(self) -> frozenset[str]:
-    return self._part.argument_names - {"needs_log_det"}
 
   def _forward_and_log_det(self, x, **kwargs):
     return self._part._inverse_and_log_det(x, **kwargs)

@@ -133,7 +133,7 @@ class InvertibleResidualBlock(OnePassBijector):
 
   @property
   def argument_names(self) -> frozenset[str]:
-    return frozenset({"training", "needs_log_det"})
+    return frozenset({"training"})
 
   @property
   def log_det_estimator(self) -> str | None:

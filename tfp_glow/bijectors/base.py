@@ -102,6 +102,10 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
     return self._inverse_and_log_det(y, **self.any_condition(y))[0]
 
+  def _initialize_back(self, x):
+    """As `_initialize`, for `Invert`: of the batch `x` on the latent side; returns what `forward` now makes of it."""
+    return self._forward_and_log_det(x, **self.any_condition(x))[0]
+
   def _depends_on_variables_only(self):
     """Whether passes depend on nothing but inputs, arguments, and variables of `_add_variable`, `_adopt` and children.
 

@@ -57,12 +57,13 @@ class Sequence(OnePassBijector):
 
   def _initialize(self, y):
     for part in self._parts:
-      # What the part takes for an event may be a part of one.
-      flat = batching.with_one_batch_dim(y, part.inverse_min_event_ndims)
-      value = part._initialize(flat)
-      leading = tf.shape(y)[:y.shape.rank - part.inverse_min_event_ndims]
-      y = value if flat is y else tf.reshape(value, tf.concat([leading, tf.shape(value)[1:]], axis=0))
+      y = _initialized_by(part._initialize, y, part.inverse_min_event_ndims)
     return y
+
+  def _initialize_back(self, x):
+    for part in reversed(self._parts):
+      x = _initialized_by(part._initialize_back, x, part.forward_min_event_ndims)
+    return x
 
   @property
   def initialized(self) -> bool:
@@ -104,6 +105,14 @@ def _pass_of(part, value, inverse, kwargs):
             for key, condition in kwargs.items() if key in part.argument_names}
   value, log_det = (part.inverse_and_log_det if inverse else part.forward_and_log_det)(value, **kwargs)
   return value, tf.reduce_sum(log_det, list(range(1, 1 + extra)))
+
+
+def _initialized_by(initialize, values, event_rank):
+  """Has a part initialise itself: what it takes for an event may be a part of one."""
+  flat = batching.with_one_batch_dim(values, event_rank)
+  value = initialize(flat)
+  leading = tf.shape(values)[:values.shape.rank - event_rank]
+  return value if flat is values else tf.reshape(value, tf.concat([leading, tf.shape(value)[1:]], axis=0))
 
 
 def _num_extra(part, value, inverse):
@@ -177,7 +186,10 @@ class Chain(Sequence):
 
 
 class Invert(OnePassBijector):
-  """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector."""
+  """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector.
+
+  So its data are what the other has as latents. `initialize` runs the other from there, layer after layer.
+  """
 
   _passes_arguments_on = True
 
@@ -191,6 +203,7 @@ class Invert(OnePassBijector):
 
     Raises:
       TypeError: if `bijector` is something else.
+      ValueError: if it goes from or to several tensors.
     """
     parameters = dict(locals())
     if not isinstance(bijector, tfb.Bijector):
@@ -207,9 +220,18 @@ class Invert(OnePassBijector):
   def __repr__(self):
     return f"<{type(self).__name__} {self.name!r} of {self.parameters['bijector']!r}>"
 
+  def _initialize(self, y):
+    return self._part._initialize_back(y)
+
+  def _initialize_back(self, x):
+    return self._part._initialize(x)
+
   @property
   def initialized(self) -> bool:
-    return True  # There is no way to initialise it from data: these are what the part has as latents.
+    return self._part.initialized
+
+  def mark_initialized(self) -> None:
+    self._part.mark_initialized()
 
   @property
   def has_costly_log_det(self) -> bool:

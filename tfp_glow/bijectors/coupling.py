@@ -91,11 +91,17 @@ class _Coupling(OnePassBijector):
     return self.as_step().run(y, inverse=True)
 
   def _initialize(self, y):
-    self.build(y.shape[1:])
-    kept, changed = tf.split(y, [y.shape[-1] // 2, -1], axis=-1)
+    return self._initialize_network(y, inverse=True)
+
+  def _initialize_back(self, x):
+    return self._initialize_network(x, inverse=False)
+
+  def _initialize_network(self, values, inverse):
+    self.build(values.shape[1:])
+    kept, changed = tf.split(values, [values.shape[-1] // 2, -1], axis=-1)
     with self.network_in_its_precision():
       h = getattr(self.network, "initialize", self.network)(kept)
-    changed, _ = self.transform(changed, self.groups(h), inverse=True)
+    changed, _ = self.transform(changed, self.groups(h), inverse)
     return tf.concat([kept, changed], axis=-1)
 
   def network_in_its_precision(self) -> contextlib.AbstractContextManager:

@@ -256,24 +256,30 @@ class Scan(OnePassBijector):
     return zip(*(tf.unstack(stack.value) for stack in self._stacks))
 
   def _initialize(self, y):
+    return self._initialize_steps(y, self._template._initialize, first_to_last=True)
+
+  def _initialize_back(self, x):
+    return self._initialize_steps(x, self._template._initialize_back, first_to_last=False)
+
+  def _initialize_steps(self, values, initialize, first_to_last):
     """Step after step, with the template as the workbench."""
 
-    def initialize_step(y, values):
-      for variable, value in zip(self._template_variables, values):
+    def initialize_step(values, row):
+      for variable, value in zip(self._template_variables, row):
         variable.assign(value)
-      y = self._template._initialize(y)
-      return y, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
+      values = initialize(values)
+      return values, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
 
     # Traced once: to run all operations of all steps one by one would take longer. A concrete function, as TensorFlow
     # would take those of several flows for one that is traced again and again, and warn.
-    function, rows = None, []
-    for values in self._rows():
-      function = function or tf.function(initialize_step, autograph=False).get_concrete_function(y, list(values))
-      y, row = function(y, list(values))
+    function, rows, order = None, [], slice(None, None, 1 if first_to_last else -1)
+    for row in list(self._rows())[order]:
+      function = function or tf.function(initialize_step, autograph=False).get_concrete_function(values, list(row))
+      values, row = function(values, list(row))
       rows.append(row)
-    for stack, *column in zip(self._stacks, *rows):
+    for stack, *column in zip(self._stacks, *rows[order]):
       stack.assign(tf.stack(column))
-    return y
+    return values
 
 
 def _make(make_step, k, event_shape, dtype):

@@ -84,8 +84,18 @@ class Scan(OnePassBijector):
 
     Args:
       variable: `keras.Variable` of `template`.
+
+    Returns:
+      `keras.Variable` `[K, ...]`.
+
+    Raises:
+      ValueError: if it is another variable.
     """
-    return next(stack for own, stack in zip(self._template_variables, self._stacks) if own is variable)
+    for own, stack in zip(self._template_variables, self._stacks):
+      if own is variable:
+        return stack
+    raise ValueError(f"`variable` must be a `keras.Variable` of the `template` of `{self.name}`. "
+                     f"Received: {variable!r}")
 
   @property
   def template(self) -> OnePassBijector:

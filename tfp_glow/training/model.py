@@ -79,8 +79,7 @@ class FlowModel(KeptInFiles):
     """
     distribution = with_standard_normal(distribution)
     likelihood = ImageLikelihood(distribution, num_bits)
-    if not validation.is_int(seed, 0, 2**31):
-      raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
+    validation.check_counts(least=0, below=2**31, seed=seed)
     weight_y = batches.checked_weight_y(weight_y, likelihood)
     likelihood.build()
     if not distribution.trainable_variables:

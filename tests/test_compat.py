@@ -285,12 +285,82 @@ def test_compositions_that_cannot_be_forgotten(monkeypatch):
     tfb.Chain([actnorm]).inverse(tf.ones([3, 2]))
 
 
+# Bijectors that are not injective.
+
+
+def test_bijectors_that_are_injective_are_known():
+  assert _compat.is_injective(tfb.Exp()) and _compat.is_injective(tfp_glow.ActNorm(2))
+  assert not _compat.is_injective(tfb.AbsoluteValue())
+
+
+def test_bijectors_of_which_it_is_not_known(monkeypatch):
+  known = lambda owner, name, default: default if name == "_is_injective" else getattr(owner, name, default)
+  monkeypatch.setattr(_compat, "getattr", known, raising=False)
+  x, base = np.ones([3, 2], np.float32), tfd.Sample(tfd.Normal(tf.Variable(0.), 1.), [2])
+  distribution = tfd.TransformedDistribution(base, tfb.Exp())
+  model = tfp_glow.FlowModel(distribution, num_bits=None)
+  np.testing.assert_allclose(model.log_prob(x), distribution.log_prob(x), rtol=1e-6)
+  with pytest.raises((AttributeError, ValueError, tf.errors.InvalidArgumentError)):
+    tfp_glow.FlowModel(tfd.TransformedDistribution(base, tfb.AbsoluteValue()), num_bits=None).log_prob(x)
+
+
+# Classes without a public name.
+
+
+def _chain(**kwargs):
+  return tfb.Chain([tfb.Shift(0.125), small_models.distribution(num_steps_per_block=1, **kwargs).bijector])
+
+
+@pytest.mark.parametrize("public, make", [
+    (tfb.Chain, _chain), (tfb.Invert, lambda: tfb.Invert(tfp_glow.ActNorm(2))),
+    (tfd.TransformedDistribution, small_models.distribution), (tfb.Exp, tfb.Exp)])
+def test_classes_of_what_tfp_makes(public, make):
+  assert type(make()) is _compat.class_made_of(public)
+
+
+def test_compositions_whose_classes_are_not_known(monkeypatch, tmp_path):
+  model = tfp_glow.FlowModel(_chain())
+  monkeypatch.setattr(_compat, "class_made_of", lambda public: public)
+  base = tfd.Sample(tfd.Normal(0., 1.), [32])
+  again = tfp_glow.FlowModel(tfd.TransformedDistribution(base, model.distribution.bijector))
+  np.testing.assert_allclose(again.log_prob(IMAGES), model.log_prob(IMAGES), rtol=1e-5)
+  with pytest.raises(ValueError, match="`labels` must be given.*Received: "):
+    tfp_glow.FlowModel(tfd.TransformedDistribution(base, _chain(num_classes=3)))
+  with pytest.raises(ValueError, match="to be saved.*Received: "):
+    model.save(tmp_path / "model.keras")
+
+
+# Functions that are not copied.
+
+
+def _is_not_copied(function):
+  return function.get_concrete_function(tf.constant(1.)).function_def.attr["_noinline"].b
+
+
+def test_functions_are_of_their_own():
+  function = _compat.function_of_its_own(lambda x: 2. * x)
+  assert function(tf.constant(3.)) == 6. and _is_not_copied(function)
+
+
+def test_functions_that_may_be_copied(monkeypatch):
+
+  def refuse(function, autograph, **attributes):
+    if attributes:
+      raise ValueError(f"{attributes} are not supported.")
+    return tf_function(function, autograph=autograph)
+
+  tf_function = tf.function
+  monkeypatch.setattr(tf, "function", refuse)
+  function = _compat.function_of_its_own(lambda x: 2. * x)
+  assert function(tf.constant(3.)) == 6. and not _is_not_copied(function)
+
+
 # Nowhere else.
 
 # What TensorFlow, TFP and TFDS ask subclasses to override.
 _HOOKS = {"_forward", "_inverse", "_forward_log_det_jacobian", "_inverse_log_det_jacobian", "_forward_event_shape",
           "_forward_event_shape_tensor", "_inverse_event_shape", "_inverse_event_shape_tensor", "_is_increasing",
-          "_parameter_properties", "_generate_examples", "_TF_MODULE_IGNORED_PROPERTIES", "_abc_impl"}
+          "_parameter_properties", "_generate_examples", "_abc_impl"}
 
 
 def _trees():

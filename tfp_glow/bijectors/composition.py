@@ -7,6 +7,7 @@ import functools
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_glow._core import _compat
 from tfp_glow.bijectors import batching
 from tfp_glow.bijectors.base import OnePassBijector
 
@@ -319,16 +320,6 @@ class _OfTFP(OnePassBijector):
     return self.bijector.inverse_event_shape_tensor(output_shape)
 
 
-class _Unlike(tfb.Bijector):
-  """No `CompositeTensor`: of such parts TFP makes chains and inverses of classes that have no public name."""
-
-  def __init__(self):
-    super().__init__(forward_min_event_ndims=0, parameters={}, name="unlike")
-
-
-_CHAIN, _INVERT = type(tfb.Chain([_Unlike()])), type(tfb.Invert(_Unlike()))
-
-
 def latent_side_of(bijector):
   """The part of a composition that latents enter first, on its way to data."""
   while isinstance(bijector, Sequence) and not hasattr(bijector, "split_latent"):
@@ -354,13 +345,14 @@ def as_one_pass(bijector, dtype=None, event_ndims=None):
   event_ndims = bijector.inverse_min_event_ndims if event_ndims is None else event_ndims
   if isinstance(bijector, OnePassBijector):
     return bijector
-  if isinstance(bijector, _CHAIN) and bijector.bijectors and all(map(is_of_tensors, bijector.bijectors)):
+  is_chain = isinstance(bijector, _compat.class_made_of(tfb.Chain))
+  if is_chain and bijector.bijectors and all(map(is_of_tensors, bijector.bijectors)):
     parts = _as_parts(bijector.bijectors, dtype, event_ndims)
     latent_shape = _event_shape(parts[-1], bijector.inverse_event_ndims(event_ndims), inverse=False)
     return Sequence(parts, forward_event_shape=latent_shape,
                     inverse_event_shape=_event_shape(parts[0], event_ndims, inverse=True), dtype=parts[0].dtype,
                     name=bijector.name)
-  if isinstance(bijector, _INVERT):
+  if isinstance(bijector, _compat.class_made_of(tfb.Invert)):
     inner = as_one_pass(bijector.bijector, dtype, bijector.inverse_event_ndims(event_ndims))
     return Invert(inner, name=bijector.name)
   return _OfTFP(bijector, dtype, event_ndims)

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core import _compat, numerics
-from tfp_glow._core.validation import check_bools, check_choice, check_counts, check_seed, checked_event_shape
+from tfp_glow._core.validation import check_choice, check_counts, check_seed, checked_event_shape
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
@@ -94,7 +94,6 @@ class GlowBijector(WholeFlow):
     check_counts(num_steps_per_block=num_steps_per_block, num_hidden=num_hidden)
     if num_classes is not None:
       check_counts(num_classes=num_classes)
-    check_bools(learn_top=learn_top)
     check_seed(seed)
     check_choice("coupling", coupling, tuple(_COUPLINGS))
     check_choice("permutation", permutation, _PERMUTATIONS)

@@ -63,11 +63,10 @@ class Scan(OnePassBijector):
     self._gradient = gradient
     make = lambda k: _make(make_step, k, self._event_shapes[True], self.dtype)
     # The first step serves as the template: run with slices of the stacks in place of its own variables, which are
-    # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
-    self._template = _compat.untracked(self, make(0))
-    self._step = _compat.untracked(self, step_of(self._template))
-    self._template_variables = _compat.untracked(self, self._template._keras_variables())
-    draw = lambda k: redraw(self._template) if redraw else _values_of(make(k), k, self._template)
+    # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them: they do not look into a `Step`.
+    self._step = step_of(make(0))
+    self._template_variables = _compat.untracked(self, self.template._keras_variables())
+    draw = lambda k: redraw(self.template) if redraw else _values_of(make(k), k, self.template)
     arrays = [np.repeat(variable.numpy()[np.newaxis], num_steps, axis=0) for variable in self._template_variables]
     for k in range(1, num_steps):
       for array, value in zip(arrays, draw(k)):
@@ -77,7 +76,6 @@ class Scan(OnePassBijector):
         for variable, array in zip(self._template_variables, arrays)])
 
   _passes_arguments_on = True
-  _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
 
   def stacked(self, variable: keras.Variable) -> keras.Variable:
     """The parameter `[K, ...]` of all steps that stands in for a variable of the template step.
@@ -100,7 +98,7 @@ class Scan(OnePassBijector):
   @property
   def template(self) -> OnePassBijector:
     """The step that is traced. The values of its own variables mean nothing; see `stacked`."""
-    return self._template
+    return self._step.bijector
 
   @property
   def num_steps(self) -> int:
@@ -109,26 +107,26 @@ class Scan(OnePassBijector):
 
   @property
   def is_stochastic(self) -> bool:
-    return self._template.is_stochastic
+    return self.template.is_stochastic
 
   @property
   def has_costly_log_det(self) -> bool:
-    return self._template.has_costly_log_det
+    return self.template.has_costly_log_det
 
   @property
   def argument_names(self) -> frozenset[str]:
-    return self._template.argument_names
+    return self.template.argument_names
 
   @property
   def num_classes(self) -> int | None:
-    return self._template.num_classes
+    return self.template.num_classes
 
   def _depends_on_variables_only(self):
-    return self._template.can_be_recalled
+    return self.template.can_be_recalled
 
   @property
   def log_det_estimator(self) -> str | None:
-    return self._template.log_det_estimator
+    return self.template.log_det_estimator
 
   def _forward_and_log_det(self, x, **kwargs):
     return self._run(x, False, kwargs)
@@ -196,7 +194,7 @@ class Scan(OnePassBijector):
     return tf.nest.flatten(d_inputs) + d_stacks
 
   def _variables_of_update(self):
-    return [self.stacked(variable) for variable in self._template._variables_of_update()]
+    return [self.stacked(variable) for variable in self.template._variables_of_update()]
 
   def _update(self):
     variables = self._variables_of_update()
@@ -205,7 +203,7 @@ class Scan(OnePassBijector):
 
     def step(values):
       with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
-        return (), self._template._update()
+        return (), self.template._update()
 
     values_of = lambda stacks: [tf.convert_to_tensor(stack.value) for stack in stacks]
     return self._repeat(step, (), values_of(self._stacks), values_of(variables), True)[1]
@@ -258,7 +256,7 @@ class Scan(OnePassBijector):
   def _walk(self, y, **kwargs):
     for k, values in enumerate(self._rows()):
       with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
-        for name, y, log_det in self._template._walk(y, **kwargs):
+        for name, y, log_det in self.template._walk(y, **kwargs):
           yield f"{self.name}, step of flow {k}, {name}", y, log_det
 
   def _rows(self):
@@ -266,10 +264,10 @@ class Scan(OnePassBijector):
     return zip(*(tf.unstack(stack.value) for stack in self._stacks))
 
   def _initialize(self, y):
-    return self._initialize_steps(y, self._template._initialize, first_to_last=True)
+    return self._initialize_steps(y, self.template._initialize, first_to_last=True)
 
   def _initialize_back(self, x):
-    return self._initialize_steps(x, self._template._initialize_back, first_to_last=False)
+    return self._initialize_steps(x, self.template._initialize_back, first_to_last=False)
 
   def _initialize_steps(self, values, initialize, first_to_last):
     """Step after step, with the template as the workbench."""

@@ -162,7 +162,7 @@ def checked_edits(edits, train, test):
 def load_model(run, settings, image_shape):
   """The trained model."""
   model = train_glow.make_model(settings, image_shape)
-  if model.distribution.bijector.num_classes is not None:
+  if model.num_classes is not None:
     raise ValueError("the run must be one without --conditional: latents are to hold the class, too. "
                      f"Received: {run}")
   model.load_weights(run / train_glow.WEIGHTS)

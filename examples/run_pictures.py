@@ -33,7 +33,7 @@ def save_pictures(model, test_images, history, test_bits_per_dim, folder, seed):
     folder: `pathlib.Path`.
     seed: Python `int` of the samples.
   """
-  num_classes = getattr(model.distribution.bijector, "num_classes", None)
+  num_classes = model.num_classes
   save_grid(folder / SAMPLES, *_samples(model, num_classes, seed))
   examples = list(test_images.unbatch().take(2 * NUM_COLUMNS).as_numpy_iterator())
   images, labels = (np.stack(examples), None) if num_classes is None else map(np.stack, zip(*examples))

@@ -352,6 +352,16 @@ def test_a_network_of_lower_precision_does_not_lower_that_of_the_flow(coupling):
     (lambda: tfp_glow.ChannelPermutation([0, 0]), "`indices`"),
     (lambda: tfp_glow.ChannelPermutation([1, 2]), "`indices`"),
     (lambda: tfp_glow.Squeeze(0), "`block_size`"), (lambda: tfp_glow.Squeeze(2.), "`block_size`"),
+    (lambda: tfp_glow.Squeeze(True), "`block_size`"), (lambda: tfp_glow.ActNorm(2, True), "`event_ndims`"),
+    (lambda: tfp_glow.AffineCoupling(bijector_cases.dense(4, "float32"), 0), "`event_ndims`"),
+    (lambda: tfp_glow.AdditiveCoupling(bijector_cases.dense(4, "float32"), "3"), "`event_ndims`"),
+    (lambda: tfp_glow.AdditiveCoupling(bijector_cases.dense(4, "float32"), True), "`event_ndims`"),
+    (lambda: tfp_glow.TopPrior([2, 2, 2], num_classes=0), "`num_classes`"),
+    (lambda: tfp_glow.TopPrior([2, 2, 2], num_classes=True), "`num_classes`"),
+    (lambda: tfp_glow.TopPrior([2, 2, 2], learn_top="no"), "`learn_top`"),
+    (lambda: tfp_glow.GlowBijector((2, 2, 1), 1, 1, 2, learn_top="no"), "`learn_top`"),
+    (lambda: tfp_glow.Scan(lambda k: tfp_glow.ActNorm(2), 2, [2, 2, 2]).stacked(tfp_glow.ActNorm(2).shift),
+     "`variable` must be.*`template` of `scan`"),
     (lambda: tfp_glow.FactorOut([2, 2, 3]), "`event_shape`"), (lambda: tfp_glow.FactorOut([2, 2]), "`event_shape`"),
     (lambda: tfp_glow.GlowStep(tfp_glow.ActNorm(3, 1), tfp_glow.ChannelPermutation([2, 0, 1]), tfp_glow.AffineCoupling(
         bijector_cases.dense(4, "float32"), 1)), "the same `event_ndims`"),
@@ -361,6 +371,18 @@ def test_a_network_of_lower_precision_does_not_lower_that_of_the_flow(coupling):
 def test_bad_arguments(construct, match):
   with pytest.raises(ValueError, match=f"{match}.*Received: "):
     construct()
+
+
+@pytest.mark.parametrize("event_ndims", [2, 4])
+def test_couplings_of_other_events(event_ndims):
+  coupling = tfp_glow.AffineCoupling(keras.layers.Dense(4), event_ndims)
+  y = RNG.standard_normal([5] + [3] * (event_ndims - 1) + [4]).astype(np.float32)
+  np.testing.assert_allclose(coupling.forward(coupling.inverse(y).numpy()), y, rtol=1e-5, atol=1e-6)
+
+
+def test_block_size_may_be_that_of_numpy():
+  y = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+  np.testing.assert_array_equal(tfp_glow.Squeeze(np.int64(2)).inverse(y), tfp_glow.Squeeze(2).inverse(y))
 
 
 def test_channels_are_permuted():

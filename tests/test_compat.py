@@ -3,6 +3,7 @@
 import ast
 import functools
 import gc
+import importlib
 import pathlib
 import types
 
@@ -297,12 +298,82 @@ def test_compositions_that_cannot_be_forgotten(monkeypatch):
     tfb.Chain([actnorm]).inverse(tf.ones([3, 2]))
 
 
+# Bijectors that are not injective.
+
+
+def test_bijectors_that_are_injective_are_known():
+  assert _compat.is_injective(tfb.Exp()) and _compat.is_injective(tfp_glow.ActNorm(2))
+  assert not _compat.is_injective(tfb.AbsoluteValue())
+
+
+def test_bijectors_of_which_it_is_not_known(monkeypatch):
+  known = lambda owner, name, default: default if name == "_is_injective" else getattr(owner, name, default)
+  monkeypatch.setattr(_compat, "getattr", known, raising=False)
+  x, base = np.ones([3, 2], np.float32), tfd.Sample(tfd.Normal(tf.Variable(0.), 1.), [2])
+  distribution = tfd.TransformedDistribution(base, tfb.Exp())
+  model = tfp_glow.FlowModel(distribution, num_bits=None)
+  np.testing.assert_allclose(model.log_prob(x), distribution.log_prob(x), rtol=1e-6)
+  with pytest.raises((AttributeError, ValueError, tf.errors.InvalidArgumentError)):
+    tfp_glow.FlowModel(tfd.TransformedDistribution(base, tfb.AbsoluteValue()), num_bits=None).log_prob(x)
+
+
+# Classes without a public name.
+
+
+def _chain(**kwargs):
+  return tfb.Chain([tfb.Shift(0.125), small_models.distribution(num_steps_per_block=1, **kwargs).bijector])
+
+
+@pytest.mark.parametrize("public, make", [
+    (tfb.Chain, _chain), (tfb.Invert, lambda: tfb.Invert(tfp_glow.ActNorm(2))),
+    (tfd.TransformedDistribution, small_models.distribution), (tfb.Exp, tfb.Exp)])
+def test_classes_of_what_tfp_makes(public, make):
+  assert type(make()) is _compat.class_made_of(public)
+
+
+def test_compositions_whose_classes_are_not_known(monkeypatch, tmp_path):
+  model = tfp_glow.FlowModel(_chain())
+  monkeypatch.setattr(_compat, "class_made_of", lambda public: public)
+  base = tfd.Sample(tfd.Normal(0., 1.), [32])
+  again = tfp_glow.FlowModel(tfd.TransformedDistribution(base, model.distribution.bijector))
+  np.testing.assert_allclose(again.log_prob(IMAGES), model.log_prob(IMAGES), rtol=1e-5)
+  with pytest.raises(ValueError, match="`labels` must be given.*Received: "):
+    tfp_glow.FlowModel(tfd.TransformedDistribution(base, _chain(num_classes=3)))
+  with pytest.raises(ValueError, match="to be saved.*Received: "):
+    model.save(tmp_path / "model.keras")
+
+
+# Functions that are not copied.
+
+
+def _is_not_copied(function):
+  return function.get_concrete_function(tf.constant(1.)).function_def.attr["_noinline"].b
+
+
+def test_functions_are_of_their_own():
+  function = _compat.function_of_its_own(lambda x: 2. * x)
+  assert function(tf.constant(3.)) == 6. and _is_not_copied(function)
+
+
+def test_functions_that_may_be_copied(monkeypatch):
+
+  def refuse(function, autograph, **attributes):
+    if attributes:
+      raise ValueError(f"{attributes} are not supported.")
+    return tf_function(function, autograph=autograph)
+
+  tf_function = tf.function
+  monkeypatch.setattr(tf, "function", refuse)
+  function = _compat.function_of_its_own(lambda x: 2. * x)
+  assert function(tf.constant(3.)) == 6. and not _is_not_copied(function)
+
+
 # Nowhere else.
 
 # What TensorFlow, TFP and TFDS ask subclasses to override.
 _HOOKS = {"_forward", "_inverse", "_forward_log_det_jacobian", "_inverse_log_det_jacobian", "_forward_event_shape",
           "_forward_event_shape_tensor", "_inverse_event_shape", "_inverse_event_shape_tensor", "_is_increasing",
-          "_parameter_properties", "_generate_examples", "_TF_MODULE_IGNORED_PROPERTIES", "_abc_impl"}
+          "_parameter_properties", "_generate_examples", "_abc_impl"}
 
 
 def _trees():
@@ -311,38 +382,76 @@ def _trees():
 
 
 def _is_private(name):
-  return isinstance(name, str) and name.startswith("_") and not name.startswith("__")
+  return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name != "_"
 
 
 def _private_names(tree):
-  """Names of attributes that are read, written, or asked for by `getattr` and the like."""
+  """Private names that are read, written, or spelled out, as for `getattr`; and whether they are of `self`."""
+  of_text = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
   for node in ast.walk(tree):
     if isinstance(node, ast.Attribute) and _is_private(node.attr):
-      yield node.attr
-    elif (isinstance(node, ast.Call) and getattr(node.func, "id", None) in ("getattr", "hasattr", "setattr", "delattr")
-          and isinstance(node.args[1], ast.Constant) and _is_private(node.args[1].value)):
-      yield node.args[1].value
+      yield node.attr, ast.unparse(node.value) in ("self", "cls", "super()")
+    elif isinstance(node, ast.Constant) and _is_private(node.value) and node not in of_text and (
+        node.value.isidentifier() and not node.value.startswith("_tfp_glow_")):
+      yield node.value, False
 
 
 def _own_names(tree):
-  """Names that a module makes: its functions, classes and globals, and attributes of `self`."""
+  """Names that a class makes: its functions and attributes, and those of `self`."""
   for node in ast.walk(tree):
-    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+    if isinstance(node, ast.FunctionDef):
       yield node.name
     elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
       yield node.id
-    elif (isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)
-          and getattr(node.value, "id", None) in ("self", "cls")):
+    elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
       yield node.attr
+
+
+def _classes(module, tree):
+  """The classes of a module, and the tree of each."""
+  found = importlib.import_module(f"tfp_glow.{module}" if module != "__init__" else "tfp_glow")
+  return [(getattr(found, node.name), node) for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+# What bijectors of this package call of one another; and what a class reads of another of its kind.
+_BETWEEN_BIJECTORS = {"_forward_and_log_det", "_inverse_and_log_det", "_initialize", "_initialize_back", "_walk",
+                      "_depends_on_variables_only", "_keras_variables", "_variables_of_update", "_update"}
+_BETWEEN_OTHERS = {"bijectors.recall": {"_bijector"}, "data.decoded_once": {"_num_bytes"}}
+
+
+def _foreign_names(trees):
+  """Modules, and the private names in them that are neither of the class that uses them, nor of a base or subclass."""
+  own = {cls: set(_own_names(tree)) for module, tree in trees.items() for cls, tree in _classes(module, tree)}
+  for module, tree in trees.items():
+    known = _BETWEEN_OTHERS.get(module, set()) | _HOOKS
+    if module.startswith("bijectors."):
+      known |= _BETWEEN_BIJECTORS
+    outside = ast.Module([node for node in tree.body if not isinstance(node, ast.ClassDef)], [])
+    names = {name for name, _ in _private_names(outside)}
+    for cls, tree_of_class in _classes(module, tree):
+      inherited = set().union(*(own[other] for other in own if issubclass(cls, other) or issubclass(other, cls)))
+      names |= {name for name, is_own in _private_names(tree_of_class) if not is_own or name not in inherited}
+    yield module, names - known
 
 
 def test_only_one_file_names_what_is_private():
   trees = _trees()
-  compat = trees.pop("_core._compat")
-  assert set(_private_names(compat)) > {"_registry", "_direction", "_transform_fn"}
-  own = {name for tree in trees.values() for name in _own_names(tree)} | {"_compat"}
-  assert {module: found for module, tree in trees.items()
-          if (found := set(_private_names(tree)) - own - _HOOKS)} == {}
+  found = {module: names for module, names in _foreign_names(trees) if names}
+  assert found.pop("_core._compat") > {"_registry", "_direction", "_transform_fn"}
+  assert found == {}
+
+
+@pytest.mark.parametrize("module, code, name", [
+    ("bijectors.base", "variable._value", "_value"), ("bijectors.scan", "variable._value", "_value"),
+    ("bijectors.scan", "self._tracker", "_tracker"), ("training.replicas", "optimizer._name", "_name"),
+    ("training.model", "super()._tracker", "_tracker"), ("data.load", "builder._walk", "_walk"),
+    ("storage.saving", "getattr(value, '_update', None)", "_update"), ("likelihood.flows", "{'_inline': 1}", "_inline"),
+    ("networks.glow", "type(self)._metaclass", "_metaclass")])
+def test_what_is_private_is_found(module, code, name):
+  trees = _trees()
+  place = next((node for node in trees[module].body if isinstance(node, ast.ClassDef)), trees[module])
+  place.body += ast.parse(f"def added(self, value, variable, builder, optimizer):\n  return {code}").body
+  assert dict(_foreign_names(trees))[module] == {name}
 
 
 def test_only_one_file_imports_what_is_private():

@@ -2,6 +2,7 @@
 
 import gc
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -86,25 +87,82 @@ def test_a_base_with_a_batch_of_parameters_is_trained():
   assert np.isfinite(model.train_on_batch(images)).all()
 
 
-class _OfAVariable(tfp_glow.OnePassBijector):
-  """Holds a variable that it has not made known."""
+class _Scale(tfp_glow.OnePassBijector):
+  """A user's, which scales by what it holds, a `state`, and has not made that known."""
 
-  def __init__(self):
+  def __init__(self, state, scale_of):
     super().__init__(forward_event_shape=[2], inverse_event_shape=[2])
-    self.scale = tf.Variable(2.)
+    self.state = state
+    self._scale_of = scale_of
 
   def _forward_and_log_det(self, x):
-    return x * self.scale, 2. * tf.math.log(self.scale)
+    scale = tf.convert_to_tensor(self._scale_of(self.state))
+    return x * scale, 2. * tf.math.log(scale)
 
   def _inverse_and_log_det(self, y):
-    return y / self.scale, -2. * tf.math.log(self.scale)
+    scale = tf.convert_to_tensor(self._scale_of(self.state))
+    return y / scale, -2. * tf.math.log(scale)
 
 
-def test_variables_that_nobody_knows_of():
-  bijector, y = _OfAVariable(), tf.ones([1, 2])
+class _KnownScale(_Scale):
+  """Has made it known, and says that it depends on nothing else."""
+
+  def __init__(self):
+    super().__init__(None, lambda state: state.value)
+    self.state = self._add_variable("scale", tf.constant(2.))
+
+  def _depends_on_variables_only(self):
+    return True
+
+
+def _layer():
+  layer = keras.layers.Dense(1, use_bias=False, kernel_initializer="ones")
+  layer.build([None, 1])
+  layer.kernel.assign([[2.]])
+  return layer
+
+
+# What a bijector may hold, how its scale is read from that, and how the scale becomes 4.
+_UNKNOWN = {
+    "tf_variable": (lambda: tf.Variable(2.), lambda state: state, lambda b: b.state.assign(4.)),
+    "keras_variable": (lambda: keras.Variable(2.), lambda state: state.value, lambda b: b.state.assign(4.)),
+    "keras_variable_in_list": (lambda: [keras.Variable(2.)], lambda state: state[0].value,
+                               lambda b: b.state[0].assign(4.)),
+    "keras_layer": (_layer, lambda state: state(tf.ones([1, 1]))[0, 0], lambda b: b.state.kernel.assign([[4.]])),
+    "array": (lambda: np.array([2.], np.float32), lambda state: state[0], lambda b: b.state.fill(4.)),
+    "number": (lambda: 2., lambda state: state, lambda b: setattr(b, "state", 4.))}
+_COMPOSITIONS = {
+    "alone": lambda b: b, "tfb_chain": lambda b: tfb.Chain([tfb.Shift(0.), b]),
+    "ours": lambda b: tfp_glow.Scan(lambda k: tfp_glow.Chain([tfp_glow.Invert(b)]), 1, [2])}
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+@pytest.mark.parametrize("there, asked", [
+    ("inverse", "inverse"), ("inverse", "forward"), ("inverse", "forward_log_det_jacobian"), ("forward", "forward"),
+    ("forward", "inverse_log_det_jacobian")])
+@pytest.mark.parametrize("kind, composition", [
+    *((kind, "alone") for kind in _UNKNOWN), ("keras_variable", "tfb_chain"), ("keras_variable", "ours")])
+def test_state_that_nobody_knows_of(kind, composition, there, asked, in_graph):
+  make_state, scale_of, change = _UNKNOWN[kind]
+  user = _Scale(make_state(), scale_of)
+  bijector = _COMPOSITIONS[composition](user)
+
+  def values(y):
+    returned = getattr(bijector, there)(y)
+    change(user)
+    given = y if asked == there else returned
+    return getattr(bijector, asked)(given), given, returned
+
+  actual, given, _ = (tf.function(values, autograph=False) if in_graph else values)(tf.ones([1, 2]))
+  np.testing.assert_allclose(actual, getattr(bijector, asked)(given.numpy()), rtol=1e-6)
+
+
+def test_users_may_say_that_all_is_known():
+  bijector, y = _KnownScale(), tf.ones([1, 2])
   held = bijector.inverse(y)
-  bijector.scale.assign(4.)
-  np.testing.assert_allclose(bijector.inverse(y), held / 2.)
+  np.testing.assert_allclose(bijector.forward(held), y)
+  assert bijector.can_be_recalled and not _Scale(2., lambda state: state).can_be_recalled
+  bijector.state.assign(4.)
   np.testing.assert_allclose(bijector.forward(held), 4. * held)
 
 

@@ -11,6 +11,8 @@ import tensorflow as tf
 
 import tfp_glow
 from tfp_glow.bijectors import log_det as log_dets
+from tfp_glow.likelihood import image_likelihood
+from tfp_glow.likelihood.standard_normal import with_standard_normal
 
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 RNG = np.random.default_rng(0)
@@ -169,15 +171,62 @@ def test_forward_alone_makes_no_jacobian(monkeypatch):
 @pytest.mark.slow
 def test_forward_alone_estimates_no_log_det(monkeypatch):
   scan = tfp_glow.Scan(lambda k: block_of(), 2, Y.shape[1:], dtype="float64")
-  x = scan.inverse(Y)
+  flow = tfp_glow.Chain([tfp_glow.ActNorm(3, 1, "float64"), scan])
+  x = flow.inverse(Y)
+  decode = image_likelihood.ImageLikelihood(with_standard_normal(flow), None).decode
 
   def fail(*_):
     raise AssertionError("estimated")
 
   monkeypatch.setattr(log_dets.SeriesEstimator, "__call__", fail)
-  np.testing.assert_allclose(scan.forward(tf.identity(x)), Y, atol=1e-5)
+  for forward in (scan.forward, flow.forward, decode):
+    np.testing.assert_allclose(forward(tf.identity(x)), Y, atol=1e-5)
   with pytest.raises(AssertionError, match="estimated"):
-    scan.forward_log_det_jacobian(tf.identity(x))
+    flow.forward_log_det_jacobian(tf.identity(x))
+
+
+_HOLDERS = {
+    "alone": lambda block: block, "chain": lambda block: tfp_glow.Chain([tfp_glow.ActNorm(3, 1, "float64"), block]),
+    "invert": tfp_glow.Invert, "scan": lambda block: tfp_glow.Scan(lambda k: block, 1, Y.shape[1:], dtype="float64")}
+
+
+@pytest.mark.parametrize("name", ["forward", "inverse", "forward_and_log_det", "inverse_and_log_det",
+                                  "forward_log_det_jacobian", "inverse_log_det_jacobian"])
+@pytest.mark.parametrize("holder", _HOLDERS)
+def test_nobody_can_ask_for_no_log_det(holder, name):
+  bijector = _HOLDERS[holder](block_of())
+  assert bijector.argument_names == {"training"}
+  with pytest.raises(TypeError, match="must be given arguments that it, or a part of it, takes: training. Received: "
+                                      "needs_log_det$"):
+    getattr(bijector, name)(Y, needs_log_det=False)
+
+
+class _Holder(tfp_glow.OnePassBijector):
+  """A user's bijector with a block in it, whose functions take nothing, or anything."""
+
+  def __init__(self, block):
+    super().__init__(forward_event_shape=[3], inverse_event_shape=[3], dtype="float64")
+    self.block = self._add_child(block)
+
+  def _forward_and_log_det(self, x):
+    return self.block._forward_and_log_det(x)
+
+  def _inverse_and_log_det(self, y):
+    return self.block._inverse_and_log_det(y)
+
+
+class _HolderOfAny(_Holder):
+
+  def _forward_and_log_det(self, x, **kwargs):
+    return self.block._forward_and_log_det(x, **kwargs)
+
+
+@pytest.mark.parametrize("cls", [_Holder, _HolderOfAny])
+def test_a_block_in_a_bijector_of_a_user(cls):
+  holder = cls(block_of())
+  np.testing.assert_allclose(holder.forward(holder.inverse(Y).numpy()), Y, atol=1e-5)
+  with pytest.raises(TypeError, match="Received: needs_log_det$"):
+    holder.forward_log_det_jacobian(Y, needs_log_det=False)
 
 
 # In `Scan`.

@@ -27,6 +27,8 @@ def test_is_number(value, expected):
 @pytest.mark.parametrize("check, match", [
     (lambda: validation.check_counts(a=1, b=0), "^`b` must be a positive `int`. Received: 0$"),
     (lambda: validation.check_counts(least=2, a=True), "^`a` must be an `int` of at least 2. Received: True$"),
+    (lambda: validation.check_counts(below=3, a=3), "^`a` must be a positive `int` and below 3. Received: 3$"),
+    (lambda: validation.check_counts(0, 3, a=-1), "^`a` must be an `int` of at least 0 and below 3. Received: -1$"),
     (lambda: validation.check_fractions(a=1.), "^`a` must be a number above 0 and below 1. Received: 1.0$"),
     (lambda: validation.check_fractions(0.5, a=math.nan), "^`a` must be a number.*below 0.5. Received: nan$"),
     (lambda: validation.check_bools(a=True, b=1), "^`b` must be a `bool`. Received: 1$"),
@@ -50,7 +52,7 @@ def test_what_is_refused(check, match):
 @pytest.mark.slow
 def test_what_passes():
   validation.check_counts(a=1, b=np.int32(2))
-  validation.check_counts(least=0, a=0)
+  validation.check_counts(least=0, below=1, a=0)
   validation.check_fractions(a=0.5, b=np.float32(0.1))
   validation.check_bools(a=True, b=np.False_)
   validation.check_choice("a", 3, (1, 3))

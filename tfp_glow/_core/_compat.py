@@ -298,3 +298,38 @@ def is_injective(bijector):
     bijector: `tfb.Bijector`.
   """
   return getattr(bijector, "_is_injective", True)
+
+
+def class_made_of(public):
+  """The class of which TFP makes an instance where one of a public class, such as `tfb.Chain`, is asked for.
+
+  Why: where a part is no `CompositeTensor`, as ours are none, it is a base class that has no public name. What such an
+  instance is must be known, to walk it part after part and to save it.
+
+  Touches: the base class of `tfb.Chain` that is called `_Chain`, and so on.
+
+  Missing: the public class. If TFP has a base class of another name, such a composition is taken for one bijector of
+  TFP's: more evaluations, labels are refused, and it cannot be saved, which is an error.
+
+  Args:
+    public: Class of TFP's.
+  """
+  return next((cls for cls in public.__mro__ if cls.__name__ == f"_{public.__name__}"), public)
+
+
+def function_of_its_own(function):
+  """`tf.function` without AutoGraph, of which TensorFlow does not put the content in the place of its calls.
+
+  Why: what replicas share is there once for all of them. TensorFlow would copy it for each again.
+
+  Touches: `_noinline`, one of the `experimental_attributes` of `tf.function`.
+
+  Missing: it may copy: the first step takes longer.
+
+  Args:
+    function: Callable.
+  """
+  try:
+    return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+  except (TypeError, ValueError):
+    return tf.function(function, autograph=False)

@@ -17,11 +17,12 @@ def is_number(value):
   return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
-def check_counts(least=1, **arguments):
-  """Raises `ValueError` for an argument that is not an `int` of at least `least`."""
+def check_counts(least=1, below=math.inf, **arguments):
+  """Raises `ValueError` for an argument that is not an `int` of at least `least` and below `below`."""
   for name, value in arguments.items():
-    if not is_int(value, least):
+    if not is_int(value, least, below):
       expected = "a positive `int`" if least == 1 else f"an `int` of at least {least}"
+      expected += f" and below {below}" * (below < math.inf)
       raise ValueError(f"`{name}` must be {expected}. Received: {value!r}")
 
 

@@ -19,6 +19,9 @@ from tfp_glow.bijectors.ownership import VariableOwner
 
 tfb = tfp.bijectors
 
+# An argument between bijectors: whoever has a log-det to ask for is given the right one.
+_NEEDS_LOG_DET = "needs_log_det"
+
 
 class OnePassBijector(VariableOwner, tfb.Bijector):
   """Base class of bijectors that compute value and log-det together.
@@ -31,8 +34,14 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   As everywhere in this package `forward` is the generative direction, latent to data.
 
   `tfd.TransformedDistribution.log_prob` and `experimental_sample_and_log_prob` are one evaluation each, under any
-  gradient tapes. Of `tfb.Chain` and `tfb.Invert` they give the same numbers; but gradients of a `log_prob` through
-  these take further evaluations: `tfp_glow.Chain` and `tfp_glow.Invert` take none.
+  gradient tapes. Within `tfb.Chain` and `tfb.Invert` they give the same numbers, but `log_prob` may take two
+  evaluations, `experimental_sample_and_log_prob` three, and gradients further ones: within `tfp_glow.Chain` and
+  `tfp_glow.Invert` they are one each.
+
+  Passes of classes from outside of this package are not remembered: nobody knows what else they depend on. So within
+  `tfb.Chain` they take more evaluations, and log-dets are those of the way back. Where they depend on nothing but
+  inputs, arguments, and variables of `_add_variable`, `_adopt` and `_add_child`, the class may say so: its
+  `_depends_on_variables_only` then returns `True`.
 
   References:
     The contract is that of distrax (https://github.com/google-deepmind/distrax).
@@ -93,9 +102,18 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
     return self._inverse_and_log_det(y, **self.any_condition(y))[0]
 
+  def _initialize_back(self, x):
+    """As `_initialize`, for `Invert`: of the batch `x` on the latent side; returns what `forward` now makes of it."""
+    return self._forward_and_log_det(x, **self.any_condition(x))[0]
+
   def _depends_on_variables_only(self):
-    """Whether passes depend on nothing but inputs, arguments and variables."""
-    return all(child._depends_on_variables_only() for child in self._children)
+    """Whether passes depend on nothing but inputs, arguments, and variables of `_add_variable`, `_adopt` and children.
+
+    Nobody knows what classes from elsewhere hold: arrays, functions, Keras' objects. They may override it.
+    """
+    classes = [cls for cls in type(self).__mro__ if issubclass(cls, OnePassBijector)]
+    return (all(cls.__module__.startswith("tfp_glow.") for cls in classes)
+            and all(child._depends_on_variables_only() for child in self._children))
 
   def _walk(self, y, **kwargs):
     """`inverse`, part after part: yields the name of each, its value and its log-det, as they are computed."""
@@ -200,7 +218,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   @property
   def has_costly_log_det(self) -> bool:
-    """Whether a log-det takes longer than the value; if so, calls take `needs_log_det=False` (and `training`)."""
+    """Whether a log-det takes longer than the value; `_forward_and_log_det` may then take `needs_log_det=False`."""
     return any(child.has_costly_log_det for child in self._children)
 
   @property
@@ -220,7 +238,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   @property
   def can_be_recalled(self) -> bool:
-    """Whether passes may be remembered: all that they depend on is known."""
+    """Whether passes may be remembered: all that they depend on is known; see `OnePassBijector`."""
     known = {id(v.value) for v in self._keras_variables()}
     return all(id(v) in known for v in self.variables) and self._depends_on_variables_only()
 
@@ -290,7 +308,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     # What `log_prob` begins with is computed, as often as it is asked for: so it has gradients in forward mode, too.
     done = self._recall(inputs, inverse, kwargs, way_back_only=inverse)
     if done is None and self.has_costly_log_det and not inverse:
-      value, log_det = self._evaluate(inputs, inverse, {**kwargs, "needs_log_det": False})[0], None
+      value, log_det = self._evaluate(inputs, inverse, kwargs, needs_log_det=False)[0], None
     else:
       value, log_det = done or self._evaluate(inputs, inverse, kwargs)
     if inverse or done is None:  # `log_prob` asks for the log-det of `inverse`; else a pass that was recalled will do.
@@ -364,9 +382,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     return value
 
   @tf.autograph.experimental.do_not_convert
-  def _evaluate(self, inputs, inverse, kwargs):
+  def _evaluate(self, inputs, inverse, kwargs, needs_log_det=True):
     function = self._inverse_and_log_det if inverse else self._forward_and_log_det
     arguments = self._own_arguments(function, kwargs)
+    if not needs_log_det and _takes(function, _NEEDS_LOG_DET):
+      arguments[_NEEDS_LOG_DET] = False
     with self._precision_of(kwargs):
       return batching.evaluate(function, inputs, self._event_shapes[inverse].rank, arguments)
 
@@ -381,9 +401,14 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     """Checks names; `training`, which the precision of networks depends on, is for those only that take it."""
     parameters = list(inspect.signature(function).parameters.values())[1:]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters) and not self._passes_arguments_on
-    known = self.argument_names.union(p.name for p in parameters if p.kind != p.VAR_KEYWORD)
+    known = self.argument_names.union(p.name for p in parameters if p.kind != p.VAR_KEYWORD) - {_NEEDS_LOG_DET}
     unknown = sorted(kwargs.keys() - known - {"training"})
-    if unknown and not takes_any:
+    if unknown and (not takes_any or _NEEDS_LOG_DET in unknown):
       raise TypeError(f"`{self.name}` must be given arguments that it, or a part of it, takes: "
                       f"{', '.join(sorted(known | {'training'}))}. Received: {', '.join(unknown)}")
     return {key: value for key, value in kwargs.items() if key != "training" or takes_any or key in known}
+
+
+def _takes(function, name):
+  parameters = inspect.signature(function).parameters.values()
+  return any(p.name == name or p.kind == p.VAR_KEYWORD for p in parameters)

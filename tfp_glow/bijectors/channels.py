@@ -3,15 +3,13 @@
 
 import tensorflow as tf
 
-from tfp_glow._core.validation import check_counts
+from tfp_glow._core.validation import check_choice, check_counts
 
 
 def channels_event_shape(num_channels, event_ndims):
   """The event shape `[..., C]` of a bijector that acts on channels; raises `ValueError` for anything but counts."""
   check_counts(num_channels=num_channels)
-  if event_ndims not in (1, 2, 3, 4):
-    raise ValueError("`event_ndims` must be 1 for vectors [C], 3 for images [H, W, C], or the rank of other events. "
-                     f"Received: {event_ndims!r}")
+  check_choice("event_ndims", event_ndims, (1, 2, 3, 4))
   return [None] * (event_ndims - 1) + [int(num_channels)]
 
 

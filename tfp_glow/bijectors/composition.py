@@ -7,6 +7,7 @@ import functools
 import tensorflow as tf
 import tensorflow_probability as tfp
 
+from tfp_glow._core import _compat
 from tfp_glow.bijectors import batching
 from tfp_glow.bijectors.base import OnePassBijector
 
@@ -57,12 +58,13 @@ class Sequence(OnePassBijector):
 
   def _initialize(self, y):
     for part in self._parts:
-      # What the part takes for an event may be a part of one.
-      flat = batching.with_one_batch_dim(y, part.inverse_min_event_ndims)
-      value = part._initialize(flat)
-      leading = tf.shape(y)[:y.shape.rank - part.inverse_min_event_ndims]
-      y = value if flat is y else tf.reshape(value, tf.concat([leading, tf.shape(value)[1:]], axis=0))
+      y = _initialized_by(part._initialize, y, part.inverse_min_event_ndims)
     return y
+
+  def _initialize_back(self, x):
+    for part in reversed(self._parts):
+      x = _initialized_by(part._initialize_back, x, part.forward_min_event_ndims)
+    return x
 
   @property
   def initialized(self) -> bool:
@@ -101,9 +103,17 @@ def _pass_of(part, value, inverse, kwargs):
     return (part._inverse_and_log_det if inverse else part._forward_and_log_det)(value, **kwargs)
   # The part acts on the last dimensions only, with the same condition for all of an event.
   kwargs = {key: condition if isinstance(condition, bool) else tf.reshape(condition, [-1] + [1] * extra)
-            for key, condition in kwargs.items()}
+            for key, condition in kwargs.items() if key in part.argument_names}
   value, log_det = (part.inverse_and_log_det if inverse else part.forward_and_log_det)(value, **kwargs)
   return value, tf.reduce_sum(log_det, list(range(1, 1 + extra)))
+
+
+def _initialized_by(initialize, values, event_rank):
+  """Has a part initialise itself: what it takes for an event may be a part of one."""
+  flat = batching.with_one_batch_dim(values, event_rank)
+  value = initialize(flat)
+  leading = tf.shape(values)[:values.shape.rank - event_rank]
+  return value if flat is values else tf.reshape(value, tf.concat([leading, tf.shape(value)[1:]], axis=0))
 
 
 def _num_extra(part, value, inverse):
@@ -112,14 +122,16 @@ def _num_extra(part, value, inverse):
 
 
 def _arguments_of(part, kwargs):
-  return {key: value for key, value in kwargs.items() if key in part.argument_names}
+  known = part.argument_names | ({"needs_log_det"} if part.has_costly_log_det else set())
+  return {key: value for key, value in kwargs.items() if key in known}
 
 
 class Chain(Sequence):
   """`tfb.Chain`, with value and log-det in one pass: `Chain([f, g]).forward(x) = f(g(x))`.
 
   The parts may be bijectors of this package and of TFP. Arguments, such as `labels`, reach each part of this package
-  that takes them; parts of TFP's are given none.
+  that takes them; parts of TFP's are given none. Within `tfb.Chain`, outside of `FlowModel`, `log_prob` is the same
+  number, but may take two passes, `experimental_sample_and_log_prob` three, and gradients more.
 
   #### Example
 
@@ -175,7 +187,10 @@ class Chain(Sequence):
 
 
 class Invert(OnePassBijector):
-  """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector."""
+  """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector.
+
+  So its data are what the other has as latents. `initialize` runs the other from there, layer after layer.
+  """
 
   _passes_arguments_on = True
 
@@ -189,6 +204,7 @@ class Invert(OnePassBijector):
 
     Raises:
       TypeError: if `bijector` is something else.
+      ValueError: if it goes from or to several tensors.
     """
     parameters = dict(locals())
     if not isinstance(bijector, tfb.Bijector):
@@ -205,17 +221,22 @@ class Invert(OnePassBijector):
   def __repr__(self):
     return f"<{type(self).__name__} {self.name!r} of {self.parameters['bijector']!r}>"
 
+  def _initialize(self, y):
+    return self._part._initialize_back(y)
+
+  def _initialize_back(self, x):
+    return self._part._initialize(x)
+
   @property
   def initialized(self) -> bool:
-    return True  # There is no way to initialise it from data: these are what the part has as latents.
+    return self._part.initialized
+
+  def mark_initialized(self) -> None:
+    self._part.mark_initialized()
 
   @property
   def has_costly_log_det(self) -> bool:
     return False  # It is the part's `inverse` that is called for a value.
-
-  @property
-  def argument_names(self) -> frozenset[str]:
-    return self._part.argument_names - {"needs_log_det"}
 
   def _forward_and_log_det(self, x, **kwargs):
     return self._part._inverse_and_log_det(x, **kwargs)
@@ -299,16 +320,6 @@ class _OfTFP(OnePassBijector):
     return self.bijector.inverse_event_shape_tensor(output_shape)
 
 
-class _Unlike(tfb.Bijector):
-  """No `CompositeTensor`: of such parts TFP makes chains and inverses of classes that have no public name."""
-
-  def __init__(self):
-    super().__init__(forward_min_event_ndims=0, parameters={}, name="unlike")
-
-
-_CHAIN, _INVERT = type(tfb.Chain([_Unlike()])), type(tfb.Invert(_Unlike()))
-
-
 def latent_side_of(bijector):
   """The part of a composition that latents enter first, on its way to data."""
   while isinstance(bijector, Sequence) and not hasattr(bijector, "split_latent"):
@@ -334,13 +345,14 @@ def as_one_pass(bijector, dtype=None, event_ndims=None):
   event_ndims = bijector.inverse_min_event_ndims if event_ndims is None else event_ndims
   if isinstance(bijector, OnePassBijector):
     return bijector
-  if isinstance(bijector, _CHAIN) and bijector.bijectors and all(map(is_of_tensors, bijector.bijectors)):
+  is_chain = isinstance(bijector, _compat.class_made_of(tfb.Chain))
+  if is_chain and bijector.bijectors and all(map(is_of_tensors, bijector.bijectors)):
     parts = _as_parts(bijector.bijectors, dtype, event_ndims)
     latent_shape = _event_shape(parts[-1], bijector.inverse_event_ndims(event_ndims), inverse=False)
     return Sequence(parts, forward_event_shape=latent_shape,
                     inverse_event_shape=_event_shape(parts[0], event_ndims, inverse=True), dtype=parts[0].dtype,
                     name=bijector.name)
-  if isinstance(bijector, _INVERT):
+  if isinstance(bijector, _compat.class_made_of(tfb.Invert)):
     inner = as_one_pass(bijector.bijector, dtype, bijector.inverse_event_ndims(event_ndims))
     return Invert(inner, name=bijector.name)
   return _OfTFP(bijector, dtype, event_ndims)

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat
 from tfp_glow._core.gradients import custom_gradient, with_pull_back
+from tfp_glow._core.validation import check_choice
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.halves import Halves
 from tfp_glow.bijectors.step import Step
@@ -32,6 +33,7 @@ class _Coupling(OnePassBijector):
   offsets = (0.,)
 
   def __init__(self, network, event_ndims, dtype, validate_args, parameters, name):
+    check_choice("event_ndims", event_ndims, (1, 2, 3, 4))
     super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self.network = network
@@ -91,11 +93,17 @@ class _Coupling(OnePassBijector):
     return self.as_step().run(y, inverse=True)
 
   def _initialize(self, y):
-    self.build(y.shape[1:])
-    kept, changed = tf.split(y, [y.shape[-1] // 2, -1], axis=-1)
+    return self._initialize_network(y, inverse=True)
+
+  def _initialize_back(self, x):
+    return self._initialize_network(x, inverse=False)
+
+  def _initialize_network(self, values, inverse):
+    self.build(values.shape[1:])
+    kept, changed = tf.split(values, [values.shape[-1] // 2, -1], axis=-1)
     with self.network_in_its_precision():
       h = getattr(self.network, "initialize", self.network)(kept)
-    changed, _ = self.transform(changed, self.groups(h), inverse=True)
+    changed, _ = self.transform(changed, self.groups(h), inverse)
     return tf.concat([kept, changed], axis=-1)
 
   def network_in_its_precision(self) -> contextlib.AbstractContextManager:
@@ -220,7 +228,8 @@ class AffineCoupling(_Coupling):
 
     Raises:
       TypeError: if `network` is not a Keras layer.
-      ValueError: on first use or `build`, if it does not fit the data, or holds state that a call changes.
+      ValueError: if `event_ndims` is not as above; on first use or `build`, if `network` does not fit the data, or has
+        state that a call changes.
     """
     parameters = dict(locals())
     super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
@@ -278,7 +287,8 @@ class AdditiveCoupling(_Coupling):
 
     Raises:
       TypeError: if `network` is not a Keras layer.
-      ValueError: on first use or `build`, if it does not fit the data, or holds state that a call changes.
+      ValueError: if `event_ndims` is not as above; on first use or `build`, if `network` does not fit the data, or has
+        state that a call changes.
     """
     parameters = dict(locals())
     super().__init__(network, event_ndims, dtype, validate_args, parameters, name)

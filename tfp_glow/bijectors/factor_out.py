@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tfp_glow._core import precision
 from tfp_glow._core.numerics import bounded, log_scale_of, within_reach
+from tfp_glow._core.validation import check_bools, check_counts
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.networks.glow import ZeroConv2D, border_response
 
@@ -129,16 +130,19 @@ class TopPrior(OnePassBijector):
       name: Python `str`.
 
     Raises:
-      ValueError: if `event_shape` is not `[H, W, C]`, all of it known.
+      ValueError: if `event_shape` is not `[H, W, C]`, all of it known, or another argument not as above.
     """
     parameters = dict(locals())
+    check_bools(learn_top=learn_top)
+    if num_classes is not None:
+      check_counts(num_classes=num_classes)
     event_shape = tf.TensorShape(event_shape)
     if event_shape.rank != 3 or not event_shape.is_fully_defined():
       raise ValueError(f"`event_shape` must be [H, W, C], all of it known. Received: {event_shape}")
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self.learn_top = learn_top
-    self._num_classes = num_classes
+    self._num_classes = None if num_classes is None else int(num_classes)
     outputs = 2 * event_shape[-1]
     add = lambda key, *shape: self._add_variable(key, tf.zeros(shape, self.dtype))
     if learn_top:

@@ -36,6 +36,9 @@ class GlowBijector(WholeFlow):
   All latents are standard normal where the model is right. The vector holds them one after the other, the first to
   leave first and the top last; `split_latent` gives them back as images.
 
+  `log_prob` of a `tfd.TransformedDistribution` is one pass, and within `tfp_glow.Chain`, too. Within `tfb.Chain` it may
+  take two, `experimental_sample_and_log_prob` three.
+
   #### Example
 
   ```python
@@ -177,13 +180,16 @@ class GlowBijector(WholeFlow):
     return leaving + [tf.TensorShape(self._block_shapes[-1])]
 
   def _forward_and_log_det(self, x, labels=None):
+    return self._decode(x, labels, lambda block, y: block._forward_and_log_det(y))
+
+  def _decode(self, x, labels, run_block):
     *parts, top = self.split_latent(x)
     y, log_det = self.top._forward_and_log_det(top, labels)
     for block, noise in zip(reversed(range(len(self.blocks))), [None] + parts[::-1]):
       if noise is not None:
         y, log_det_split = self.splits[block].merge(y, noise)
         log_det += log_det_split
-      y, log_det_steps = self.blocks[block]._forward_and_log_det(y)
+      y, log_det_steps = run_block(self.blocks[block], y)
       y, _ = self._squeeze._forward_and_log_det(y)
       log_det += log_det_steps
     return y, log_det
@@ -193,8 +199,10 @@ class GlowBijector(WholeFlow):
 
   def _initialize(self, y):
     """Block after block; the top prior keeps its values, whatever the labels."""
-    labels = None if self.top.num_classes is None else tf.zeros(tf.shape(y)[:1], tf.int32)
-    return self._encode(y, labels, lambda block, y: (block._initialize(y), 0.))[0]
+    return self._encode(y, self.any_condition(y).get("labels"), lambda block, y: (block._initialize(y), 0.))[0]
+
+  def _initialize_back(self, x):
+    return self._decode(x, self.any_condition(x).get("labels"), lambda block, y: (block._initialize_back(y), 0.))[0]
 
   def _walk(self, y, labels=None):
     for index, block in enumerate(self.blocks):

@@ -76,6 +76,11 @@ class GlowStep(OnePassBijector):
       y = bijector._initialize(y)
     return y
 
+  def _initialize_back(self, x):
+    for bijector in (self.coupling, self.permutation, self.actnorm):
+      x = bijector._initialize_back(x)
+    return x
+
 
 class _FusedStep(Step):
   """Actnorm and permutation as one product of `Halves`, for all steps at once, beside the step of the coupling."""

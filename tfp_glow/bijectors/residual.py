@@ -133,7 +133,7 @@ class InvertibleResidualBlock(OnePassBijector):
 
   @property
   def argument_names(self) -> frozenset[str]:
-    return frozenset({"training", "needs_log_det"})
+    return frozenset({"training"})
 
   @property
   def log_det_estimator(self) -> str | None:
@@ -194,10 +194,17 @@ class InvertibleResidualBlock(OnePassBijector):
     return y, -self._residual(y, weights, training)[1] if needs_log_det else tf.zeros(tf.shape(x)[:1], x.dtype)
 
   def _initialize(self, y):
-    self.build(y.shape[1:])
+    self._measure_norms(y)
+    return y + self._branch(y, self._weights(y))
+
+  def _initialize_back(self, x):
+    self._measure_norms(x)
+    return self._forward_and_log_det(x, needs_log_det=False)[0]
+
+  def _measure_norms(self, values):
+    self.build(values.shape[1:])
     for layer in lipschitz.constrained_layers(self.network):
       layer.update_spectral_norm()
-    return y + self._branch(y, self._weights(y))
 
   def _weights(self, y):
     self.build(y.shape[1:])

@@ -63,11 +63,10 @@ class Scan(OnePassBijector):
     self._gradient = gradient
     make = lambda k: _make(make_step, k, self._event_shapes[True], self.dtype)
     # The first step serves as the template: run with slices of the stacks in place of its own variables, which are
-    # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them.
-    self._template = _compat.untracked(self, make(0))
-    self._step = _compat.untracked(self, step_of(self._template))
-    self._template_variables = _compat.untracked(self, self._template._keras_variables())
-    draw = lambda k: redraw(self._template) if redraw else _values_of(make(k), k, self._template)
+    # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them: they do not look into a `Step`.
+    self._step = step_of(make(0))
+    self._template_variables = _compat.untracked(self, self.template._keras_variables())
+    draw = lambda k: redraw(self.template) if redraw else _values_of(make(k), k, self.template)
     arrays = [np.repeat(variable.numpy()[np.newaxis], num_steps, axis=0) for variable in self._template_variables]
     for k in range(1, num_steps):
       for array, value in zip(arrays, draw(k)):
@@ -77,20 +76,29 @@ class Scan(OnePassBijector):
         for variable, array in zip(self._template_variables, arrays)])
 
   _passes_arguments_on = True
-  _TF_MODULE_IGNORED_PROPERTIES = OnePassBijector._TF_MODULE_IGNORED_PROPERTIES.union(("_template",))
 
   def stacked(self, variable: keras.Variable) -> keras.Variable:
     """The parameter `[K, ...]` of all steps that stands in for a variable of the template step.
 
     Args:
       variable: `keras.Variable` of `template`.
+
+    Returns:
+      `keras.Variable` `[K, ...]`.
+
+    Raises:
+      ValueError: if it is another variable.
     """
-    return next(stack for own, stack in zip(self._template_variables, self._stacks) if own is variable)
+    for own, stack in zip(self._template_variables, self._stacks):
+      if own is variable:
+        return stack
+    raise ValueError(f"`variable` must be a `keras.Variable` of the `template` of `{self.name}`. "
+                     f"Received: {variable!r}")
 
   @property
   def template(self) -> OnePassBijector:
     """The step that is traced. The values of its own variables mean nothing; see `stacked`."""
-    return self._template
+    return self._step.bijector
 
   @property
   def num_steps(self) -> int:
@@ -99,26 +107,26 @@ class Scan(OnePassBijector):
 
   @property
   def is_stochastic(self) -> bool:
-    return self._template.is_stochastic
+    return self.template.is_stochastic
 
   @property
   def has_costly_log_det(self) -> bool:
-    return self._template.has_costly_log_det
+    return self.template.has_costly_log_det
 
   @property
   def argument_names(self) -> frozenset[str]:
-    return self._template.argument_names
+    return self.template.argument_names
 
   @property
   def num_classes(self) -> int | None:
-    return self._template.num_classes
+    return self.template.num_classes
 
   def _depends_on_variables_only(self):
-    return self._template.can_be_recalled
+    return self.template.can_be_recalled
 
   @property
   def log_det_estimator(self) -> str | None:
-    return self._template.log_det_estimator
+    return self.template.log_det_estimator
 
   def _forward_and_log_det(self, x, **kwargs):
     return self._run(x, False, kwargs)
@@ -186,7 +194,7 @@ class Scan(OnePassBijector):
     return tf.nest.flatten(d_inputs) + d_stacks
 
   def _variables_of_update(self):
-    return [self.stacked(variable) for variable in self._template._variables_of_update()]
+    return [self.stacked(variable) for variable in self.template._variables_of_update()]
 
   def _update(self):
     variables = self._variables_of_update()
@@ -195,7 +203,7 @@ class Scan(OnePassBijector):
 
     def step(values):
       with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
-        return (), self._template._update()
+        return (), self.template._update()
 
     values_of = lambda stacks: [tf.convert_to_tensor(stack.value) for stack in stacks]
     return self._repeat(step, (), values_of(self._stacks), values_of(variables), True)[1]
@@ -248,7 +256,7 @@ class Scan(OnePassBijector):
   def _walk(self, y, **kwargs):
     for k, values in enumerate(self._rows()):
       with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
-        for name, y, log_det in self._template._walk(y, **kwargs):
+        for name, y, log_det in self.template._walk(y, **kwargs):
           yield f"{self.name}, step of flow {k}, {name}", y, log_det
 
   def _rows(self):
@@ -256,24 +264,30 @@ class Scan(OnePassBijector):
     return zip(*(tf.unstack(stack.value) for stack in self._stacks))
 
   def _initialize(self, y):
+    return self._initialize_steps(y, self.template._initialize, first_to_last=True)
+
+  def _initialize_back(self, x):
+    return self._initialize_steps(x, self.template._initialize_back, first_to_last=False)
+
+  def _initialize_steps(self, values, initialize, first_to_last):
     """Step after step, with the template as the workbench."""
 
-    def initialize_step(y, values):
-      for variable, value in zip(self._template_variables, values):
+    def initialize_step(values, row):
+      for variable, value in zip(self._template_variables, row):
         variable.assign(value)
-      y = self._template._initialize(y)
-      return y, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
+      values = initialize(values)
+      return values, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
 
     # Traced once: to run all operations of all steps one by one would take longer. A concrete function, as TensorFlow
     # would take those of several flows for one that is traced again and again, and warn.
-    function, rows = None, []
-    for values in self._rows():
-      function = function or tf.function(initialize_step, autograph=False).get_concrete_function(y, list(values))
-      y, row = function(y, list(values))
+    function, rows, order = None, [], slice(None, None, 1 if first_to_last else -1)
+    for row in list(self._rows())[order]:
+      function = function or tf.function(initialize_step, autograph=False).get_concrete_function(values, list(row))
+      values, row = function(values, list(row))
       rows.append(row)
-    for stack, *column in zip(self._stacks, *rows):
+    for stack, *column in zip(self._stacks, *rows[order]):
       stack.assign(tf.stack(column))
-    return y
+    return values
 
 
 def _make(make_step, k, event_shape, dtype):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfp_glow._core.validation import check_counts
 from tfp_glow.bijectors.base import OnePassBijector
 
 
@@ -31,9 +32,8 @@ class Squeeze(OnePassBijector):
       ValueError: if `block_size` is not a positive `int`.
     """
     parameters = dict(locals())
-    if not isinstance(block_size, int) or block_size < 1:
-      raise ValueError(f"`block_size` must be a positive `int`. Received: {block_size!r}")
-    self._block_size = block_size
+    check_counts(block_size=block_size)
+    self._block_size = int(block_size)
     super().__init__(forward_event_shape=[None] * 3, inverse_event_shape=[None] * 3, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
 

@@ -21,6 +21,11 @@ class Step:
     self._bijector = bijector
 
   @property
+  def bijector(self):
+    """The `OnePassBijector`."""
+    return self._bijector
+
+  @property
   def variables(self):
     """The `keras.Variable`s that `apply` reads by itself."""
     return self._bijector._keras_variables()

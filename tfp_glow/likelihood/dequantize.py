@@ -39,7 +39,11 @@ def dequantize(images: tf.Tensor | np.ndarray, num_bits: int, noise: float | tf.
 
   Returns:
     Tensor of the shape of `images`, in `[-1/2, 1/2)`.
+
+  Raises:
+    ValueError: if `num_bits` is not as above.
   """
+  check_num_bits(num_bits)
   levels = tf.floor(tf.cast(images, dtype) / 2.**(8 - num_bits))
   return (levels + tf.cast(noise, dtype)) / 2.**num_bits - 0.5
 
@@ -54,7 +58,11 @@ def quantize(values: tf.Tensor | np.ndarray, num_bits: int) -> tf.Tensor:
   Returns:
     uint8 tensor of the shape of `values`: with fewer than 8 bits, multiples of `2 ** (8 - num_bits)`; and 255, as in
     the original, where a value lies beyond the brightest bin.
+
+  Raises:
+    ValueError: if `num_bits` is not as above.
   """
+  check_num_bits(num_bits)
   levels = tf.floor((values + 0.5) * 2.**num_bits)
   return tf.cast(tf.clip_by_value(levels * 2.**(8 - num_bits), 0., 255.), tf.uint8)
 
@@ -104,11 +112,16 @@ def discrete_log_prob(log_prob: tf.Tensor | np.ndarray, num_dims: int, num_bits:
   Args:
     log_prob: Tensor, nats.
     num_dims: Number of values in an image.
-    num_bits: Python `int`, or `None` for continuous data, which keeps its log-density.
+    num_bits: Python `int`, 1 .. 8, or `None` for continuous data, which keeps its log-density.
 
   Returns:
     Tensor of the shape of `log_prob`, nats.
+
+  Raises:
+    ValueError: if `num_bits` is not as above.
   """
+  if num_bits is not None:
+    check_num_bits(num_bits)
   return log_prob if num_bits is None else log_prob - num_dims * num_bits * math.log(2.)
 
 

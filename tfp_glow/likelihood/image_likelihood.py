@@ -147,10 +147,7 @@ class ImageLikelihood:
 
   def decode(self, z, labels=None):
     """Images `[N] + event_shape` of latents `z`."""
-    flow, condition = self._checked_flow(), self.spec.condition(labels)
-    if "needs_log_det" in flow.argument_names:
-      condition["needs_log_det"] = False
-    return self.to_images(flow.forward_and_log_det(z, **condition)[0])
+    return self.to_images(self._checked_flow().forward(z, **self.spec.condition(labels)))
 
   def _checked_flow(self):
     if self._flow is None:

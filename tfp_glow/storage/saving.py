@@ -264,9 +264,7 @@ def _subclasses(cls):
 
 def _name_of(cls):
   """The name of a class in a file, `None` if it has none."""
-  # TFP makes an instance of, say, the base class `_Chain` of `Chain` where a part of it is no `CompositeTensor`.
-  return next((name for name, public in _classes().items()
-               if public is cls or f"_{public.__name__}" == cls.__name__ and issubclass(public, cls)), None)
+  return next((name for name, public in _classes().items() if cls in (public, _compat.class_made_of(public))), None)
 
 
 def _not_to_be_found(config):

@@ -79,8 +79,7 @@ class FlowModel(KeptInFiles):
     """
     distribution = with_standard_normal(distribution)
     likelihood = ImageLikelihood(distribution, num_bits)
-    if not validation.is_int(seed, 0, 2**31):
-      raise ValueError(f"`seed` must be an `int` of at least 0 and below 2**31. Received: {seed!r}")
+    validation.check_counts(least=0, below=2**31, seed=seed)
     weight_y = batches.checked_weight_y(weight_y, likelihood)
     likelihood.build()
     if not distribution.trainable_variables:
@@ -108,6 +107,11 @@ class FlowModel(KeptInFiles):
   def num_bits(self) -> int | None:
     """Bits kept of uint8 images, `None` for continuous data."""
     return self._likelihood.spec.num_bits
+
+  @property
+  def num_classes(self) -> int | None:
+    """Number of classes that labels tell apart, `None` where the model takes no labels."""
+    return self._likelihood.spec.num_classes
 
   def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
     """As `keras.Model.compile`; the loss is fixed.
@@ -144,7 +148,10 @@ class FlowModel(KeptInFiles):
     self._compile_options = options
 
   def adapt(self, data: Any) -> None:
-    """Data-dependent initialisation from one batch: of the distribution's bijector, or of the parts of its `tfb.Chain`.
+    """Data-dependent initialisation from one batch, of all flows in the distribution, wherever they are.
+
+    They may be parts of compositions, lie one behind the other, or be components of a mixture, which all get the same
+    data.
 
     With several workers all must call it, each with a batch of its own or with the same one; the result is the chief's.
 
@@ -153,7 +160,8 @@ class FlowModel(KeptInFiles):
         first batch is put together from the shares of all workers.
 
     Raises:
-      ValueError: if `data` is empty, or holds NaN or infinite values.
+      TypeError: if `data` are not images of the dtype that the model takes.
+      ValueError: if `data` is empty, does not fit, or holds NaN or infinite values.
     """
     with self.distribute_strategy.scope():
       batch = batches.first_batch(data, name="data")[0] if isinstance(data, _DATASETS) else data

@@ -120,7 +120,7 @@ def trace_outside(function, specs):
 
 
 def _function(function):
-  return tf.function(function, autograph=False, experimental_attributes={"_noinline": True})
+  return _compat.function_of_its_own(function)
 
 
 class _AnyReplica(tf.distribute.ReplicaContext):

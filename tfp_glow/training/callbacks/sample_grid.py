@@ -77,7 +77,7 @@ class SampleGrid(Picture):
             for temperature in self._temperatures for label in self._classes()]
 
   def _classes(self):
-    num_classes = getattr(getattr(self.model.distribution, "bijector", None), "num_classes", None)
     if self._labels is not None:
       return self._labels
+    num_classes = self.model.num_classes
     return [None] if num_classes is None else range(min(num_classes, _MAX_CLASSES))

@@ -3,7 +3,9 @@
 The device is emulated: it rounds float32 operands to 10 bits (TensorFloat-32).
 """
 
+import contextlib
 import functools
+import threading
 
 import keras
 import numpy as np
@@ -17,6 +19,7 @@ from bijector_cases import perturb
 import tfp_glow
 from tfp_glow import dequantize, evaluation, latent
 from tfp_glow._core import precision
+from tfp_glow.bijectors.factor_out import FactorOut
 
 tfd = tfp.distributions
 
@@ -300,6 +303,48 @@ def test_networks_within_networks(policy):
   expected = exact.inverse(y)
   np.testing.assert_allclose(lower.inverse(y), expected, rtol=1e-6)
   assert np.abs(lower.inverse(y, training=True) - expected).max() > 1e-4
+
+
+@contextlib.contextmanager
+def another_thread_that_samples():
+  """Or does anything else that needs TensorFlow's switch to be off as long as it takes."""
+  is_off, is_done = threading.Event(), threading.Event()
+
+  def sample():
+    with precision.switched_off():
+      is_off.set()
+      is_done.wait()
+
+  thread = threading.Thread(target=sample)
+  thread.start()
+  try:
+    is_off.wait()
+    yield
+  finally:
+    is_done.set()
+    thread.join()
+
+
+@pytest.mark.parametrize("mode", ["eager", "function"])
+def test_training_that_begins_while_the_switch_is_off_goes_on_when_it_is_on(mode, monkeypatch):
+  """The Gaussians of splits, and their gradients, are float32's all the same; on a machine with such a card."""
+  monkeypatch.setattr(precision, "_has_tensor_float_32", lambda: True)
+  split = FactorOut((4, 4, 8))
+  perturb(split, scale=0.1)
+  y = tf.constant(np.random.default_rng(0).standard_normal([2, 4, 4, 8]), tf.float32)
+
+  def value_and_gradients(meanwhile):
+    with tf.GradientTape() as tape:
+      tape.watch(y)
+      with meanwhile:
+        x, log_det = split.inverse_and_log_det(y, training=True)
+    return x, log_det, *tape.gradient([x, log_det], [y, *split.trainable_variables])
+
+  expected = value_and_gradients(contextlib.nullcontext())
+  with tf32.emulated():
+    found = COMPILED[mode](lambda: value_and_gradients(another_thread_that_samples()))()
+  for a, b in zip(found, expected):
+    np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow

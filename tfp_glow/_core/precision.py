@@ -53,7 +53,8 @@ def of_evaluation(is_training):
   if mode() is not None:
     yield
   elif is_training:
-    with entered(Mode(True, _device_rounds())):
+    # Another thread may have the switch off now, and no longer when this goes on, or when its graph runs.
+    with entered(Mode(True, _may_round())):
       yield
   else:
     with full():
@@ -83,7 +84,7 @@ def full():
 @contextlib.contextmanager
 def for_other_processes():
   """For what is traced to be run elsewhere, where TensorFlow's switch may be as it likes: on devices as those here."""
-  with entered(Mode(False, _device_rounds() or _has_tensor_float_32())):
+  with entered(Mode(False, _may_round())):
     yield
 
 
@@ -142,7 +143,12 @@ def _products_are_rounded():
   """Whether products in what this thread now computes, or traces for later, may lose bits."""
   # A graph may run when the switch is on again, unless whoever runs it sees to that.
   is_for_later = tf.inside_function() and not getattr(_this_thread, "num_holds", 0)
-  return _device_rounds() or is_for_later and _has_tensor_float_32()
+  return _may_round() if is_for_later else _device_rounds()
+
+
+def _may_round():
+  """Whether products of float32 numbers lose bits here, or would with TensorFlow's switch on."""
+  return _has_tensor_float_32() or _device_rounds()
 
 
 def _device_rounds():

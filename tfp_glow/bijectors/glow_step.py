@@ -53,11 +53,22 @@ class GlowStep(OnePassBijector):
     self.coupling = self._add_child(coupling)
 
   def build(self, event_shape: Sequence[int] | tf.TensorShape) -> None:
-    """Builds the coupling's network for events of this shape."""
+    """Builds the coupling's network for events of this shape.
+
+    Args:
+      event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
+
+    Raises:
+      ValueError: if they do not fit it, see there.
+    """
     self.coupling.build(event_shape)
 
   def as_step(self) -> Step:
-    """See `step.step_of`."""
+    """See `step.step_of`.
+
+    Returns:
+      `Step`.
+    """
     return _FusedStep(self)
 
   def _forward_and_log_det(self, x):

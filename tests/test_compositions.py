@@ -186,6 +186,19 @@ def test_errors(make, error, match):
     make()
 
 
+@pytest.mark.parametrize("make, wanted", [
+    (lambda: tfp_glow.GlowBijector((4, 4, 1), 2, 5, 4, coupling="additive", name="inner"),
+     "<GlowBijector 'inner': output_shape=(4, 4, 1), num_glow_blocks=2, num_steps_per_block=5, num_hidden=4, "
+     "coupling='additive'; (4, 4, 1) to (16,), "),
+    (lambda: tfp_glow.ResidualFlowBijector((2, 2, 1), 2, 1, 4, num_dense_blocks=0),
+     "<ResidualFlowBijector 'residual_flow': output_shape=(2, 2, 1), num_scales=2, num_blocks_per_scale=1, "
+     "num_hidden=4, num_dense_blocks=0; (2, 2, 1) to (4,), ")])
+def test_repr_of_a_whole_flow_shows_its_size(make, wanted):
+  flow = make()
+  count = sum(int(np.prod(variable.shape)) for variable in flow.trainable_variables)
+  assert repr(flow) == f"{wanted}{count:,} parameters, float32>"
+
+
 def test_repr_names_the_parts():
   glow = tfp_glow.GlowBijector((2, 2, 2), 1, 1, 4, name="inner")
   chain = tfp_glow.Chain([tfb.Shift(0.5, name="centre"), tfp_glow.Invert(glow)])

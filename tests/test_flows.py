@@ -37,6 +37,17 @@ def test_flows_of_a_mixture_are_initialised():
     np.testing.assert_allclose(variable, expected, atol=1e-6)
 
 
+def test_a_flow_in_the_components_of_a_mixture_is_initialised():
+  glow, alone = _glow(0), _glow(0)
+  base = tfd.Independent(tfd.Normal(tf.Variable(np.zeros([3, 32], np.float32)), 1.), 1)
+  mixture = tfd.MixtureSameFamily(tfd.Categorical(logits=[0., 1., 2.]), tfd.TransformedDistribution(base, glow))
+  tfp_glow.FlowModel(mixture, num_bits=4).adapt(IMAGES)
+  tfp_glow.FlowModel(_transformed(alone), num_bits=4).adapt(IMAGES)
+  assert glow.initialized
+  for variable, expected in zip(glow.variables, alone.variables, strict=True):
+    np.testing.assert_allclose(variable, expected, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("compose", [
     lambda chain, invert, glow: chain([tfb.Scale(2.), glow]),

@@ -105,6 +105,16 @@ def test_networks_run_once_in_a_function(counted, operation):
   assert number_of(function, "Conv2D") == num_calls + splits
 
 
+def test_networks_are_compiled_once_by_xla(counted, monkeypatch):
+  _, distribution, _, num_calls = counted
+  x = tf.random.normal([3, *distribution.event_shape])
+  log_prob = lambda x: distribution.log_prob(x)
+  monkeypatch.setattr(tf, "numpy_function", lambda *args: None)  # XLA cannot call back, but its program can be read.
+  program = tf.function(log_prob, jit_compile=True).experimental_get_compiler_ir(x)(stage="hlo")
+  splits = sum(isinstance(part, tfp_glow.FactorOut) for part in distribution.bijector.submodules)
+  assert program.count(" convolution(") == num_calls + splits
+
+
 @pytest.mark.parametrize("operation, most", [("log_prob", 2), ("sample", 1), ("sample_and_log_prob", 3),
                                              ("gradients", 4)])
 @pytest.mark.parametrize("mode", ["eager", pytest.param("function", marks=pytest.mark.slow)])

@@ -1,5 +1,6 @@
 """The reference: what it has to say of each public name, and that it is built without a warning."""
 
+import ast
 import html
 import importlib.util
 import inspect
@@ -7,6 +8,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import textwrap
 import types
 
 import pytest
@@ -38,17 +40,43 @@ def _documented(text):
   return re.findall(r"^  \**(\w+): ", section[1], re.M) if section else []
 
 
+def _functions(value):
+  """A function, or the public ones of a class, but for those that leave it to what they override."""
+  if inspect.isfunction(value):
+    return [value]
+  is_public = lambda key: key == "__init__" or not key.startswith("_")
+  return [function for cls in value.__mro__ if _is_own(cls) for key, function in vars(cls).items()
+          if inspect.isfunction(function) and is_public(key) and not _leaves_it_to_another(cls, key, function)]
+
+
+def _is_own(cls):
+  return cls.__module__.startswith("tfp_glow.")
+
+
+def _leaves_it_to_another(cls, key, function):
+  """Of this package's, with no docstring; or of TFP's or Keras', with no sections in it."""
+  overridden = [base for base in cls.__mro__[1:] if hasattr(base, key)]
+  is_foreign = any(not _is_own(base) for base in overridden)
+  return bool(overridden) and (not function.__doc__ or is_foreign and "Args:" not in function.__doc__)
+
+
 @pytest.mark.parametrize("name", sorted(NAMES))
 def test_docstrings_describe_all_arguments(name):
-  value = NAMES[name]
-  assert value.__doc__, name
-  functions = [value] if inspect.isfunction(value) else [
-      function for key, function in vars(value).items() if inspect.isfunction(function)
-      and (key == "__init__" or not key.startswith("_")) and "Args:" in (function.__doc__ or "")]
-  for function in functions:
+  assert NAMES[name].__doc__, name
+  for function in _functions(NAMES[name]):
     arguments = [argument for argument in inspect.signature(function).parameters if argument != "self"]
-    documented = _documented(function.__doc__)
-    assert not documented or documented == arguments, function
+    assert _documented(function.__doc__ or "") == arguments, function
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_docstrings_say_what_is_returned_and_raised(name):
+  for function in _functions(NAMES[name]):
+    source = ast.parse(textwrap.dedent(inspect.getsource(function)))
+    returns = any(isinstance(node, (ast.Return, ast.Yield, ast.YieldFrom)) and node.value is not None
+                  for node in ast.walk(source))
+    assert not returns or re.search("^ *(Returns|Yields):\n", function.__doc__, re.M), function
+    raises = any(isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) for node in ast.walk(source))
+    assert not raises or re.search("^ *Raises:\n", function.__doc__, re.M), function
 
 
 def test_layouts_of_docstrings(monkeypatch):

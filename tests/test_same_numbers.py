@@ -78,6 +78,8 @@ def _cases():
       yield name, tapes, "eager"
   for name in ("glow", "tfb_chain", "tfb_inverts"):
     yield name, under_a_persistent_tape, "function"
+  for tapes in (plain, under_one_tape, under_two_tapes):
+    yield "tfb_chain", tapes, "function"
   for name in ("glow", "tfb_chain"):
     yield name, plain, "xla"
 

@@ -243,11 +243,25 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     return all(id(v) in known for v in self.variables) and self._depends_on_variables_only()
 
   def any_condition(self, values: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Conditioning for a batch `values` `[N, ...]` for which no other is at hand: class 0, where there are classes."""
+    """Conditioning for a batch `values` `[N, ...]` for which no other is at hand: class 0, where there are classes.
+
+    Args:
+      values: Tensor `[N, ...]`.
+
+    Returns:
+      Dict of keyword arguments of a call.
+    """
     return {} if self.num_classes is None else {"labels": tf.zeros(tf.shape(values)[:1], tf.int32)}
 
   def event_shape_of(self, inverse: bool) -> tf.TensorShape:
-    """Shape of one event given to `inverse`, or else to `forward`, as far as it is fixed."""
+    """Shape of one event given to `inverse`, or else to `forward`, as far as it is fixed.
+
+    Args:
+      inverse: Python `bool`: the side that `inverse` is given, which is that of data; else that of latents.
+
+    Returns:
+      `tf.TensorShape`, with `None` where any size will do.
+    """
     return self._event_shapes[inverse]
 
   @property
@@ -295,7 +309,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     return super().inverse_dtype(*args, **kwargs)
 
   def keep_last(self, weights: Any) -> None:
-    """Keeps a reference to what `recall` compares the weights with; the pass before is recalled no more."""
+    """Keeps a reference to what `recall` compares the weights with; the pass before is recalled no more.
+
+    Args:
+      weights: What has a method `forget`, or `None`.
+    """
     before = None if self._last_weights is None else self._last_weights()
     if before is not None:
       before.forget()

@@ -79,6 +79,10 @@ class InvertibleConv1x1(OnePassBijector):
     Args:
       value: Callable, from a variable of this bijector to its value.
       inverse: Python `bool`: the matrix of `inverse`, which is `W`, or that of `forward`, which is `W^-1`.
+
+    Returns:
+      matrix: Tensor `[..., C, C]`.
+      log_det: Tensor `[...]`.
     """
     # In float64: more exact, and faster on CPUs (see `networks.glow.border_response`).
     lower, upper, log_scale, permutation, sign = (

@@ -43,11 +43,34 @@ class _Coupling(OnePassBijector):
       self._adopt(network.variables)
 
   def transform(self, inputs, parameters, inverse):
-    """The second half, changed with the network's outputs, a tensor for each group; and the log-det of that."""
+    """The second half, changed with the network's outputs, a tensor for each group; and the log-det of that.
+
+    Args:
+      inputs: Tensor `[N, ..., C - C // 2]`.
+      parameters: List of tensors of this shape, one for each of `offsets`.
+      inverse: Python `bool`, the direction.
+
+    Returns:
+      outputs: Tensor of the shape of `inputs`.
+      log_det: Tensor `[N]` or a scalar.
+    """
     raise NotImplementedError
 
   def undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
-    """From what `transform` returned, and the gradients of that: its inputs, and the gradients of its arguments."""
+    """From what `transform` returned, and the gradients of that: its inputs, and the gradients of its arguments.
+
+    Args:
+      outputs: Tensor `[N, ..., C - C // 2]`, as `transform` returned it.
+      parameters: What `transform` was given.
+      d_outputs: The gradient with respect to `outputs`.
+      d_log_det: The gradient with respect to the log-det, `[N]`.
+      inverse: Python `bool`, the direction of `transform`.
+
+    Returns:
+      inputs: Tensor of the shape of `outputs`.
+      d_inputs: The gradient with respect to it.
+      d_parameters: List of the gradients with respect to `parameters`.
+    """
     raise NotImplementedError
 
   def build(self, event_shape: Sequence[int] | tf.TensorShape) -> None:
@@ -83,7 +106,11 @@ class _Coupling(OnePassBijector):
     self.lower_layers = _compat.untracked(self, building.lower_layers_of(self.network, self.dtype))
 
   def as_step(self) -> Step:
-    """See `step.step_of`."""
+    """See `step.step_of`.
+
+    Returns:
+      `Step`.
+    """
     return _CouplingStep(self)
 
   def _forward_and_log_det(self, x):
@@ -107,11 +134,22 @@ class _Coupling(OnePassBijector):
     return tf.concat([kept, changed], axis=-1)
 
   def network_in_its_precision(self) -> contextlib.AbstractContextManager:
-    """A context for calls of the network: it computes in the dtype of the coupling, unless in training."""
+    """A context for calls of the network: it computes in the dtype of the coupling, unless in training.
+
+    Returns:
+      Context manager.
+    """
     return building.computing_in_full(self.lower_layers, self.dtype)
 
   def groups(self, h: tf.Tensor) -> list[tf.Tensor]:
-    """The network's outputs as it orders them, taken apart."""
+    """The network's outputs as it orders them, taken apart.
+
+    Args:
+      h: Tensor `[..., number of outputs]`.
+
+    Returns:
+      List of tensors, each with a channel for each of those that change.
+    """
     h = tf.cast(h, self.dtype)
     return [h[..., i::len(self.offsets)] + offset for i, offset in enumerate(self.offsets)]
 

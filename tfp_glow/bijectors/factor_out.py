@@ -82,13 +82,31 @@ class FactorOut(OnePassBijector):
     return tf.concat([kept, noise], axis=-1), log_det
 
   def split(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`inverse`, with its two halves apart: what stays, what leaves, and the log-det."""
+    """`inverse`, with its two halves apart: what stays, what leaves, and the log-det.
+
+    Args:
+      y: Tensor `[N, H, W, C]`.
+
+    Returns:
+      kept: Tensor `[N, H, W, C // 2]`.
+      noise: Tensor of the same shape, what leaves.
+      log_det: Tensor `[N]`.
+    """
     kept, leaving = tf.split(y, 2, axis=-1)
     noise, log_det = _whiten(leaving, *self._gaussian(kept))
     return kept, noise, log_det
 
   def merge(self, kept: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-    """`forward` of the two halves: value and log-det."""
+    """`forward` of the two halves: value and log-det.
+
+    Args:
+      kept: Tensor `[N, H, W, C // 2]`.
+      noise: Tensor of the same shape.
+
+    Returns:
+      y: Tensor `[N, H, W, C]`.
+      log_det: Tensor `[N]`.
+    """
     leaving, log_det = _color(noise, *self._gaussian(kept))
     return tf.concat([kept, leaving], axis=-1), log_det
 

@@ -102,11 +102,11 @@ class GlowBijector(WholeFlow):
     self._squeeze = self._add_child(Squeeze(dtype=self.dtype))
     self._num_steps_per_block = num_steps_per_block
     self._block_shapes = _compat.untracked(self, _block_shapes((height, width, channels), num_glow_blocks))
-    seeds = _Seeds(seed)
+    rng = numerics.generator(seed)
     self.blocks = []
     self.splits = []
     for block, event_shape in enumerate(self._block_shapes):
-      make_step, redraw = _step_maker(event_shape[-1], _COUPLINGS[coupling], permutation, network_fn, num_hidden, seeds,
+      make_step, redraw = _step_maker(event_shape[-1], _COUPLINGS[coupling], permutation, network_fn, num_hidden, rng,
                                       self.dtype)
       self.blocks.append(self._add_child(
           Scan(make_step, num_steps_per_block, event_shape, gradient, redraw, self.dtype, name=f"block{block}")))
@@ -228,43 +228,34 @@ class GlowBijector(WholeFlow):
     return self.join_latent(parts + [top]), log_det + log_det_top
 
 
-class _Seeds:
-  """An endless row of seeds from one; of `None`s from `None`."""
-
-  def __init__(self, seed):
-    self._rng = None if seed is None else np.random.default_rng(seed)
-
-  def next(self):
-    return None if self._rng is None else int(self._rng.integers(2**30))
-
-
-def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, seeds, dtype):
+def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, rng, dtype):
   """The `make_step` and the `redraw` of a block (see `Scan`)."""
   num_changed = num_channels - num_channels // 2
   num_outputs = 2 * num_changed if coupling is AffineCoupling else num_changed
+  draw_seed = lambda: int(rng.integers(2**30))
 
   def make_network():
     if network_fn is not None:
       return network_fn(num_outputs)
-    return CouplingNetwork(num_outputs, num_hidden, num_outputs // num_changed, seeds.next(),
-                                    dtype=_network_policy(dtype), name="network")
+    return CouplingNetwork(num_outputs, num_hidden, num_outputs // num_changed, draw_seed(),
+                           dtype=_network_policy(dtype), name="network")
 
   def draw_indices():
     if permutation == "reverse":
       return np.arange(num_channels)[::-1]
-    return numerics.generator(seeds.next()).permutation(num_channels)
+    return numerics.generator(draw_seed()).permutation(num_channels)
 
   def make_step(k):
     del k
-    permute = (InvertibleConv1x1(num_channels, seeds.next(), dtype=dtype) if permutation == "conv1x1" else
+    permute = (InvertibleConv1x1(num_channels, draw_seed(), dtype=dtype) if permutation == "conv1x1" else
                ChannelPermutation(draw_indices(), dtype=dtype))
     return GlowStep(ActNorm(num_channels, dtype=dtype), permute, coupling(make_network(), dtype=dtype))
 
   def redraw(step):
     values = {"indices": draw_indices()} if permutation != "conv1x1" else lu_factors(
-        random_rotation(num_channels, seeds.next()), num_channels)
+        random_rotation(num_channels, draw_seed()), num_channels)
     drawn = [(getattr(step.permutation, key), value) for key, value in values.items()]
-    drawn = {id(variable): value for variable, value in drawn + step.coupling.network.redraw(seeds.next())}
+    drawn = {id(variable): value for variable, value in drawn + step.coupling.network.redraw(draw_seed())}
     return [drawn.get(id(variable), np.zeros(variable.shape)) for variable in step._keras_variables()]
 
   return make_step, redraw if network_fn is None else None

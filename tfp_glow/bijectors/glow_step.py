@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import abc
 
 import tensorflow as tf
 
 from tfp_glow._core.numerics import log_scale_of
 from tfp_glow.bijectors.actnorm import ActNorm
-from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import num_positions
+from tfp_glow.bijectors.composition import Sequence
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.halves import HalvesMatrix
@@ -17,7 +17,7 @@ from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.step import Step
 
 
-class GlowStep(OnePassBijector):
+class GlowStep(Sequence):
   """One step of flow, of images or vectors; `inverse` is actnorm, then permutation, then coupling.
 
   Actnorm and permutation are one matrix product: `((y + b) * s) @ W = y @ (s W) + (b s) @ W`.
@@ -46,18 +46,29 @@ class GlowStep(OnePassBijector):
       raise ValueError("`actnorm`, `permutation` and `coupling` must have the same `event_ndims`. "
                        f"Received: {ranks}")
     event_shape = [None] * (ranks[0] - 1) + [actnorm.shift.shape[0]]
-    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=actnorm.dtype,
-                     validate_args=validate_args, parameters=parameters, name=name)
-    self.actnorm = self._add_child(actnorm)
-    self.permutation = self._add_child(permutation)
-    self.coupling = self._add_child(coupling)
+    super().__init__([actnorm, permutation, coupling], forward_event_shape=event_shape, inverse_event_shape=event_shape,
+                     dtype=actnorm.dtype, validate_args=validate_args, parameters=parameters, name=name)
+    self.actnorm = actnorm
+    self.permutation = permutation
+    self.coupling = coupling
 
-  def build(self, event_shape: Sequence[int] | tf.TensorShape) -> None:
-    """Builds the coupling's network for events of this shape."""
+  def build(self, event_shape: abc.Sequence[int] | tf.TensorShape) -> None:
+    """Builds the coupling's network for events of this shape.
+
+    Args:
+      event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
+
+    Raises:
+      ValueError: if they do not fit it, see there.
+    """
     self.coupling.build(event_shape)
 
   def as_step(self) -> Step:
-    """See `step.step_of`."""
+    """See `step.step_of`.
+
+    Returns:
+      `Step`.
+    """
     return _FusedStep(self)
 
   def _forward_and_log_det(self, x):
@@ -65,21 +76,6 @@ class GlowStep(OnePassBijector):
 
   def _inverse_and_log_det(self, y):
     return self.as_step().run(y, inverse=True)
-
-  def _walk(self, y):
-    for bijector in (self.actnorm, self.permutation, self.coupling):
-      for name, y, log_det in bijector._walk(y):
-        yield name, y, log_det
-
-  def _initialize(self, y):
-    for bijector in (self.actnorm, self.permutation, self.coupling):
-      y = bijector._initialize(y)
-    return y
-
-  def _initialize_back(self, x):
-    for bijector in (self.coupling, self.permutation, self.actnorm):
-      x = bijector._initialize_back(x)
-    return x
 
 
 class _FusedStep(Step):

@@ -45,7 +45,14 @@ class VariableOwner:
     return sum([child._keras_variables() for child in self._children], list(self._own_keras_variables))
 
   def copy(self, **override_parameters_kwargs):
-    """Not to be had: TFP's way, to call the constructor again, would lose the weights."""
+    """Not to be had: TFP's way, to call the constructor again, would lose the weights.
+
+    Args:
+      **override_parameters_kwargs: As TFP's.
+
+    Raises:
+      NotImplementedError: always.
+    """
     raise NotImplementedError(
         f"`{self.name}.copy` would have new weights in place of the present ones; make another bijector, and restore a "
         f"`tf.train.Checkpoint` into it. Received: {override_parameters_kwargs}")

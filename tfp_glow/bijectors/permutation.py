@@ -51,7 +51,16 @@ class ChannelPermutation(OnePassBijector):
     return tf.gather(y, self.indices.value, axis=-1), tf.zeros([], y.dtype)
 
   def matrix(self, value: Callable[[keras.Variable], tf.Tensor], inverse: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, 0."""
+    """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, 0.
+
+    Args:
+      value: Callable, from a variable of this bijector to its value.
+      inverse: Python `bool`: the matrix of `inverse`, or that of `forward`.
+
+    Returns:
+      matrix: Tensor `[..., C, C]`.
+      log_det: Tensor, 0.
+    """
     num_channels = self.indices.shape[-1]
     one_hot = tf.one_hot(value(self.indices), num_channels, dtype=self.dtype)
     return tf.linalg.matrix_transpose(one_hot) if inverse else one_hot, tf.zeros([], self.dtype)

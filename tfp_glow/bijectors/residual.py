@@ -146,6 +146,9 @@ class InvertibleResidualBlock(OnePassBijector):
 
     Args:
       seed: Python `int`.
+
+    Returns:
+      List of `(variable of this one, array)`.
     """
     rng = numerics.generator(seed)
     drawn = [pair for layer in lipschitz.constrained_layers(self.network)

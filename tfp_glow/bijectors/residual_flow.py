@@ -47,7 +47,14 @@ class ResidualStep(Sequence):
     self.actnorm = actnorm
 
   def build(self, event_shape: abc.Sequence[int] | tf.TensorShape) -> None:
-    """Builds the block's network for events of this shape."""
+    """Builds the block's network for events of this shape.
+
+    Args:
+      event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
+
+    Raises:
+      ValueError: if they do not fit it, see there.
+    """
     self.block.build(event_shape)
 
 

@@ -44,8 +44,8 @@ class ImageLikelihood:
   def build(self):
     """Has those bijectors make their variables that make them when they are first called."""
     if not getattr(getattr(self.distribution, "bijector", None), "built", False):
-      self.log_density(tf.zeros([1] + self.spec.event_shape.as_list(), self.spec.dtype),
-                       None if self.spec.num_classes is None else tf.zeros([1], tf.int32))
+      values = tf.zeros([1] + self.spec.event_shape.as_list(), self.spec.dtype)
+      self.log_density(values, **({} if self._flow is None else self._flow.any_condition(values)))
 
   @property
   def num_dims(self):

@@ -109,7 +109,17 @@ class ActNormConv2D(_Folding):
     return kernel, scale, shift * scale
 
   def run(self, inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """The layer, of what `fold` returned; the input's last channel is that of ones where the border is seen."""
+    """The layer, of what `fold` returned; the input's last channel is that of ones where the border is seen.
+
+    Args:
+      inputs: Tensor `[N, H, W, channels (+ 1)]`.
+      kernel: See `fold`.
+      scale: See `fold`.
+      bias: See `fold`.
+
+    Returns:
+      Tensor `[N, H, W, filters]`.
+    """
     return self._convolve(inputs, kernel, scale, bias, tf.nn.relu)
 
   def _convolve(self, inputs, kernel, scale, bias, activation):
@@ -124,7 +134,14 @@ class ActNormConv2D(_Folding):
     return self.run(self._with_ones(inputs), *self.fold())
 
   def initialize(self, inputs: tf.Tensor) -> tf.Tensor:
-    """Sets `shift` and `log_scale` from the batch `inputs`; returns the outputs."""
+    """Sets `shift` and `log_scale` from the batch `inputs`; returns the outputs.
+
+    Args:
+      inputs: Tensor `[N, H, W, channels]`.
+
+    Returns:
+      Tensor `[N, H, W, filters]`.
+    """
     weights = self._fold(value_of(self.kernel), tf.zeros_like(self.shift), tf.ones_like(self.shift))
     shift, log_scale = activation_statistics(self._convolve(self._with_ones(inputs), *weights, tf.identity))
     self.shift.assign(shift)
@@ -188,7 +205,17 @@ class ZeroConv2D(_Folding):
     return value(self.kernel), scale, additive_map + tf.cast(offset, additive_map.dtype)
 
   def run(self, inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, additive_map: tf.Tensor) -> tf.Tensor:
-    """The layer, of what `fold` returned."""
+    """The layer, of what `fold` returned.
+
+    Args:
+      inputs: Tensor `[N, H, W, channels]`.
+      kernel: See `fold`.
+      scale: See `fold`.
+      additive_map: See `fold`.
+
+    Returns:
+      Tensor `[N, H, W, filters]`.
+    """
     inputs, kernel, additive_map = self._cast(inputs, kernel * scale, additive_map)
     return conv2d(inputs, kernel) + additive_map
 
@@ -271,18 +298,43 @@ class CouplingNetwork(_Folding):
     self.last.build(hidden_shape)
 
   def redraw(self, seed: int | None) -> list[tuple[keras.Variable, np.ndarray]]:
-    """What another network like this, with another seed, starts from: `(own variable, array)`, zeros left out."""
+    """What another network like this, with another seed, starts from: `(own variable, array)`, zeros left out.
+
+    Args:
+      seed: Python `int`, or `None` for any.
+
+    Returns:
+      List of `(variable of this one, array)`.
+    """
     return [(layer.kernel, _draw_kernel(layer.kernel.shape, _part_of_seed(seed, i)))
             for i, layer in enumerate((self.first, self.second))]
 
   def fold(self, height: int | tf.Tensor, width: int | tf.Tensor,
            value: Callable[[keras.Variable], tf.Tensor] = value_of,
            offset: float | np.ndarray = 0.) -> tuple[tuple[tf.Tensor, ...], ...]:
-    """All that does not depend on the inputs, for `run`; arguments as in `ZeroConv2D.fold`."""
+    """All that does not depend on the inputs, for `run`; arguments as in `ZeroConv2D.fold`.
+
+    Args:
+      height: Height of the image.
+      width: Width of the image.
+      value: As in `ActNormConv2D.fold`.
+      offset: Array `[num_output_channels]`, added to the outputs.
+
+    Returns:
+      Tuple of what `fold` of each layer returns.
+    """
     return self.first.fold(value), self.second.fold(value), self.last.fold(height, width, value, offset)
 
   def run(self, inputs: tf.Tensor, weights: tuple[tuple[tf.Tensor, ...], ...]) -> tf.Tensor:
-    """The network, of what `fold` returned; the last channel of `inputs` is that of ones. Outputs: see `ZeroConv2D`."""
+    """The network, of what `fold` returned; the last channel of `inputs` is that of ones. Outputs: see `ZeroConv2D`.
+
+    Args:
+      inputs: Tensor `[N, H, W, channels + 1]`.
+      weights: What `fold` returned.
+
+    Returns:
+      Tensor `[N, H, W, num_output_channels]`.
+    """
     first, second, last = weights
     return self.last.run(self.second.run(self.first.run(within_reach(inputs), *first), *second), *last)
 
@@ -290,7 +342,14 @@ class CouplingNetwork(_Folding):
     return self.last(self.second(self.first(within_reach(inputs))))
 
   def initialize(self, inputs: tf.Tensor) -> tf.Tensor:
-    """Data-dependent initialisation, layer after layer, from the batch `inputs`; returns the outputs."""
+    """Data-dependent initialisation, layer after layer, from the batch `inputs`; returns the outputs.
+
+    Args:
+      inputs: Tensor `[N, H, W, channels]`.
+
+    Returns:
+      Tensor `[N, H, W, num_output_channels]`.
+    """
     return self.last(self.second.initialize(self.first.initialize(within_reach(inputs))))
 
   def compute_output_shape(self, input_shape):

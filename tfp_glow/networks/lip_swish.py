@@ -71,12 +71,26 @@ class LipSwish(keras.layers.Layer):
     self.beta = self.add_weight(name="beta", shape=(), initializer=keras.initializers.Constant(0.5))
 
   def fold(self) -> list[list[tf.Tensor]]:
-    """What `run` needs besides the inputs: factors of what goes in and of what comes out."""
+    """What `run` needs besides the inputs: factors of what goes in and of what comes out.
+
+    Returns:
+      before: List of scalar tensors.
+      after: List of scalar tensors.
+    """
     beta = tf.nn.softplus(value_of(self.beta))
     return [[beta], [1. / (_STEEPEST * beta)]]
 
   def run(self, inputs: tf.Tensor, before: list[tf.Tensor], after: list[tf.Tensor]) -> tf.Tensor:
-    """The layer, of what `fold` returned; either may be empty, where a neighbour sees to it."""
+    """The layer, of what `fold` returned; either may be empty, where a neighbour sees to it.
+
+    Args:
+      inputs: Tensor.
+      before: List of scalar tensors.
+      after: List of scalar tensors.
+
+    Returns:
+      Tensor of the shape of `inputs`.
+    """
     scale = lambda tensor, factors: tensor * tf.cast(factors[0], tensor.dtype) if factors else tensor
     return scale(_swish(scale(tf.cast(inputs, self.compute_dtype), before)), after)
 

@@ -70,7 +70,14 @@ class _Lipschitz(keras.layers.Layer):
       self.update_spectral_norm()
 
   def redraw(self, seed: int | None) -> list[tuple[keras.Variable, np.ndarray]]:
-    """What another layer like this, with another seed, starts from: `(variable of this one, array)`, `vectors` too."""
+    """What another layer like this, with another seed, starts from: `(variable of this one, array)`, `vectors` too.
+
+    Args:
+      seed: Python `int`, or `None` for any.
+
+    Returns:
+      List of `(variable of this one, array)`.
+    """
     rng = generator(seed)
     bound = 1. / math.sqrt(np.prod(self.kernel.shape[:-1]))
     drawn = [(variable, rng.uniform(-bound, bound, variable.shape)) for variable in (self.kernel, self.bias)]
@@ -82,11 +89,19 @@ class _Lipschitz(keras.layers.Layer):
     return not norms.has_formula(self.domain, self.codomain)
 
   def norm(self) -> tf.Tensor:
-    """The norm of the map before it is bounded, a scalar tensor."""
+    """The norm of the map before it is bounded, a scalar tensor.
+
+    Returns:
+      Scalar tensor.
+    """
     return tf.reduce_max(self._norms(value_of(self.kernel)))
 
   def normalized_kernel(self) -> tf.Tensor:
-    """The kernel that `call` uses."""
+    """The kernel that `call` uses.
+
+    Returns:
+      Tensor of the shape of `kernel`.
+    """
     kernel = value_of(self.kernel)
     return kernel / tf.maximum(self._norms(kernel) / self.coefficient, 1.)
 
@@ -101,11 +116,24 @@ class _Lipschitz(keras.layers.Layer):
     return norms.by_formula(kernel * tf.cast(self._is_used(), kernel.dtype), into_inputs, into_outputs, *orders)
 
   def fold(self) -> list[tf.Tensor]:
-    """What `run` needs besides the inputs."""
+    """What `run` needs besides the inputs.
+
+    Returns:
+      List of tensors, the kernel and the bias.
+    """
     return [self.normalized_kernel(), value_of(self.bias)]
 
   def run(self, inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """The layer, of what `fold` returned."""
+    """The layer, of what `fold` returned.
+
+    Args:
+      inputs: Tensor `[N, ..., channels]`.
+      kernel: Tensor of the shape of `kernel`.
+      bias: Tensor `[filters]`.
+
+    Returns:
+      Tensor `[N, ..., filters]`.
+    """
     inputs, kernel, bias = (tf.cast(tensor, self.compute_dtype) for tensor in (inputs, kernel, bias))
     return tf.nn.bias_add(self._map(inputs, kernel), bias)
 
@@ -127,7 +155,11 @@ class _Lipschitz(keras.layers.Layer):
 
   @precision.full()
   def next_vectors(self) -> list[tf.Tensor]:
-    """The values that `update_spectral_norm` assigns to `vectors`."""
+    """The values that `update_spectral_norm` assigns to `vectors`.
+
+    Returns:
+      List of tensors, as `vectors`.
+    """
     if not self._is_iterated:
       return []
     kernel = value_of(self.kernel)
@@ -300,6 +332,9 @@ def constrained_layers(network: keras.Layer) -> list[keras.Layer]:
 
   Args:
     network: Keras layer.
+
+  Returns:
+    List of Keras layers.
   """
   return [layer for layer in layers_of(network) if isinstance(layer, _Lipschitz)]
 

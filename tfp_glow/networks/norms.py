@@ -41,7 +41,11 @@ class LearnedOrder(keras.layers.Layer):
     self.built = True
 
   def order(self) -> tf.Tensor:
-    """The order, a scalar tensor."""
+    """The order, a scalar tensor.
+
+    Returns:
+      Scalar tensor, between 1 and 5.
+    """
     return 1. + 4. * tf.sigmoid(value_of(self.logit))
 
 

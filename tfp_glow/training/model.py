@@ -287,6 +287,9 @@ class FlowModel(KeptInFiles):
       batch_size: As in `fit`.
       **kwargs: Of `keras.Model.predict`.
 
+    Returns:
+      NumPy array `[N]`, bits per dimension.
+
     Raises:
       ValueError: if `x` is empty or does not fit.
     """
@@ -313,6 +316,9 @@ class FlowModel(KeptInFiles):
 
     Args:
       x: Images.
+
+    Returns:
+      NumPy array `[N]`, bits per dimension.
     """
     with precision.switched_off():
       return super().predict_on_batch(x)

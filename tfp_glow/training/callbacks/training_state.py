@@ -92,7 +92,11 @@ class TrainingState(keras.callbacks.Callback):
     return self._within["num_batches"] if self._within else 0
 
   def exists(self) -> bool:
-    """Whether there is a state to go on from."""
+    """Whether there is a state to go on from.
+
+    Returns:
+      Python `bool`.
+    """
     return bool(self._complete())
 
   def restore(self, model: keras.Model) -> int:

@@ -206,7 +206,10 @@ def training_state(args):
 
 def prepare_output(args, keep_best_until_now, outputs=OUTPUTS):
   """Makes the folder, and clears it of the results of an earlier run, lest those of two lie side by side."""
-  (args.output / STATE).mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
+  try:
+    (args.output / STATE).mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
+  except OSError as error:
+    raise OSError(f"--output must be a folder that can be made ({error}). Received: {args.output}") from error
   for name in (*outputs, BEST_UNTIL_NOW):
     path = args.output / name
     if path.is_dir():

@@ -40,7 +40,9 @@ def no_network(monkeypatch):
     ("batch_size", 0), ("batch_size", -1), ("batch_size", 2.0), ("batch_size", True), ("batch_size", None),
     ("image_size", 0), ("image_size", (8, 8)), ("image_size", 8.0), ("split", ""), ("split", None), ("split", "all"),
     ("name_or_folder", ""), ("name_or_folder", None), ("name_or_folder", 3), ("epochs", 3), ("epochs", range(2, 2)),
-    ("epochs", range(0, 4, 2)), ("epochs", range(-1, 2)), ("input_context", 2)])
+    ("epochs", range(0, 4, 2)), ("epochs", range(-1, 2)), ("input_context", 2),
+    ("input_context", tf.distribute.InputContext(2, 2, 2)), ("shuffle", "no"), ("with_labels", "yes"),
+    ("drop_remainder", 1), ("seed", 1.5), ("seed", -1), ("seed", 2**70)])
 def test_bad_arguments_are_named(argument, value):
   arguments = {"name_or_folder": "digits", "split": "train", "batch_size": 4, "image_size": 8, argument: value}
   with pytest.raises(ValueError, match=rf"`{argument}`.*Received: {argument}=") as caught:

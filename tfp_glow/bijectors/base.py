@@ -375,7 +375,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     if shape.rank is None:
       return self._event_shapes[not inverse]
     if not own.is_compatible_with(shape[shape.rank - own.rank:]):
-      raise ValueError(f"The event shape on this side of `{self.name}` must be {own}. Received: {shape}")
+      raise ValueError(f"`{'output' if inverse else 'input'}_shape` of `{self.name}`, the shape of an event of its "
+                       f"{'inverse' if inverse else 'forward'}, must be {own}. Received: {shape}")
     return shape[:shape.rank - own.rank].concatenate(self._event_shapes[not inverse])
 
   def _other_shape_tensor(self, shape, inverse):

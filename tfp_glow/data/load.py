@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import pathlib
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
@@ -102,8 +103,14 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     raise ValueError(f"`split` must be a string such as 'train', 'validation' or 'test'. Received: split={split!r}")
   if shuffle is None:
     shuffle = split.startswith("train")
-  if input_context is not None and not isinstance(input_context, tf.distribute.InputContext):
-    raise ValueError("`input_context` must be a `tf.distribute.InputContext` or None. "
+  for name, value in (("with_labels", with_labels), ("shuffle", shuffle), ("drop_remainder", drop_remainder)):
+    if not isinstance(value, (bool, np.bool_)):
+      raise ValueError(f"`{name}` must be a `bool`{', or None' * (name == 'shuffle')}. Received: {name}={value!r}")
+  if not is_int(seed, least=0, below=2**31):
+    raise ValueError(f"`seed` must be an integer of at least 0 and below 2**31. Received: seed={seed!r}")
+  if input_context is not None and not (isinstance(input_context, tf.distribute.InputContext)
+                                        and input_context.input_pipeline_id < input_context.num_input_pipelines):
+    raise ValueError("`input_context` must be a `tf.distribute.InputContext` of one of its pipelines, or None. "
                      f"Received: input_context={input_context!r}")
   share = order.share_of(batch_size, input_context)
   cut_at_random = shuffle and shorter_side is not None
@@ -162,7 +169,7 @@ def _is_folder(name_or_folder):
   if isinstance(name_or_folder, os.PathLike):
     return True
   if not isinstance(name_or_folder, str) or not name_or_folder:
-    raise ValueError("`name_or_folder` must be 'digits', the name of a TFDS data set, or a folder. "
+    raise ValueError("`name_or_folder` must be 'digits', the name of a TFDS data set, a folder, or an `.npz` file. "
                      f"Received: name_or_folder={name_or_folder!r}")
   return name_or_folder != "digits" and (
       name_or_folder.startswith((".", "~")) or os.path.isabs(name_or_folder) or os.path.exists(name_or_folder))

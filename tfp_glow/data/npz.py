@@ -77,8 +77,13 @@ def _read(path, names):
       found = {name: file[name] for name in names if name in file}
       names_there = list(file)
   except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-    raise ValueError(f"`name_or_folder` must be a readable {SUFFIX} file of arrays ({error}). "
+    reason = "it is no zip file" if not zipfile.is_zipfile(path) else error  # NumPy would have it read as a pickle.
+    raise ValueError(f"`name_or_folder` must be a readable {SUFFIX} file of arrays ({reason}). "
                      f"Received: name_or_folder={str(path)!r}") from error
+  without = [name for name in names if name.startswith("x_") and name not in found]
+  if without:
+    raise ValueError(f"`split` must be one whose images are in {str(path)!r}, but the arrays there are {names_there}, "
+                     f"without {without[0]!r}. Received: split={without[0].removeprefix('x_')!r}")
   missing = [name for name in names if name.startswith("y_") and not np.size(found.get(name, ()))]
   if missing:
     raise ValueError(f"`with_labels` needs a file with labels {missing}; the arrays of {str(path)!r} are "

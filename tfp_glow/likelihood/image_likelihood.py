@@ -30,7 +30,8 @@ class ImageLikelihood:
       ValueError: if it is not over one event, or `num_bits` is not as above.
     """
     if not isinstance(distribution, tfd.Distribution):
-      raise TypeError(f"`distribution` must be a `tfp.distributions.Distribution`. Received: {distribution!r}")
+      raise TypeError("`distribution` must be a `tfp.distributions.Distribution`, or a bijector that knows the shape "
+                      f"of its latents. Received: {distribution!r}")
     if tf.nest.is_nested(distribution.dtype):
       raise TypeError(f"`distribution` must be over one tensor, not over several. Received: {distribution!r}")
     if not distribution.event_shape.is_fully_defined() or distribution.batch_shape.rank != 0:

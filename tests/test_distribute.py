@@ -223,6 +223,29 @@ def test_xla_compiles_what_each_replica_computes_by_itself():
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.fixture
+def optimized_graphs():
+  """As users have them, in the midst of this file."""
+  tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+  yield
+  tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+@pytest.mark.usefixtures("optimized_graphs")
+def test_a_glow_that_xla_compiles_has_the_losses_of_one_device():
+  """One of few operations, as each replica compiles them anew."""
+  images, losses = IMAGES[:16].astype(np.float32), []  # Of such a range losses are not near zero.
+  one, two = tf.distribute.get_strategy(), distributed_runs.mirrored(2)
+  for strategy, gradient in ((one, "autodiff"), (two, "autodiff"), (two, "reversible")):
+    with strategy.scope():
+      flow = small_models.distribution(num_steps_per_block=1, num_hidden=4, coupling="additive", permutation="reverse",
+                                       learn_top=False, gradient=gradient)
+      model = small_models.compiled(tfp_glow.FlowModel(flow, num_bits=None), keras.optimizers.Adam(1e-2, epsilon=1e-4),
+                                    jit_compile=strategy is two)
+    losses.append(model.fit(images, batch_size=8, epochs=3, shuffle=False, verbose=0).history["loss"])
+  np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+
+
 def test_a_batch_without_images_changes_nothing():
   with distributed_runs.mirrored(2).scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.SGD(1.))

@@ -19,15 +19,16 @@
 #SBATCH --requeue
 # This script is told two minutes before the time limit, and tells the workers. It must outlive them.
 #SBATCH --signal=B:USR1@120
-trap 'at_limit=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
-trap : TERM
+trap 'was_told=yes; at_limit=yes; scancel --signal=TERM "$SLURM_JOB_ID"' USR1
+trap 'was_told=yes' TERM
 
 # The chief alone prints. A worker that has died ends all others, who would wait for it.
 srun --kill-on-bad-exit=1 python examples/train_glow.py --strategy multiworker --output "output-$SLURM_JOB_NAME" "$@" &
-while true; do
+was_told=yes
+while [ -n "$was_told" ]; do  # A signal to this script ends the waiting, too.
+  was_told=
   wait $!
   status=$?
-  kill -0 $! 2>/dev/null || break  # Else it was a signal to this script that ended the waiting.
 done
 
 was_preempted() {

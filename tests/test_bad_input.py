@@ -96,6 +96,7 @@ def test_labels_out_of_range_in_a_graph():
     model.fit(_dataset(IMAGES, LABELS + 1), verbose=0)
 
 
+@pytest.mark.slow
 def test_values_beyond_num_bits_lose_their_lowest_bits():
   """Images are always 0 .. 255, whatever `num_bits`."""
   model = tfp_glow.FlowModel(_glow(), num_bits=5)

@@ -328,6 +328,7 @@ def test_a_damaged_table(tmp_path, content):
   assert (tmp_path / "bits_per_dim.csv").read_text(encoding="latin-1").startswith(content)
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_lost_is_a_warning(tmp_path):
   lose = keras.callbacks.LambdaCallback(
       on_epoch_begin=lambda epoch, logs: shutil.rmtree(tmp_path / "folder") if epoch == 1 else None)
@@ -338,6 +339,7 @@ def test_a_folder_that_is_lost_is_a_warning(tmp_path):
   assert model.optimizer.iterations.numpy() == 2
 
 
+@pytest.mark.slow
 def test_event_files_that_cannot_be_written_are_a_warning(tmp_path):
   grid = callbacks.SampleGrid(tmp_path / "folder", log_dir=tmp_path / "logs")
 

@@ -55,6 +55,7 @@ def test_values(model, log_prob):
   assert not np.allclose(model.log_prob(IMAGES, (LABELS + 1) % 3), log_prob)
 
 
+@pytest.mark.slow
 def test_evaluation(model):
   found = tfp_glow.evaluation.bits_per_dim(model, IMAGES, LABELS, verbose=0)
   noise = tfp_glow.dequantize.image_noise(tf.constant(IMAGES), (0, -1))
@@ -74,6 +75,7 @@ def test_saved_model(model, log_prob, tmp_path):
   np.testing.assert_array_equal(signatures["decode"](latent=latent, labels=labels)["images"], IMAGES)
 
 
+@pytest.mark.slow
 def test_one_pass():
   count = Count()
   model = _model_of(tfb.Chain([tfb.Shift(0.125), _glow(network_fn=lambda n: CountedNetwork(n, count))]))
@@ -84,6 +86,7 @@ def test_one_pass():
     assert count.runs == 1, evaluate
 
 
+@pytest.mark.slow
 def test_samples_of_each_class_are_seen(tmp_path):
   model = _model_of(tfb.Chain([tfb.Shift(0.125), _glow()]))
   model.fit(IMAGES, LABELS, batch_size=6, verbose=0, callbacks=[callbacks.SampleGrid(tmp_path, [1.], num_columns=2)])

@@ -331,6 +331,7 @@ def test_classes_of_what_tfp_makes(public, make):
   assert type(make()) is _compat.class_made_of(public)
 
 
+@pytest.mark.slow
 def test_compositions_whose_classes_are_not_known(monkeypatch, tmp_path):
   model = tfp_glow.FlowModel(_chain())
   monkeypatch.setattr(_compat, "class_made_of", lambda public: public)

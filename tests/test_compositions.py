@@ -186,6 +186,7 @@ def test_errors(make, error, match):
     make()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make, wanted", [
     (lambda: tfp_glow.GlowBijector((4, 4, 1), 2, 5, 4, coupling="additive", name="inner"),
      "<GlowBijector 'inner': output_shape=(4, 4, 1), num_glow_blocks=2, num_steps_per_block=5, num_hidden=4, "

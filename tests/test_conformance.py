@@ -378,6 +378,7 @@ def test_saved_model(name, tmp_path):
     assert_close(log_dets, log_det)
 
 
+@pytest.mark.slow
 def test_the_table_is_complete():
   bijectors = [bijector_of(name, "float64") for name in NAMES]
   inside = {type(part) for bijector in bijectors for part in [bijector, *bijector.submodules]}

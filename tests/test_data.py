@@ -306,6 +306,7 @@ def test_tfds_features_that_are_ambiguous(names, argument):
     find_features(names, None, with_labels=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("mock_data")
 def test_tfds_images_of_many_sizes():
   with pytest.raises(ValueError, match="`image_size`.*Received: image_size=None$"):

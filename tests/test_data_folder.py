@@ -199,6 +199,7 @@ def test_missing_folder(name, tmp_path):
     data.load_images(folder, "train", 1)
 
 
+@pytest.mark.slow
 def test_relative_folder(tmp_path, monkeypatch):
   fill(tmp_path / "cifar10" / "train", 3)
   monkeypatch.chdir(tmp_path)

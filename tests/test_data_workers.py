@@ -187,6 +187,7 @@ def test_what_is_too_much_to_be_held_is_read_in_each_pass_and_each_share_decoded
   assert len(read) == 2 * 2 * NUM_IMAGES and len(decoded) == 2 * NUM_IMAGES
 
 
+@pytest.mark.slow
 def test_a_data_set_is_decoded_once_for_all_that_is_made_of_it(load, monkeypatch):
   read, decoded = counted(monkeypatch)
   first, second = load("tfds"), load("tfds", epochs=range(3))

@@ -76,6 +76,7 @@ def test_one_draw_is_that_of_predict_and_evaluate(glow_model, importance_weighte
   assert found.mean == pytest.approx(glow_model.evaluate(IMAGES, verbose=0, return_dict=True)["bits_per_dim"], rel=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_are_those_of_as_many_models_with_noise_of_their_own(glow_model):
   singles = []
   for k in range(3):
@@ -159,6 +160,7 @@ def test_summary():
   assert math.isnan(bits_per_dim(model, few_levels(1)).standard_error)
 
 
+@pytest.mark.slow
 def test_standard_error_is_that_of_the_mean_over_sets_of_images():
   model, _ = known("logistic")
   found = [bits_per_dim(model, few_levels(50, seed), batch_size=50) for seed in range(60)]

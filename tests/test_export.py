@@ -234,6 +234,7 @@ def test_a_bad_request_is_an_error_of_tensorflow_and_the_next_one_is_answered(si
   np.testing.assert_array_equal(good(), before)
 
 
+@pytest.mark.slow
 def test_one_image_is_not_paired_with_many(tmp_path):
   tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model")
   signatures = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
@@ -255,6 +256,7 @@ def test_saved_model_cli(residual, elsewhere):
 # What can be exported.
 
 
+@pytest.mark.slow
 def test_continuous_data(tmp_path):
   model = tfp_glow.FlowModel(small_models.gaussian(), num_bits=None)
   model.export(tmp_path / "saved_model")
@@ -267,6 +269,7 @@ def test_continuous_data(tmp_path):
   np.testing.assert_allclose(between, _live_interpolation(model, data[:3], data[3:]), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bare_distribution_whose_networks_are_not_built(tmp_path):
   network = keras.Sequential([keras.layers.Dense(8, activation="relu"), keras.layers.Dense(2)])
   flow = tfb.Chain([tfb.Shift(tf.Variable([1., 2., 3., 4.])), tfp_glow.AdditiveCoupling(network, 1)])
@@ -278,6 +281,7 @@ def test_a_bare_distribution_whose_networks_are_not_built(tmp_path):
   np.testing.assert_allclose(signatures["encode"](images=tf.constant(data))["latent"], flow.inverse(data), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_bare_distribution_of_images(tmp_path):
   distribution = small_models.gaussian()
   export.export_distribution(distribution, tmp_path / "saved_model", num_bits=5)
@@ -340,6 +344,7 @@ def test_other_files_are_left_alone(name, tmp_path):
   assert _everything_in(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_a_folder_below_the_home_folder(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   tfp_glow.FlowModel(small_models.gaussian()).export("~/models/1")

@@ -55,9 +55,9 @@ def test_each_event_takes_its_own_number_of_iterations():
     np.testing.assert_array_equal(alone.forward(np.array([[x]]))[0], row)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [
-    lambda: linear_block(-0.99, max_iterations=20), pytest.param(lambda: linear_block(1.5), marks=pytest.mark.slow),
-    pytest.param(lambda: linear_block(1.), marks=pytest.mark.slow)],
+    lambda: linear_block(-0.99, max_iterations=20), lambda: linear_block(1.5), lambda: linear_block(1.)],
     ids=["too few", "expands", "oscillates"])
 def test_no_convergence_is_never_silent(make):
   block, x = make(), np.ones([2, 1])
@@ -75,7 +75,8 @@ def test_inputs_that_are_not_finite_do_not_converge():
       linear_block(0.5).forward(np.array([[bad]]))
 
 
-@pytest.mark.parametrize("name", ["fc", pytest.param("conv", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fc", "conv"])
 def test_gradients_through_the_fixed_point_are_those_of_the_implicit_function(name):
   """`d_x (I + J) = d_y`, solved by brute force."""
   block, _, x = residual_reference.exact_block(name)

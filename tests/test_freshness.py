@@ -59,6 +59,7 @@ def test_way_back_after_an_update_is_new(flow, mode):
   assert_equal(new, {key: expected[key] for key in new})
 
 
+@pytest.mark.slow
 def test_log_prob_of_a_sample_after_an_update_is_new(flow):
   y = flow.distribution.sample(3, seed=(0, 1))
   flow.assign(flow.new)

@@ -144,6 +144,7 @@ def test_one_image_that_comes_down_to_one_position_is_no_reason_to_overflow():
 # Walking through the parts.
 
 
+@pytest.mark.slow
 def test_parts_make_the_whole():
   glow = tfp_glow.GlowBijector((4, 4, 1), 2, 3, 8, num_classes=3, seed=0)
   y = _normal(2, 4, 4, 1)
@@ -195,6 +196,7 @@ def test_entries_that_are_not_finite_are_found(value):
   np.testing.assert_array_equal(np.isfinite(found), [True, False])
 
 
+@pytest.mark.slow
 def test_training_survives_gradients_that_are_too_long():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.Adam(
       1e-2, global_clipnorm=1.))
@@ -229,8 +231,9 @@ def _stop(model, data, **kwargs):
   return str(error.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [
-    {"run_eagerly": True}, pytest.param({"steps_per_execution": 2}, marks=pytest.mark.slow)], ids=str)
+    {"run_eagerly": True}, {"steps_per_execution": 2}], ids=str)
 def test_an_overflow_is_named_by_layer_and_step(options):
   model = small_models.compiled(tfp_glow.FlowModel(small_models.distribution()), **options)
   model.fit(IMAGES[:16], batch_size=8, epochs=1, verbose=0)
@@ -265,6 +268,7 @@ def test_images_are_named(has_classes):
   assert message.endswith("Received: shape (8, 4, 4, 2), 1 of 256 NaN or infinite, the first inf at [1, 1, 2, 1]")
 
 
+@pytest.mark.slow
 def test_a_gradient_is_named():
   zero = tf.Variable(0., name="zero")
   flow = tfb.Chain([tfb.Shift(tf.Variable(tf.zeros(2), name="sound")), tfb.Shift(
@@ -302,6 +306,7 @@ def test_a_loss_scale_may_overflow():
   assert optimizer.dynamic_scale.numpy() < 2.**127
 
 
+@pytest.mark.slow
 def test_other_errors_are_not_taken_for_this_one():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)

@@ -40,6 +40,7 @@ def test_what_an_actnorm_returns_is_normalised(make):
   _is_normalised(inverted.inverse(y).numpy())
 
 
+@pytest.mark.slow
 def test_each_step_of_a_scan_is_normalised():
   scan, y = CASE["scan"].make(), RNG.normal(3., 2., [16, 2, 2, 4]).astype(np.float32)
   tfp_glow.Invert(scan).initialize(y)
@@ -50,6 +51,7 @@ def test_each_step_of_a_scan_is_normalised():
     _is_normalised(last.forward(y).numpy())
 
 
+@pytest.mark.slow
 def test_each_block_of_a_glow_is_normalised():
   glow, y = _glow(2, num_classes=3), RNG.normal(3., 2., [64, 16]).astype(np.float32)
   inverted = tfp_glow.Invert(glow)
@@ -76,6 +78,7 @@ def test_it_ends_with_what_a_pass_then_returns(name):
   np.testing.assert_allclose(values, bijector.forward(x.numpy(), **labels), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("twice", [
     lambda glow: tfp_glow.Invert(tfp_glow.Invert(glow)), lambda glow: tfb.Invert(tfb.Invert(glow)),
     lambda glow: tfp_glow.Invert(tfp_glow.Chain([tfp_glow.Invert(glow)])),
@@ -91,6 +94,7 @@ def test_twice_is_not_at_all(twice):
     np.testing.assert_allclose(value, wanted, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_training_begins_with_it():
   glow, y = _glow(), RNG.normal(3., 2., [64, 16]).astype(np.float32)
   base = tfd.Sample(tfd.Normal(0., 1.), [4, 4, 1])

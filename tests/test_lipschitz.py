@@ -84,6 +84,7 @@ def test_the_power_iteration_finds_the_true_norms_of_the_reference(name):
     assert layer.norm() <= expected * (1. + 1e-9)  # From below.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_lipschitz_constant_keeps_its_bound(name):
   layer, shape = make(name, tolerance=1e-4)
@@ -375,6 +376,7 @@ def test_bad_arguments(construct, match):
     construct()
 
 
+@pytest.mark.slow
 def test_sizes_of_images_must_be_known_and_stay():
   with pytest.raises(ValueError, match="must know the height and width.*Received: \\(None, None, 4, 2\\)"):
     LipschitzConv2D(4, 3).build((None, None, 4, 2))

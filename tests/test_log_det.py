@@ -170,6 +170,7 @@ def test_the_mean_over_all_numbers_of_terms_is_the_whole_series(roulette):
   np.testing.assert_allclose(whole, statistics(log_dets.exact, 1), atol=5. * 0.72**most)
 
 
+@pytest.mark.slow
 def test_without_training_there_are_more_terms():
   exact, errors = steep_block().inverse_log_det_jacobian(X[0]), {}
   block = tfp_glow.InvertibleResidualBlock(steep_block().network, "power_series", num_terms=1, num_eval_terms=40,
@@ -207,6 +208,7 @@ def test_exact_log_dets_of_what_contracts_in_a_norm_of_no_order():
   np.testing.assert_allclose(found, [np.log(0.81)], rtol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("log_det", ["exact", "power_series", "russian_roulette"])
 def test_log_dets_of_networks_that_do_not_contract_are_nan(log_det):
   """A series that diverges would be a number, too; and its gradient."""

@@ -74,6 +74,7 @@ def test_fewer_bits(num_bits):
   np.testing.assert_array_equal(decoded, IMAGES // 2**(8 - num_bits) * 2**(8 - num_bits))
 
 
+@pytest.mark.slow
 def test_encode_decode_round_trip(trained):
   z = trained.encode(IMAGES)
   assert z.shape == (24, 32) and z.dtype == np.float32
@@ -183,6 +184,7 @@ def test_with_everything_of_keras_at_once(tmp_path):
   assert model.optimizer.iterations.numpy() == 12
 
 
+@pytest.mark.slow
 def test_ema_follows_the_weights():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()),
                                 keras.optimizers.SGD(1., use_ema=True, ema_momentum=0.5))
@@ -274,6 +276,7 @@ def test_trains_networks_that_are_built_when_first_called():
   assert all((a != w.numpy()).any() for a, w in zip(before, network.weights))
 
 
+@pytest.mark.slow
 def test_adapt_walks_through_a_chain():
   glow = tfp_glow.GlowBijector(small_models.SHAPE, 1, 2, 8, seed=0)
   base = tfd.Sample(tfd.Normal(0., 1.), [32])

@@ -58,6 +58,7 @@ def test_decoded_images_of_reference(loaded):
   np.testing.assert_array_equal(np.where(is_near_border, expected, model.decode(z, **labels)), expected)
 
 
+@pytest.mark.slow
 def test_classifier_of_reference():
   reference = reference_models.load("d")
   model = tfp_glow.load_original_checkpoint(REFERENCE / "d.ckpt", SHAPE)
@@ -420,6 +421,7 @@ def test_image_shape(tmp_path, image_shape, match):
     _load(tmp_path, _small(), image_shape)
 
 
+@pytest.mark.slow
 def test_num_bits(tmp_path):
   variables, images = _small(), _images()
   expected, _, _ = original_numpy.encode(variables, (images // 32 + 0.5) / 8. - 0.5)
@@ -432,6 +434,7 @@ def test_num_bits(tmp_path):
 # The model.
 
 
+@pytest.mark.slow
 def test_fit_goes_on_from_the_weights(tmp_path):
   model = _load(tmp_path, _small())
   before = [v.numpy() for v in model.distribution.variables]

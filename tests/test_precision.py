@@ -153,10 +153,10 @@ COMPILED = {"eager": lambda function: function, "function": functools.partial(tf
             "XLA": functools.partial(tf.function, autograph=False, jit_compile=True)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, mode", [  # All there is in both, but for the gradient: graphs are built of one each.
     ("float32", "eager"), ("bfloat16", "eager"),
-    pytest.param("bfloat16", "function", marks=pytest.mark.slow),
-    pytest.param("one level", "XLA", marks=pytest.mark.slow)])
+    ("bfloat16", "function"), ("one level", "XLA")])
 def test_bijectors(kind, mode):
   model, _ = pair(kind)
   expected = expected_of_bijector(kind)
@@ -262,6 +262,7 @@ def test_fit_trains_in_less():
   assert 1e-5 < abs(lower / full - 1.) < 0.1
 
 
+@pytest.mark.slow
 def test_the_switch_is_as_it_was():
   switch = tf.config.experimental
   model = pair("float32")[0]

@@ -125,6 +125,7 @@ def test_the_rest_of_an_epoch_comes_first(tmp_path):
   assert model.optimizer.iterations == 1
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_the_signal_as_it_was(tmp_path):
   """And the same callback may be used again."""
 

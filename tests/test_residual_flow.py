@@ -315,8 +315,9 @@ def test_the_exported_model_says_how_it_estimates(tmp_path):
   assert said == ("Russian roulette: 20 terms and a poisson number of further ones, gaussian probes, fixed noise")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [
-    lambda optimizer: optimizer, pytest.param(keras.optimizers.LossScaleOptimizer, marks=pytest.mark.slow)])
+    lambda optimizer: optimizer, keras.optimizers.LossScaleOptimizer])
 def test_norms_follow_averaged_weights(wrap):
   model = residual_model(residual_flow(num_dense_blocks=1),
                          wrap(keras.optimizers.SGD(0.3, use_ema=True, ema_momentum=0.99)))

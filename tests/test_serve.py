@@ -113,6 +113,7 @@ def test_page_gets_to_know_the_model(grey, colour):
   assert answer["classes"] == list(served_models.CLASSES) and answer["directions"] == answer["images"] == []
 
 
+@pytest.mark.slow
 def test_image_is_scored(grey, signatures):
   answer = ask(grey, "/api/image", image=to_data_url(to_file(GREY[..., 0])))
   np.testing.assert_array_equal(from_data_url(answer["image"]), GREY)
@@ -198,6 +199,7 @@ def test_samples_are_those_of_the_seed_and_the_temperature(grey, signatures):
   assert len(set(images(temperature=0, seed=3))) == 1  # The mean.
 
 
+@pytest.mark.slow
 def test_class_is_that_of_the_label(colour, colour_path):
   loaded = tf.saved_model.load(str(colour_path))
   url = to_data_url(to_file(COLOUR))
@@ -284,6 +286,7 @@ def test_what_is_not_json_gets_a_message(grey):
   check_message(grey.get("/../serve.py"), 404, "")
 
 
+@pytest.mark.slow
 def test_too_large_file_gets_a_message(grey):
   file = to_data_url(bytes(serve.MAX_FILE_BYTES + 1))
   assert len(file) < serve.MAX_REQUEST_BYTES

@@ -37,6 +37,7 @@ def levels_of(model, images):
   return [part.numpy() for part in model.distribution.bijector.split_latent(model.encode(images))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("temperature", [0., 0.7, 1., 1.3])
 def test_one_temperature_for_each_level_is_one_for_all(model, temperature):
   for kind in (list, tuple, np.array):

@@ -332,6 +332,7 @@ def test_shifts_and_flips_depend_on_the_step_alone():
   assert (first != second).any()
 
 
+@pytest.mark.slow
 def test_workers_of_several_replicas_augment_and_go_on_as_one_process(monkeypatch):
   """Two workers with two replicas each, whose datasets have two elements a step."""
 

@@ -85,6 +85,7 @@ def test_seconds_add_up(folder):
   assert state.seconds > before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_steps", [True, False])
 def test_an_epoch_that_was_cut_short_is_not_kept(folder, with_steps):
   class Stop(keras.callbacks.Callback):
@@ -174,6 +175,7 @@ def test_killed_runs_end_like_one_that_was_left_alone(left_alone, tmp_path):
   _check_ends_like(left_alone, folder, tmp_path / "killed.npz")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_after_its_last_epoch(tmp_path):
   """Keras puts averaged weights in place at the end of `fit`."""
   folder = tmp_path / "state"
@@ -285,6 +287,7 @@ def test_a_checkpoint_of_something_else(folder):
     callbacks.TrainingState(folder, {"width": (8, 8)}).restore(_model())
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_an_error_and_the_last_state_is_still_there(folder):
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

@@ -1,5 +1,8 @@
 """Training runs that are killed."""
 
+import signal
+import sys
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -13,6 +16,8 @@ NUM_EPOCHS, STEPS_PER_EPOCH = 60, 2
 def train(folder, result):
   """Trains to the last epoch, from the state in `folder` if there is one; writes all there is then to `result`."""
   tf.config.experimental.enable_op_determinism()  # Which a GPU would need.
+  # Between two calls of `fit`, too, a SIGTERM ends it with the same exit code.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(tfp_glow.callbacks.StopOnPreemption.EXIT_CODE))
   # Large enough for a kill to meet the writing of its state.
   parts = tf.Variable(tf.random.stateless_normal([8, 8, 1, 10_000], [0, 0]), name="parts")
   mean = tfp.util.DeferredTensor(parts, lambda parts: tf.reduce_mean(parts, -1), shape=[8, 8, 1])

@@ -250,7 +250,7 @@ def test_replicas(tmp_path):
     (lambda: callbacks.SampleGrid("x", num_columns=0), ValueError, "`num_columns` must be a positive.*Received: 0"),
     (lambda: callbacks.SampleGrid("x", labels=[]), ValueError, r"`labels` must be a list.*Received: \[\]"),
     (lambda: callbacks.SampleGrid("x", seed=None), ValueError, "`seed` must not be None"),
-    (lambda: callbacks.SampleGrid("x", every=0), ValueError, "`every` must be a positive `int`. Received: 0$"),
+    (lambda: callbacks.SampleGrid("x", every=0), ValueError, "`every` must be a positive `int`. Received: every=0"),
     (lambda: callbacks.SampleGrid("x", temperatures="1"), ValueError, "`temperatures`.*Received: '1'"),
     (lambda: callbacks.SampleGrid("x", labels=3), ValueError, "`labels` must be a list.*Received: 3"),
     (lambda: callbacks.SampleGrid("x", labels="abc"), ValueError, "`labels` must be a list.*Received: 'abc'"),
@@ -263,7 +263,7 @@ def test_replicas(tmp_path):
     (lambda: callbacks.LatentInterpolation("x", IMAGES, num_steps=1), ValueError, "`num_steps` must be an `int`"),
     (lambda: callbacks.LatentInterpolation("x", IMAGES[:1]), ValueError, "`images` must be two images.*Received"),
     (lambda: callbacks.LatentInterpolation("x", IMAGES[0]), ValueError, "`images`.*Received: shape"),
-    (lambda: callbacks.LatentInterpolation("x", IMAGES, every=1.5), ValueError, "`every`.*Received: 1.5$"),
+    (lambda: callbacks.LatentInterpolation("x", IMAGES, every=1.5), ValueError, "`every`.*Received: every=1.5"),
 ])
 def test_bad_arguments(make, error, match):
   with pytest.raises(error, match=match):

@@ -37,7 +37,7 @@ def test_takes_eager_tensors():
 
 @pytest.mark.parametrize("num_steps", [1, 0, -3, 2., "3", True, None])
 def test_num_steps_must_be_two_or_more(num_steps):
-  with pytest.raises(ValueError, match=f"`num_steps` must be an `int` of at least 2. Received: {num_steps!r}$"):
+  with pytest.raises(ValueError, match=r"`num_steps`.*Received: num_steps="):
     latent.interpolate(normal(12), normal(12), num_steps)
 
 

@@ -84,7 +84,7 @@ def _inspect(place):
   return _inspect_once(place, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
-@functools.lru_cache(2**20)
+@functools.cache
 def _inspect_once(place, *_):
   """A run asks for several splits, several times, and each time the whole file would be read."""
   return image_file.inspect(*place)

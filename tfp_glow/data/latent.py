@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.validation import check_bools, check_counts
+from tfp_glow._core.validation import check_bools, is_int
 
 
 def interpolate(z0: np.ndarray | tf.Tensor, z1: np.ndarray | tf.Tensor, num_steps: int,
@@ -55,7 +55,8 @@ def interpolate(z0: np.ndarray | tf.Tensor, z1: np.ndarray | tf.Tensor, num_step
   if z0.shape != z1.shape or z0.dtype != z1.dtype:
     raise ValueError("`z0` and `z1` must have the same shape and dtype. "
                      f"Received: z0 {z0.dtype} {list(z0.shape)}, z1 {z1.dtype} {list(z1.shape)}")
-  check_counts(least=2, num_steps=num_steps)
+  if not is_int(num_steps, 2):
+    raise ValueError(f"`num_steps` must be an `int` of at least 2. Received: num_steps={num_steps!r}")
   check_bools(spherical=spherical)
   return (_arcs if spherical else np.linspace)(z0, z1, num_steps, dtype=z0.dtype)
 

@@ -10,7 +10,7 @@ import numpy as np
 import scipy.special
 import tensorflow as tf
 
-from tfp_glow._core.validation import check_counts
+from tfp_glow._core.validation import is_int
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.training import batches, sources
@@ -134,8 +134,9 @@ def _check_arguments(likelihood, num_noise_samples, importance_weighted, seed):
   if importance_weighted and likelihood.log_det_estimator not in (None, "exact"):
     raise ValueError("`importance_weighted` must be False where log-dets are estimated: their noise would count as "
                      f"probability. Received: True, with {likelihood.log_det_estimator}")
-  check_counts(below=2**31, num_noise_samples=num_noise_samples)
-  check_counts(least=0, below=2**31, seed=seed)
+  for name, value, minimum in (("num_noise_samples", num_noise_samples, 1), ("seed", seed, 0)):
+    if not is_int(value, minimum, 2**31):
+      raise ValueError(f"`{name}` must be an `int` of at least {minimum} and below 2**31. Received: {value!r}")
   if likelihood.spec.num_bits is None and num_noise_samples != 1:
     raise ValueError("`num_noise_samples` must be 1 for continuous data, which are not dequantized. "
                      f"Received: {num_noise_samples}")

@@ -7,7 +7,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.validation import check_counts
+from tfp_glow._core.validation import is_int
 from tfp_glow.data import latent
 from tfp_glow.training.callbacks.picture import Picture
 
@@ -63,7 +63,8 @@ class LatentInterpolation(Picture):
     self._images = np.asarray(images)
     if self._images.ndim != 4 or len(self._images) < 2:
       raise ValueError(f"`images` must be two images or more, [N, H, W, C]. Received: shape {self._images.shape}")
-    check_counts(least=2, num_steps=num_steps)
+    if not is_int(num_steps, 2):
+      raise ValueError(f"`num_steps` must be an `int` of at least 2. Received: num_steps={num_steps!r}")
     self._labels = None if labels is None else np.asarray(labels)
     if self._labels is not None and self._labels.shape != self._images.shape[:1]:
       raise ValueError(f"`labels` must be {len(self._images)} integers, one for each image. Received: {labels!r}")

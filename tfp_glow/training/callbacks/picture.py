@@ -5,7 +5,7 @@ import importlib.util
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.validation import check_counts
+from tfp_glow._core.validation import is_int
 from tfp_glow.data import pictures
 from tfp_glow.training.callbacks.folder_writer import FolderWriter
 
@@ -30,7 +30,8 @@ class Picture(FolderWriter):
       ImportError: if there is a `log_dir`, but no TensorBoard.
     """
     super().__init__(folder)
-    check_counts(every=every)
+    if not is_int(every):
+      raise ValueError(f"`every` must be a positive `int`. Received: every={every!r}")
     if log_dir is not None and importlib.util.find_spec("tensorboard") is None:
       raise ImportError("`log_dir` needs TensorBoard, which is not installed: pip install tensorboard. "
                         f"Received: log_dir={str(log_dir)!r}")

@@ -172,6 +172,55 @@ def _fit(args, architecture):
   return {"bare": statistics.median(bare), "fit": statistics.median(fit)}
 
 
+def _operations(args, architecture):
+  """Operations that run: for each further step of flow, and for what `FlowModel` adds; and nodes of its training step.
+
+  They depend on neither machine nor size.
+  """
+  import keras
+  import tensorflow as tf
+  import tensorflow_probability as tfp
+  from executed_operations import executed
+
+  import tfp_glow
+  images = np.random.default_rng(0).integers(0, 256, (4, *architecture.image_shape), np.uint8)
+  values = tfp_glow.dequantize.dequantize(tf.constant(images), 8)
+
+  def make(num_steps, gradient):
+    glow = tfp_glow.GlowBijector(architecture.image_shape, architecture.num_levels, num_steps, architecture.num_hidden,
+                                 gradient=gradient, seed=0)
+    base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [architecture.num_dims])
+    return tfp.distributions.TransformedDistribution(base, glow)
+
+  def descend(distribution):
+    variables = distribution.trainable_variables
+    with tf.GradientTape() as tape:
+      loss = -tf.reduce_mean(distribution.log_prob(values, bijector_kwargs={"training": True}))
+    for variable, gradient in zip(variables, tape.gradient(loss, variables)):
+      variable.assign_sub(1e-9 * gradient)
+    return loss
+
+  def count(call, *args):
+    function = tf.function(lambda: call(*args), autograph=False)
+    return sum(executed(lambda: function().numpy()).values())
+
+  calls = {"step, autodiff": (descend, "autodiff"), "step, reversible": (descend, "reversible"),
+           "log_prob": (lambda distribution: distribution.log_prob(values), "autodiff"),
+           "sample": (lambda distribution: distribution.sample(4, seed=0), "autodiff")}
+  few, many = ({name: count(call, make(num_steps, gradient)) for name, (call, gradient) in calls.items()}
+               for num_steps in (3, 5))
+  found = {name: (many[name] - few[name]) / (2 * architecture.num_levels) for name in calls}
+  model = tfp_glow.FlowModel(make(3, "autodiff"))
+  model.compile(keras.optimizers.Adam(1e-4))
+  model.fit(images, verbose=0)
+  step = tf.function(model.train_step, autograph=False).get_concrete_function(tf.constant(images))
+  graph = step.graph.as_graph_def()
+  found["FlowModel, beside a loop with SGD"] = count(
+      lambda: model.train_step(tf.constant(images))["loss"]) - few["step, autodiff"]
+  found["nodes of FlowModel's training step"] = len(graph.node) + sum(len(f.node_def) for f in graph.library.function)
+  return found
+
+
 def _quality(args, architecture):
   """Test bits per dimension on Fashion-MNIST, 8 bits, after so many seconds of training, start-up included."""
   # In a process of its own: TensorFlow's pipelines and PyTorch in one process crash.
@@ -352,7 +401,8 @@ def _uint8_images(architecture):
 
 _MEASUREMENTS = {"speed": _speed, "start": _start, "replicas": _replicas, "memory": _memory,
                  "working_memory": _working_memory, "fit": _fit, "quality": _quality, "health": _health,
-                 "invertibility": _invertibility, "export": _export, "load": _load, "latency": _latency}
+                 "invertibility": _invertibility, "operations": _operations, "export": _export, "load": _load,
+                 "latency": _latency}
 
 if __name__ == "__main__":
   main()

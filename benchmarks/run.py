@@ -113,6 +113,15 @@ def _memory(args):
     print(f"| {name} | {' | '.join(cells)} | {100. * (last / first - 1.):.1f} % |")
 
 
+def _operations(args):
+  """What depends on no machine."""
+  del args
+  one, three = (measure("tfp_glow", "operations", f"--num_levels={levels}", "--num_hidden=32") for levels in (1, 3))
+  print("| operations that run | 1 level | 3 levels |\n|---|---|---|")
+  for name, count in one.items():
+    print(f"| {name} | {count:,.0f} | {three[name]:,.0f} |")
+
+
 def _quality(args):
   """Test bits per dimension of Fashion-MNIST after the same time, each at the best of the learning rates."""
   print(f"| Fashion-MNIST padded to 32x32, 8 bits, {args.seconds:.0f} s from construction | bits per dim | steps "
@@ -155,7 +164,7 @@ def spread(values):
 
 
 _SECTIONS = {"speed": _speed, "fit": _fit, "bfloat16": _bfloat16, "start": _start, "memory": _memory,
-             "quality": _quality}
+             "operations": _operations, "quality": _quality}
 
 if __name__ == "__main__":
   main()

@@ -177,6 +177,14 @@ def test_operations_are_those_of_the_paper():
   assert 64 * replicas.operations(preset) * 3 / 4 == pytest.approx(1.54e12, rel=0.01)
 
 
+@benchmark
+def test_operations_do_not_depend_on_the_number_of_levels():
+  one, two = (run.measure("tfp_glow", "operations", *TINY, f"--num_levels={levels}") for levels in (1, 2))
+  for name in ("step, autodiff", "step, reversible", "log_prob", "sample"):
+    assert 10 < one[name] == two[name] < 100
+  assert one["FlowModel, beside a loop with SGD"] < two["FlowModel, beside a loop with SGD"]
+
+
 def test_exchange_by_rings():
   assert replicas.Cluster(1, 8, 100.).seconds(400) == pytest.approx(7.)
   assert replicas.Cluster(4, 8, 100., 50.).seconds(400) == pytest.approx(7. + 12.)

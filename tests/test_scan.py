@@ -172,6 +172,7 @@ def _value_and_gradients(bijector, inputs, inverse, wrap=tf.function):
   run = bijector.inverse_and_log_det if inverse else bijector.forward_and_log_det
   variables = [v for v in bijector._keras_variables() if v.trainable]
   weights = np.random.default_rng(5).normal(size=inputs.shape).astype(inputs.dtype)
+  weights_of_log_dets = np.arange(1., len(inputs) + 1., dtype=inputs.dtype) / 10.
 
   @wrap
   def compute(inputs):
@@ -179,8 +180,8 @@ def _value_and_gradients(bijector, inputs, inverse, wrap=tf.function):
       tape.watch(inputs)
       value, log_det = run(inputs)
       # Neither constant nor the same for all events: mixed-up gradients of log-dets and values would show.
-      loss = tf.reduce_sum(tf.reshape(weights, value.shape) * tf.sin(value)) + tf.reduce_sum(
-          log_det * tf.range(1., len(inputs) + 1., dtype=inputs.dtype) / 10.)
+      loss = tf.reduce_sum(tf.reshape(weights, tf.shape(value)) * tf.sin(value)) + tf.reduce_sum(
+          log_det * weights_of_log_dets)
     return value, log_det, tape.gradient(loss, [inputs] + [v.value for v in variables])
 
   return compute(tf.constant(inputs))
@@ -204,14 +205,83 @@ def _assert_same_gradients(actual, expected, tolerance):
 @pytest.mark.parametrize("coupling, permutation, num_blocks, inverse, dtype", [
     ("affine", "conv1x1", 2, True, "float32"), ("additive", "reverse", 1, True, "float64"),
     ("affine", "shuffle", 1, False, "float64"), ("additive", "conv1x1", 1, False, "float32")])
-def test_reversible_gradients_are_those_of_autodiff(coupling, permutation, num_blocks, inverse, dtype):
+def test_gradients_of_graphs_are_those_of_a_tape(coupling, permutation, num_blocks, inverse, dtype):
+  """In graphs both are made by hand; the tape of what runs eagerly knows nothing of that."""
   inputs = np.random.default_rng(1).normal(size=[3, 4, 4, 2] if inverse else [3, 32]).astype(dtype)
-  (value_0, log_det_0, gradients_0), (value, log_det, gradients) = (
-      _value_and_gradients(_glow(gradient, dtype, coupling, permutation, num_blocks), inputs, inverse, wrap)
-      for gradient, wrap in (("autodiff", _eagerly), ("reversible", tf.function)))
-  np.testing.assert_allclose(value, value_0, rtol=1e-6, atol=1e-6)
-  np.testing.assert_allclose(log_det, log_det_0, rtol=1e-6)
-  _assert_same_gradients(gradients, gradients_0, 1e-8 if dtype == "float64" else 1e-4)
+  make = lambda gradient: _glow(gradient, dtype, coupling, permutation, num_blocks)
+  value_0, log_det_0, gradients_0 = _value_and_gradients(make("autodiff"), inputs, inverse, _eagerly)
+  for gradient in ("autodiff", "reversible"):
+    value, log_det, gradients = _value_and_gradients(make(gradient), inputs, inverse)
+    np.testing.assert_allclose(value, value_0, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(log_det, log_det_0, rtol=1e-6)
+    _assert_same_gradients(gradients, gradients_0, 1e-8 if dtype == "float64" else 1e-4)
+
+
+def _far_out(values):
+  """Some of them beyond what networks take: these clip them, and have no gradient there."""
+  values[0, 0] *= 1e4
+  return values
+
+
+@pytest.mark.parametrize("inverse", [True, False])
+def test_gradients_by_hand_of_any_number_of_events(inverse):
+  scan = _scan_by_hand(3, 3)
+  inputs = _far_out(np.random.default_rng(1).normal(size=[2, 4, 4, 3]))
+  *_, expected = _value_and_gradients(scan, inputs, inverse, _eagerly)
+  wrap = functools.partial(tf.function, input_signature=[tf.TensorSpec([None, 4, 4, 3], tf.float64)])
+  _assert_same_gradients(_value_and_gradients(scan, inputs, inverse, wrap)[2], expected, 1e-10)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inverse", [True, False])
+def test_gradients_by_hand_of_a_coupling_alone(inverse):
+  make_step = lambda k: tfp_glow.AffineCoupling(_network_of_groups(4), dtype="float64")
+  scan = tfp_glow.Scan(make_step, 2, [4, 4, 3], dtype="float64")
+  bijector_cases.perturb(scan)
+  inputs = np.random.default_rng(1).normal(size=[2, 4, 4, 3])
+  *_, expected = _value_and_gradients(scan, inputs, inverse, _eagerly)
+  _assert_same_gradients(_value_and_gradients(scan, inputs, inverse)[2], expected, 1e-10)
+
+
+def _network_of_groups(units, dtype="float64"):
+  """One whose gradients are made by hand."""
+  return tfp_glow.networks.CouplingNetwork(units, 5, num_groups=2, seed=0, dtype=dtype)
+
+
+def _scan_by_hand(num_channels, num_steps, dtype="float64"):
+  make_step = lambda k: bijector_cases.glow_step(num_channels, dtype, seed=k, network=_network_of_groups)
+  scan = tfp_glow.Scan(make_step, num_steps, [4, 4, num_channels], dtype=dtype)
+  bijector_cases.perturb(scan)
+  return scan
+
+
+@pytest.mark.slow
+def test_gradients_by_hand_under_xla():
+  """Of a number of events that the graph does not know."""
+  scan = _scan_by_hand(2, 2, "float32")
+  y = np.random.default_rng(1).normal(size=[3, *SHAPE]).astype(np.float32)
+  *_, expected = _value_and_gradients(scan, y, True, _eagerly)
+  wrap = functools.partial(tf.function, jit_compile=True, input_signature=[tf.TensorSpec([None, *SHAPE], tf.float32)])
+  _assert_same_gradients(_value_and_gradients(scan, y, True, wrap)[2], expected, 1e-4)
+
+
+@pytest.mark.slow
+def test_second_derivatives_by_hand():
+  scan = _scan_by_hand(2, 2)
+  variables = [v.value for v in scan._keras_variables() if v.trainable]
+
+  def bend(y):
+    with tf.GradientTape() as outer:
+      outer.watch(y)
+      with tf.GradientTape() as inner:
+        inner.watch(y)
+        value, log_det = scan.inverse_and_log_det(y)
+        loss = tf.reduce_sum(tf.sin(value)) + tf.reduce_sum(log_det**2)
+      bend = tf.reduce_sum(inner.gradient(loss, y)**2)
+    return outer.gradient(bend, [y, *variables])
+
+  y = tf.constant(np.random.default_rng(1).normal(size=[2, *SHAPE]))
+  _assert_same_gradients(tf.function(bend)(y), bend(y), 1e-9)
 
 
 @pytest.mark.slow

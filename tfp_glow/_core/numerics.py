@@ -33,8 +33,8 @@ def bounded(log_scale, bound=MAX_LOG_SCALE):
 
   @custom_gradient
   def clip(x):
-    clipped = tf.clip_by_value(x, -bound, bound)
-    return clipped, lambda d_outputs: tf.where(tf.equal(clipped, x), d_outputs, tf.clip_by_value(d_outputs, -1., 1.))
+    clipped = _clipped(x, bound)
+    return clipped, lambda d_outputs: tf.where(tf.equal(clipped, x), d_outputs, _clipped(d_outputs, 1.))
 
   return clip(log_scale)
 
@@ -67,7 +67,24 @@ def within_reach(inputs):
   Further out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay
   invertible.
   """
-  return tf.clip_by_value(inputs, -1000., 1000.)
+
+  @custom_gradient
+  def clip(x):
+    clipped = _clipped(x, 1000.)
+    return clipped, lambda d_outputs: within_reach_pull_back(x, clipped, d_outputs)
+
+  return clip(inputs)
+
+
+def within_reach_pull_back(inputs, clipped, d_outputs):
+  """The gradient of `within_reach`, which made `clipped` of `inputs`: 0 where it clips."""
+  return tf.where(tf.equal(inputs, clipped), d_outputs, tf.zeros([], d_outputs.dtype))
+
+
+def _clipped(x, bound):
+  """`tf.clip_by_value`, as one operation."""
+  bound = tf.constant(bound, x.dtype)
+  return tf.raw_ops.ClipByValue(t=x, clip_value_min=-bound, clip_value_max=bound)
 
 
 def log_scale_of(parameter):

@@ -34,15 +34,20 @@ def with_rows(product, like):
   return tf.reshape(product, [-1, *sizes[1:], product.shape[-1]])
 
 
-def flow_matmul(a, b, transpose_a=False, transpose_b=False):
+def flow_matmul(a, b, transpose_a=False, transpose_b=False, dtype=None):
   """`tf.matmul` of matrices of the flow itself, which are small: exact in float32, in training, too.
 
-  In float64, which no device rounds.
+  In float64, which no device rounds; those that are used often are best kept in it.
+
+  Args:
+    a: Floating matrix.
+    b: Floating matrix.
+    transpose_a: Python `bool`.
+    transpose_b: Python `bool`.
+    dtype: Of the product, `None` for that of `a`.
   """
-  if a.dtype != tf.float32:
-    return tf.matmul(a, b, transpose_a, transpose_b)
   product = tf.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64), transpose_a, transpose_b)
-  return tf.cast(product, tf.float32)
+  return tf.cast(product, dtype or a.dtype)
 
 
 def channel_product(inputs, matrix, product=flow_matmul):
@@ -78,7 +83,7 @@ def conv2d(inputs, kernel):
     return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME")
 
   def gradients(inputs, kernel, d):
-    return conv2d_back(d, kernel, tf.shape(inputs)), _to_kernel(inputs, d, kernel.shape)
+    return conv2d_back(d, kernel, tf.shape(inputs)), conv2d_to_kernel(inputs, d, kernel.shape)
 
   return _by_parts(lambda inputs, kernel: tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME"), gradients, inputs,
                    kernel)
@@ -91,15 +96,17 @@ def conv2d_back(outputs, kernel, input_shape):
     return convolve(outputs, kernel)
 
   def gradients(outputs, kernel, d):
-    return conv2d(d, kernel), _to_kernel(d, outputs, kernel.shape)
+    return conv2d(d, kernel), conv2d_to_kernel(d, outputs, kernel.shape)
 
   return _by_parts(convolve, gradients, outputs, kernel)
 
 
-def _to_kernel(inputs, d_outputs, shape):
+def conv2d_to_kernel(inputs, d_outputs, shape):
   """The gradient of `conv2d` with respect to its kernel, of this shape."""
   convolve = lambda inputs, d_outputs: tf.raw_ops.Conv2DBackpropFilter(
       input=inputs, filter_sizes=shape, out_backprop=d_outputs, strides=[1] * 4, padding="SAME")
+  if not _needs_parts(inputs):
+    return convolve(inputs, d_outputs)
 
   def gradients(inputs, d_outputs, d):
     return conv2d_back(d_outputs, d, tf.shape(inputs)), conv2d(inputs, d)

@@ -12,8 +12,8 @@ import tensorflow as tf
 from tfp_glow._core import _compat
 from tfp_glow._core.gradients import custom_gradient, with_pull_back
 from tfp_glow._core.validation import check_choice
+from tfp_glow.bijectors import halves
 from tfp_glow.bijectors.base import OnePassBijector
-from tfp_glow.bijectors.halves import Halves
 from tfp_glow.bijectors.step import Step
 from tfp_glow.networks import building
 from tfp_glow.networks.glow import CouplingNetwork
@@ -155,14 +155,14 @@ class _Coupling(OnePassBijector):
 
 
 class _CouplingStep(Step):
-  """A coupling on `Halves`: its network's weights are folded once for all steps, if it can."""
+  """A coupling on `halves`: its network's weights are folded once for all steps, if it can."""
 
   @property
   def variables(self):
-    return [] if self._folds else super().variables
+    return [] if self.keeps else super().variables
 
   @property
-  def _folds(self):
+  def keeps(self):
     """Whether the network can take its weights as tensors, folded before, and gives its outputs apart."""
     network = self._bijector.network
     return isinstance(network, CouplingNetwork) and network.num_groups == len(self._bijector.offsets)
@@ -170,24 +170,25 @@ class _CouplingStep(Step):
   def prepare(self, value, event_shape, inverse):
     coupling, nothing = self._bijector, tf.zeros([], self._bijector.dtype)
     coupling.build(event_shape)
-    if not self._folds:
+    if not self.keeps:
       return (), nothing
     offsets = np.repeat(coupling.offsets, event_shape[-1] - event_shape[-1] // 2)
-    return coupling.network.fold(*event_shape[:2], value, offsets), nothing
+    with coupling.network_in_its_precision():
+      return coupling.network.fold(*event_shape[:2], value, offsets), nothing
 
   def prepare_back(self, value, event_shape, inverse):
     return ()
 
   def enter(self, values):
-    return Halves.enter(values)
+    return halves.enter(values)
 
   def leave(self, values):
-    return values.leave()
+    return halves.leave(values)
 
   def apply(self, inputs, weights, inverse):
-    kept, changed = inputs
+    kept, changed = halves.parts(inputs)
     changed, log_det = self._differentiable_transform(inverse)(changed, *self._network_outputs(kept, weights))
-    return Halves(kept, changed), log_det
+    return halves.joined(kept, changed), log_det
 
   def _differentiable_transform(self, inverse):
     """`transform` of the coupling, with the gradients that `undo` computes in fewer passes over the data."""
@@ -204,26 +205,65 @@ class _CouplingStep(Step):
 
     return transform
 
+  def activations_like(self, inputs, weights):
+    (first, _), (second, _), (last, _) = weights
+    spec = lambda kernel, dtype: tf.TensorSpec([*inputs.shape[:-1], kernel.shape[-1]], dtype)
+    return [spec(first, first.dtype), spec(second, second.dtype), spec(last, inputs.dtype)]
+
+  def apply_and_keep(self, inputs, weights, inverse):
+    kept, changed = halves.parts(inputs)
+    h, hidden = self._run_network(kept, weights)
+    changed, log_det = self._bijector.transform(changed, self._split(h), inverse)
+    return halves.joined(kept, changed), log_det, [*hidden, h]
+
+  def outputs_again(self, inputs, activations, inverse):
+    """The outputs of `apply_and_keep`, of what else it returned."""
+    kept, changed = halves.parts(inputs)
+    changed, _ = self._bijector.transform(changed, self._split(activations[-1]), inverse)
+    return halves.joined(kept, changed)
+
+  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse):
+    (kept, changed), (d_kept, d_changed), (*hidden, h) = halves.parts(inputs), halves.parts(d_outputs), activations
+    parameters = self._split(h)
+    changed, _ = self._bijector.transform(changed, parameters, inverse)
+    _, d_changed, d_parameters = self._bijector.undo(changed, parameters, d_changed, d_log_det, inverse)
+    d_network, d_weights = self._pull_back_network(kept, hidden, weights, d_parameters)
+    return halves.joined(d_kept + d_network, d_changed), d_weights
+
   def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
     del weights_back
-    (kept, changed), (d_kept, d_changed) = outputs, d_outputs
+    (kept, changed), (d_kept, d_changed) = halves.parts(outputs), halves.parts(d_outputs)
     # One evaluation of the network serves to rebuild the inputs and to find the gradients.
-    parameters, pull_back = with_pull_back(self._network_outputs, (kept, weights, variables))
+    if self.keeps:
+      h, hidden = self._run_network(kept, weights)
+      parameters = self._split(h)
+      pull_back = lambda d_parameters: (*self._pull_back_network(kept, hidden, weights, d_parameters), [])
+    else:
+      parameters, pull_back = with_pull_back(self._network_outputs, (kept, weights, variables))
     changed, d_changed, d_parameters = self._bijector.undo(changed, parameters, d_changed, d_log_det, inverse)
     d_network, d_weights, d_variables = pull_back(d_parameters)
-    return Halves(kept, changed), Halves(d_kept + d_network, d_changed), d_weights, d_variables
+    return (halves.joined(kept, changed), halves.joined(d_kept + d_network, d_changed), d_weights, d_variables)
 
   def _network_outputs(self, kept, weights, variables=()):
     """The network's outputs for `concat(kept, 1)`, a tensor for each group of channels."""
     del variables  # The network reads them by itself.
+    if self.keeps:
+      return self._split(self._run_network(kept, weights)[0])
     coupling = self._bijector
     # A network of lower precision must not lower that of the flow.
-    if not self._folds:
-      with coupling.network_in_its_precision():
-        return coupling.groups(coupling.network(kept[..., :-1]))
     with coupling.network_in_its_precision():
-      h = tf.cast(coupling.network.run(kept, weights), coupling.dtype)
-    return tf.split(h, len(coupling.offsets), axis=-1)
+      return coupling.groups(coupling.network(kept[..., :-1]))
+
+  def _run_network(self, kept, weights):
+    with self._bijector.network_in_its_precision():
+      return self._bijector.network.run(kept, weights)
+
+  def _pull_back_network(self, kept, hidden, weights, d_parameters):
+    with self._bijector.network_in_its_precision():
+      return self._bijector.network.pull_back(kept, hidden, weights, tf.concat(d_parameters, axis=-1))
+
+  def _split(self, h):
+    return tf.split(h, len(self._bijector.offsets), axis=-1)
 
 
 class AffineCoupling(_Coupling):

@@ -7,12 +7,12 @@ from collections import abc
 import tensorflow as tf
 
 from tfp_glow._core.numerics import log_scale_of
+from tfp_glow.bijectors import halves
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.channels import num_positions
 from tfp_glow.bijectors.composition import Sequence
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
-from tfp_glow.bijectors.halves import HalvesMatrix
 from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.step import Step
 
@@ -79,7 +79,7 @@ class GlowStep(Sequence):
 
 
 class _FusedStep(Step):
-  """Actnorm and permutation as one product of `Halves`, for all steps at once, beside the step of the coupling."""
+  """Actnorm and permutation as one product of `halves`, for all steps at once, beside the step of the coupling."""
 
   def __init__(self, bijector):
     super().__init__(bijector)
@@ -88,6 +88,10 @@ class _FusedStep(Step):
   @property
   def variables(self):
     return self._coupling.variables
+
+  @property
+  def keeps(self):
+    return self._coupling.keeps
 
   def prepare(self, value, event_shape, inverse):
     matrix, log_det = self._matrix(value, inverse)
@@ -98,7 +102,7 @@ class _FusedStep(Step):
     return self._matrix(value, not inverse)[0], self._coupling.prepare_back(value, event_shape, inverse)
 
   def _matrix(self, value, inverse):
-    """The `HalvesMatrix` of actnorm and permutation, and their log-det at one position."""
+    """The `halves.affine_matrix` of actnorm and permutation, and their log-det at one position."""
     actnorm = self._bijector.actnorm
     shift, log_scale = value(actnorm.shift), log_scale_of(value(actnorm.log_scale))
     matrix, log_det = self._bijector.permutation.matrix(value, inverse)
@@ -108,7 +112,7 @@ class _FusedStep(Step):
       bias = tf.reduce_sum(tf.expand_dims(shift, -1) * matrix, -2)
     else:
       matrix, bias = matrix * tf.expand_dims(tf.exp(-log_scale), -2), -shift
-    return HalvesMatrix.of(matrix, bias), log_det + (log_det_actnorm if inverse else -log_det_actnorm)
+    return halves.affine_matrix(matrix, bias), log_det + (log_det_actnorm if inverse else -log_det_actnorm)
 
   def enter(self, values):
     return self._coupling.enter(values)
@@ -119,19 +123,42 @@ class _FusedStep(Step):
   def apply(self, inputs, weights, inverse):
     matrix, coupling_weights = weights
     if inverse:
-      return self._coupling.apply(inputs.matmul(matrix), coupling_weights, inverse)
+      return self._coupling.apply(halves.product(inputs, matrix), coupling_weights, inverse)
     outputs, log_det = self._coupling.apply(inputs, coupling_weights, inverse)
-    return outputs.matmul(matrix), log_det
+    return halves.product(outputs, matrix), log_det
+
+  def activations_like(self, inputs, weights):
+    return self._coupling.activations_like(inputs, weights[1])
+
+  def apply_and_keep(self, inputs, weights, inverse):
+    matrix, coupling_weights = weights
+    between = halves.product(inputs, matrix) if inverse else inputs
+    outputs, log_det, activations = self._coupling.apply_and_keep(between, coupling_weights, inverse)
+    return outputs if inverse else halves.product(outputs, matrix), log_det, activations
+
+  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse):
+    matrix, coupling_weights = weights
+    pull_back = lambda inputs, d_outputs: self._coupling.pull_back(
+        inputs, activations, coupling_weights, d_outputs, d_log_det, inverse)
+    if inverse:  # The product is computed again, as it is small: it need not be kept.
+      d_between, d_coupling_weights = pull_back(halves.product(inputs, matrix), d_outputs)
+      d_inputs, d_matrix = halves.product_pull_back(inputs, matrix, d_between)
+    else:
+      between = self._coupling.outputs_again(inputs, activations, inverse)
+      d_between, d_matrix = halves.product_pull_back(between, matrix, d_outputs)
+      d_inputs, d_coupling_weights = pull_back(inputs, d_between)
+    return d_inputs, (d_matrix, d_coupling_weights)
 
   def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
     (matrix, coupling_weights), (matrix_back, coupling_weights_back) = weights, weights_back
     rebuild = lambda outputs, d_outputs: self._coupling.rebuild(
         outputs, coupling_weights, coupling_weights_back, variables, d_outputs, d_log_det, inverse)
-    undo = lambda outputs, d_outputs: outputs.undo_matmul(matrix, matrix_back, d_outputs)
     if inverse:
       between, d_between, d_coupling_weights, d_variables = rebuild(outputs, d_outputs)
-      inputs, d_inputs, d_matrix = undo(between, d_between)
+      inputs = halves.product(between, matrix_back)
+      d_inputs, d_matrix = halves.product_pull_back(inputs, matrix, d_between)
     else:
-      between, d_between, d_matrix = undo(outputs, d_outputs)
+      between = halves.product(outputs, matrix_back)
+      d_between, d_matrix = halves.product_pull_back(between, matrix, d_outputs)
       inputs, d_inputs, d_coupling_weights, d_variables = rebuild(between, d_between)
     return inputs, d_inputs, (d_matrix, d_coupling_weights), d_variables

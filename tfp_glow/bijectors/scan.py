@@ -143,13 +143,15 @@ class Scan(OnePassBijector):
     if self._gradient == "reversible":
       prepare_back = lambda: self._step.prepare_back(*arguments)
       outputs, log_det = self._apply_steps_reversibly(entered, stacks, prepare_back, inverse, kwargs)
+    elif self._step.keeps and tf.inside_function():
+      outputs, log_det = self._apply_steps_and_keep(entered, stacks, inverse)
     else:
-      outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs)
+      outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs, self._reader_with_gradients(stacks))
     # Exact where the constant is the same for all steps and so not stacked.
     constant = tf.reduce_sum(tf.broadcast_to(constants, [self._num_steps]))
     return self._step.leave(outputs), log_det + constant
 
-  def _apply_steps(self, inputs, stacks, inverse, kwargs):
+  def _apply_steps(self, inputs, stacks, inverse, kwargs, read=None):
     """All steps, with weights and variables `stacks`; returns values and the log-dets that depend on them, `[N]`."""
 
     def step(slices, value, log_det):
@@ -158,9 +160,40 @@ class Scan(OnePassBijector):
         value, step_log_det = self._step.apply(value, weights, inverse, **kwargs)
       return (value, log_det + step_log_det), []
 
-    first = tf.nest.flatten(inputs)[0]
-    log_det = tf.zeros(tf.shape(first)[:1], first.dtype)
-    return self._repeat(step, (inputs, log_det), stacks, [], inverse)[0]
+    return self._repeat(step, (inputs, _no_log_det(inputs)), stacks, [], inverse, read)[0]
+
+  def _apply_steps_and_keep(self, inputs, stacks, inverse):
+    """`_apply_steps`, with the gradients that the steps have themselves: fewer operations than TensorFlow would make.
+
+    In graphs alone, where nobody computes what nobody asks for: there what is kept is not, if there are no gradients.
+    """
+
+    @custom_gradient
+    def run(*flat):
+      inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
+
+      def step(slices, value, log_det):
+        next_value, step_log_det, activations = self._step.apply_and_keep(value, slices[0], inverse)
+        return (next_value, log_det + step_log_det), [value, *activations]
+
+      like = [inputs_again, *self._step.activations_like(inputs_again, _row_specs(stacks_again[0]))]
+      (outputs, log_det), kept = self._repeat(
+          step, (inputs_again, _no_log_det(inputs_again)), stacks_again, like, inverse)
+
+      def gradients(d_outputs, d_log_det):
+
+        def step_back(slices, d_outputs):
+          ((weights, _), (value, *activations)) = slices
+          d_value, d_weights = self._step.pull_back(value, activations, weights, d_outputs, d_log_det, inverse)
+          return (d_value,), tf.nest.flatten(d_weights)
+
+        like = tf.nest.flatten(_row_specs(stacks_again))
+        (d_inputs,), d_stacks = self._repeat(step_back, (d_outputs,), (stacks_again, kept), like, not inverse)
+        return d_inputs, *map(_stacked, d_stacks)
+
+      return (outputs, log_det), gradients
+
+    return run(*tf.nest.flatten((inputs, stacks)))
 
   def _apply_steps_reversibly(self, inputs, stacks, prepare_back, inverse, kwargs):
     """`_apply_steps`, which keeps its outputs alone for the gradients."""
@@ -170,14 +203,12 @@ class Scan(OnePassBijector):
       inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
       outputs, log_det = self._apply_steps(inputs_again, stacks_again, inverse, kwargs)
 
-      def gradients(*d_flat):
-        d_outputs = tf.nest.pack_sequence_as(outputs, d_flat[:-1])
-        return self._rebuild_steps(outputs, stacks_again, prepare_back(), d_outputs, d_flat[-1], inverse, kwargs)
+      def gradients(d_outputs, d_log_det):
+        return self._rebuild_steps(outputs, stacks_again, prepare_back(), d_outputs, d_log_det, inverse, kwargs)
 
-      return (*tf.nest.flatten(outputs), log_det), gradients
+      return (outputs, log_det), gradients
 
-    *outputs, log_det = run(*tf.nest.flatten((inputs, stacks)))
-    return tf.nest.pack_sequence_as(inputs, outputs), log_det
+    return run(*tf.nest.flatten((inputs, stacks)))
 
   def _rebuild_steps(self, outputs, stacks, weights_back, d_outputs, d_log_det, inverse, kwargs):
     """The gradients of `_apply_steps`, with respect to its inputs and to all of `stacks`, one after the other."""
@@ -189,9 +220,9 @@ class Scan(OnePassBijector):
             outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse, **kwargs)
       return (inputs, d_inputs), tf.nest.flatten(d_slices)
 
-    (_, d_inputs), d_stacks = self._repeat(
-        step, (outputs, d_outputs), (stacks, weights_back), tf.nest.flatten(stacks), not inverse)
-    return tf.nest.flatten(d_inputs) + d_stacks
+    like = tf.nest.flatten(_row_specs(stacks))
+    (_, d_inputs), d_stacks = self._repeat(step, (outputs, d_outputs), (stacks, weights_back), like, not inverse)
+    return d_inputs, *map(_stacked, d_stacks)
 
   def _variables_of_update(self):
     return [self.stacked(variable) for variable in self.template._variables_of_update()]
@@ -205,53 +236,57 @@ class Scan(OnePassBijector):
       with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
         return (), self.template._update()
 
-    values_of = lambda stacks: [tf.convert_to_tensor(stack.value) for stack in stacks]
-    return self._repeat(step, (), values_of(self._stacks), values_of(variables), True)[1]
+    stacks = [tf.convert_to_tensor(stack.value) for stack in self._stacks]
+    like = [tf.TensorSpec(variable.shape[1:], variable.dtype) for variable in variables]
+    return list(map(_stacked, self._repeat(step, (), stacks, like, True)[1]))
 
   def _scope(self, variables):
     """Has the template take these values for its variables."""
     return keras.StatelessScope(state_mapping=list(zip(self._step.variables, variables)))
 
-  def _repeat(self, step, state, stacks, results_like, first_to_last):
+  def _repeat(self, step, state, stacks, results_like, first_to_last, read=None):
     """Runs a function on slice after slice of `stacks`.
 
     Args:
       step: Callable, from slices and state to the next state and a list of results.
       state: Tuple of tensors.
-      stacks: Nest of tensors `[K, ...]`.
-      results_like: List of tensors `[K, ...]` that the results have the shapes of, once stacked.
+      stacks: Nest of tensors `[K, ...]`, and of results of another call.
+      results_like: List of tensors, or `tf.TensorSpec`s, of the dtypes and static shapes of the results.
       first_to_last: Python `bool`: else it starts at the last slice.
+      read: Callable, from an index to the slices; `None`: their values, whatever gradients of the stacks cost.
 
     Returns:
       state: What the last call returned.
-      results: List of tensors `[K, ...]`.
+      results: List of the results of all calls: for `_stacked`, or parts of `stacks` for another call.
     """
+    read = read or (lambda k: _rows(stacks, k))
     if self._num_steps == 1:  # No loop, whose gradients take TensorFlow long to trace.
-      state, results = step(tf.nest.map_structure(lambda stack: stack[0], stacks), *state)
+      state, results = step(read(0), *state)
       return state, [result[tf.newaxis] for result in results]
-    index = lambda i: i if first_to_last else self._num_steps - 1 - i
-    read = self._reader(stacks)
-    array_like = lambda t: tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:])
+    first, change = (0, 1) if first_to_last else (self._num_steps - 1, -1)
 
-    def body(i, state, arrays):
-      state, results = step(read(index(i)), *state)
-      return i + 1, state, [array.write(index(i), result) for array, result in zip(arrays, results)]
+    def body(k, state, arrays):
+      state, results = step(read(k), *state)
+      return k + change, state, [array.write(k, result) for array, result in zip(arrays, results)]
 
-    arrays = [array_like(t) for t in results_like]
+    arrays = [tf.TensorArray(like.dtype, self._num_steps, element_shape=like.shape) for like in results_like]
     state_shapes = tf.nest.map_structure(lambda t: t.shape, state)
     invariants = (tf.TensorShape([]), state_shapes, [tf.TensorShape(None)] * len(arrays))
-    _, state, arrays = tf.while_loop(lambda i, *_: i < self._num_steps, body, (0, state, arrays),
+    # The number of steps alone ends it: XLA asks for that number, and to compare anything else takes more operations.
+    _, state, arrays = tf.while_loop(lambda *_: tf.constant(True), body, (first, state, arrays),
                                      maximum_iterations=self._num_steps, shape_invariants=invariants)
-    return state, [array.stack() for array in arrays]
+    return state, arrays
 
-  def _reader(self, stacks):
-    """From an index to the slices, in a loop."""
-    flat = tf.nest.flatten(stacks)
-    if self._gradient == "reversible":
-      return lambda k: tf.nest.pack_sequence_as(stacks, [tf.gather(stack, k) for stack in flat])
-    # The gradient of `stack[k]` would be a sum of K tensors of the size of the stack.
-    arrays = [tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t) for t in flat]
-    return lambda k: tf.nest.pack_sequence_as(stacks, [array.read(k) for array in arrays])
+  def _reader_with_gradients(self, stacks):
+    """From an index to the slices, for a loop that TensorFlow differentiates.
+
+    The gradient of `stack[k]` would be a sum of K tensors of the size of the stack.
+    """
+    if self._num_steps == 1:
+      return None
+    arrays = tf.nest.map_structure(
+        lambda t: tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t), stacks)
+    return lambda k: tf.nest.map_structure(lambda array: array.read(k), arrays)
 
   def _walk(self, y, **kwargs):
     for k, values in enumerate(self._rows()):
@@ -288,6 +323,27 @@ class Scan(OnePassBijector):
     for stack, *column in zip(self._stacks, *rows[order]):
       stack.assign(tf.stack(column))
     return values
+
+
+def _rows(stacks, k):
+  """`stack[k]` of a nest of them, tensors and arrays, in fewer operations."""
+  begin, end, stride = tf.reshape(k, [1]), tf.reshape(k + 1, [1]), tf.ones([1], tf.int32)
+  row = lambda stack: stack.read(k) if isinstance(stack, tf.TensorArray) else tf.strided_slice(
+      stack, begin, end, stride, shrink_axis_mask=1)
+  return tf.nest.map_structure(row, stacks)
+
+
+def _row_specs(stacks):
+  return tf.nest.map_structure(lambda stack: tf.TensorSpec(stack.shape[1:], stack.dtype), stacks)
+
+
+def _stacked(results):
+  return results.stack() if isinstance(results, tf.TensorArray) else results
+
+
+def _no_log_det(values):
+  """Zeros, one for each event."""
+  return tf.zeros(tf.shape(values)[:1], values.dtype)
 
 
 def _make(make_step, k, event_shape, dtype):

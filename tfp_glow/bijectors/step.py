@@ -9,7 +9,8 @@ class Step:
   """A pass in parts: `prepare` for all steps at once, `enter` once, `apply` of each, `leave` once.
 
   This one does all in `apply`, and is right for any `OnePassBijector`; those for which there is more to gain have an
-  `as_step` that returns another.
+  `as_step` that returns another. Where such a one `keeps`, it has gradients of its own: `apply_and_keep` returns the
+  activations that its `pull_back` needs.
   """
 
   def __init__(self, bijector):
@@ -29,6 +30,11 @@ class Step:
   def variables(self):
     """The `keras.Variable`s that `apply` reads by itself."""
     return self._bijector._keras_variables()
+
+  @property
+  def keeps(self):
+    """Whether there are `apply_and_keep`, `activations_like` and `pull_back`."""
+    return False
 
   def prepare(self, value, event_shape, inverse):
     """What depends on the parameters alone, and so need not be computed step by step.
@@ -92,6 +98,31 @@ class Step:
 
     _, pull_back = with_pull_back(apply, (inputs, weights, variables))
     return inputs, *pull_back((d_outputs, d_log_det))
+
+  def activations_like(self, inputs, weights):
+    """`tf.TensorSpec`s of the activations that `apply_and_keep` returns, from what is like its arguments."""
+    raise NotImplementedError
+
+  def apply_and_keep(self, inputs, weights, inverse):
+    """What `apply` returns, and a list of tensors for `pull_back`."""
+    raise NotImplementedError
+
+  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse):
+    """Gradients of `apply_and_keep`.
+
+    Args:
+      inputs: What it was given.
+      activations: What it returned last.
+      weights: What it was given.
+      d_outputs: Gradient with respect to its outputs.
+      d_log_det: Gradient with respect to its log-det, `[N]`.
+      inverse: What it was given.
+
+    Returns:
+      d_inputs: The gradient with respect to `inputs`.
+      d_weights: Nest as `weights`.
+    """
+    raise NotImplementedError
 
   def run(self, inputs, inverse):
     """All parts, of one step alone: value and log-det of its bijector."""

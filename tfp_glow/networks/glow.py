@@ -9,8 +9,15 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.numerics import activation_statistics, before_channels, generator, log_scale_of, within_reach
-from tfp_glow._core.products import conv2d, matmul, rows, with_rows
+from tfp_glow._core.numerics import (
+  activation_statistics,
+  before_channels,
+  generator,
+  log_scale_of,
+  within_reach,
+  within_reach_pull_back,
+)
+from tfp_glow._core.products import conv2d, conv2d_back, conv2d_to_kernel, matmul, rows, with_rows
 from tfp_glow.networks.building import value_of
 
 
@@ -43,18 +50,20 @@ def append_ones(inputs):
 
 
 class _Folding(keras.layers.Layer):
-  """Layers that fold all that follows a convolution into its kernel and bias.
+  """Layers that `fold` all that follows a convolution into its kernel and bias, for many layers at once.
 
-  `fold` does what is small, for many layers at once; the product of kernel and scale is left to `run`, as a copy of all
-  kernels would take as much memory as the parameters, and its gradients twice that.
+  `pull_back` has the gradients of `run`: those of TensorFlow would keep more tensors, and take more operations.
   """
 
   def __init__(self, **kwargs):
     # Parameters are folded in their own precision, then cast.
     super().__init__(autocast=False, **kwargs)
 
-  def _cast(self, *tensors):
-    return [tf.cast(tensor, self.compute_dtype) for tensor in tensors]
+  def _cast(self, tensor):
+    return tf.cast(tensor, self.compute_dtype)
+
+  def _scaled(self, kernel, scale):
+    return self._cast(kernel * before_channels(scale, 3))
 
 
 @keras.saving.register_keras_serializable("tfp_glow")
@@ -89,46 +98,66 @@ class ActNormConv2D(_Folding):
     self.shift = self.add_weight(name="shift", shape=[self.filters], initializer="zeros")
     self.log_scale = self.add_weight(name="log_scale", shape=[self.filters], initializer="zeros")
 
-  def fold(self, value: Callable[[keras.Variable], tf.Tensor] = value_of) -> tuple[tf.Tensor, ...]:
-    """The whole layer as `relu(conv(x, kernel * scale) + bias)`.
+  def fold(self, value: Callable[[keras.Variable], tf.Tensor] = value_of) -> tuple[tf.Tensor, tf.Tensor]:
+    """The whole layer as `relu(conv(x, kernel) + bias)`.
 
     Args:
       value: Callable, from a variable of this layer to its value, or to those of many layers along a first dimension.
 
     Returns:
       kernel: Tensor `[..., size, size, channels (+ 1), filters]`.
-      scale: Tensor `[..., filters]`.
       bias: Tensor `[..., filters]`.
     """
-    scale = tf.exp(log_scale_of(value(self.log_scale)))
-    return self._fold(value(self.kernel), value(self.shift), scale)
+    return self._fold(value(self.kernel), value(self.shift), tf.exp(log_scale_of(value(self.log_scale))))
 
   def _fold(self, kernel, shift, scale):
     if self.sees_border:
       shift -= tf.reduce_sum(kernel[..., -1, :], [-3, -2])
-    return kernel, scale, shift * scale
+    return self._scaled(kernel, scale), self._cast(shift * scale)
 
-  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
     """The layer, of what `fold` returned; the input's last channel is that of ones where the border is seen.
 
     Args:
       inputs: Tensor `[N, H, W, channels (+ 1)]`.
       kernel: See `fold`.
-      scale: See `fold`.
       bias: See `fold`.
 
     Returns:
       Tensor `[N, H, W, filters]`.
     """
-    return self._convolve(inputs, kernel, scale, bias, tf.nn.relu)
+    return self._convolve(inputs, kernel, bias, tf.nn.relu)
 
-  def _convolve(self, inputs, kernel, scale, bias, activation):
-    inputs, kernel, bias = self._cast(inputs, kernel * scale, bias)
+  def _convolve(self, inputs, kernel, bias, activation):
+    inputs = self._cast(inputs)
     if self.sees_border:
       return activation(tf.nn.bias_add(conv2d(inputs, kernel), bias))
     # As a matrix product a 1x1 convolution is faster on CPUs. TensorFlow fuses the three if nothing comes between.
     product = matmul(rows(inputs), tf.reshape(kernel, kernel.shape[-2:]))
     return with_rows(activation(tf.nn.bias_add(product, bias)), inputs)
+
+  def pull_back(self, inputs: tf.Tensor, outputs: tf.Tensor, kernel: tf.Tensor,
+                d_outputs: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+    """The gradients of `run`, of tensors in the dtype that it computes in.
+
+    Args:
+      inputs: What `run` was given.
+      outputs: What it returned.
+      kernel: What it was given.
+      d_outputs: The gradient with respect to the outputs.
+
+    Returns:
+      d_inputs: That with respect to the inputs.
+      d_weights: Those with respect to kernel and bias.
+    """
+    d_sums = tf.raw_ops.ReluGrad(gradients=d_outputs, features=outputs)
+    d_bias = tf.raw_ops.BiasAddGrad(out_backprop=d_sums)
+    if self.sees_border:
+      d_inputs = conv2d_back(d_sums, kernel, tf.shape(inputs))
+      return d_inputs, (conv2d_to_kernel(inputs, d_sums, kernel.shape), d_bias)
+    d_rows, matrix = rows(d_sums), tf.reshape(kernel, kernel.shape[-2:])
+    d_kernel = tf.reshape(matmul(rows(inputs), d_rows, transpose_a=True), kernel.shape)
+    return with_rows(matmul(d_rows, matrix, transpose_b=True), inputs), (d_kernel, d_bias)
 
   def call(self, inputs):
     return self.run(self._with_ones(inputs), *self.fold())
@@ -186,7 +215,7 @@ class ZeroConv2D(_Folding):
   def fold(self, height: int | tf.Tensor, width: int | tf.Tensor,
            value: Callable[[keras.Variable], tf.Tensor] = value_of,
            offset: float | np.ndarray = 0.) -> tuple[tf.Tensor, ...]:
-    """The whole layer as `conv(x, kernel * scale) + additive_map`.
+    """The whole layer as `conv(x, kernel) + additive_map`.
 
     Args:
       height: Height of the image.
@@ -196,31 +225,45 @@ class ZeroConv2D(_Folding):
 
     Returns:
       kernel: Tensor `[..., 3, 3, channels, filters]`.
-      scale: Tensor `[..., filters]`.
-      additive_map: Tensor `[..., height, width, filters]`.
+      additive_map: Tensor `[..., height, width, filters]`, in the dtype of the variables.
     """
     scale = tf.exp(log_scale_of(value(self.log_scale)))
     border = border_response(value(self.border_kernel), height, width)
     additive_map = (border + before_channels(value(self.bias), 2)) * before_channels(scale, 2)
-    return value(self.kernel), scale, additive_map + tf.cast(offset, additive_map.dtype)
+    return self._scaled(value(self.kernel), scale), additive_map + tf.cast(offset, additive_map.dtype)
 
-  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, scale: tf.Tensor, additive_map: tf.Tensor) -> tf.Tensor:
+  def run(self, inputs: tf.Tensor, kernel: tf.Tensor, additive_map: tf.Tensor) -> tf.Tensor:
     """The layer, of what `fold` returned.
 
     Args:
       inputs: Tensor `[N, H, W, channels]`.
       kernel: See `fold`.
-      scale: See `fold`.
       additive_map: See `fold`.
 
     Returns:
-      Tensor `[N, H, W, filters]`.
+      Tensor `[N, H, W, filters]`, of the dtype of `additive_map`.
     """
-    inputs, kernel, additive_map = self._cast(inputs, kernel * scale, additive_map)
-    return conv2d(inputs, kernel) + additive_map
+    return tf.cast(conv2d(self._cast(inputs), kernel), additive_map.dtype) + additive_map
+
+  def pull_back(self, inputs: tf.Tensor, kernel: tf.Tensor,
+                d_outputs: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+    """The gradients of `run`.
+
+    Args:
+      inputs: What `run` was given, in the dtype of the kernel.
+      kernel: What it was given.
+      d_outputs: The gradient with respect to the outputs.
+
+    Returns:
+      d_inputs: That with respect to the inputs.
+      d_weights: Those with respect to kernel and additive map.
+    """
+    d_sums = self._cast(d_outputs)
+    d_weights = conv2d_to_kernel(inputs, d_sums, kernel.shape), tf.reduce_sum(d_outputs, axis=0)
+    return conv2d_back(d_sums, kernel, tf.shape(inputs)), d_weights
 
   def call(self, inputs):
-    outputs = self.run(inputs, *self.fold(*_height_and_width(inputs)))
+    outputs = self._cast(self.run(inputs, *self.fold(*_height_and_width(inputs))))
     groups = tf.split(outputs, self.num_groups, axis=-1)
     return tf.reshape(tf.stack(groups, axis=-1), tf.shape(outputs)) if len(groups) > 1 else outputs
 
@@ -325,18 +368,45 @@ class CouplingNetwork(_Folding):
     """
     return self.first.fold(value), self.second.fold(value), self.last.fold(height, width, value, offset)
 
-  def run(self, inputs: tf.Tensor, weights: tuple[tuple[tf.Tensor, ...], ...]) -> tf.Tensor:
-    """The network, of what `fold` returned; the last channel of `inputs` is that of ones. Outputs: see `ZeroConv2D`.
+  def run(self, inputs: tf.Tensor,
+          weights: tuple[tuple[tf.Tensor, ...], ...]) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+    """The network, of what `fold` returned; the last channel of `inputs` is that of ones.
 
     Args:
       inputs: Tensor `[N, H, W, channels + 1]`.
       weights: What `fold` returned.
 
     Returns:
-      Tensor `[N, H, W, num_output_channels]`.
+      outputs: Tensor `[N, H, W, num_output_channels]`, in the order of `ZeroConv2D`.
+      hidden: Two tensors `[N, H, W, num_hidden]`: those of the hidden layers, for `pull_back`.
     """
     first, second, last = weights
-    return self.last.run(self.second.run(self.first.run(within_reach(inputs), *first), *second), *last)
+    hidden = self.first.run(within_reach(inputs), *first)
+    hidden = hidden, self.second.run(hidden, *second)
+    return self.last.run(hidden[1], *last), hidden
+
+  def pull_back(self, inputs: tf.Tensor, hidden: tuple[tf.Tensor, tf.Tensor],
+                weights: tuple[tuple[tf.Tensor, ...], ...],
+                d_outputs: tf.Tensor) -> tuple[tf.Tensor, tuple[tuple[tf.Tensor, ...], ...]]:
+    """The gradients of the outputs of `run`.
+
+    Args:
+      inputs: What `run` was given.
+      hidden: What it returned.
+      weights: What it was given.
+      d_outputs: The gradient with respect to the outputs.
+
+    Returns:
+      d_inputs: That with respect to the inputs.
+      d_weights: Those with respect to `weights`, a nest as these.
+    """
+    (first, _), (second, _), (last, _) = weights
+    d_hidden, d_last = self.last.pull_back(hidden[1], last, d_outputs)
+    d_hidden, d_second = self.second.pull_back(*hidden, second, d_hidden)
+    clipped = within_reach(inputs)
+    d_clipped, d_first = self.first.pull_back(self._cast(clipped), hidden[0], first, d_hidden)
+    d_inputs = within_reach_pull_back(inputs, clipped, tf.cast(d_clipped, inputs.dtype))
+    return d_inputs, (d_first, d_second, d_last)
 
   def call(self, inputs):
     return self.last(self.second(self.first(within_reach(inputs))))

@@ -17,18 +17,22 @@ def largest_entries(gradients):
     gradients: List of floating tensors.
 
   Returns:
-    float64 tensor `[len(gradients)]`; NaN or infinite where an entry is.
+    float64 tensor `[len(gradients)]`; infinite where an entry is not finite.
   """
+  dtype = tf.float64 if tf.float64 in {gradient.dtype for gradient in gradients} else tf.float32
   # One pass over the data, without a copy; the rest is for those rare cases in which that overflows.
-  squares = tf.add_n([tf.cast(tf.nn.l2_loss(gradient), tf.float64) for gradient in gradients])
-  entries = lambda: tf.stack([_largest_entry(gradient) for gradient in gradients])
-  return tf.cond(squares < _MAX_SQUARES, lambda: tf.zeros([len(gradients)], tf.float64), entries)
+  squares = tf.reduce_sum(tf.cast(tf.stack([tf.nn.l2_loss(tf.cast(g, dtype)) for g in gradients]), tf.float64))
+  return tf.cond(squares < _MAX_SQUARES, lambda: tf.zeros([len(gradients)], tf.float64),
+                 lambda: _largest_of_each(gradients, dtype))
 
 
-def _largest_entry(gradient):
+def _largest_of_each(gradients, dtype):
+  sizes = [gradient.shape.num_elements() for gradient in gradients]
+  magnitudes = tf.concat([tf.cast(tf.abs(tf.reshape(gradient, [-1])), dtype) for gradient in gradients], axis=0)
   # A maximum may pass over a NaN.
-  is_finite = tf.reduce_all(tf.math.is_finite(gradient))
-  return tf.where(is_finite, tf.cast(tf.reduce_max(tf.abs(gradient)), tf.float64), np.nan)
+  magnitudes = tf.where(tf.math.is_finite(magnitudes), magnitudes, tf.constant(np.inf, dtype))
+  of = np.repeat(np.arange(len(gradients)), sizes)
+  return tf.cast(tf.math.unsorted_segment_max(magnitudes, of, len(gradients)), tf.float64)
 
 
 def shortened(gradients, largest):

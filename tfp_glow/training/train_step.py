@@ -1,5 +1,7 @@
 """What one step of `FlowModel` does: of training, of evaluation, of prediction."""
 
+import contextlib
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -71,7 +73,8 @@ class FlowSteps(_compat.BuiltModel):
     terms, gradients, largest = self._compiled(self._share)(*batch)
     are_finite = self._are_finite(terms, largest)
     with self._checked(tf.cast(~tf.reduce_all(are_finite), terms.dtype), are_finite, batch):
-      self._update(gradients, tf.reduce_sum(largest))
+      self._compiled(self._apply)(gradients, tf.reduce_sum(largest))
+      self._likelihood.after_update()
     return terms, tf.ones_like(terms[:, 0])
 
   def _step_of_replica(self, batch):
@@ -91,7 +94,8 @@ class FlowSteps(_compat.BuiltModel):
 
     def update(sums):
       gradients, terms, weights = replicas.unpacked(sums, *like, num_replicas)
-      self._update(gradients, tf.reduce_sum(self._largest_entries(gradients)))
+      self._apply(gradients, tf.reduce_sum(self._largest_entries(gradients)))
+      self._likelihood.after_update()
       return terms, weights
 
     with self._checked(sums[-1], are_finite, batch):
@@ -160,7 +164,7 @@ class FlowSteps(_compat.BuiltModel):
   def _compiled(self, function):
     """A step's function of tensors, compiled by XLA if `compile` was told so.
 
-    Exchange between replicas, guard and optimizer stay outside: XLA could not compile them.
+    Exchange between replicas and guard stay outside: XLA could not compile them. So does the optimizer of replicas.
     """
     if not self.uses_xla or self.run_eagerly:
       return function
@@ -169,10 +173,11 @@ class FlowSteps(_compat.BuiltModel):
       self._xla_functions[name] = tf.function(function, jit_compile=True, autograph=False, reduce_retracing=True)
     return self._xla_functions[name]
 
-  def _update(self, gradients, largest):
+  def _apply(self, gradients, largest):
+    """Has the optimizer take a step."""
     gradients = divergence.shortened(gradients, largest)
-    _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
-    self._likelihood.after_update()
+    with _scalars_read_once(self.optimizer, self.trainable_variables):
+      _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
 
   def _bits(self, images, labels, noise_seed, training=False):
     labels = None if self._likelihood.spec.num_classes is None else labels
@@ -221,6 +226,31 @@ class FlowSteps(_compat.BuiltModel):
     with self.distribute_strategy.scope():
       if not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
+
+
+@contextlib.contextmanager
+def _scalars_read_once(optimizer, variables):
+  """Has an optimizer read its number of steps and its learning rate once.
+
+  Keras' Adam reads them for each variable, and computes the same powers and roots of them: TensorFlow takes those for
+  the same only if they are of one tensor. They would be half of the operations of an update.
+
+  Args:
+    optimizer: Keras optimizer, built.
+    variables: List of the `keras.Variable`s that it updates.
+  """
+  if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or optimizer.gradient_accumulation_steps:
+    yield  # These update within a branch, out of which no value may be taken.
+    return
+  scalars = [optimizer.iterations, optimizer.learning_rate]
+  scalars = [scalar for scalar in scalars if isinstance(scalar, keras.Variable)]
+  values = [tf.identity(scalar.value) for scalar in scalars]
+  with keras.StatelessScope(list(zip(scalars, values))) as scope:
+    yield
+  for variable in [*optimizer.variables, *variables]:
+    value = scope.get_current_value(variable)
+    if value is not None and not any(value is known for known in values):
+      variable.assign(value)
 
 
 def _as_it_is(function, *args, trace=None):

@@ -1,0 +1,69 @@
+"""How many operations a flow takes: on GPUs each costs some microseconds, however small it is."""
+
+import pathlib
+import runpy
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_probability as tfp
+
+import tfp_glow
+
+pytestmark = pytest.mark.slow
+_FILE = pathlib.Path(__file__).parent.parent / "benchmarks" / "executed_operations.py"
+executed = runpy.run_path(str(_FILE))["executed"]
+# More than these of a further step of flow is no accident.
+MOST = {"log_prob": 28, "sample": 28, "autodiff": 88, "reversible": 90}
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 2), np.uint8)
+
+
+def _distribution(num_steps, gradient="autodiff"):
+  glow = tfp_glow.GlowBijector((4, 4, 2), 1, num_steps, 4, gradient=gradient, seed=0)
+  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [32])
+  return tfp.distributions.TransformedDistribution(base, glow)
+
+
+def _executed(what, num_steps):
+  distribution = _distribution(num_steps, what if what in ("autodiff", "reversible") else "autodiff")
+  y = tf.constant(tfp_glow.dequantize.dequantize(IMAGES, 8))
+  variables = distribution.trainable_variables
+
+  def gradients():
+    with tf.GradientTape() as tape:
+      loss = -tf.reduce_mean(distribution.log_prob(y, bijector_kwargs={"training": True}))
+    return tape.gradient(loss, variables)
+
+  functions = {"log_prob": lambda: distribution.log_prob(y), "sample": lambda: distribution.sample(3, seed=0)}
+  function = tf.function(functions.get(what, gradients), autograph=False)
+  return executed(lambda: tf.nest.map_structure(lambda tensor: tensor.numpy(), function()))
+
+
+@pytest.mark.parametrize("what", MOST)
+def test_of_a_further_step_of_flow(what):
+  few, many = (_executed(what, num_steps) for num_steps in (3, 5))
+  many.subtract(few)
+  assert sum(many.values()) <= 2 * MOST[what], many
+  # The products of the network, and that of actnorm and 1x1 convolution: once forward, twice back; `"reversible"`
+  # computes all of them once more.
+  products = sum(count for kind, count in many.items() if "MatMul" in kind or "Conv2D" in kind)
+  assert products == 2 * {"autodiff": 4 + 8 + 1, "reversible": 4 + 8 + 4}.get(what, 4)
+
+
+def test_nothing_is_kept_for_gradients_that_nobody_asks_for():
+  assert not any(kind.startswith("TensorList") for kind in _executed("log_prob", 3))
+
+
+@pytest.mark.parametrize("rate", [1e-3, keras.optimizers.schedules.CosineDecay(1e-3, 9)], ids=["fixed", "schedule"])
+def test_the_powers_of_adam_are_computed_once(rate):
+  model = tfp_glow.FlowModel(_distribution(2))
+  model.compile(keras.optimizers.Adam(rate))
+  images = tf.constant(IMAGES)
+  model.fit(images, verbose=0)
+  step = tf.function(model.train_step, autograph=False)
+  counts = executed(lambda: float(step(images)["loss"]))
+  num_variables = len(model.trainable_variables)
+  assert counts["Pow"] == 2 and counts["AssignAddVariableOp"] >= 2 * num_variables
+  assert counts["Sqrt"] <= num_variables + 2
+  assert int(model.optimizer.iterations) == 3

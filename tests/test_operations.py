@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_glow
+from tfp_glow._core import gradients
 
 pytestmark = pytest.mark.slow
 _FILE = pathlib.Path(__file__).parent.parent / "benchmarks" / "executed_operations.py"
@@ -53,6 +54,18 @@ def test_of_a_further_step_of_flow(what):
 
 def test_nothing_is_kept_for_gradients_that_nobody_asks_for():
   assert not any(kind.startswith("TensorList") for kind in _executed("log_prob", 3))
+
+
+def test_a_graph_for_evaluation_alone_keeps_nothing():
+  distribution = _distribution(3)
+
+  def log_prob(y):
+    with gradients.left_out():
+      return distribution.log_prob(y)
+
+  graph = tf.function(log_prob).get_concrete_function(tf.TensorSpec([None, 4, 4, 2])).graph.as_graph_def()
+  operations = {node.op for part in (graph.node, *(f.node_def for f in graph.library.function)) for node in part}
+  assert "Conv2D" in operations and not any(op.startswith("TensorList") for op in operations)
 
 
 @pytest.mark.parametrize("rate", [1e-3, keras.optimizers.schedules.CosineDecay(1e-3, 9)], ids=["fixed", "schedule"])

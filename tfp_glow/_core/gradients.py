@@ -34,7 +34,7 @@ def custom_gradient(function):
 
   @functools.wraps(function)
   def evaluate(*args):
-    if getattr(_this_thread, "leaves_out", False):
+    if are_left_out():
       return function(*args)[0]
     if not tf.inside_function():
       return tf.custom_gradient(in_its_mode)(*args)
@@ -56,9 +56,14 @@ def left_out():
     yield
 
 
+def are_left_out():
+  """Whether this thread traces for evaluation only; see `left_out`."""
+  return getattr(_this_thread, "leaves_out", False)
+
+
 @contextlib.contextmanager
 def _leaving_out(value):
-  before = getattr(_this_thread, "leaves_out", False)
+  before = are_left_out()
   _this_thread.leaves_out = value
   try:
     yield

@@ -8,8 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core import _compat
-from tfp_glow._core.gradients import custom_gradient
+from tfp_glow._core import _compat, gradients
 from tfp_glow._core.validation import check_choice, check_counts
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.step import step_of
@@ -143,6 +142,8 @@ class Scan(OnePassBijector):
     if self._gradient == "reversible":
       prepare_back = lambda: self._step.prepare_back(*arguments)
       outputs, log_det = self._apply_steps_reversibly(entered, stacks, prepare_back, inverse, kwargs)
+    elif gradients.are_left_out():
+      outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs)
     elif self._step.keeps and tf.inside_function():
       outputs, log_det = self._apply_steps_and_keep(entered, stacks, inverse)
     else:
@@ -168,7 +169,7 @@ class Scan(OnePassBijector):
     In graphs alone, where nobody computes what nobody asks for: there what is kept is not, if there are no gradients.
     """
 
-    @custom_gradient
+    @gradients.custom_gradient
     def run(*flat):
       inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
 
@@ -180,7 +181,7 @@ class Scan(OnePassBijector):
       (outputs, log_det), kept = self._repeat(
           step, (inputs_again, _no_log_det(inputs_again)), stacks_again, like, inverse)
 
-      def gradients(d_outputs, d_log_det):
+      def pull_back(d_outputs, d_log_det):
 
         def step_back(slices, d_outputs):
           ((weights, _), (value, *activations)) = slices
@@ -191,22 +192,22 @@ class Scan(OnePassBijector):
         (d_inputs,), d_stacks = self._repeat(step_back, (d_outputs,), (stacks_again, kept), like, not inverse)
         return d_inputs, *map(_stacked, d_stacks)
 
-      return (outputs, log_det), gradients
+      return (outputs, log_det), pull_back
 
     return run(*tf.nest.flatten((inputs, stacks)))
 
   def _apply_steps_reversibly(self, inputs, stacks, prepare_back, inverse, kwargs):
     """`_apply_steps`, which keeps its outputs alone for the gradients."""
 
-    @custom_gradient
+    @gradients.custom_gradient
     def run(*flat):
       inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
       outputs, log_det = self._apply_steps(inputs_again, stacks_again, inverse, kwargs)
 
-      def gradients(d_outputs, d_log_det):
+      def pull_back(d_outputs, d_log_det):
         return self._rebuild_steps(outputs, stacks_again, prepare_back(), d_outputs, d_log_det, inverse, kwargs)
 
-      return (outputs, log_det), gradients
+      return (outputs, log_det), pull_back
 
     return run(*tf.nest.flatten((inputs, stacks)))
 

@@ -229,7 +229,7 @@ def _quality(args, architecture):
   size = architecture.batch_size
   batches = itertools.cycle(train[i:i + size] for i in range(0, len(train) - size + 1, size))
   _import(args.system)
-  rng = np.random.default_rng(0)
+  rng = np.random.default_rng(args.seed)
   # The same uniform noise for all: 8 bits.
   dequantize = lambda images: ((images + rng.random(images.shape)) / 256. - 0.5).astype(np.float32)
   start = time.perf_counter()

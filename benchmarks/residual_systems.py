@@ -46,7 +46,7 @@ def _tfp_glow(architecture):
 
   return systems.tensorflow_system(
       make_distribution, lambda distribution, x: distribution.bijector.initialize(x),
-      lambda variables: systems.keras_adam(architecture, variables), make_step, architecture.images())
+      lambda variables: systems.keras_adam(architecture, variables), make_step, architecture)
 
 
 def _normflows(architecture):

@@ -26,6 +26,7 @@ class Architecture:
   policy: str = "float32"
   learning_rate: float = 1e-4
   clip_norm: float = math.inf  # Of the gradients' global norm.
+  seed: int = 0  # Of the initial values.
 
   @property
   def num_dims(self):
@@ -47,7 +48,7 @@ class System:
   restart: Callable = None  # With the weights of another seed, initialised from a batch, and a fresh optimizer.
 
 
-def tensorflow_system(make_distribution, initialize, make_optimizer, make_step, images):
+def tensorflow_system(make_distribution, initialize, make_optimizer, make_step, architecture):
   """A system of what these four functions make.
 
   Args:
@@ -55,10 +56,11 @@ def tensorflow_system(make_distribution, initialize, make_optimizer, make_step, 
     initialize: From a distribution and a batch to nothing.
     make_optimizer: From variables to an optimizer and these variables, as it takes them.
     make_step: From all three to a function that trains on a batch and returns the loss.
-    images: A batch.
+    architecture: `Architecture`.
   """
   import tensorflow as tf
-  distribution = make_distribution(0)
+  images = architecture.images()
+  distribution = make_distribution(architecture.seed)
   initialize(distribution, images)
   optimizer, variables = make_optimizer(distribution.trainable_variables)
   step = make_step(distribution, optimizer, variables)
@@ -120,7 +122,7 @@ def _tfp_glow(architecture, make_step=_make_bare_step):
     return tfp.distributions.TransformedDistribution(base, glow)
 
   return tensorflow_system(make_distribution, lambda distribution, x: distribution.bijector.initialize(x),
-                           lambda variables: keras_adam(architecture, variables), make_step, architecture.images())
+                           lambda variables: keras_adam(architecture, variables), make_step, architecture)
 
 
 def _flow_model(architecture):
@@ -168,7 +170,7 @@ def _tfb_glow(architecture):
 
   # Its first call initialises it.
   return tensorflow_system(make_distribution, lambda distribution, x: distribution.log_prob(x), make_optimizer,
-                            _make_bare_step, architecture.images())
+                           _make_bare_step, architecture)
 
 
 def _convolutions(architecture):
@@ -266,7 +268,7 @@ def torch_system(make_model, log_prob, sample, architecture, after_update=lambda
     with torch.no_grad():
       log_prob(model, to_tensor(x))
 
-  restart(0, architecture.images())
+  restart(architecture.seed, architecture.images())
 
   def step(x):
     optimizer.zero_grad()

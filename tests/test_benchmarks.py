@@ -195,11 +195,11 @@ def test_exchange_by_rings():
 
 def test_peers_that_diverge_do_not_win(monkeypatch, capsys):
   bits = {"5e-04": 4., "1e-03": 3., "2e-03": math.nan}
-  measure = lambda system, measurement, rate, *_: {
-      "bits_per_dim": bits[f"{float(rate.split('=')[1]):.0e}"], "steps": 7}
+  measure = lambda system, measurement, rate, seconds, seed, *_: {
+      "bits_per_dim": bits[f"{float(rate.split('=')[1]):.0e}"] + 0.1 * int(seed.split("=")[1]), "steps": 7}
   monkeypatch.setattr(run, "measure", measure)
   run._quality(argparse.Namespace(seconds=1.))
-  assert capsys.readouterr().out.splitlines()[2].split("|")[2:5] == [" 3.000 ", " 7 ", " 0.001 "]
+  assert capsys.readouterr().out.splitlines()[2].split("|")[2:5] == [" 3.10 (3.00 to 3.20) ", " 7 ", " 0.001 "]
 
 
 def test_tables_of_serving_hold_ratios_within_a_round(monkeypatch, capsys):

@@ -127,6 +127,15 @@ def test_bounds_lead_back():
   np.testing.assert_array_equal(tape.gradient(y, x), np.ones(4))
 
 
+def test_inputs_of_networks_have_the_gradients_of_a_clip():
+  x = tf.constant([-2000., -1000., 0., 1000., 2000.])
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch(x)
+    found, expected = numerics.within_reach(x), tf.clip_by_value(x, -1000., 1000.)
+  np.testing.assert_array_equal(found, expected)
+  np.testing.assert_array_equal(tape.gradient(found, x), tape.gradient(expected, x))
+
+
 def test_matrices_beyond_the_range_of_scales():
   with pytest.raises(ValueError, match="`matrix` must have pivots between.*Received"):
     tfp_glow.InvertibleConv1x1(2, matrix=1e-20 * np.eye(2))

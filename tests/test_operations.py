@@ -1,5 +1,6 @@
 """How many operations a flow takes: on GPUs each costs some microseconds, however small it is."""
 
+import contextlib
 import pathlib
 import runpy
 
@@ -11,6 +12,7 @@ import tensorflow_probability as tfp
 
 import tfp_glow
 from tfp_glow._core import gradients
+from tfp_glow.training import train_step
 
 pytestmark = pytest.mark.slow
 _FILE = pathlib.Path(__file__).parent.parent / "benchmarks" / "executed_operations.py"
@@ -53,7 +55,8 @@ def test_of_a_further_step_of_flow(what):
 
 
 def test_nothing_is_kept_for_gradients_that_nobody_asks_for():
-  assert not any(kind.startswith("TensorList") for kind in _executed("log_prob", 3))
+  counts = _executed("log_prob", 3)
+  assert counts["Conv2D"] and not any(kind.startswith("TensorList") for kind in counts)
 
 
 def test_a_graph_for_evaluation_alone_keeps_nothing():
@@ -80,3 +83,35 @@ def test_the_powers_of_adam_are_computed_once(rate):
   assert counts["Pow"] == 2 and counts["AssignAddVariableOp"] >= 2 * num_variables
   assert counts["Sqrt"] <= num_variables + 2
   assert int(model.optimizer.iterations) == 3
+
+
+OPTIMIZERS = {
+    "averages": lambda: keras.optimizers.AdamW(1e-2, use_ema=True, ema_overwrite_frequency=2),
+    "accumulation": lambda: keras.optimizers.Adam(1e-2, gradient_accumulation_steps=2),
+    "schedule": lambda: keras.optimizers.SGD(keras.optimizers.schedules.PolynomialDecay(1e-3, 5)),
+    "state": lambda: keras.optimizers.Nadam(1e-2),
+    "loss scale": lambda: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(1e-2)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_update_is_that_of_the_optimizer_alone(name):
+  rng = np.random.default_rng(0)
+  values = [rng.normal(size=shape).astype(np.float32) for shape in ((3,), (2, 2))]
+  steps = [[tf.constant(rng.normal(size=value.shape), tf.float32) for value in values] for _ in range(5)]
+
+  def train(context):
+    optimizer, variables = OPTIMIZERS[name](), [keras.Variable(value) for value in values]
+    optimizer.build(variables)
+
+    @tf.function
+    def update(*gradients):
+      with context(optimizer):
+        optimizer.apply_gradients(zip(gradients, variables))
+
+    for step in steps:
+      update(*step)
+    return [variable.numpy() for variable in (*variables, *optimizer.variables)]
+
+  for found, expected in zip(train(train_step._scalars_read_once), train(contextlib.nullcontext), strict=True):
+    np.testing.assert_allclose(found, expected, rtol=1e-6)

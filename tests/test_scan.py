@@ -206,7 +206,7 @@ def _assert_same_gradients(actual, expected, tolerance):
     ("affine", "conv1x1", 2, True, "float32"), ("additive", "reverse", 1, True, "float64"),
     ("affine", "shuffle", 1, False, "float64"), ("additive", "conv1x1", 1, False, "float32")])
 def test_gradients_of_graphs_are_those_of_a_tape(coupling, permutation, num_blocks, inverse, dtype):
-  """In graphs both are made by hand; the tape of what runs eagerly knows nothing of that."""
+  """In graphs both are made by hand; what runs eagerly has the gradients of its tape."""
   inputs = np.random.default_rng(1).normal(size=[3, 4, 4, 2] if inverse else [3, 32]).astype(dtype)
   make = lambda gradient: _glow(gradient, dtype, coupling, permutation, num_blocks)
   value_0, log_det_0, gradients_0 = _value_and_gradients(make("autodiff"), inputs, inverse, _eagerly)
@@ -223,9 +223,9 @@ def _far_out(values):
   return values
 
 
-@pytest.mark.parametrize("inverse", [True, False])
-def test_gradients_by_hand_of_any_number_of_events(inverse):
-  scan = _scan_by_hand(3, 3)
+@pytest.mark.parametrize("inverse, num_steps", [(True, 3), (False, 3), (True, 1)])
+def test_gradients_by_hand_of_any_number_of_events(inverse, num_steps):
+  scan = _scan_by_hand(3, num_steps)
   inputs = _far_out(np.random.default_rng(1).normal(size=[2, 4, 4, 3]))
   *_, expected = _value_and_gradients(scan, inputs, inverse, _eagerly)
   wrap = functools.partial(tf.function, input_signature=[tf.TensorSpec([None, 4, 4, 3], tf.float64)])
@@ -263,6 +263,32 @@ def test_gradients_by_hand_under_xla():
   *_, expected = _value_and_gradients(scan, y, True, _eagerly)
   wrap = functools.partial(tf.function, jit_compile=True, input_signature=[tf.TensorSpec([None, *SHAPE], tf.float32)])
   _assert_same_gradients(_value_and_gradients(scan, y, True, wrap)[2], expected, 1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["autodiff", "reversible"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "bfloat16"])
+def test_networks_in_a_lower_precision_than_the_flow(dtype, gradient):
+  network = lambda units, _: tfp_glow.networks.CouplingNetwork(units, 5, num_groups=2, seed=0, dtype=dtype)
+  make_step = lambda k: bijector_cases.glow_step(2, "float64", seed=k, network=network)
+  scan = tfp_glow.Scan(make_step, 2, SHAPE, gradient, dtype="float64")
+  bijector_cases.perturb(scan)
+  y = tf.constant(np.random.default_rng(1).normal(size=[2, *SHAPE]))
+  variables = [v.value for v in scan._keras_variables() if v.trainable]
+
+  def gradients(y, training):
+    with tf.GradientTape() as tape:
+      tape.watch(y)
+      value, log_det = scan.inverse_and_log_det(y, training=training)
+    return value, tape.gradient([value, log_det], [y, *variables])
+
+  for training, tolerance in ((False, 1e-5), (True, 1e-5 if dtype == "float32" else 0.1)):
+    (value, found), (value_0, expected) = tf.function(gradients)(y, training), gradients(y, training)
+    assert value.dtype == tf.float64
+    np.testing.assert_allclose(value, value_0, rtol=tolerance, atol=tolerance)
+    for a, b in zip(found, expected, strict=True):
+      error = np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)).max()
+      assert error <= max(tolerance, 0.02 if dtype == "bfloat16" else 0.) * np.abs(np.asarray(b, np.float64)).max()
 
 
 @pytest.mark.slow

@@ -159,10 +159,10 @@ class _CouplingStep(Step):
 
   @property
   def variables(self):
-    return [] if self.keeps else super().variables
+    return [] if self.has_pull_back else super().variables
 
   @property
-  def keeps(self):
+  def has_pull_back(self):
     """Whether the network can take its weights as tensors, folded before, and gives its outputs apart."""
     network = self._bijector.network
     return isinstance(network, CouplingNetwork) and network.num_groups == len(self._bijector.offsets)
@@ -170,11 +170,13 @@ class _CouplingStep(Step):
   def prepare(self, value, event_shape, inverse):
     coupling, nothing = self._bijector, tf.zeros([], self._bijector.dtype)
     coupling.build(event_shape)
-    if not self.keeps:
+    if not self.has_pull_back:
       return (), nothing
     offsets = np.repeat(coupling.offsets, event_shape[-1] - event_shape[-1] // 2)
     with coupling.network_in_its_precision():
-      return coupling.network.fold(*event_shape[:2], value, offsets), nothing
+      *hidden, (kernel, additive_map) = coupling.network.fold(*event_shape[:2], value, offsets)
+    # A network of lower precision must not lower that of the flow: what it says is added up in the flow's own.
+    return (*hidden, (kernel, tf.cast(additive_map, coupling.dtype))), nothing
 
   def prepare_back(self, value, event_shape, inverse):
     return ()
@@ -234,7 +236,7 @@ class _CouplingStep(Step):
     del weights_back
     (kept, changed), (d_kept, d_changed) = halves.parts(outputs), halves.parts(d_outputs)
     # One evaluation of the network serves to rebuild the inputs and to find the gradients.
-    if self.keeps:
+    if self.has_pull_back:
       h, hidden = self._run_network(kept, weights)
       parameters = self._split(h)
       pull_back = lambda d_parameters: (*self._pull_back_network(kept, hidden, weights, d_parameters), [])
@@ -247,7 +249,7 @@ class _CouplingStep(Step):
   def _network_outputs(self, kept, weights, variables=()):
     """The network's outputs for `concat(kept, 1)`, a tensor for each group of channels."""
     del variables  # The network reads them by itself.
-    if self.keeps:
+    if self.has_pull_back:
       return self._split(self._run_network(kept, weights)[0])
     coupling = self._bijector
     # A network of lower precision must not lower that of the flow.

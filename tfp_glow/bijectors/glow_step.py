@@ -90,8 +90,8 @@ class _FusedStep(Step):
     return self._coupling.variables
 
   @property
-  def keeps(self):
-    return self._coupling.keeps
+  def has_pull_back(self):
+    return self._coupling.has_pull_back
 
   def prepare(self, value, event_shape, inverse):
     matrix, log_det = self._matrix(value, inverse)

@@ -144,7 +144,7 @@ class Scan(OnePassBijector):
       outputs, log_det = self._apply_steps_reversibly(entered, stacks, prepare_back, inverse, kwargs)
     elif gradients.are_left_out():
       outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs)
-    elif self._step.keeps and tf.inside_function():
+    elif self._step.has_pull_back and tf.inside_function():
       outputs, log_det = self._apply_steps_and_keep(entered, stacks, inverse)
     else:
       outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs, self._reader_with_gradients(stacks))
@@ -166,7 +166,7 @@ class Scan(OnePassBijector):
   def _apply_steps_and_keep(self, inputs, stacks, inverse):
     """`_apply_steps`, with the gradients that the steps have themselves: fewer operations than TensorFlow would make.
 
-    In graphs alone, where nobody computes what nobody asks for: there what is kept is not, if there are no gradients.
+    Only for graphs: there TensorFlow drops what is kept if nobody asks for gradients.
     """
 
     @gradients.custom_gradient
@@ -254,7 +254,7 @@ class Scan(OnePassBijector):
       stacks: Nest of tensors `[K, ...]`, and of results of another call.
       results_like: List of tensors, or `tf.TensorSpec`s, of the dtypes and static shapes of the results.
       first_to_last: Python `bool`: else it starts at the last slice.
-      read: Callable, from an index to the slices; `None`: their values, whatever gradients of the stacks cost.
+      read: Callable, from an index to the slices; `None`: by slicing, of which TensorFlow's gradient is slow.
 
     Returns:
       state: What the last call returned.

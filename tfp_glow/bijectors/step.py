@@ -9,8 +9,8 @@ class Step:
   """A pass in parts: `prepare` for all steps at once, `enter` once, `apply` of each, `leave` once.
 
   This one does all in `apply`, and is right for any `OnePassBijector`; those for which there is more to gain have an
-  `as_step` that returns another. Where such a one `keeps`, it has gradients of its own: `apply_and_keep` returns the
-  activations that its `pull_back` needs.
+  `as_step` that returns another. Such a one may have gradients of its own: `apply_and_keep` then returns the activations
+  that its `pull_back` needs.
   """
 
   def __init__(self, bijector):
@@ -32,7 +32,7 @@ class Step:
     return self._bijector._keras_variables()
 
   @property
-  def keeps(self):
+  def has_pull_back(self):
     """Whether there are `apply_and_keep`, `activations_like` and `pull_back`."""
     return False
 

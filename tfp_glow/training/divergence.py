@@ -21,18 +21,15 @@ def largest_entries(gradients):
   """
   dtype = tf.float64 if tf.float64 in {gradient.dtype for gradient in gradients} else tf.float32
   # One pass over the data, without a copy; the rest is for those rare cases in which that overflows.
-  squares = tf.reduce_sum(tf.cast(tf.stack([tf.nn.l2_loss(tf.cast(g, dtype)) for g in gradients]), tf.float64))
-  return tf.cond(squares < _MAX_SQUARES, lambda: tf.zeros([len(gradients)], tf.float64),
-                 lambda: _largest_of_each(gradients, dtype))
+  squares = tf.reduce_sum(tf.cast(tf.stack([tf.cast(tf.nn.l2_loss(g), dtype) for g in gradients]), tf.float64))
+  entries = lambda: tf.cast(tf.stack([tf.cast(_largest_entry(g), dtype) for g in gradients]), tf.float64)
+  return tf.cond(squares < _MAX_SQUARES, lambda: tf.zeros([len(gradients)], tf.float64), entries)
 
 
-def _largest_of_each(gradients, dtype):
-  sizes = [gradient.shape.num_elements() for gradient in gradients]
-  magnitudes = tf.concat([tf.cast(tf.abs(tf.reshape(gradient, [-1])), dtype) for gradient in gradients], axis=0)
+def _largest_entry(gradient):
   # A maximum may pass over a NaN.
-  magnitudes = tf.where(tf.math.is_finite(magnitudes), magnitudes, tf.constant(np.inf, dtype))
-  of = np.repeat(np.arange(len(gradients)), sizes)
-  return tf.cast(tf.math.unsorted_segment_max(magnitudes, of, len(gradients)), tf.float64)
+  infinite = tf.constant(np.inf, gradient.dtype)
+  return tf.reduce_max(tf.abs(tf.where(tf.math.is_finite(gradient), gradient, infinite)))
 
 
 def shortened(gradients, largest):

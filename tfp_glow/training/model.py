@@ -118,7 +118,8 @@ class FlowModel(KeptInFiles):
 
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
-      jit_compile: Whether XLA compiles what each replica computes by itself: values, loss and gradients. `"auto"`: no.
+      jit_compile: Whether XLA compiles what each replica computes by itself: values, loss and gradients; on one device
+        the optimizer's update, too. `"auto"`: no.
         On CPUs its convolutions are slower, and on GPUs it takes a minute to compile a deep flow (see docs/gpu.md).
       **kwargs: `run_eagerly`, `steps_per_execution` (one with several replicas) and `auto_scale_loss` of
         `keras.Model.compile`.

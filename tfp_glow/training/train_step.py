@@ -176,7 +176,7 @@ class FlowSteps(_compat.BuiltModel):
   def _apply(self, gradients, largest):
     """Has the optimizer take a step."""
     gradients = divergence.shortened(gradients, largest)
-    with _scalars_read_once(self.optimizer, self.trainable_variables):
+    with _scalars_read_once(self.optimizer):
       _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
 
   def _bits(self, images, labels, noise_seed, training=False):
@@ -228,29 +228,33 @@ class FlowSteps(_compat.BuiltModel):
         self.optimizer.build(self.trainable_variables)
 
 
-@contextlib.contextmanager
-def _scalars_read_once(optimizer, variables):
-  """Has an optimizer read its number of steps and its learning rate once.
+class _ReadOnce(keras.StatelessScope):
+  """In which variables are read once, until they are written; they are written at once, as without it."""
+
+  def __init__(self, variables):
+    super().__init__([(variable, tf.identity(variable.value)) for variable in variables])
+
+  def add_update(self, update):
+    variable, value = update
+    self.state_mapping.pop(id(variable), None)
+    self.__exit__(None, None, None)
+    variable.assign(value)
+    self.__enter__()
+
+
+def _scalars_read_once(optimizer):
+  """A context in which an optimizer reads its number of steps and its learning rate once, in a graph.
 
   Keras' Adam reads them for each variable, and computes the same powers and roots of them: TensorFlow takes those for
   the same only if they are of one tensor. They would be half of the operations of an update.
 
   Args:
     optimizer: Keras optimizer, built.
-    variables: List of the `keras.Variable`s that it updates.
   """
-  if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) or optimizer.gradient_accumulation_steps:
-    yield  # These update within a branch, out of which no value may be taken.
-    return
-  scalars = [optimizer.iterations, optimizer.learning_rate]
-  scalars = [scalar for scalar in scalars if isinstance(scalar, keras.Variable)]
-  values = [tf.identity(scalar.value) for scalar in scalars]
-  with keras.StatelessScope(list(zip(scalars, values))) as scope:
-    yield
-  for variable in [*optimizer.variables, *variables]:
-    value = scope.get_current_value(variable)
-    if value is not None and not any(value is known for known in values):
-      variable.assign(value)
+  if tf.executing_eagerly():
+    return contextlib.nullcontext()
+  scalars = [getattr(optimizer, name, None) for name in ("iterations", "learning_rate")]
+  return _ReadOnce([scalar for scalar in scalars if isinstance(scalar, keras.Variable)])
 
 
 def _as_it_is(function, *args, trace=None):

@@ -9,8 +9,8 @@ class Step:
   """A pass in parts: `prepare` for all steps at once, `enter` once, `apply` of each, `leave` once.
 
   This one does all in `apply`, and is right for any `OnePassBijector`; those for which there is more to gain have an
-  `as_step` that returns another. Such a one may have gradients of its own: `apply_and_keep` then returns the activations
-  that its `pull_back` needs.
+  `as_step` that returns another. Such a one may have gradients of its own: `apply_and_keep` then returns the
+  activations that its `pull_back` needs.
   """
 
   def __init__(self, bijector):

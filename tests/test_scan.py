@@ -291,21 +291,24 @@ def test_networks_in_a_lower_precision_than_the_flow(dtype, gradient):
       assert error <= max(tolerance, 0.02 if dtype == "bfloat16" else 0.) * np.abs(np.asarray(b, np.float64)).max()
 
 
+def _second_derivatives(scan, y, sources):
+  """Gradients of the squared slope of a function of value and log-det."""
+  with tf.GradientTape() as outer:
+    outer.watch(y)
+    with tf.GradientTape() as inner:
+      inner.watch(y)
+      value, log_det = scan.inverse_and_log_det(y)
+      loss = tf.reduce_sum(tf.sin(value)) + tf.reduce_sum(log_det**2)
+    bend = tf.reduce_sum(inner.gradient(loss, y)**2)
+  return outer.gradient(bend, sources)
+
+
 @pytest.mark.slow
 def test_second_derivatives_by_hand():
   scan = _scan_by_hand(2, 2)
   variables = [v.value for v in scan._keras_variables() if v.trainable]
 
-  def bend(y):
-    with tf.GradientTape() as outer:
-      outer.watch(y)
-      with tf.GradientTape() as inner:
-        inner.watch(y)
-        value, log_det = scan.inverse_and_log_det(y)
-        loss = tf.reduce_sum(tf.sin(value)) + tf.reduce_sum(log_det**2)
-      bend = tf.reduce_sum(inner.gradient(loss, y)**2)
-    return outer.gradient(bend, [y, *variables])
-
+  bend = lambda y: _second_derivatives(scan, y, [y, *variables])
   y = tf.constant(np.random.default_rng(1).normal(size=[2, *SHAPE]))
   _assert_same_gradients(tf.function(bend)(y), bend(y), 1e-9)
 
@@ -403,15 +406,7 @@ def test_reversible_second_derivatives():
   for gradient in ("autodiff", "reversible"):
     scan = tfp_glow.Scan(_make_step(LAYERS["convolutions"]), 2, SHAPE, gradient, dtype="float64")
     y = tf.constant(np.random.default_rng(1).normal(size=[2, *SHAPE]))
-    with tf.GradientTape() as outer:
-      outer.watch(y)
-      with tf.GradientTape() as inner:
-        inner.watch(y)
-        value, log_det = scan.inverse_and_log_det(y)
-        loss = tf.reduce_sum(tf.sin(value)) + tf.reduce_sum(log_det**2)
-      slope = inner.gradient(loss, y)
-      bend = tf.reduce_sum(slope**2)
-    results.append(outer.gradient(bend, y))
+    results.append(_second_derivatives(scan, y, y))
   np.testing.assert_allclose(results[1], results[0], rtol=1e-8, atol=1e-8)
 
 

@@ -50,7 +50,7 @@ def add_data_options(parser, data_help):
       "their column and two thirds in their row (0.75 for the digits, else 0)")
   add("--shift-fill", choices=("zeros", "nearest"), default="zeros",
       help="what moves in there; nearest: the border, repeated (%(default)s)")
-  add("--flip", action="store_true", help="training images are mirrored at random")
+  add("--flip", action=argparse.BooleanOptionalAction, default=False, help="training images are mirrored at random")
 
 
 def add_training_options(parser):
@@ -58,12 +58,19 @@ def add_training_options(parser):
   add = parser.add_argument
   add("--epochs", type=positive_int, default=45, help="(%(default)s)")
   add("--batch-size", type=positive_int, default=64, help="over all devices (%(default)s)")
+  add("--accumulation-steps", type=positive_int, default=1,
+      help="so many batches make one update, of the mean of their gradients (%(default)s)")
   add("--optimizer", choices=("adam", "adamax"), default="adam", help="(%(default)s)")
   add("--beta-2", type=fraction, default=0.999, help="of the optimizer (%(default)s)")
+  add("--epsilon", type=positive_float, default=1e-7, help="of the optimizer (%(default)s)")
   add("--learning-rate", type=positive_float, default=4e-3, help="the highest, after a warm-up (%(default)s)")
   add("--schedule", choices=("cosine", "constant"), default="cosine",
       help="the learning rate after the warm-up: falling to 0 at the last step, or as it is (%(default)s)")
-  add("--warm-up-steps", type=non_negative_int, help="(a twentieth of all steps)")
+  add("--warm-up-steps", type=non_negative_int, help="batches until then (a twentieth of all)")
+  # A rare batch that a half-trained flow finds absurd has a gradient 10,000 times as long as others, and would ruin it.
+  add("--max-gradient-norm", type=positive_float, default=100., help="longer gradients are shortened (%(default)g)")
+  add("--ema", type=fraction, metavar="DECAY",
+      help="moving averages of the weights, with this decay at each update, are evaluated and saved in their place")
   add("--time-limit", type=positive_float, help="minutes after which training ends, whatever --epochs (none)")
   add("--strategy", choices=("none", "mirrored", "multiworker"), default="none",
       help="train on one device, on all GPUs of this machine, or on all machines of TF_CONFIG or of a SLURM step "
@@ -138,6 +145,11 @@ def finite_float(text):
 def fraction(text):
   """An argparse type."""
   return _number(text, float, lambda value: 0. < value < 1., "a number between 0 and 1")
+
+
+def below_half(text):
+  """An argparse type."""
+  return _number(text, float, lambda value: 0. < value < 0.5, "a number above 0 and below 0.5")
 
 
 def _number(text, number_type, is_valid, description):

@@ -65,8 +65,6 @@ STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until t
 NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy", "beside")
 
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
-# A rare batch that a half-trained flow finds absurd has a gradient 10,000 times as long as others, and would ruin it.
-MAX_GRADIENT_NORM = 100.
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 # Which Kubeflow's operator leaves to programs that want to be started again.
@@ -193,8 +191,16 @@ def make_model(args, image_shape):
 
 def compile_model(model, args, steps_per_epoch, jit_compile="auto"):
   """Chooses the optimizer."""
+  kwargs = {}
+  if args.accumulation_steps > 1:
+    kwargs["gradient_accumulation_steps"] = args.accumulation_steps
+  if args.ema:
+    # Keras averages after each batch, also after those that only add to an update: together they decay as one would.
+    kwargs.update(use_ema=True, ema_momentum=args.ema**(1. / args.accumulation_steps))
+  # The schedule counts batches, too, whether they update the weights or not.
   optimizer = OPTIMIZERS[args.optimizer](
-      learning_rate_schedule(args, steps_per_epoch), beta_2=args.beta_2, global_clipnorm=MAX_GRADIENT_NORM)
+      learning_rate_schedule(args, steps_per_epoch), beta_2=args.beta_2, epsilon=args.epsilon,
+      global_clipnorm=args.max_gradient_norm, **kwargs)
   model.compile(optimizer, jit_compile=jit_compile)
 
 
@@ -230,6 +236,32 @@ class BestWeights(keras.callbacks.ModelCheckpoint):
       super().on_epoch_end(epoch, logs)
 
 
+class AveragesValidated(keras.callbacks.Callback):
+  """Has moving averages in the place of the weights from the beginning of validation to the end of the epoch.
+
+  Callbacks that keep averages come before it, those that keep what training goes on with after it.
+
+  (`keras.callbacks.SwapEMAWeights` adds and subtracts to swap the two, and training goes on with what rounding leaves.)
+  """
+
+  def on_test_begin(self, logs=None):
+    self._values = [v.numpy() for v in self.model.weights]
+    take_averages(self.model)
+
+  def on_epoch_end(self, epoch, logs=None):
+    # Norms of constrained layers and the seed of estimates, too: as if there had been no validation.
+    for variable, value in zip(self.model.weights, self._values):
+      variable.assign(value)
+
+
+def take_averages(model):
+  """Puts moving averages in the place of the weights, if the optimizer keeps any, as `fit` does at its end."""
+  if model.optimizer.use_ema:
+    with model.distribute_strategy.scope():
+      model.optimizer.finalize_variable_values(model.trainable_variables)
+      model.distribution.bijector.after_update()
+
+
 def is_loaded(model, path):
   """Whether there are weights to load."""
   if not path.exists():
@@ -262,6 +294,7 @@ def train(model, splits, state, first_epoch, best_is_there, args):
   validation = of_workers("validation")
   # One worker cannot stop by itself: Ctrl-C ends it at once, and its death the others.
   own = [] if args.strategy == "multiworker" else [interrupt]
+  averages = [AveragesValidated()] if args.ema else []
 
   def fit(epochs):
     """Without the batches of the first of them that the state has got."""
@@ -271,13 +304,15 @@ def train(model, splits, state, first_epoch, best_is_there, args):
     limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
     model.fit(images, validation_data=validation, steps_per_epoch=len(splits["train"]) - num_trained,
               initial_epoch=epochs.start, epochs=epochs.stop,
-              callbacks=[checkpoint, state, *own, *limit, callbacks.StopOnPreemption(state)])
+              callbacks=[checkpoint, *averages, state, *own, *limit, callbacks.StopOnPreemption(state)])
 
   if first_epoch or state.num_batches:
     batches = f"{state.num_batches} batches of epoch {first_epoch + 1}" if state.num_batches else f"epoch {first_epoch}"
     print(f"Going on after {batches} of {args.epochs}.")
   else:
     model.adapt(of_workers("train"))
+  if first_epoch >= args.epochs:
+    take_averages(model)  # Then there is no `fit` to do it.
   while first_epoch < args.epochs:
     stop = first_epoch + 1 if state.num_batches else args.epochs  # First the rest of an epoch that was begun.
     fit(range(first_epoch, stop))

@@ -6,6 +6,10 @@ A checkerboard, and beside it what couplings with as many parameters make of it;
   python examples/train_residual_flow.py --data checkerboard --model couplings --output couplings --beside residual_flow
   python examples/train_residual_flow.py --data digits --output digits
 
+The experiments of the paper, whose settings are in residual_presets.py; options given with them take precedence:
+
+  python examples/train_residual_flow.py --preset cifar10
+
 The folder then holds what train_glow.py leaves of images. Of a density:
 
   model.weights.h5      the weights with the best bits per dimension of points to validate
@@ -18,6 +22,7 @@ The folder then holds what train_glow.py leaves of images. Of a density:
 Ctrl-C, and runs that have not finished, are as with train_glow.py.
 """
 
+import argparse
 import functools
 import signal
 import sys
@@ -27,6 +32,7 @@ import keras
 import options
 import train_glow
 import training_data
+from residual_presets import PRESETS
 
 import tfp_glow
 from tfp_glow import networks
@@ -34,7 +40,8 @@ from tfp_glow import networks
 OUTPUTS_OF_DENSITIES = (train_glow.WEIGHTS, train_glow.SAVED_MODEL, *densities.FILES, train_glow.RESULTS)
 # Of what images and densities need different ones of.
 DEFAULTS = {"epochs": (45, 200), "batch_size": (64, 500), "num_dense_blocks": (2, 16), "num_dense_hidden": (64, 128)}
-OF_IMAGES = {"num_scales": 2, "num_blocks": 4, "num_hidden": 64}
+OF_IMAGES = {"num_scales": 2, "num_blocks": [4], "num_hidden": 64, "squeeze_first": False, "factor_out": False,
+             "logit_alpha": 0.05, "num_terms": 2}
 
 
 def main():
@@ -50,27 +57,54 @@ def main():
 
 def parse_args():
   """The settings; argparse ends the program with a message if one of them cannot be."""
+  parser = _make_parser()
+  args = parser.parse_args()
+  if args.preset:
+    parser.set_defaults(**PRESETS[args.preset].options())
+    args = parser.parse_args()
+  is_density = args.data in densities.DENSITIES
+  _set_defaults(parser, args, is_density)
+  if not is_density and (args.model != "residual_flow" or args.beside):
+    parser.error(f"--model and --beside are for densities: {', '.join(densities.DENSITIES)}. train_glow.py trains "
+                 f"couplings on images. Received: --data {args.data}")
+  train_glow.check_output(parser, args, OUTPUTS_OF_DENSITIES if is_density else train_glow.OUTPUTS)
+  return args
+
+
+def _make_parser():
   parser = options.empty_parser(__doc__)
+  add = parser.add_argument
+  add("--preset", choices=PRESETS, help="an experiment of the paper; its settings take the place of the defaults below")
   options.add_data_options(
       parser, f"one of {', '.join(densities.DENSITIES)}; or 'digits', the name of a TFDS data set, a folder of images")
-  add = parser.add_argument
   add("--model", choices=("residual_flow", "couplings"), default="residual_flow",
       help="of a density; couplings: as many affine couplings as --num-dense-blocks, so wide that they have as many "
       "parameters as the residual flow (%(default)s)")
   add("--beside", nargs="+", default=[], metavar="FOLDER",
       help="other runs with the same density, to be shown in the same picture")
   add("--num-scales", type=options.positive_int, help="of images; each but the first half as high and wide (2)")
-  add("--num-blocks", type=options.positive_int, help="of images: residual blocks at each scale (4)")
+  add("--num-blocks", type=options.positive_int, nargs="+",
+      help="of images: residual blocks at each scale, one number for all or one for each (4)")
   add("--num-hidden", type=options.positive_int, help="of images: channels inside their networks (64)")
-  add("--num-dense-blocks", type=options.positive_int,
+  add("--squeeze-first", action=argparse.BooleanOptionalAction, help="of images: half as high and wide at once (no)")
+  add("--factor-out", action=argparse.BooleanOptionalAction,
+      help="of images: half of the channels leaves after each scale but the last (no)")
+  add("--logit-alpha", type=options.below_half, help="of images: how far the logit keeps them from 0 and 1 (0.05)")
+  add("--num-terms", type=options.positive_int,
+      help="of images: terms of a log-det that each training step has, besides those drawn at random (2)")
+  add("--num-dense-blocks", type=options.non_negative_int,
       help="fully connected residual blocks, of densities all there are (2 of images, else 16)")
   add("--num-dense-hidden", type=options.positive_int, help="width inside their networks (64 of images, else 128)")
+  add("--activation", choices=("lip_swish", "elu"), default="lip_swish", help="(%(default)s)")
   add("--coefficient", type=options.fraction, default=0.98, help="bound of the norm of each layer (%(default)s)")
   options.add_training_options(parser)
   parser.set_defaults(data="checkerboard", conditional=False, learning_rate=2e-3, beta_2=0.99,
                       **dict.fromkeys(DEFAULTS))
-  args = parser.parse_args()
-  is_density = args.data in densities.DENSITIES
+  return parser
+
+
+def _set_defaults(parser, args, is_density):
+  """Fills in the defaults that depend on other options, and ends the program if options do not go together."""
   for name, value in OF_IMAGES.items():
     if is_density and getattr(args, name) is not None:
       parser.error(f"--{name.replace('_', '-')} must not be given with --data {args.data}: it is for images. "
@@ -80,23 +114,27 @@ def parse_args():
   for name, values in DEFAULTS.items():
     if getattr(args, name) is None:
       setattr(args, name, values[is_density])
-  options.check(parser, args, args.num_scales - 1, "2 ** (num_scales - 1)", "every scale but the first")
-  if not is_density and (args.model != "residual_flow" or args.beside):
-    parser.error(f"--model and --beside are for densities: {', '.join(densities.DENSITIES)}. train_glow.py trains "
-                 f"couplings on images. Received: --data {args.data}")
-  train_glow.check_output(parser, args, OUTPUTS_OF_DENSITIES if is_density else train_glow.OUTPUTS)
-  return args
+  if len(args.num_blocks) not in (1, args.num_scales):
+    parser.error(f"--num-blocks must be one number, or one for each of the {args.num_scales} scales. "
+                 f"Received: {' '.join(map(str, args.num_blocks))}")
+  if len(args.num_blocks) == 1:
+    args.num_blocks = args.num_blocks * args.num_scales
+  halvings = ((args.num_scales, "2 ** num_scales", "--squeeze-first, as every scale but the first,")
+              if args.squeeze_first else (args.num_scales - 1, "2 ** (num_scales - 1)", "every scale but the first"))
+  options.check(parser, args, *halvings)
 
 
 def make_model(args, event_shape):
   """A `FlowModel` of a residual flow for points or images of this shape."""
-  is_density = len(event_shape) == 1
+  if len(event_shape) == 1:
+    # Points are centred by actnorm; and of two numbers the log-det is cheap without estimates.
+    kwargs = {"num_scales": 0, "logit_alpha": None, "log_det": "exact"}
+  else:
+    kwargs = {"num_blocks_per_scale": args.num_blocks} | {
+        name: getattr(args, name) for name in OF_IMAGES if name != "num_blocks"}
   flow = tfp_glow.ResidualFlowBijector(
-      event_shape, num_scales=0 if is_density else args.num_scales, num_blocks_per_scale=args.num_blocks,
-      num_hidden=args.num_hidden, num_dense_blocks=args.num_dense_blocks, num_dense_hidden=args.num_dense_hidden,
-      coefficient=args.coefficient, seed=args.seed,
-      # Points are centred by actnorm; and of two numbers the log-det is cheap without estimates.
-      **({"logit_alpha": None, "log_det": "exact"} if is_density else {}))
+      event_shape, num_dense_blocks=args.num_dense_blocks, num_dense_hidden=args.num_dense_hidden,
+      activation=args.activation, coefficient=args.coefficient, seed=args.seed, **kwargs)
   return _flow_model(flow, args)
 
 

@@ -23,16 +23,21 @@ def glow(levels, depth, coupling, num_classes, width=512):
   return total + top
 
 
-def residual_flow(num_scales, num_blocks, width, num_dense_blocks, dense_width, size=32):
-  """Of Chen et al. (2019), appendix E: a sum over scales, of images with 3 channels.
+def residual_flow(num_scales, num_blocks, width, num_dense_blocks, dense_width, size=32, channels=3, num_betas=1,
+                  squeeze_first=False, factor_out=False):
+  """Of Chen et al. (2019), appendix E and the published commands: a sum over scales, of square images.
 
-  A block is of three layers with biases, each after a LipSwish with one parameter, and actnorm.
+  A block is of three layers with biases, each after an activation, of which a LipSwish has one parameter, and actnorm.
   """
   def block(num_values, width, taps):
     layers = (taps * num_values * width + width) + (width**2 + width) + (taps * width * num_values + num_values)
-    return layers + 3 + 2 * num_values
+    return layers + 3 * num_betas + 2 * num_values
 
-  total = 2 * 3 - 1  # Actnorm of the image; the very first block begins without LipSwish.
+  if squeeze_first:
+    channels, size = 4 * channels, size // 2
+  total = 2 * channels - num_betas  # Actnorm of the image; the very first block begins without an activation.
   for scale in range(num_scales):
-    total += num_blocks * block(3 * 4**scale, width, taps=9)
-  return total + num_dense_blocks * block(3 * size**2, dense_width, taps=1)
+    total += num_blocks * block(channels, width, taps=9)
+    if scale < num_scales - 1:
+      channels, size = (2 if factor_out else 4) * channels, size // 2
+  return total + num_dense_blocks * block(channels * size**2, dense_width, taps=1)

@@ -224,6 +224,13 @@ CASES = [
          [2, 2, 1], [4]),
     Case("residual_flow_vector", lambda dtype: tfp_glow.ResidualFlowBijector(
         3, 0, num_dense_blocks=2, num_dense_hidden=4, logit_alpha=None, log_det="exact", seed=0, dtype=dtype), [3]),
+    Case("residual_flow_factored", lambda dtype: tfp_glow.ResidualFlowBijector(
+        (4, 4, 1), 2, [2, 1], 4, num_dense_blocks=1, num_dense_hidden=3, log_det="exact", seed=0, dtype=dtype,
+        mean_and_deviation=([0.4], [0.3]), factor_out=True, squeeze_first=True, activation="elu"), [4, 4, 1], [16]),
+    Case("residual_flow_orders", lambda dtype: tfp_glow.ResidualFlowBijector(
+        (2, 2, 1), 1, 1, 3, num_dense_blocks=0, logit_alpha=None, log_det="exact", seed=0, dtype=dtype,
+        coefficient=0.3, learn_orders=True), [2, 2, 1], [4]),
+    Case("normalization", lambda dtype: tfp_glow.Normalization([0.5, -1.], [2., 0.1], dtype=dtype), [2, 3, 2]),
     Case("own_chain", _own_chain, [2, 2, 3]),
     Case("own_chain_classes", _own_chain_of_classes, [2, 2, 2], [8], num_classes=3),
     Case("own_invert", lambda dtype: tfp_glow.Invert(glow_step(4, dtype)), [2, 2, 4]),

@@ -274,6 +274,39 @@ def test_estimated_log_dets_have_no_importance_weighted_bound():
     bits_per_dim(model, IMAGES, importance_weighted=True)
 
 
+@pytest.mark.slow
+def test_estimates_of_log_dets_have_an_error_of_their_own():
+  flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 1, 1, 4, 0, num_eval_terms=2, seed=0)
+  model = tfp_glow.FlowModel(flow)
+  flow.parts[-2].block.network.layers[0].kernel.assign(  # Active norms: or the terms were all but 0.
+      3. * flow.parts[-2].block.network.layers[0].kernel.value)
+  flow.after_update()
+  before = [v.numpy() for v in flow.noise_seeds()]
+  found = bits_per_dim(model, IMAGES, num_estimates=6, verbose=0)
+  for variable, value in zip(flow.noise_seeds(), before, strict=True):
+    np.testing.assert_array_equal(variable, value)
+  one = bits_per_dim(model, IMAGES, verbose=0)
+  np.testing.assert_array_equal(one.per_image, bits_per_dim(model, IMAGES, num_estimates=1, verbose=0).per_image)
+  assert np.isnan(one.estimate_error)
+  means = []
+  for draw in range(6):
+    for variable, value in zip(flow.noise_seeds(), before):
+      variable.assign(value if draw == 0 else [value[0], -draw])
+    means.append(bits_per_dim(model, IMAGES, verbose=0).mean)
+  assert len(set(means)) == 6
+  np.testing.assert_allclose(found.mean, np.mean(means), rtol=1e-6)
+  np.testing.assert_allclose(found.estimate_error, np.std(means, ddof=1) / np.sqrt(6.), rtol=1e-4)
+  exact = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 1, 1, 4, 0, log_det="exact", seed=0)
+  for variable, value in zip(exact.trainable_variables, flow.trainable_variables, strict=True):
+    variable.assign(value)
+  exact.after_update()
+  of_exact = bits_per_dim(tfp_glow.FlowModel(exact), IMAGES, verbose=0)
+  assert of_exact.estimate_error == 0.
+  assert abs(found.mean - of_exact.mean) < 5. * found.estimate_error
+  with pytest.raises(ValueError, match="`num_estimates` must be 1 where log-dets are exact.*Received: 2"):
+    bits_per_dim(tfp_glow.FlowModel(exact), IMAGES, num_estimates=2)
+
+
 class _Endless(keras.utils.PyDataset):
   num_batches = None
 

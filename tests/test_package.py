@@ -26,7 +26,7 @@ _MAY_IMPORT = {
     "data": {"_core"},
     "storage": {"_core", "bijectors", "likelihood"},
     "training": {"_core", "networks", "likelihood", "data", "storage"},
-    "checkpoints": {"_core", "bijectors", "likelihood", "training"},
+    "checkpoints": {"_core", "networks", "bijectors", "likelihood", "training"},
 }
 
 

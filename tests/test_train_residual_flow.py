@@ -4,12 +4,17 @@ import json
 import sys
 
 import densities
+import keras
 import numpy as np
 import pytest
+import small_models
 import tensorflow as tf
 import train_glow
 import train_residual_flow as script
 from PIL import Image
+
+import tfp_glow
+from tfp_glow.networks import lipschitz
 
 TINY = ["--num-dense-blocks=1", "--num-dense-hidden=4", "--epochs=1", "--batch-size=1000"]
 TINY_IMAGES = ["--data=digits", "--batch-size=1500", "--num-scales=1", "--num-blocks=1", "--num-hidden=4"]
@@ -67,17 +72,49 @@ def test_two_models_of_a_density(monkeypatch, tmp_path, few_points, capsys):
 @slow
 @pytest.mark.usefixtures("eagerly")
 def test_a_run_goes_on(monkeypatch, tmp_path, few_points, capsys):
-  ended = tmp_path / "ended"
+  """With averages, which the state does not have in the place of the weights."""
+  ended, found = tmp_path / "ended", []
+  options = ["--ema=0.9", "--batch-size=250", "--output", ended]
+
+  def killed(model, test_points, history, results, *_):
+    found.append(results)
+    sys.exit("killed")
+
   save_results = script.save_results
-  monkeypatch.setattr(script, "save_results", lambda *_: sys.exit("killed"))
+  monkeypatch.setattr(script, "save_results", killed)
   with pytest.raises(SystemExit, match="killed"):
-    call(monkeypatch, "--data=moons", "--output", ended)
+    call(monkeypatch, "--data=moons", *options)
   monkeypatch.setattr(script, "save_results", save_results)
-  assert call(monkeypatch, "--data=two_spirals", "--output", ended) == 2
+  (ended / train_glow.BEST_UNTIL_NOW).unlink()  # Nor has anything else.
+  assert call(monkeypatch, "--data=two_spirals", *options) == 2
   assert "`settings`" in capsys.readouterr().err
-  assert call(monkeypatch, "--data=moons", "--output", ended) == 0
+  assert call(monkeypatch, "--data=moons", *options) == 0
   assert "Going on after epoch 1 of 1" in capsys.readouterr().out
   assert results(ended)["epochs"] == 1 and "share_on_squares" not in results(ended)
+  for name in ("bits_per_dim", "validation_bits_per_dim"):
+    assert results(ended)[name] == pytest.approx(found[0][name], rel=1e-6)
+
+
+@slow
+@pytest.mark.usefixtures("eagerly")
+def test_norms_follow_averages_and_back():
+  model = small_models.residual_model(small_models.residual_flow(num_dense_blocks=1),
+                                      keras.optimizers.Adam(0.3, use_ema=True, ema_momentum=0.9))
+  points = small_models.points()
+  model.adapt(points)
+  for _ in range(5):
+    model.train_on_batch(points)
+  before = [v.numpy() for v in model.weights]
+  swap = train_glow.AveragesValidated()
+  swap.set_model(model)
+  swap.on_test_begin()
+  block, = (part for part in model.distribution.bijector.submodules
+            if isinstance(part, tfp_glow.InvertibleResidualBlock))
+  for layer in lipschitz.constrained_layers(block.network):
+    assert float(layer.norm()) == pytest.approx(np.linalg.norm(layer.kernel.numpy(), 2), rel=1e-3)
+  swap.on_epoch_end(0)
+  for variable, value in zip(model.weights, before, strict=True):
+    np.testing.assert_array_equal(variable.numpy(), value)
 
 
 @slow

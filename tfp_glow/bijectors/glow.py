@@ -137,44 +137,6 @@ class GlowBijector(WholeFlow):
     condition = {} if labels is None else {"labels": labels}
     return tf.reduce_mean(self.top.forward(self.split_latent(z)[-1], **condition), axis=[-3, -2])
 
-  def split_latent(self, z: tf.Tensor | np.ndarray) -> list[tf.Tensor]:
-    """The latents as images, from the vector.
-
-    Args:
-      z: Tensor `[..., H * W * C]`.
-
-    Returns:
-      List of tensors `[..., h, w, c]`, one for each block: the first to leave first, the top last.
-
-    Raises:
-      ValueError: if the shape of `z` does not fit.
-    """
-    z = self._convert(z, "z", inverse=False)
-    shapes = self._latent_shapes()
-    parts = tf.split(z, [shape.num_elements() for shape in shapes], axis=-1)
-    return [tf.reshape(part, tf.concat([tf.shape(z)[:-1], shape], axis=0)) for part, shape in zip(parts, shapes)]
-
-  def join_latent(self, parts: Sequence[tf.Tensor | np.ndarray]) -> tf.Tensor:
-    """The inverse of `split_latent`.
-
-    Args:
-      parts: List of tensors `[..., h, w, c]`, as `split_latent` returns it.
-
-    Returns:
-      z: Tensor `[..., H * W * C]`.
-
-    Raises:
-      ValueError: if `parts` has not one tensor of the right shape for each block.
-    """
-    shapes = self._latent_shapes()
-    parts = [tf.convert_to_tensor(part, self.dtype) for part in parts]
-    if len(parts) != len(shapes) or any(not shape.is_compatible_with(part.shape[-3:])
-                                        for part, shape in zip(parts, shapes)):
-      raise ValueError(f"`parts` must have the shapes {[[...] + shape.as_list() for shape in shapes]}. "
-                       f"Received: {[part.shape for part in parts]}")
-    return tf.concat([tf.reshape(part, tf.concat([tf.shape(part)[:-3], [shape.num_elements()]], axis=0))
-                      for part, shape in zip(parts, shapes)], axis=-1)
-
   def _latent_shapes(self):
     leaving = [tf.TensorShape([h, w, c // 2]) for h, w, c in self._block_shapes[:-1]]
     return leaving + [tf.TensorShape(self._block_shapes[-1])]

@@ -70,6 +70,14 @@ class VariableOwner:
     for variable, value in zip(self._variables_of_update(), self._update()):
       variable.assign(value)
 
+  def noise_seeds(self) -> list[keras.Variable]:
+    """The seeds of what estimates of log-dets draw.
+
+    Returns:
+      List of integer `keras.Variable`s `[..., 2]`: a seed, and the number of updates so far.
+    """
+    return sum([child.noise_seeds() for child in self._children], [])
+
   def _variables_of_update(self):
     """The `keras.Variable`s that `after_update` assigns."""
     return sum([child._variables_of_update() for child in self._children], [])

@@ -222,9 +222,12 @@ class InvertibleResidualBlock(OnePassBijector):
     seed = tf.convert_to_tensor(self._noise_seed.value)
     return self._estimators[training](self._branch, y, weights, seed)
 
+  def noise_seeds(self) -> list[keras.Variable]:
+    return [self._noise_seed] if self.is_stochastic else []
+
   def _variables_of_update(self):
     vectors = [vector for layer in lipschitz.constrained_layers(self.network) for vector in layer.vectors]
-    return vectors + ([self._noise_seed] if self.is_stochastic else [])
+    return vectors + self.noise_seeds()
 
   def _update(self):
     vectors = [value for layer in lipschitz.constrained_layers(self.network) for value in layer.next_vectors()]

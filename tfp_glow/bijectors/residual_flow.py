@@ -5,19 +5,29 @@ from __future__ import annotations
 from collections import abc
 
 import keras
+import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core import numerics
-from tfp_glow._core.validation import check_counts, check_fractions, check_seed, checked_dtype, checked_event_shape
+from tfp_glow._core import _compat, numerics
+from tfp_glow._core.validation import (
+  check_bools,
+  check_counts,
+  check_fractions,
+  check_seed,
+  checked_dtype,
+  checked_event_shape,
+)
 from tfp_glow.bijectors.actnorm import ActNorm
-from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.composition import Sequence
+from tfp_glow.bijectors.leaving import Flatten, HalfLeaves
 from tfp_glow.bijectors.logit import Logit
+from tfp_glow.bijectors.normalization import Normalization, checked_statistics
 from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
 from tfp_glow.bijectors.whole_flow import WholeFlow
-from tfp_glow.networks.lipschitz import LipschitzConv2D, LipschitzDense, LipSwish
+from tfp_glow.networks.activations import activation_layer, check_activation
+from tfp_glow.networks.lipschitz import LearnedOrder, LipschitzConv2D, LipschitzDense
 
 
 class ResidualStep(Sequence):
@@ -58,32 +68,20 @@ class ResidualStep(Sequence):
     self.block.build(event_shape)
 
 
-class _Flatten(OnePassBijector):
-  """`inverse`: from an image to a vector."""
-
-  def __init__(self, event_shape, dtype):
-    super().__init__(forward_event_shape=[event_shape.num_elements()], inverse_event_shape=event_shape, dtype=dtype,
-                     name="flatten")
-
-  def _forward_and_log_det(self, x):
-    return tf.reshape(x, [-1, *self._event_shapes[True]]), tf.zeros([], x.dtype)
-
-  def _inverse_and_log_det(self, y):
-    return tf.reshape(y, [-1, *self._event_shapes[False]]), tf.zeros([], y.dtype)
-
-
 class ResidualFlowBijector(WholeFlow, Sequence):
   """A residual flow, from a latent vector to an image or a vector.
 
   ```none
-  inverse: logit, actnorm; then, for each scale, squeeze (but for the first scale) and steps of a residual block and
-           actnorm; at the end, on the flat vector, steps of a fully connected residual block and actnorm.
+  inverse: logit or normalisation, [squeeze], actnorm; then, for each scale, steps of a residual block and actnorm, and
+           but for the last scale squeeze [and half of the channels leaves]; at the end, on the flat vector, steps of a
+           fully connected residual block and actnorm.
   ```
 
   The networks are LipSwish, 3x3 convolution, LipSwish, 1x1 convolution, LipSwish, 3x3 convolution, or as many fully
   connected layers. The very first has no LipSwish before its first layer.
 
-  Nothing leaves on the way: the latent is the vector that comes out. It is standard normal where the model is right.
+  The latent is a vector, standard normal where the model is right. It holds what leaves at each scale, the first to
+  leave first, and at the end what is left; `split_latent` gives these parts back as images.
 
   `inverse` is one pass. `forward` solves each block by fixed-point iterations, and is far slower. Log-dets are
   estimated; see `InvertibleResidualBlock`, also on `training` and on `after_update`, which is due after every update of
@@ -108,23 +106,27 @@ class ResidualFlowBijector(WholeFlow, Sequence):
   """
 
   def __init__(self, output_shape: int | abc.Sequence[int] = (32, 32, 3), num_scales: int = 3,
-               num_blocks_per_scale: int = 16, num_hidden: int = 512, num_dense_blocks: int = 4,
+               num_blocks_per_scale: int | abc.Sequence[int] = 16, num_hidden: int = 512, num_dense_blocks: int = 4,
                num_dense_hidden: int = 128, logit_alpha: float | str | None = "auto", coefficient: float = 0.98,
                log_det: str = "russian_roulette", num_terms: int = 2, num_eval_terms: int = 20,
                roulette: str = "poisson", probe: str = "gaussian", seed: int | None = None,
-               dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "residual_flow"):
+               dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "residual_flow",
+               mean_and_deviation: tuple[abc.Sequence[float], abc.Sequence[float]] | None = None,
+               factor_out: bool = False, squeeze_first: bool = False,
+               activation: str | abc.Callable[[tf.Tensor], tf.Tensor] = "lip_swish",
+               learn_orders: bool | str = False):
     """Creates the bijector.
 
     Args:
-      output_shape: `(H, W, C)` of an image, `H` and `W` divisible by `2 ** (num_scales - 1)`; or `(C,)` of a vector:
-        then there are the fully connected blocks alone.
+      output_shape: `(H, W, C)` of an image, `H` and `W` divisible by 2 to the number of squeezes, `num_scales - 1` or,
+        with `squeeze_first`, `num_scales`; or `(C,)` of a vector: then there are the fully connected blocks alone.
       num_scales: Python `int`; 0 for vectors.
-      num_blocks_per_scale: Python `int`.
+      num_blocks_per_scale: Python `int`, or a sequence of one for each scale.
       num_hidden: Python `int`, channels of the hidden layers of the convolutional networks.
       num_dense_blocks: Python `int`, of fully connected blocks.
       num_dense_hidden: Python `int`, width of the hidden layers of their networks.
       logit_alpha: Python `float`, `alpha` of `Logit`, for images whose values lie in `[-1/2, 1/2]` (others become
-        NaN). `None`: the values are taken as they are, centred on 0. `"auto"`: 0.05 for images, `None` for vectors.
+        NaN). `None`: there is no logit. `"auto"`: 0.05 for images without `mean_and_deviation`, else `None`.
       coefficient: Python `float` below 1, bound of the norm of each layer.
       log_det: See `InvertibleResidualBlock`.
       num_terms: See `InvertibleResidualBlock`.
@@ -136,50 +138,134 @@ class ResidualFlowBijector(WholeFlow, Sequence):
       dtype: Floating dtype of parameters, images and latents. Default: Keras' `floatx`.
       validate_args: Python `bool`: a non-finite input is an error, at a cost.
       name: Python `str`.
+      mean_and_deviation: Pair of sequences, a mean and a deviation for each channel of pixels between 0 and 1 (as they
+        are published; the flow's own lie 1/2 lower): images are normalised by them, in the place of the logit. `None`:
+        they are not.
+      factor_out: Python `bool`: whether half of the channels leaves after each scale but the last.
+      squeeze_first: Python `bool`: whether images are squeezed before all else.
+      activation: `"lip_swish"`, another name of `keras.activations` (`"elu"`), or a function of your own, registered by
+        `keras.saving.register_keras_serializable` if the flow is to be saved; nowhere steeper than 1.
+      learn_orders: `True`: the orders of the norms that bound the layers are learned, three for each block: the order
+        of a layer's outputs is that of the next one's inputs, and that of the last one's outputs that of the first
+        one's inputs. `"per_position"`: the same, but for the authors' norm of 1x1 convolutions; see `LipschitzConv2D`.
 
     Raises:
-      ValueError: if an argument is not as above.
+      TypeError: if `activation` is not as above.
+      ValueError: if another argument is not as above, or `activation` is steeper than 1.
     """
     parameters = dict(locals())
-    shape = _checked_output_shape(output_shape, num_scales)
-    check_counts(num_blocks_per_scale=num_blocks_per_scale, num_hidden=num_hidden, num_dense_hidden=num_dense_hidden)
+    check_bools(factor_out=factor_out, squeeze_first=squeeze_first)
+    shape, num_blocks = _checked_sizes(output_shape, num_scales, num_blocks_per_scale, squeeze_first)
+    check_counts(num_hidden=num_hidden, num_dense_hidden=num_dense_hidden)
     check_counts(least=0 if num_scales else 1, num_dense_blocks=num_dense_blocks)
     check_seed(seed)
-    if isinstance(logit_alpha, str):
-      if logit_alpha != "auto":
-        raise ValueError("`logit_alpha` must be 'auto', None, or a number above 0 and below 0.5. "
-                         f"Received: {logit_alpha!r}")
-      logit_alpha = 0.05 if shape.rank == 3 else None
-    if logit_alpha is not None:
-      check_fractions(0.5, logit_alpha=logit_alpha)
+    check_activation(activation)
+    if not isinstance(learn_orders, bool) and learn_orders != "per_position":
+      raise ValueError(f"`learn_orders` must be a `bool` or 'per_position'. Received: {learn_orders!r}")
+    _check_is_of_images(shape, factor_out=factor_out, squeeze_first=squeeze_first)
     dtype = checked_dtype(dtype or keras.config.floatx())
-    make = _Maker(coefficient, dtype, seed, dict(log_det=log_det, num_terms=num_terms, num_eval_terms=num_eval_terms,
-                                                 roulette=roulette, probe=probe))
-    latent_shape = tf.TensorShape([shape.num_elements()])
-    parts = [] if logit_alpha is None else [Logit(logit_alpha, shape.rank, dtype)]
-    parts.append(ActNorm(shape[-1], shape.rank, dtype))
-    event_shape = shape
-    for scale in range(num_scales):
-      if scale:
-        squeeze = Squeeze(dtype=dtype)
-        parts.append(squeeze)
-        event_shape = squeeze.inverse_event_shape(event_shape)
-      parts += make.steps(event_shape, num_blocks_per_scale, num_hidden, scale == 0, f"scale{scale}")
+    make = _Maker(coefficient, activation, learn_orders, dtype, seed, dict(
+        log_det=log_det, num_terms=num_terms, num_eval_terms=num_eval_terms, roulette=roulette, probe=probe))
+    first, event_shape = _entrance(shape, logit_alpha, mean_and_deviation, dtype), shape
+    if squeeze_first:
+      first.append(Squeeze(dtype=dtype, name="squeeze_first"))
+      event_shape = first[-1].inverse_event_shape(shape)
+    first.append(ActNorm(event_shape[-1], shape.rank, dtype))
+    segments, shapes = make.scales(event_shape, num_blocks, num_hidden, factor_out)
     if num_scales:
-      parts.append(_Flatten(event_shape, dtype))
-    parts += make.steps(latent_shape, num_dense_blocks, num_dense_hidden, num_scales == 0, "dense")
-    super().__init__(parts, forward_event_shape=latent_shape, inverse_event_shape=shape, dtype=dtype,
-                     validate_args=validate_args, parameters=parameters, name=name)
+      segments[-1].append(Flatten(shapes[-1], dtype))
+    flat_shape = tf.TensorShape([shapes[-1].num_elements()])
+    segments[-1] += make.steps(flat_shape, num_dense_blocks, num_dense_hidden, num_scales == 0, "dense")
+    segments[0] = first + segments[0]
+    parts = _nested(segments, shapes, dtype) if factor_out else sum(segments, [])
+    super().__init__(parts, forward_event_shape=[shape.num_elements()], inverse_event_shape=shape,
+                     dtype=dtype, validate_args=validate_args, parameters=parameters, name=name)
+    self._segments = _compat.untracked(self, segments)
+    self._shapes = _compat.untracked(self, shapes)
+
+  def _latent_shapes(self):
+    if not self.parameters["factor_out"]:
+      return self._shapes[-1:]
+    return [_half(shape) for shape in self._shapes[:-1]] + self._shapes[-1:]
+
+  def _feature_shapes(self):
+    return self._latent_shapes() if self.parameters["factor_out"] else self._shapes
+
+  def _inverse_with_features(self, y, **kwargs):
+    if self.parameters["factor_out"]:
+      return super()._inverse_with_features(y, **kwargs)
+    features, total = [], tf.zeros(tf.shape(y)[:1], y.dtype)
+    for segment, shape in zip(self._segments, self._shapes):
+      y, log_det = self._run(y, segment, True, kwargs)
+      total += log_det
+      features.append(tf.reshape(y, [-1, *shape]))  # The last is flat.
+    return y, total, features
+
+
+def _entrance(shape, logit_alpha, mean_and_deviation, dtype):
+  """What images pass first: a list of at most one bijector."""
+  if isinstance(logit_alpha, str):
+    if logit_alpha != "auto":
+      raise ValueError("`logit_alpha` must be 'auto', None, or a number above 0 and below 0.5. "
+                       f"Received: {logit_alpha!r}")
+    logit_alpha = 0.05 if shape.rank == 3 and mean_and_deviation is None else None
+  if logit_alpha is not None:
+    check_fractions(0.5, logit_alpha=logit_alpha)
+  if mean_and_deviation is None:
+    return [] if logit_alpha is None else [Logit(logit_alpha, shape.rank, dtype)]
+  if logit_alpha is not None:
+    raise ValueError("`logit_alpha` must be None or 'auto' with `mean_and_deviation`, which take its place. "
+                     f"Received: {logit_alpha!r}")
+  if not isinstance(mean_and_deviation, abc.Sequence) or len(mean_and_deviation) != 2:
+    raise ValueError(f"`mean_and_deviation` must be a pair of sequences. Received: {mean_and_deviation!r}")
+  mean, deviation = checked_statistics(*mean_and_deviation)
+  if len(mean) != shape[-1]:
+    raise ValueError(f"`mean_and_deviation` must have numbers for {shape[-1]} channels. "
+                     f"Received: {mean_and_deviation!r}")
+  return [Normalization((mean - 0.5).tolist(), deviation.tolist(), shape.rank, dtype)]
+
+
+def _nested(segments, shapes, dtype):
+  """The parts of a flow from whose scales half of the channels leaves: the next scale is a part of what leaves it."""
+  parts = segments[-1]
+  for scale in reversed(range(len(segments) - 1)):
+    kept = _half(shapes[scale])
+    rest = Sequence(parts, forward_event_shape=[kept.num_elements()], inverse_event_shape=kept, dtype=dtype,
+                    name=f"rest{scale}")
+    parts = segments[scale] + [HalfLeaves(shapes[scale], rest, dtype, f"split{scale}")]
+  return parts
+
+
+def _half(shape):
+  height, width, channels = shape
+  return tf.TensorShape([height, width, channels // 2])
 
 
 class _Maker:
   """Makes the steps of a flow, with a seed for each."""
 
-  def __init__(self, coefficient, dtype, seed, estimator):
+  def __init__(self, coefficient, activation, learn_orders, dtype, seed, estimator):
     self._coefficient = coefficient
+    self._activation = activation
+    self._learn_orders = learn_orders
     self._dtype = dtype
     self._rng = numerics.generator(seed)
     self._estimator = estimator
+
+  def scales(self, event_shape, num_blocks, num_hidden, factor_out):
+    """The bijectors of each scale, a list of lists, and the shapes of what they make of images.
+
+    Of vectors, for which `num_blocks` is empty, there is one scale without any.
+    """
+    segments, shapes = [], []
+    for scale, count in enumerate(num_blocks):
+      segments.append(self.steps(event_shape, count, num_hidden, scale == 0, f"scale{scale}"))
+      if scale < len(num_blocks) - 1:
+        segments[-1].append(Squeeze(dtype=self._dtype))
+        event_shape = segments[-1][-1].inverse_event_shape(event_shape)
+      shapes.append(event_shape)
+      event_shape = _half(event_shape) if factor_out else event_shape
+    return segments or [[]], shapes or [event_shape]
 
   def steps(self, event_shape, count, num_hidden, is_first, name):
     """A list of bijectors: `count` steps, the first on its own if it is the very first of the flow."""
@@ -203,11 +289,17 @@ class _Maker:
 
   def _network(self, event_shape, num_hidden):
     """The layers of a network."""
-    layers, num_outputs = [], event_shape[-1]
-    for kernel_size, outputs in ((3, num_hidden), (1, num_hidden), (3, num_outputs)):
-      kwargs = {"coefficient": self._coefficient, "seed": self._draw_seed(), "dtype": self._dtype.name}
-      layers += [LipSwish(dtype=self._dtype.name), LipschitzDense(outputs, **kwargs) if event_shape.rank == 1 else
-                 LipschitzConv2D(outputs, kernel_size, **kwargs)]
+    outputs = (num_hidden, num_hidden, event_shape[-1])
+    orders = [LearnedOrder(dtype=self._dtype.name) for _ in outputs] if self._learn_orders else [2.] * len(outputs)
+    layers = []
+    for i, kernel_size in enumerate((3, 1, 3)):
+      kwargs = {"coefficient": self._coefficient, "seed": self._draw_seed(), "dtype": self._dtype.name,
+                "domain": orders[i], "codomain": orders[(i + 1) % len(orders)]}
+      if self._learn_orders == "per_position" and event_shape.rank == 3 and kernel_size == 1:
+        kwargs["per_position"] = True
+      layers += [activation_layer(self._activation, self._dtype.name),
+                 LipschitzDense(outputs[i], **kwargs) if event_shape.rank == 1 else
+                 LipschitzConv2D(outputs[i], kernel_size, **kwargs)]
     return layers
 
   def _redraw(self, step):
@@ -218,13 +310,36 @@ class _Maker:
     return int(self._rng.integers(2**30))
 
 
-def _checked_output_shape(output_shape, num_scales):
+def _checked_sizes(output_shape, num_scales, num_blocks_per_scale, squeeze_first):
+  """The shape of an event, and the numbers of blocks, a list of one for each scale."""
   shape = checked_event_shape("output_shape", output_shape, vectors=True)
   if len(shape) == 1 and (num_scales != 0 or isinstance(num_scales, bool)):
     raise ValueError(f"`num_scales` must be 0 for vectors. Received: {num_scales!r} for {output_shape!r}")
   if len(shape) == 3:
     check_counts(num_scales=num_scales)
-    if any(size % 2**(num_scales - 1) for size in shape[:2]):
-      raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** (`num_scales` - 1) = "
-                       f"{2**(num_scales - 1)}, as every scale but the first halves them. Received: {output_shape!r}")
-  return tf.TensorShape(shape)
+    formula, what = (("`num_scales`", "`squeeze_first` and every scale but the first halve") if squeeze_first else
+                     ("(`num_scales` - 1)", "every scale but the first halves"))
+    divisor = 2**(num_scales - 1 + squeeze_first)
+    if any(size % divisor for size in shape[:2]):
+      raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** {formula} = {divisor}, as "
+                       f"{what} them. Received: {output_shape!r}")
+  return tf.TensorShape(shape), _checked_num_blocks(num_blocks_per_scale, num_scales)
+
+
+def _checked_num_blocks(num_blocks_per_scale, num_scales):
+  if not isinstance(num_blocks_per_scale, (abc.Sequence, np.ndarray)) or isinstance(num_blocks_per_scale, str):
+    check_counts(num_blocks_per_scale=num_blocks_per_scale)
+    return [num_blocks_per_scale] * num_scales
+  if len(num_blocks_per_scale) != num_scales:
+    raise ValueError(f"`num_blocks_per_scale` must have a number for each of the {num_scales} scales. "
+                     f"Received: {num_blocks_per_scale!r}")
+  for count in num_blocks_per_scale:
+    check_counts(num_blocks_per_scale=count)
+  return list(num_blocks_per_scale)
+
+
+def _check_is_of_images(shape, **options):
+  """Raises `ValueError` if something that only images have is asked for of a flow of vectors."""
+  for name, is_asked_for in options.items():
+    if is_asked_for and shape.rank != 3:
+      raise ValueError(f"`{name}` must be False for vectors. Received: {is_asked_for!r}")

@@ -225,6 +225,9 @@ class Scan(OnePassBijector):
     (_, d_inputs), d_stacks = self._repeat(step, (outputs, d_outputs), (stacks, weights_back), like, not inverse)
     return d_inputs, *map(_stacked, d_stacks)
 
+  def noise_seeds(self) -> list[keras.Variable]:
+    return [self.stacked(variable) for variable in self.template.noise_seeds()]
+
   def _variables_of_update(self):
     return [self.stacked(variable) for variable in self.template._variables_of_update()]
 

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfp_glow.bijectors.base import OnePassBijector
 
 
 class WholeFlow(OnePassBijector):
-  """A flow all of whose variables exist from the start, and which remembers whether it was initialised."""
+  """A flow all of whose variables exist from the start, and which remembers whether it was initialised.
+
+  Its latent is one vector: parts that left on the way, one after the other. A subclass says in `_latent_shapes` what
+  they are as images.
+  """
 
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
@@ -39,3 +46,93 @@ class WholeFlow(OnePassBijector):
   def initialized(self) -> bool:
     """Whether `initialize` was called, or trained weights were restored: a Python `bool`, saved in checkpoints."""
     return bool(self._initialized.numpy())
+
+  def split_latent(self, z: tf.Tensor | np.ndarray) -> list[tf.Tensor]:
+    """The parts of the latent, images where the data are images, from the vector.
+
+    Args:
+      z: Tensor `[..., H * W * C]`.
+
+    Returns:
+      List of tensors `[..., h, w, c]`: the first to leave first, the last, or top, one last.
+
+    Raises:
+      ValueError: if the shape of `z` does not fit.
+    """
+    z = self._convert(z, "z", inverse=False)
+    shapes = self._latent_shapes()
+    parts = tf.split(z, [shape.num_elements() for shape in shapes], axis=-1)
+    return [tf.reshape(part, tf.concat([tf.shape(z)[:-1], shape], axis=0)) for part, shape in zip(parts, shapes)]
+
+  def join_latent(self, parts: Sequence[tf.Tensor | np.ndarray]) -> tf.Tensor:
+    """The inverse of `split_latent`.
+
+    Args:
+      parts: List of tensors `[..., h, w, c]`, as `split_latent` returns it.
+
+    Returns:
+      z: Tensor `[..., H * W * C]`.
+
+    Raises:
+      ValueError: if `parts` are not as many tensors of the right shapes.
+    """
+    shapes = self._latent_shapes()
+    parts = [tf.convert_to_tensor(part, self.dtype) for part in parts]
+    if len(parts) != len(shapes) or any(not shape.is_compatible_with(part.shape[-shape.rank:])
+                                        for part, shape in zip(parts, shapes)):
+      raise ValueError(f"`parts` must have the shapes {[[...] + shape.as_list() for shape in shapes]}. "
+                       f"Received: {[part.shape for part in parts]}")
+    return tf.concat([tf.reshape(part, tf.concat([tf.shape(part)[:-shape.rank], [shape.num_elements()]], axis=0))
+                      for part, shape in zip(parts, shapes)], axis=-1)
+
+  @property
+  def feature_shapes(self) -> list[tuple[int, int, int]]:
+    """Shapes `(h, w, c)` of the features of `inverse_with_features`, one for each scale; none of flows of vectors."""
+    return [tuple(shape) for shape in self._feature_shapes() if shape.rank == 3]
+
+  def inverse_with_features(self, y: tf.Tensor | np.ndarray,
+                            **kwargs: Any) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
+    """`inverse_and_log_det`, and what a classifier may look at on the way, in one pass.
+
+    Args:
+      y: Tensor `[N] + event_shape`.
+      **kwargs: As in `inverse_and_log_det`.
+
+    Returns:
+      x: Tensor `[N, D]`, the latent.
+      log_det: `log |det dx/dy|` in nats, `[N]`.
+      features: List of tensors `[N, h, w, c]`, one for each scale, of the shapes `feature_shapes`: what leaves there;
+        of a flow of which nothing leaves before the end, the activations after each scale.
+
+    Raises:
+      ValueError: if the shape of `y`, or that of an argument, does not fit.
+      TypeError: if `y` is a tensor of another dtype than that of the bijector.
+    """
+    y = self._convert(y, "y", inverse=True)
+    if y.shape.rank != 1 + self.inverse_min_event_ndims:
+      raise ValueError(f"`y` of `{self.name}.inverse_with_features` must have one batch dimension. Received: {y.shape}")
+    arguments = self._own_arguments(self._inverse_and_log_det, kwargs)
+    with self._scope_of("inverse_with_features"), self._precision_of(kwargs):
+      x, log_det, features = self._inverse_with_features(_at_least_one(y), **arguments)
+      log_det = tf.broadcast_to(log_det, tf.shape(x)[:1])
+      return (x, log_det, features) if y.shape[0] else tf.nest.map_structure(
+          lambda tensor: tensor[:tf.shape(y)[0]], (x, log_det, features))
+
+  def _inverse_with_features(self, y, **kwargs):
+    x, log_det = self._inverse_and_log_det(y, **kwargs)
+    return x, log_det, self.split_latent(x)
+
+  def _latent_shapes(self) -> list[tf.TensorShape]:
+    """Those of the parts of `split_latent`."""
+    raise NotImplementedError
+
+  def _feature_shapes(self):
+    return self._latent_shapes()
+
+
+def _at_least_one(y):
+  """A batch that may be empty, as for a replica, with an event of zeros if it is: see `batching.evaluate`."""
+  if y.shape[0]:
+    return y
+  missing = tf.cast(tf.equal(tf.shape(y)[0], 0), tf.int32)
+  return tf.pad(y, [[0, missing]] + [[0, 0]] * (y.shape.rank - 1))

@@ -1,5 +1,8 @@
 """The flows in a distribution, wherever they are: initialised from data, and brought up to date."""
 
+import contextlib
+
+import numpy as np
 import tensorflow_probability as tfp
 
 from tfp_glow._core import _compat
@@ -47,9 +50,28 @@ def are_initialized(distribution):
 
 def after_update(distribution):
   """Has bijectors follow an update of the weights, wherever they are in a distribution."""
-  owners = [part for part in distribution.submodules if hasattr(part, "after_update")]
-  for owner in _outermost(owners):
+  for owner in _owners(distribution):
     owner.after_update()
+
+
+@contextlib.contextmanager
+def other_estimates(distribution, draw):
+  """In which estimates of log-dets draw other noise; the weights stay.
+
+  Args:
+    distribution: `tfd.Distribution`.
+    draw: Python `int`, a number for each noise. 0: the noise that they have at present.
+  """
+  seeds = sum([owner.noise_seeds() for owner in _owners(distribution)], [])
+  before = [seed.numpy() for seed in seeds]
+  try:
+    if draw:
+      for seed, value in zip(seeds, before):
+        seed.assign(np.stack([value[..., 0], np.full_like(value[..., 1], -draw)], axis=-1))  # Training counts up.
+    yield
+  finally:
+    for seed, value in zip(seeds, before):
+      seed.assign(value)
 
 
 def _learns(distribution):
@@ -62,6 +84,11 @@ def _components(distribution):
   transformed = [part for part in distribution.submodules
                  if isinstance(part, tfd.Distribution) and hasattr(part, "bijector")]
   return _outermost(transformed)
+
+
+def _owners(distribution):
+  """The outermost bijectors of this package."""
+  return _outermost([part for part in distribution.submodules if hasattr(part, "after_update")])
 
 
 def _outermost(modules):

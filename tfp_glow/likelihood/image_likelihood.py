@@ -4,7 +4,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow._core import precision
-from tfp_glow.bijectors.composition import latent_side_of
+from tfp_glow.bijectors.composition import Sequence, latent_side_of
 from tfp_glow.likelihood import dequantize, flows, latents
 from tfp_glow.likelihood.image_spec import ImageSpec
 
@@ -80,6 +80,14 @@ class ImageLikelihood:
       return None
     return latent_side_of(self._flow).num_class_features
 
+  @property
+  def feature_shapes(self):
+    """Shapes `(h, w, c)` of the `features_of_scales`; none of flows that have no such features."""
+    flow = self._parts_to_whole_flow()[-1]
+    # Of an event that is several to the flow there would be features of each of them.
+    is_one_event = getattr(flow, "inverse_min_event_ndims", None) == self.spec.event_shape.rank
+    return flow.feature_shapes if is_one_event and hasattr(flow, "feature_shapes") else []
+
   def to_values(self, images, noise_seed=None):
     """Dequantized images; continuous data as they are.
 
@@ -114,6 +122,15 @@ class ImageLikelihood:
     features = latent_side_of(self._flow).class_features(z, **self.spec.condition(labels))
     return self._discrete(log_density), features
 
+  def log_prob_and_features_of_scales(self, images, noise_seed=None, training=False):
+    """`log_prob`, and `features_of_scales`, in one pass."""
+    log_density, features = self._log_density_and_features(self.to_values(images, noise_seed), training)
+    return self._discrete(log_density), features
+
+  def features_of_scales(self, values, training=False):
+    """What a classifier of all scales sees of dequantized images: a list of tensors `[N, h, w, c]`."""
+    return self._log_density_and_features(values, training)[1]
+
   def log_density(self, values, labels=None, training=False):
     """Log-density of dequantized images, `[N]`, in nats; with `training` a bijector may estimate it more coarsely."""
     if self._flow is None:
@@ -133,6 +150,24 @@ class ImageLikelihood:
       z, log_det = self._flow.inverse_and_log_det(values, **condition)
       log_density = self.distribution.distribution.log_prob(z)
     return z, log_density + tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))  # Of all that is one event.
+
+  def _log_density_and_features(self, values, training):
+    *before, flow = self._parts_to_whole_flow()
+    condition = {"training": True} if training else {}
+    total = 0.
+    with precision.of_evaluation(training):
+      for part in before:
+        values, log_det = part.inverse_and_log_det(values, **condition)
+        total += tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))
+      z, log_det, features = flow.inverse_with_features(values, **condition)
+      return self.distribution.distribution.log_prob(z) + log_det + total, features
+
+  def _parts_to_whole_flow(self):
+    """The parts of the flow, from the data to the one that latents enter first: that may be one of several scales."""
+    parts = [self._flow]
+    while isinstance(parts[-1], Sequence) and not hasattr(parts[-1], "feature_shapes"):
+      parts[-1:] = parts[-1].parts
+    return parts
 
   def _discrete(self, log_density):
     return dequantize.discrete_log_prob(log_density, self.num_dims, self.spec.num_bits)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfp_glow._core import precision
 from tfp_glow._core.numerics import generator
 from tfp_glow._core.products import channel_product, conv2d, conv2d_back, matmul
-from tfp_glow._core.validation import check_counts, check_fractions, check_seed
+from tfp_glow._core.validation import check_bools, check_counts, check_fractions, check_seed
 from tfp_glow.networks import norms
 from tfp_glow.networks.building import layers_of, value_of
 from tfp_glow.networks.lip_swish import LipSwish
@@ -163,7 +163,7 @@ class _Lipschitz(keras.layers.Layer):
     if not self._is_iterated:
       return []
     kernel = value_of(self.kernel)
-    return norms.power_iteration(
+    return norms.vectors_of_norm(
         lambda v: self._map(v, kernel), lambda u: self._transpose(u, kernel), value_of(self.u), value_of(self.v),
         *self._orders(), self.tolerance, self.max_iterations)
 
@@ -260,7 +260,7 @@ class LipschitzConv2D(_Lipschitz):
 
   def __init__(self, filters: int, kernel_size: int, coefficient: float = 0.98, domain: float | LearnedOrder = 2.,
                codomain: float | LearnedOrder = 2., tolerance: float = 1e-3, max_iterations: int = 200,
-               seed: int | None = None, **kwargs: Any):
+               seed: int | None = None, per_position: bool = False, **kwargs: Any):
     """Creates the layer.
 
     Args:
@@ -272,6 +272,9 @@ class LipschitzConv2D(_Lipschitz):
       tolerance: See `LipschitzDense`.
       max_iterations: See `LipschitzDense`.
       seed: See `LipschitzDense`.
+      per_position: Python `bool`: whether the norm of a 1x1 convolution is that of its matrix, at one position, with
+        learned orders, too, as in the authors' code. Where orders fall from inputs to outputs, that does not bound the
+        map.
       **kwargs: Of `keras.layers.Layer`.
 
     Raises:
@@ -279,15 +282,21 @@ class LipschitzConv2D(_Lipschitz):
         is another (but for a `kernel_size` of 1 with a `domain` of at most `codomain`).
     """
     check_counts(filters=filters, kernel_size=kernel_size)
+    check_bools(per_position=per_position)
     if kernel_size % 2 == 0:
       raise ValueError(f"`kernel_size` must be odd. Received: {kernel_size!r}")
+    if per_position and kernel_size != 1:
+      raise ValueError(f"`per_position` must be False for kernels larger than 1x1. Received: {kernel_size!r}")
     super().__init__(filters, coefficient, domain, codomain, tolerance, max_iterations, seed, **kwargs)
     self.filters = filters
     self.kernel_size = kernel_size
+    self.per_position = per_position
 
   @property
   def _is_local(self):
     """Whether the norm is that at one position."""
+    if self.per_position:
+      return True
     orders = self.domain, self.codomain
     return self.kernel_size == 1 and not any(isinstance(o, LearnedOrder) for o in orders) and orders[0] <= orders[1]
 
@@ -324,7 +333,8 @@ class LipschitzConv2D(_Lipschitz):
     return ((offsets < height)[:, np.newaxis] & (offsets < width))[..., np.newaxis, np.newaxis]
 
   def get_config(self):
-    return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size}
+    return {**super().get_config(), "filters": self.filters, "kernel_size": self.kernel_size,
+            "per_position": self.per_position}
 
 
 def constrained_layers(network: keras.Layer) -> list[keras.Layer]:

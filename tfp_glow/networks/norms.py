@@ -16,8 +16,14 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core.products import matmul
 from tfp_glow._core.validation import is_number
 from tfp_glow.networks.building import value_of
+
+# Where both orders are 2: number of vectors that are spanned at a time, and how much noise there is in the second
+# for what else is in it.
+_SPAN = 24
+_NOISE = 0.3
 
 
 @keras.saving.register_keras_serializable("tfp_glow")
@@ -116,13 +122,16 @@ def at_vectors(apply, u, v, domain, codomain):
   """
   u, v = tf.stop_gradient(u), tf.stop_gradient(v)
   product = tf.reduce_sum(u * apply(v))
-  # Their norms are 1, but for learned orders, which change under them.
   for vector, order in ((v, domain), (u, _conjugate(codomain))):
-    product /= _norm(vector, order) if tf.is_tensor(order) else 1.
+    if tf.is_tensor(order):
+      # It is 1, but for rounding errors, which must not move the norm of the map; until the order changes.
+      norm = _norm(vector, order)
+      is_one = tf.abs(norm - 1.) < 1e-5
+      product /= norm / tf.where(is_one, tf.stop_gradient(norm), tf.ones_like(norm))
   return product
 
 
-def power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_iterations):
+def vectors_of_norm(apply, transpose, u, v, domain, codomain, tolerance, max_iterations):
   """The vectors at which the norm of a map is attained, or a norm that is a maximum among its neighbours.
 
   Args:
@@ -132,12 +141,19 @@ def power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_ite
     v: Tensor of the shape of inputs, to begin with.
     domain: Order of the norm of inputs.
     codomain: Order of the norm of outputs.
-    tolerance: Python `float`: it ends when `u` changes by less than that, relative to its length.
-    max_iterations: Python `int`, or after that many steps.
+    tolerance: Python `float`, see `_power_iteration` and `_singular_vectors`.
+    max_iterations: Python `int`, or it ends after the map and its transpose were taken about so many times.
 
   Returns:
     List `[u, v]`.
   """
+  if _is(domain, 2.) and _is(codomain, 2.):
+    return _singular_vectors(apply, transpose, u, v, tolerance, max_iterations)
+  return _power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_iterations)
+
+
+def _power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_iterations):
+  """`vectors_of_norm` for any orders; it ends when `u` changes by less than `tolerance`, relative to its length."""
   u_of = lambda v, before: _dual(apply(v), codomain, before)
   v_of = lambda u, before: _dual(transpose(u), _conjugate(domain), before)
 
@@ -149,6 +165,95 @@ def power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_ite
   start = tf.constant(np.inf, u.dtype), u_of(v, u), v
   _, u, v = tf.while_loop(lambda change, *_: change > tolerance, step, start, maximum_iterations=max_iterations)
   return [u, v]
+
+
+def _singular_vectors(apply, transpose, u, v, tolerance, max_iterations):
+  """`vectors_of_norm` where both orders are 2.
+
+  A power iteration forgets all but its last vector, and takes hundreds of steps to tell apart singular values that
+  differ by a percent. Here the best of all vectors that some steps span is taken, as Lanczos does, and that again until
+  it is a singular vector, or the norm does not grow, each to the `tolerance`. What is spanned is partly noise: nothing
+  else would lead away from a smaller singular vector, which the old one may be after the weights have changed.
+  """
+  on_outputs = u.shape.num_elements() < v.shape.num_elements()  # There the vectors that are kept are shorter.
+  start, there, back = (u, transpose, apply) if on_outputs else (v, apply, transpose)
+  square = lambda x: tf.reshape(back(there(tf.reshape(x, start.shape))), x.shape)
+  size = min(_SPAN, max_iterations, start.shape.num_elements())
+
+  def improve(change, x):
+    basis, images = _span(square, x, size)
+    products = tf.cast(_dots(basis, images), tf.float64)
+    mixture = _largest_eigenvector(products)
+    value = _dots(matmul(mixture, products), mixture)
+    growth = 1. - tf.sqrt(products[:1, :1] / value)
+    mixture = tf.cast(mixture, x.dtype)
+    best = matmul(mixture, basis)
+    error = _length(matmul(mixture, images) - tf.cast(value, x.dtype) * best)
+    change = tf.minimum(growth, tf.cast(error, tf.float64) / (2. * value))
+    return tf.reshape(change, []), tf.where(growth > 0., _unit(best), x)  # Not if it is NaN.
+
+  state = tf.constant(np.inf, tf.float64), _unit(tf.reshape(start, [1, -1]))
+  _, x = tf.while_loop(lambda change, x: change > tolerance, improve, state,
+                       maximum_iterations=-(-max_iterations // size))
+  x = tf.reshape(x, start.shape)
+  v = _dual(transpose(x), 2., v) if on_outputs else x
+  return [_dual(apply(v), 2., u), v]
+
+
+def _span(square, x, size):
+  """Vectors from which to choose.
+
+  Args:
+    square: Callable, a linear map from a tensor `[1, N]` to another.
+    x: Tensor `[1, N]`, of length 1, to begin with.
+    size: Python `int`, number of vectors.
+
+  Returns:
+    basis: Tensor `[size, N]`, orthonormal; some are zeros where there are not so many.
+    images: Tensor `[size, N]`, what `square` makes of them.
+  """
+  noise = np.random.default_rng(0).standard_normal(x.shape)
+  noise = tf.constant(noise / np.linalg.norm(noise), x.dtype)
+  least = 10. * np.finfo(x.dtype.as_numpy_dtype).eps
+
+  def add(share, place, x, basis, images):
+    basis += place * x
+    image = square(x)
+    length = _length(image)
+    rest = image - matmul(_dots(image, basis), basis)
+    rest += share * tf.maximum(_length(rest), 1e-3 * length) * noise
+    rest -= matmul(_dots(rest, basis), basis)  # Also of what rounding left the first time.
+    x = tf.where(_length(rest) > least * length, _unit(rest), 0.)
+    return 0. * share, tf.roll(place, 1, 0), x, basis, images + place * image
+
+  empty = tf.zeros([size, x.shape[-1]], x.dtype)
+  state = tf.constant(_NOISE, x.dtype), tf.constant(np.eye(size, 1), x.dtype), x, empty, empty
+  *_, basis, images = tf.while_loop(lambda *_: True, add, state, maximum_iterations=size)
+  return basis, images
+
+
+def _largest_eigenvector(matrix):
+  """Of a small matrix without negative eigenvalues, a row of length 1: by a high power, which XLA compiles fast."""
+  power = matrix
+  for _ in range(3):
+    power /= tf.reduce_max(power)  # Or it would overflow, or vanish.
+    for _ in range(4):
+      power = tf.matmul(power, power)
+  return _unit(tf.matmul(np.random.default_rng(0).standard_normal([1, matrix.shape[0]]), power))
+
+
+def _dots(a, b):
+  """Of the rows of two matrices."""
+  return matmul(a, b, transpose_b=True)
+
+
+def _length(row):
+  return tf.sqrt(_dots(row, row))
+
+
+def _unit(row):
+  """A row in its direction, of length 1, or 0."""
+  return tf.math.divide_no_nan(row, _length(row))
 
 
 def _is(order, number):

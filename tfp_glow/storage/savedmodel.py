@@ -73,18 +73,30 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
     ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
     OSError: if `path` cannot be written.
   """
-  likelihood = ImageLikelihood(with_standard_normal(distribution), num_bits)
+  export(ImageLikelihood(with_standard_normal(distribution), num_bits), path, warm_up_batch_sizes)
+
+
+def export(likelihood, path, warm_up_batch_sizes, class_probabilities=None, variables=()):
+  """As `export_distribution`, of an `ImageLikelihood`, and of a classifier if there is one.
+
+  Args:
+    likelihood: `ImageLikelihood`.
+    path: As of `export_distribution`.
+    warm_up_batch_sizes: As of `export_distribution`.
+    class_probabilities: Callable, from images to a tensor `[N, num_classes]`; `None`: there is no classifier.
+    variables: List of `tf.Variable`s of the classifier.
+  """
   path = _checked_path(path)
   sizes = list(warm_up_batch_sizes) if np.iterable(warm_up_batch_sizes) else [None]
   if not all(map(is_int, sizes)):
     raise ValueError(f"`warm_up_batch_sizes` must be positive `int`s. Received: {warm_up_batch_sizes!r}")
   apis = warm_up.import_serving_apis() if sizes else None
   likelihood.build()
-  functions = signatures(likelihood)
+  functions = signatures(likelihood, class_probabilities)
   try:
     with files.written_as_a_whole(path) as folder:
       tf.io.gfile.makedirs(folder)  # Now, not when all has been traced, if it cannot be.
-      _save(likelihood, functions, folder)
+      _save([*likelihood.distribution.variables, *variables], functions, folder)
       if sizes:
         warm_up.write_requests(apis, functions, sizes, folder)
   except (tf.errors.OpError, OSError) as error:
@@ -92,10 +104,9 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
         f"`path` must be a folder that can be written, but writing it failed: {error}. Received: {path}") from error
 
 
-def _save(likelihood, functions, folder):
+def _save(variables, functions, folder):
   module = tf.Module()
-  # The whole distribution, so that its variables are saved.
-  module.variables_ = list(likelihood.distribution.variables)
+  module.variables_ = variables
   with gradients.left_out(), precision.for_other_processes():  # Here the functions are traced.
     tf.saved_model.save(module, folder, signatures=dict(functions, serving_default=functions["log_prob"]))
 

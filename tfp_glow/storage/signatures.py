@@ -3,13 +3,14 @@
 import tensorflow as tf
 
 
-def signatures(likelihood):
+def signatures(likelihood, class_probabilities=None):
   """The signatures, `tf.function`s by their names; see `export_distribution`.
 
   They call each other: a way through the flow is most of a graph, which takes time to load.
 
   Args:
     likelihood: `ImageLikelihood`, built.
+    class_probabilities: Callable, from images to a tensor `[N, num_classes]`; `None`: there is no such signature.
   """
   made = _Signatures(likelihood)
   made.add("log_prob", made.log_prob, made.images("images"))
@@ -21,6 +22,9 @@ def signatures(likelihood):
              tf.TensorSpec([], tf.int32, "num_steps"))
   made.add("sample", made.sample, tf.TensorSpec([], tf.int32, "num_samples"),
            tf.TensorSpec([], tf.float32, "temperature"), tf.TensorSpec([2], tf.int32, "seed"))
+  if class_probabilities is not None:
+    made.add("class_probabilities", lambda images: {"class_probabilities": class_probabilities(images)},
+             made.images("images"))
   if likelihood.log_det_estimator is not None:
     made.functions["log_det_estimator"] = tf.function(
         lambda: {"log_det_estimator": tf.constant(likelihood.log_det_estimator)}, input_signature=[], autograph=False)

@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core.validation import is_int, is_number
+from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.training import divergence, sources
 
 
@@ -116,6 +117,33 @@ def checked_weight_y(weight_y, likelihood):
     raise ValueError("`weight_y` must be 0 for a distribution whose bijector has no `num_classes` and "
                      f"`class_features`. Received: {weight_y!r}")
   return float(weight_y)
+
+
+def checked_likelihood_weight(likelihood_weight, classifier, weight_y, likelihood):
+  """A Python `float`; raises if it is no such weight, or the classifier no `ScaleClassifier` that suits the rest.
+
+  Raises:
+    TypeError: if `classifier` is something else than a `ScaleClassifier` or `None`.
+    ValueError: if `likelihood_weight` is negative, or not 1 without a classifier; or with one if there is another by
+      `weight_y`, or the flow knows the classes, or has no features.
+  """
+  if not is_number(likelihood_weight) or not 0. <= likelihood_weight < np.inf:
+    raise ValueError(f"`likelihood_weight` must be a finite number of at least 0. Received: {likelihood_weight!r}")
+  if classifier is None:
+    if likelihood_weight != 1.:
+      raise ValueError(f"`likelihood_weight` must be 1 without a `classifier`. Received: {likelihood_weight!r}")
+    return 1.
+  if not isinstance(classifier, ScaleClassifier):
+    raise TypeError(f"`classifier` must be a `ScaleClassifier`, or None. Received: {classifier!r}")
+  if weight_y:
+    raise ValueError(f"`weight_y` must be 0 with a `classifier`: it asks for another one. Received: {weight_y!r}")
+  if likelihood.spec.num_classes is not None:
+    raise ValueError("`classifier` must be None for a class-conditional distribution, which is given the label that it "
+                     f"would have to tell. Received: {likelihood.distribution!r}")
+  if not likelihood.feature_shapes:
+    raise ValueError("`classifier` must be None for a distribution whose bijector has no features of images, as "
+                     f"`GlowBijector` and `ResidualFlowBijector` have. Received: {likelihood.distribution!r}")
+  return float(likelihood_weight)
 
 
 def seed_pair(seed, name="seed"):

@@ -11,7 +11,7 @@ import scipy.special
 import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
-from tfp_glow.likelihood import dequantize
+from tfp_glow.likelihood import dequantize, flows
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.training import batches, sources
 from tfp_glow.training.model import FlowModel
@@ -25,15 +25,19 @@ class BitsPerDim(NamedTuple):
     mean: Python `float`, over the images.
     standard_error: Python `float`, of that mean as an estimate for other images from where these came:
       `std(per_image, ddof=1) / sqrt(N)`. NaN for a single image.
+    estimate_error: Python `float`, the standard error that the mean has because log-dets are estimated, of these very
+      images: `std(means, ddof=1) / sqrt(num_estimates)` of the means by each draw. 0 where log-dets are exact, NaN for
+      a single draw.
   """
   per_image: np.ndarray
   mean: float
   standard_error: float
+  estimate_error: float
 
 
 def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = None, batch_size: int | None = None, *,
-                 num_noise_samples: int = 1, importance_weighted: bool = False, seed: int = 0,
-                 verbose: int = 1) -> BitsPerDim:
+                 num_noise_samples: int = 1, importance_weighted: bool = False, seed: int = 0, verbose: int = 1,
+                 num_estimates: int = 1) -> BitsPerDim:
   """Upper bounds of the bits per dimension that discrete images take.
 
   The probability of a uint8 image is the integral of the model's density over the image's bin, the expectation of
@@ -47,7 +51,8 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
   both are bounds in expectation. The second is never above the first, falls as `K` grows, and tends to the exact value.
 
   Where log-dets are estimated, as in residual flows, the average is such a bound over the noise of the estimates, too.
-  That noise is fixed: all draws and batches share it, and the standard error knows nothing of it.
+  That noise is fixed until the next update of the weights: all batches share it, and the standard error over images
+  knows little of it. With `num_estimates` it is drawn anew, and the result is the mean over the draws, with its error.
 
   #### Example
 
@@ -73,6 +78,8 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
     seed: Python `int` of the noise, which is a function of it and of the image. If it is the seed of the model, the
       first draw is that of `evaluate` and `predict`.
     verbose: 0 (silent), 1 (progress bar), or 2 (one line), as in `evaluate`.
+    num_estimates: Python `int`, the draws of the noise of log-dets that are estimated; the first is that of `evaluate`
+      and `predict`. 1 where log-dets are exact.
 
   Returns:
     `BitsPerDim`. An image to which the model gives no probability takes infinitely many bits.
@@ -89,7 +96,7 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
   if not isinstance(model, FlowModel):
     raise TypeError(f"`model` must be a `FlowModel`. Received: {model!r}")
   likelihood = ImageLikelihood(model.distribution, model.num_bits)
-  _check_arguments(likelihood, num_noise_samples, importance_weighted, seed)
+  _check_arguments(likelihood, num_noise_samples, importance_weighted, seed, num_estimates)
   batches.check_data(likelihood.spec, x, y, batch_size, {})
   drawn, num_batches = sources.source_of(x, y, batch_size).batches()
   is_noisy = likelihood.spec.num_bits is not None
@@ -99,13 +106,33 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
   for batch in drawn:
     images, labels = batches.unpack(batch)
     labels = None if likelihood.spec.num_classes is None else labels
-    log_probs = np.stack([model.log_prob(images, labels, noise_seed) for noise_seed in seeds]).astype(np.float64)
-    log_prob = _log_mean_exp(log_probs) if importance_weighted else log_probs.mean(axis=0)
-    bounds.append(_checked(dequantize.bits_per_dim(log_prob, likelihood.num_dims)))
-    progress.add(1, [("bits_per_dim", np.concatenate(bounds).mean())] if len(images) else [])
+    of_each = [_bounds(model, likelihood, images, labels, seeds, importance_weighted, draw)
+               for draw in range(num_estimates)]
+    bounds.append(np.stack(of_each))
+    progress.add(1, [("bits_per_dim", np.concatenate(bounds, 1).mean())] if len(images) else [])
   if num_batches is None:
     progress.update(len(bounds), finalize=True)
-  return _summary(np.concatenate(bounds or [[]]), x)
+  bounds = np.concatenate(bounds or [np.zeros([1, 0])], axis=1)
+  return _summary(bounds.mean(axis=0), _estimate_error(bounds.mean(axis=1), likelihood) if bounds.size else 0., x)
+
+
+def _bounds(model, likelihood, images, labels, seeds, importance_weighted, draw):
+  """Of each image of a batch, `[N]`, by one draw of the noise of estimates."""
+  with flows.other_estimates(model.distribution, draw):
+    log_probs = np.stack([model.log_prob(images, labels, seed) for seed in seeds]).astype(np.float64)
+  log_prob = _log_mean_exp(log_probs) if importance_weighted else log_probs.mean(axis=0)
+  return _checked(dequantize.bits_per_dim(log_prob, likelihood.num_dims))
+
+
+def _estimate_error(means, likelihood):
+  """Of the mean of the means by each draw."""
+  if _is_exact(likelihood):
+    return 0.
+  return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
+
+
+def _is_exact(likelihood):
+  return likelihood.log_det_estimator in (None, "exact")
 
 
 def _log_mean_exp(log_probs):
@@ -120,23 +147,28 @@ def _checked(bounds):
   return bounds
 
 
-def _summary(per_image, x):
+def _summary(per_image, estimate_error, x):
   if not len(per_image):
     raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
   num_images = len(per_image)
   if num_images < 2:
-    return BitsPerDim(per_image, float(per_image.mean()), math.nan)
+    return BitsPerDim(per_image, float(per_image.mean()), math.nan, estimate_error)
   with np.errstate(invalid="ignore"):  # If there are infinite ones, it is NaN.
-    return BitsPerDim(per_image, float(per_image.mean()), float(per_image.std(ddof=1) / math.sqrt(num_images)))
+    standard_error = float(per_image.std(ddof=1) / math.sqrt(num_images))
+  return BitsPerDim(per_image, float(per_image.mean()), standard_error, estimate_error)
 
 
-def _check_arguments(likelihood, num_noise_samples, importance_weighted, seed):
-  if importance_weighted and likelihood.log_det_estimator not in (None, "exact"):
+def _check_arguments(likelihood, num_noise_samples, importance_weighted, seed, num_estimates):
+  if importance_weighted and not _is_exact(likelihood):
     raise ValueError("`importance_weighted` must be False where log-dets are estimated: their noise would count as "
                      f"probability. Received: True, with {likelihood.log_det_estimator}")
-  for name, value, minimum in (("num_noise_samples", num_noise_samples, 1), ("seed", seed, 0)):
+  for name, value, minimum in (("num_noise_samples", num_noise_samples, 1), ("seed", seed, 0),
+                               ("num_estimates", num_estimates, 1)):
     if not is_int(value, minimum, 2**31):
       raise ValueError(f"`{name}` must be an `int` of at least {minimum} and below 2**31. Received: {value!r}")
   if likelihood.spec.num_bits is None and num_noise_samples != 1:
     raise ValueError("`num_noise_samples` must be 1 for continuous data, which are not dequantized. "
                      f"Received: {num_noise_samples}")
+  if _is_exact(likelihood) and num_estimates != 1:
+    raise ValueError("`num_estimates` must be 1 where log-dets are exact: there is nothing to draw. "
+                     f"Received: {num_estimates}")

@@ -18,6 +18,7 @@ from tfp_glow._core import precision, validation
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.likelihood.standard_normal import with_standard_normal
+from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.storage import savedmodel
 from tfp_glow.training import batches, replicas, summary
 from tfp_glow.training.model_files import KeptInFiles
@@ -31,7 +32,7 @@ class FlowModel(KeptInFiles):
 
   The loss is the mean number of bits per dimension, which is reported as the metric `bits_per_dim`, too. Batches are
   uint8 images `[N, H, W, C]`, or `(images, labels)`, or `{"image": images, "label": labels}`; labels are used by
-  class-conditional distributions only.
+  class-conditional distributions and by classifiers only.
 
   uint8 images are dequantized by noise that is uniform in each value's bin: a function of the seed, the step and the
   image, so that runs are reproducible, whatever the number of replicas. `evaluate` and `predict` always use the same
@@ -40,6 +41,16 @@ class FlowModel(KeptInFiles):
   With `weight_y` the top latent of a class-conditional Glow is to tell the class as well: the loss of an image is its
   bits per dimension plus `weight_y` times the bits of its label under a linear classifier, the metrics `bits_y` and
   `accuracy` are those of this classifier, and `class_probabilities` asks it.
+
+  With a `classifier` it is a hybrid model: what the flow makes of an image at each scale is to tell the class as well,
+  of which the flow itself knows nothing. Batches have labels then. The loss of an image, in bits, is
+
+  ```none
+  likelihood_weight * (bits of the image, all of them) + cross-entropy of its label
+  ```
+
+  and `cross_entropy` (in nats) and `accuracy` are metrics, too. A classifier alone, of weight 0, trains without
+  `bits_per_dim`, which `evaluate` reports nevertheless.
 
   #### Example
 
@@ -56,11 +67,13 @@ class FlowModel(KeptInFiles):
 
   References:
     Theis et al., "A note on the evaluation of generative models" (2015), on bits per dimension of discrete data.
-    The original code of Kingma and Dhariwal, "Glow" (2018), on the classifier.
+    The original code of Kingma and Dhariwal, "Glow" (2018), on the classifier of the top latent.
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), on hybrid models.
   """
 
   def __init__(self, distribution: tfp.distributions.Distribution | tfp.bijectors.Bijector, num_bits: int | None = 8,
-               seed: int = 0, weight_y: float = 0., name: str = "flow_model"):
+               seed: int = 0, weight_y: float = 0., name: str = "flow_model", *,
+               classifier: ScaleClassifier | None = None, likelihood_weight: float = 1.):
     """Creates the model; it shares the distribution's variables.
 
     Args:
@@ -71,21 +84,27 @@ class FlowModel(KeptInFiles):
       weight_y: Python `float` of at least 0, the classifier's part in the loss (the original's is 0.01); 0: there is no
         classifier. Needs a bijector that has `num_classes` and `class_features`, as `GlowBijector` does.
       name: Python `str`.
+      classifier: `ScaleClassifier` of a hybrid model, which the model builds; `None`: it is none. Needs a flow that is
+        not class-conditional and has `feature_shapes`, as `GlowBijector`s and, of images, `ResidualFlowBijector`s have.
+      likelihood_weight: Python `float` of at least 0, with a `classifier`: the part of an image's bits in the loss.
+        1: that of image and label together. `1 / (H * W * C)`: bits per dimension count as much as those of the label.
+        0: the classifier alone is trained.
 
     Raises:
-      TypeError: if `distribution` is neither a distribution nor a bijector of TFP.
-      ValueError: if it is not over one event, or of latents of unknown shape, if it has no variables, or `num_bits`,
-        `seed` or `weight_y` are not as above.
+      TypeError: if `distribution` is neither a distribution nor a bijector of TFP, or `classifier` is something else.
+      ValueError: if `distribution` is not over one event, or of latents of unknown shape, if it has no variables, or
+        another argument is not as above.
     """
     distribution = with_standard_normal(distribution)
     likelihood = ImageLikelihood(distribution, num_bits)
     validation.check_counts(least=0, below=2**31, seed=seed)
     weight_y = batches.checked_weight_y(weight_y, likelihood)
+    likelihood_weight = batches.checked_likelihood_weight(likelihood_weight, classifier, weight_y, likelihood)
     likelihood.build()
     if not distribution.trainable_variables:
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
                        f"variable does not count). Received: {distribution!r}")
-    super().__init__(likelihood, int(seed), weight_y, name)
+    super().__init__(likelihood, int(seed), weight_y, classifier, likelihood_weight, name)
     # Keras trains `keras.Variable`s; these share the storage of the distribution's.
     self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
                      for v in distribution.variables]
@@ -94,8 +113,7 @@ class FlowModel(KeptInFiles):
     self._decode = _function(self._likelihood.decode)
     self._sample = _function(self._likelihood.sample)
     self._log_prob = _function(self._likelihood.log_prob)
-    self._class_probabilities = _function(lambda images, labels: tf.nn.softmax(
-        self.classifier(self._likelihood.log_prob_and_features(images, labels)[1])))
+    self._class_probabilities = _function(self._class_probabilities_of)
     self.built = True
 
   @property
@@ -152,7 +170,7 @@ class FlowModel(KeptInFiles):
     """Data-dependent initialisation from one batch, of all flows in the distribution, wherever they are.
 
     They may be parts of compositions, lie one behind the other, or be components of a mixture, which all get the same
-    data.
+    data. A hybrid model's classifier is initialised as well.
 
     With several workers all must call it, each with a batch of its own or with the same one; the result is the chief's.
 
@@ -164,18 +182,26 @@ class FlowModel(KeptInFiles):
       TypeError: if `data` are not images of the dtype that the model takes.
       ValueError: if `data` is empty, does not fit, or holds NaN or infinite values.
     """
+    self._adapt(data, anew=True)
+
+  def _adapt(self, data, anew):
+    """As `adapt`; unless `anew`, a flow that is initialised stays as it is."""
     with self.distribute_strategy.scope():
       batch = batches.first_batch(data, name="data")[0] if isinstance(data, _DATASETS) else data
       images, _ = batches.unpack(batch)
       values = self._likelihood.to_values(images, self._noise_seed(dequantize.INITIALIZATION))
-      replicas.run_on_chief(lambda: self._initialize(values), self.distribute_strategy)
+      replicas.run_on_chief(lambda: self._initialize(values, anew), self.distribute_strategy)
       self._adapted.assign(1.)
-    replicas.take_from_chief([v.value for v in self._adopted], self.distribute_strategy)
+    of_classifier = self.classifier.weights if self._is_hybrid else []
+    replicas.take_from_chief([v.value for v in [*self._adopted, *of_classifier]], self.distribute_strategy)
 
-  def _initialize(self, values):
+  def _initialize(self, values, anew):
     batches.check_finite("data", values)
     with precision.switched_off():
-      self._likelihood.initialize(values)
+      if anew or not self._likelihood.is_initialized:
+        self._likelihood.initialize(values)
+      if self._is_hybrid:
+        self.classifier.initialize(self._likelihood.features_of_scales(values))
 
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
@@ -183,7 +209,7 @@ class FlowModel(KeptInFiles):
     Args:
       x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`; of several workers also what
         `strategy.distribute_datasets_from_function` makes of `load_images`, of which each reads its share.
-      y: Labels, if `x` is an array and the model class-conditional.
+      y: Labels, if `x` is an array and the model class-conditional or hybrid.
       batch_size: Where `x` is an array.
       epochs: Python `int`.
       **kwargs: Of `keras.Model.fit`.
@@ -197,14 +223,14 @@ class FlowModel(KeptInFiles):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._check_is_compiled("fit")
-    batches.check_data(self._likelihood.spec, x, y, batch_size, kwargs)
+    batches.check_data(self._data_spec, x, y, batch_size, kwargs)
     if kwargs.get("validation_data") is not None:
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-      batches.check_data(self._likelihood.spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
+      batches.check_data(self._data_spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
     if self._needs_adapt():
       with self.distribute_strategy.scope():
         batch, x = batches.first_batch(x, y, batch_size)
-      self.adapt(batch)
+      self._adapt(batch, anew=False)
     self._build_optimizer()
     if isinstance(x, _DATASETS):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
@@ -240,7 +266,7 @@ class FlowModel(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional.
+      y: Labels, if the model is class-conditional or hybrid.
       **kwargs: Of `keras.Model.train_on_batch`.
 
     Returns:
@@ -251,9 +277,9 @@ class FlowModel(KeptInFiles):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._check_is_compiled("train_on_batch")
-    batches.check_data(self._likelihood.spec, x, y, None, kwargs)
+    batches.check_data(self._data_spec, x, y, None, kwargs)
     if self._needs_adapt():
-      self.adapt(x if y is None else (x, y))
+      self._adapt(x if y is None else (x, y), anew=False)
     self._build_optimizer()
     with self._stop_unless_finite.failure_named():
       return super().train_on_batch(x, y, **kwargs)
@@ -274,7 +300,7 @@ class FlowModel(KeptInFiles):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._check_is_compiled("evaluate")
-    batches.check_data(self._likelihood.spec, x, y, batch_size, kwargs)
+    batches.check_data(self._data_spec, x, y, batch_size, kwargs)
     with precision.switched_off():
       return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
@@ -303,7 +329,7 @@ class FlowModel(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional.
+      y: Labels, if the model is class-conditional or hybrid.
       **kwargs: Of `keras.Model.test_on_batch`.
 
     Returns:
@@ -384,13 +410,20 @@ class FlowModel(KeptInFiles):
 
     Raises:
       TypeError: if the dtype of `images` does not fit.
-      ValueError: if their shape does not fit, they are not finite, or the model was made without `weight_y`.
+      ValueError: if their shape does not fit, they are not finite, or the model was made without `weight_y` and
+        `classifier`.
     """
     if self.classifier is None:
-      raise ValueError("`weight_y` must be positive for a model that is to tell classes. Received: a model without")
+      raise ValueError("`weight_y` must be positive, or a `classifier` given, for a model that is to tell classes. "
+                       "Received: a model without")
     # The top latent does not depend on the labels before it is whitened; any will do.
-    labels = np.zeros(np.shape(images)[:1], np.int32)
+    labels = None if self._is_hybrid else np.zeros(np.shape(images)[:1], np.int32)
     return self._class_probabilities(*batches.checked_images(self._likelihood.spec, images, labels))
+
+  def _class_probabilities_of(self, images, labels=None):
+    if self._is_hybrid:
+      return tf.nn.softmax(self._logits_of_scales(self._likelihood.to_values(images)))
+    return tf.nn.softmax(self.classifier(self._likelihood.log_prob_and_features(images, labels)[1]))
 
   def encode(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> np.ndarray:
     """Latents of images, at the midpoints of their bins.
@@ -454,7 +487,9 @@ class FlowModel(KeptInFiles):
     return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), labels)
 
   def export(self, path, warm_up_batch_sizes=()):
-    """Writes a SavedModel that needs nothing but TensorFlow to serve, by `tfp_glow.export.export_distribution`.
+    """Writes a SavedModel that needs nothing but TensorFlow to serve, as `tfp_glow.export.export_distribution` does.
+
+    That of a hybrid model has one signature more, `class_probabilities(images) -> class_probabilities`.
 
     Args:
       path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
@@ -468,7 +503,9 @@ class FlowModel(KeptInFiles):
       ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
       OSError: if `path` cannot be written.
     """
-    savedmodel.export_distribution(self.distribution, path, self.num_bits, warm_up_batch_sizes)
+    classifier = self._class_probabilities_of if self._is_hybrid else None
+    variables = [v.value for v in self.classifier.variables] if self._is_hybrid else []
+    savedmodel.export(self._likelihood, path, warm_up_batch_sizes, classifier, variables)
 
   def _has_replicas(self):
     return self.distribute_strategy.num_replicas_in_sync > 1
@@ -478,7 +515,9 @@ class FlowModel(KeptInFiles):
       raise ValueError(f"You must call `compile()` before calling `{method}()`.")
 
   def _needs_adapt(self):
-    return not self._adapted.numpy() > 0. and not self._likelihood.is_initialized
+    if self._adapted.numpy() > 0.:
+      return False
+    return not self._likelihood.is_initialized or self._is_hybrid and not self.classifier.initialized
 
 
 @contextlib.contextmanager

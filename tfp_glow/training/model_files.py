@@ -67,13 +67,19 @@ class KeptInFiles(FlowSteps):
 
     A subclass whose constructor has other arguments adds them to what this returns.
     """
-    return {"distribution": saving.distribution_to_config(self.distribution), "num_bits": self.num_bits,
-            "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name}
+    config = {"distribution": saving.distribution_to_config(self.distribution), "num_bits": self.num_bits,
+              "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name}
+    if self._is_hybrid:
+      config |= {"classifier": saving.keras_config(self.classifier, "classifier"),
+                 "likelihood_weight": self._likelihood_weight}
+    return config
 
   @classmethod
   def from_config(cls, config):
     """Makes a model from what `get_config` returned."""
     config = dict(config, distribution=saving.distribution_from_config(config["distribution"]))
+    if config.get("classifier") is not None:
+      config["classifier"] = keras.saving.deserialize_keras_object(config["classifier"])
     is_trainable = config.pop("trainable", True)
     model = cls(**config)
     if not is_trainable:

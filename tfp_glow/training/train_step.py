@@ -8,6 +8,8 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat, precision
 from tfp_glow.likelihood import dequantize
+from tfp_glow.likelihood.image_spec import ImageSpec
+from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.networks.glow import ZeroDense
 from tfp_glow.training import batches, divergence, guard, replicas
 from tfp_glow.training.means import Means
@@ -17,13 +19,15 @@ from tfp_glow.training.notice import Notice
 class FlowSteps(_compat.BuiltModel):
   """A Keras model whose loss is bits per dimension, and its steps; `FlowModel` is made of it."""
 
-  def __init__(self, likelihood, seed, weight_y, name):
+  def __init__(self, likelihood, seed, weight_y, classifier, likelihood_weight, name):
     """Creates it.
 
     Args:
       likelihood: `ImageLikelihood`.
       seed: Python `int` of the dequantization noise.
-      weight_y: Python `float`, the classifier's part in the loss; 0: there is none.
+      weight_y: Python `float`, the part in the loss of a classifier of the top latent; 0: there is none.
+      classifier: `ScaleClassifier`; `None`: there is none.
+      likelihood_weight: Python `float`, with that classifier the part of the bits of an image.
       name: Python `str`.
     """
     # Whatever the global policy: it is for networks, the flow keeps its own precision.
@@ -31,16 +35,31 @@ class FlowSteps(_compat.BuiltModel):
     self._likelihood = likelihood
     self._seed = seed
     self._weight_y = weight_y
+    self._likelihood_weight = likelihood_weight
+    # What batches hold, which may be more than the distribution is given: labels are for the classifier alone.
+    self._data_spec = likelihood.spec
     self._means = None  # Of `compile`, as the next two.
     self.uses_xla = False
     self._xla_functions = {}
     self._traced_once = replicas.TracedOnce()
     self._stop_unless_finite = guard.StopUnlessFinite(likelihood)
     self.notice = Notice()
-    self.classifier = None
-    if weight_y:
+    self.classifier = classifier
+    if self._is_hybrid:
+      classifier.build_for(likelihood.feature_shapes, likelihood.spec.dtype)
+      spec = likelihood.spec
+      self._data_spec = ImageSpec(spec.event_shape, spec.dtype, spec.num_bits, classifier.num_classes)
+    elif weight_y:
       self.classifier = ZeroDense(likelihood.spec.num_classes, dtype=likelihood.spec.dtype.name, name="classifier")
       self.classifier.build([None, likelihood.num_class_features])
+
+  @property
+  def _is_hybrid(self):
+    return isinstance(self.classifier, ScaleClassifier)
+
+  @property
+  def _trains_classifier_alone(self):
+    return self._is_hybrid and not self._likelihood_weight
 
   def call(self, images, labels=None):
     """Bits per dimension of each image, `[N]`."""
@@ -61,7 +80,10 @@ class FlowSteps(_compat.BuiltModel):
     images, labels = batches.unpack(data)
     batch = guard.Batch(images, labels, self._noise_seed(self.optimizer.iterations))
     step = self._step_of_replica if replicas.are_several() else self._step_of_one_device
-    return self._update_metrics(*step(batch))
+    metrics = self._update_metrics(*step(batch))
+    if self._trains_classifier_alone:
+      del metrics["bits_per_dim"]  # Which `_terms` leaves out.
+    return metrics
 
   def _step_of_one_device(self, batch):
     """Trains on a batch.
@@ -187,21 +209,51 @@ class FlowSteps(_compat.BuiltModel):
     return tf.stack([tf.constant(self._seed, tf.int32), tf.cast(step_or_purpose, tf.int32)])
 
   def _terms(self, images, labels, noise_seed, training=False):
-    """What the metrics are the means of, a column for each: bits per dimension and, with a classifier, the bits of the
-    label and whether it is the likeliest one.
+    """What the metrics are the means of, a column for each: bits per dimension and, with a classifier, the
+    cross-entropy of the label and whether it is the likeliest one.
+
+    The cross-entropy is in bits, but in nats in a hybrid model, as its authors report it. Bits per dimension are 0 in
+    the training of a classifier alone, which has no need of them.
     """
     if self.classifier is None:
       return self._bits(images, labels, noise_seed, training)[:, tf.newaxis]
-    nats, features = self._likelihood.log_prob_and_features(images, labels, noise_seed, training)
-    logits = self.classifier(features)
-    labels = tf.cast(labels, tf.int32)
-    bits_y = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits) / np.log(2.)
+    evaluate = self._bits_and_logits_of_scales if self._is_hybrid else self._bits_and_logits_of_top
+    bits, logits = evaluate(images, labels, noise_seed, training)
+    labels = self._data_spec.condition(labels)["labels"]
+    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
     is_right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, logits.dtype)
-    return tf.stack([self._likelihood.bits_per_dim(nats), bits_y, is_right], axis=1)
+    return tf.stack([bits, cross_entropy if self._is_hybrid else cross_entropy / np.log(2.), is_right], axis=1)
+
+  def _bits_and_logits_of_top(self, images, labels, noise_seed, training):
+    nats, features = self._likelihood.log_prob_and_features(images, labels, noise_seed, training)
+    return self._likelihood.bits_per_dim(nats), self.classifier(features)
+
+  def _bits_and_logits_of_scales(self, images, labels, noise_seed, training):
+    del labels
+    if training and self._trains_classifier_alone:
+      logits = self._logits_of_scales(self._likelihood.to_values(images, noise_seed), training)
+      return tf.zeros_like(logits[:, 0]), logits
+    nats, features = self._likelihood.log_prob_and_features_of_scales(images, noise_seed, training)
+    return self._likelihood.bits_per_dim(nats), self._logits_of(features, training)
+
+  def _logits_of_scales(self, values, training=False):
+    """Of dequantized images."""
+    return self._logits_of(self._likelihood.features_of_scales(values, training), training)
+
+  def _logits_of(self, features, training):
+    with precision.of_evaluation(training):
+      return self.classifier(features)
 
   def _loss_of(self, terms):
-    """Of each image."""
-    return terms[:, 0] if self.classifier is None else terms[:, 0] + self._weight_y * terms[:, 1]
+    """Of each image, in bits: per dimension, but in a hybrid model of the whole image."""
+    if self.classifier is None:
+      return terms[:, 0]
+    if not self._is_hybrid:
+      return terms[:, 0] + self._weight_y * terms[:, 1]
+    bits_y = terms[:, 1] / np.log(2.)
+    if self._trains_classifier_alone:
+      return bits_y
+    return self._likelihood_weight * self._likelihood.num_dims * terms[:, 0] + bits_y
 
   def _update_metrics(self, terms, weights):
     """Returns the means of what this replica has seen; what `fit` and `evaluate` report at the end is of all."""
@@ -218,7 +270,7 @@ class FlowSteps(_compat.BuiltModel):
     """Of the losses and of the columns of `_terms`."""
     directions = {"bits_per_dim": "down"}
     if self.classifier is not None:
-      directions |= {"bits_y": "down", "accuracy": "up"}
+      directions |= {"cross_entropy" if self._is_hybrid else "bits_y": "down", "accuracy": "up"}
     return Means(directions)
 
   def _build_optimizer(self):

@@ -3,6 +3,7 @@
 import numpy as np
 
 from tfp_glow.bijectors.conv1x1 import lu_factors
+from tfp_glow.checkpoints.contents import assign
 
 
 def assign_original_variables(glow, values):
@@ -21,33 +22,13 @@ def assign_original_variables(glow, values):
   if missing:
     raise ValueError(f"`values` must hold every variable of the architecture; {missing} are missing. "
                      f"Received: {sorted(values)}")
-  _assign(rows, values)
+  assign(rows, values)
   glow.mark_initialized()
 
 
 def assign_original_classifier(classifier, values):
   """Puts the weights of the original's classifier into a `ZeroDense`; arguments and errors as for the flow."""
-  _assign(_classifier_layout(classifier), values)
-
-
-def _assign(rows, values):
-  for variable, names, convert in rows:
-    parts = [_converted(name, values[name], convert) for name in names]
-    value = np.stack(parts) if len(variable.shape) > parts[0].ndim else parts[0]
-    if value.shape != tuple(variable.shape):
-      raise ValueError(f"`values` must give {names[0]} the shape that `{variable.name}` {tuple(variable.shape)} needs. "
-                       f"Received: {np.shape(values[names[0]])}")
-    variable.assign(value)
-
-
-def _converted(name, value, convert):
-  value = np.asarray(value)
-  if not np.all(np.isfinite(value)):
-    raise ValueError(f"`values` must be finite. Received: NaN or infinite entries in {name}")
-  try:
-    return convert(value)
-  except ValueError as error:
-    raise ValueError(f"`values` must give {name} another value: {error}") from error
+  assign(_classifier_layout(classifier), values)
 
 
 def original_layout(glow):

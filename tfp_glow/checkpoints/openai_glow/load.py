@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tfp_glow._core.validation import check_bools, checked_event_shape
 from tfp_glow.bijectors.glow import GlowBijector
+from tfp_glow.checkpoints.contents import differences, listed
 from tfp_glow.checkpoints.openai_glow.architecture import infer_architecture, variable_shapes
 from tfp_glow.checkpoints.openai_glow.layout import assign_original_classifier, assign_original_variables
 from tfp_glow.likelihood import dequantize
@@ -20,7 +21,6 @@ _INDICES = "/shuffle/indices"  # Not trained, and so without a moving average.
 _INVERSE_INDICES = "/shuffle/indices_inverse"  # There, too, but they follow from the indices.
 # Not in the checkpoint: what the README of the original trains class-conditional models with.
 _WEIGHT_Y = 0.01
-_MAX_LISTED = 50
 
 
 def load_original_checkpoint(path: str | os.PathLike, image_shape: Sequence[int], num_bits: int = 8,
@@ -121,7 +121,7 @@ def _checked_keys(shapes, image_shape, ema, prefix):
   architecture = infer_architecture(named, image_shape[-1])
   if architecture is None:
     raise ValueError("`path` must be a checkpoint of the original Glow code, with variables such as "
-                     f"model/0/0/f1/l_1/W. Received: {prefix}, which holds {_listed(sorted(shapes), 5)}")
+                     f"model/0/0/f1/l_1/W. Received: {prefix}, which holds {listed(sorted(shapes), 5)}")
   if ema and not any(key.endswith(_SHADOW) for key in shapes):
     raise ValueError(f"`ema` must be False for a checkpoint without moving averages (variables ...{_SHADOW}). "
                      f"Received: ema={ema!r}, {prefix}")
@@ -145,25 +145,12 @@ def _check_image_shape_fits(image_shape, architecture):
 
 def _check_variables(shapes, named, expected, keys, architecture, prefix):
   """That there is all of a model, and nothing else but optimizer state and the like."""
-  missing = [name for name, key in keys.items() if key not in shapes]
-  problems = {
-      "missing": [f"{keys[name]} {_text(expected[name])}" for name in missing],
-      "unexpected": [f"{name} {_text(shape)}" for name, shape in sorted(named.items()) if name not in expected],
-      "of another shape": [f"{key} {_text(shapes[key])} instead of {_text(expected[name])}"
-                           for name, key in keys.items() if shapes.get(key, expected[name]) != expected[name]]}
-  if not any(problems.values()):
+  unexpected = sorted(name for name in named if name not in expected)
+  lists = differences({key: expected[name] for name, key in keys.items()}, {**named, **shapes}, unexpected)
+  if not lists:
     return
-  lists = "; ".join(f"{label}: {_listed(items, _MAX_LISTED)}" for label, items in problems.items() if items)
+  missing = [name for name, key in keys.items() if key not in shapes]
   has_averages = missing and all(name + _SHADOW in shapes for name in missing)
   hint = " Moving averages of all that is missing are there, for `ema=True`." if has_averages else ""
   raise ValueError("`path` must be a checkpoint of the original Glow code with all variables of a model, and no others "
                    f"of one. Compared with {architecture}: {lists}.{hint} Received: {prefix}")
-
-
-def _text(shape):
-  return f"[{', '.join(map(str, shape))}]"
-
-
-def _listed(items, count):
-  more = f" and {len(items) - count} more" if len(items) > count else ""
-  return (", ".join(items[:count]) or "nothing") + more

@@ -1,0 +1,174 @@
+"""Reading of checkpoints of the authors' code of Residual Flows."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+
+from tfp_glow._core.validation import check_bools, checked_event_shape
+from tfp_glow.bijectors.residual_flow import ResidualFlowBijector
+from tfp_glow.checkpoints.contents import assign, differences, listed
+from tfp_glow.checkpoints.residual_flows import architecture as architectures
+from tfp_glow.checkpoints.residual_flows.layout import classifier_layout, flow_layout
+from tfp_glow.checkpoints.residual_flows.power_iteration import norms_in_use, update_as_authors
+from tfp_glow.checkpoints.torch_file import read_torch_file
+from tfp_glow.likelihood import dequantize
+from tfp_glow.networks.classifier import ScaleClassifier
+from tfp_glow.training.model import FlowModel
+
+# Of their state dict: what a model computes needs none of them.
+_IGNORED = (".geom_p", ".lamb", ".last_n_samples", ".last_firmom", ".last_secmom", ".initialized", ".spatial_dims",
+            ".scale", ".domain", ".codomain", "transforms.0.chain.0.mean", "transforms.0.chain.0.std")
+_NEEDED_OPTIONS = ("data", "coeff", "n_exact_terms", "n_dist")
+_SLACK = 1e-3
+
+
+def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence[int], num_bits: int = 8,
+                                  ema: bool = True, log_det: str = "russian_roulette") -> FlowModel:
+  """Reads a `.pth` file of the authors' code (https://github.com/rtqichen/residual-flows) as it stands.
+
+  PyTorch is not needed, and nothing in the file is executed. The names and shapes of its tensors tell the architecture,
+  the options recorded in it the activation, the logit, the coefficient and the estimates of log-dets.
+
+  With `ema` the weights are the moving averages, with the norms that the authors' evaluation takes. These may be too
+  small: a warning says how many layers are above their bound, and by how much. A call of
+  `model.distribution.bijector.after_update()`, as in each training step, measures the norms anew, and so brings the
+  layers there; the numbers of the model then change a little. Without `ema` weights and norms are those in the file.
+
+  Latents are vectors of images that are flattened channels last, as all in this package; `split_latent` of the bijector
+  gives them back as images. `fit` goes on from these weights, with a new optimizer. The heads of a classifier come
+  along: the model then is a hybrid one, see `FlowModel`, with the weight of the likelihood that it was trained with.
+
+  Models of CelebA-HQ were trained with levels of `q * 31 / 32` in place of `q`, for `q` of 0 to 31. Here images of 5
+  bits are what they are: bits per dimension are those of the images, not the authors'.
+
+  Args:
+    path: The file. `~` is the home folder.
+    image_shape: `(H, W, C)` of an image.
+    num_bits: Python `int`, 1 .. 8, bits of the images that the model was trained with.
+    ema: Python `bool`: whether to take the exponential moving averages of the weights in place of the weights.
+    log_det: See `InvertibleResidualBlock`; `"exact"` is for tiny images.
+
+  Returns:
+    `FlowModel`; its distribution's bijector is a `ResidualFlowBijector`.
+
+  Raises:
+    FileNotFoundError: if there is no file at `path`.
+    TypeError: if `path` is neither a string nor an `os.PathLike`.
+    ValueError: if the file is damaged, of something else, or would have code run; tensors of the model are missing or
+      unexpected, or not finite; its options make a model that is not of the paper; or another argument does not fit.
+
+  References:
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019).
+  """
+  image_shape = checked_event_shape("image_shape", image_shape)
+  dequantize.check_num_bits(num_bits)
+  check_bools(ema=ema)
+  state, options = _checked_contents(read_torch_file(path), ema, path)
+  shapes = {key: tuple(np.shape(value)) for key, value in state.items()}
+  architecture = architectures.infer_architecture(shapes, options, image_shape)
+  if architecture is None:
+    raise ValueError("`path` must be a checkpoint of the authors' Residual Flows, with tensors such as "
+                     f"transforms.0.chain.2.nnet.0.weight. Received: {path}, which holds {listed(sorted(shapes), 5)}")
+  _check_fits(image_shape, num_bits, architecture, options)
+  _check_tensors(shapes, architecture, options, image_shape, path)
+  return _make_model(state, architecture, options, image_shape, num_bits, ema, log_det, path)
+
+
+def _checked_contents(contents, ema, path):
+  """The state dict, with moving averages in it for `ema`, and the options of the command line, a dict."""
+  required = {"state_dict", "args"} | ({"ema"} if ema else set())
+  if not isinstance(contents, dict) or not required <= contents.keys():
+    found = listed(sorted(map(str, contents)), 10) if isinstance(contents, dict) else type(contents).__name__
+    raise ValueError(f"`path` must be a checkpoint of the authors' Residual Flows: a dict with {sorted(required)}. "
+                     f"Received: {path}, which holds {found}")
+  state, options = contents["state_dict"], getattr(contents["args"], "__dict__", {})
+  lacking = [name for name in _NEEDED_OPTIONS if name not in options]
+  if not isinstance(state, dict) or lacking:
+    raise ValueError("`path` must be a checkpoint of the authors' Residual Flows, with a state dict, and with options "
+                     f"({', '.join(_NEEDED_OPTIONS)}) in `args`. "
+                     f"Received: {path}, without {', '.join(lacking) or 'a state dict'}")
+  try:
+    architectures.check_options(options)
+  except ValueError as error:
+    raise ValueError(f"`path` must be a model of the paper: {error} In {path}") from error
+  state = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
+  return (state | _averages(contents["ema"], state, path) if ema else state), options
+
+
+def _averages(ema, state, path):
+  averages = getattr(ema, "state", {})
+  averages = averages.get("shadow_params") if isinstance(averages, dict) else None
+  if not isinstance(averages, dict):
+    raise ValueError("`path` must hold moving averages, `shadow_params`, for `ema=True`. "
+                     f"Received: {path}, with {type(averages).__name__}")
+  missing = [key for key in state if key.endswith((".weight", ".bias", ".beta")) and key not in averages]
+  if missing:
+    raise ValueError("`path` must hold a moving average of each weight for `ema=True`. "
+                     f"Received: {path}, without {listed(missing)}")
+  return {key: value for key, value in averages.items() if key in state}
+
+
+def _check_fits(image_shape, num_bits, architecture, options):
+  """Raises `ValueError` if images are not as the model's."""
+  bits = options.get("nbits", 8) if options["data"] == "celebahq" else 5 if options["data"] == "celeba_5bit" else 8
+  if num_bits != bits:
+    raise ValueError(f"`num_bits` must be {bits}, as of the images of the checkpoint's model, {options['data']}. "
+                     f"Received: {num_bits}")
+  divisor = 2**(len(architecture.num_blocks) - 1 + architecture.squeeze_first)
+  if any(size % divisor for size in image_shape[:2]):
+    raise ValueError(f"`image_shape` must have a height and width divisible by {divisor}, as the checkpoint's model "
+                     f"halves them. Received: {image_shape}")
+
+
+def _check_tensors(shapes, architecture, options, image_shape, path):
+  """Raises `ValueError` unless there is all of a model, and nothing else."""
+  expected = architectures.tensor_shapes(architecture, options, image_shape)
+  unexpected = [key for key in shapes if key not in expected and not key.endswith(_IGNORED)]
+  lists = differences(expected, shapes, unexpected)
+  if lists:
+    raise ValueError("`path` must be a checkpoint of the authors' Residual Flows with all tensors of a model for "
+                     f"`image_shape`, and no others. Compared with {architecture}, for images {image_shape}: {lists}. "
+                     f"Received: {path}")
+
+
+def _make_model(state, architecture, options, image_shape, num_bits, ema, log_det, path):
+  arguments = architectures.flow_arguments(architecture, options)
+  if architecture.normalization == "statistics":
+    arguments["mean_and_deviation"] = tuple(state[f"init_layer.{name}"].tolist() for name in ("mean", "std"))
+  flow = ResidualFlowBijector(image_shape, **arguments, log_det=log_det, seed=0)
+  hybrid = {}
+  if architecture.num_classes is not None:
+    hybrid["classifier"] = ScaleClassifier(
+        architecture.num_classes, architecture.num_class_channels, _sources(architecture), seed=0)
+    hybrid["likelihood_weight"] = architectures.likelihood_weight(architecture, options, np.prod(image_shape))
+  model = FlowModel(flow, num_bits, **hybrid)
+  try:
+    rows = flow_layout(flow, architecture, image_shape)
+    assign(rows + (classifier_layout(model.classifier) if hybrid else []), state)
+  except ValueError as error:
+    raise ValueError(f"`path` must hold weights that a model can have: {error} Received: {path}") from error
+  if ema:
+    update_as_authors(flow, options.get("sn_tol", 1e-3), options.get("n_lipschitz_iters"))
+  flow.mark_initialized()
+  _warn_of_norms(flow, arguments["coefficient"], path)
+  return model
+
+
+def _sources(architecture):
+  """Which scale each head looks at: where half of the channels leaves, their last one sees what left before."""
+  num_scales = len(architecture.num_blocks)
+  return [*range(num_scales - 1), num_scales - 2] if architecture.factor_out else None
+
+
+def _warn_of_norms(flow, coefficient, path):
+  norms = norms_in_use(flow)
+  above = norms[norms > coefficient + _SLACK]
+  if len(above):
+    warnings.warn(
+        f"{len(above)} of {len(norms)} layers of {path} are above their bound of {coefficient:g}, the largest by "
+        f"{above.max() - coefficient:.3g}: the code that wrote the file underestimates norms. Here they are as there; "
+        "`model.distribution.bijector.after_update()`, and each training step, brings them to the bound.", stacklevel=4)

@@ -1,0 +1,41 @@
+"""Activations of networks that contract: nowhere steeper than 1."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow.networks.lip_swish import LipSwish
+
+LIP_SWISH = "lip_swish"
+
+
+def check_activation(activation):
+  """Raises `TypeError` or `ValueError` for what is no activation, or one that is steeper than 1 somewhere.
+
+  Args:
+    activation: `"lip_swish"`, another name of `keras.activations`, or a function of a tensor.
+  """
+  if activation == LIP_SWISH:
+    return
+  if not isinstance(activation, str) and not callable(activation):
+    raise TypeError("`activation` must be 'lip_swish', another name of `keras.activations`, or a function. "
+                    f"Received: {activation!r}")
+  try:
+    function = keras.activations.get(activation)
+  except ValueError as error:
+    raise ValueError("`activation` must be 'lip_swish', another name of `keras.activations`, or a function. "
+                     f"Received: {activation!r}") from error
+  # Each element for itself, or else it is no activation.
+  points = np.linspace(-30., 30., 60_001)
+  values = np.asarray(function(tf.constant(points[:, np.newaxis])))[:, 0]
+  steepest = np.abs(np.diff(values) / np.diff(points)).max()
+  if not steepest <= 1. + 1e-6:
+    raise ValueError("`activation` must be nowhere steeper than 1, or the network would not contract (in place of "
+                     f"'swish' there is 'lip_swish'). Received: {activation!r}, with a slope of {steepest:.4g}")
+
+
+def activation_layer(activation, dtype):
+  """A Keras layer of what `check_activation` lets pass, of a dtype, a Python `str`."""
+  return LipSwish(dtype=dtype) if activation == LIP_SWISH else keras.layers.Activation(activation, dtype=dtype)

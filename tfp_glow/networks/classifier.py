@@ -1,0 +1,187 @@
+"""A classifier of what a flow makes of images on the way to its latents: a Keras layer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow._core.numerics import activation_statistics, before_channels, generator, log_scale_of
+from tfp_glow._core.products import conv2d, matmul
+from tfp_glow._core.validation import check_counts, check_seed, is_int
+from tfp_glow.networks.building import value_of
+
+
+class _Head(NamedTuple):
+  """The variables of what looks at one scale."""
+  kernel: keras.Variable
+  bias: keras.Variable
+  shift: keras.Variable
+  log_scale: keras.Variable
+
+  def sums(self, image):
+    """The convolution alone, `[N, h, w, num_channels]`."""
+    return tf.nn.bias_add(conv2d(image, value_of(self.kernel)), value_of(self.bias))
+
+  def means(self, image):
+    """`[N, num_channels]`."""
+    # The actnorm is folded into the convolution: weights are fewer than activations.
+    scale = tf.exp(log_scale_of(value_of(self.log_scale)))
+    bias = (value_of(self.bias) + value_of(self.shift)) * scale
+    sums = tf.nn.bias_add(conv2d(image, value_of(self.kernel) * before_channels(scale, 3)), bias)
+    return tf.reduce_mean(tf.nn.relu(sums), axis=[1, 2])
+
+
+@keras.saving.register_keras_serializable("tfp_glow")
+class ScaleClassifier(keras.layers.Layer):
+  """The classifier of a hybrid model, which sees features of every scale of a flow; see `FlowModel`.
+
+  ```none
+  head:    relu((conv3x3(features) + bias + shift) * exp(3 * log_scale)), its mean over all positions
+  logits:  linear map of the heads' means, one behind the other
+  ```
+
+  Nothing bounds its slope: it is no part of what is inverted.
+
+  #### Example
+
+  ```python
+  import tfp_glow
+
+  images = tfp_glow.data.load_images("digits", "train", batch_size=64, with_labels=True)
+  glow = tfp_glow.GlowBijector(output_shape=(8, 8, 1), num_glow_blocks=2, num_steps_per_block=4, num_hidden=32)
+  classifier = tfp_glow.ScaleClassifier(num_classes=10, num_channels=32)
+  model = tfp_glow.FlowModel(glow, num_bits=4, classifier=classifier, likelihood_weight=1 / 64)
+  model.compile(optimizer="adam")
+  model.fit(images, epochs=1)
+  batch, _ = next(iter(images))
+  model.class_probabilities(batch)    # [64, 10]
+  ```
+
+  References:
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019); the heads are those of the authors' code.
+  """
+
+  def __init__(self, num_classes: int, num_channels: int = 256, sources: Sequence[int] | None = None,
+               seed: int | None = None, **kwargs: Any):
+    """Creates the classifier.
+
+    Args:
+      num_classes: Python `int`.
+      num_channels: Python `int`, of the convolution of each head.
+      sources: Sequence of Python `int`s, for each head the index of the features that it sees. `None`: each scale has
+        a head. (In the authors' code, of a flow some of whose channels leave at each scale, the last head sees what the
+        last but one does, and nothing sees the last latent: of three scales `(0, 1, 1)`.)
+      seed: Python `int` of the initial values; `None`: others each time (after `keras.utils.set_random_seed`, the
+        same).
+      **kwargs: Of `keras.layers.Layer`. A `FlowModel` has it compute in the dtype of its flow.
+
+    Raises:
+      ValueError: if an argument is not as above.
+    """
+    check_counts(num_classes=num_classes, num_channels=num_channels)
+    check_seed(seed)
+    if sources is not None and not (isinstance(sources, Sequence) and sources and all(is_int(s, 0) for s in sources)):
+      raise ValueError("`sources` must be a sequence of indices of features, `int`s of at least 0, or None. "
+                       f"Received: {sources!r}")
+    super().__init__(**kwargs)
+    self.num_classes = num_classes
+    self.num_channels = num_channels
+    self.sources = None if sources is None else tuple(map(int, sources))
+    self.seed = seed
+
+  def build(self, input_shape):
+    num_inputs = self._num_inputs(input_shape)
+    rng = generator(self.seed)
+    self.heads = tuple(self._add_head(f"head{i}", rng, count) for i, count in enumerate(num_inputs))
+    num_means = len(num_inputs) * self.num_channels
+    self.kernel = self._add_uniform("kernel", rng, [num_means, self.num_classes], num_means)
+    self.bias = self._add_uniform("bias", rng, [self.num_classes], num_means)
+    self._initialized = self.add_weight(name="initialized", shape=(), initializer="zeros", trainable=False)
+
+  def build_for(self, feature_shapes: Sequence[Sequence[int]], dtype: tf.DType) -> None:
+    """Builds it for the features of a flow, in whose dtype it will compute; if it is built, checks that it fits.
+
+    Args:
+      feature_shapes: Shapes `(h, w, c)`, one for each scale.
+      dtype: float32 or float64.
+
+    Raises:
+      ValueError: if it was built for others, or there are fewer features than `sources` speaks of.
+    """
+    shapes = [(None, *shape) for shape in feature_shapes]
+    if not self.built:
+      self.dtype_policy = dtype.name
+      self.build(shapes)
+    found = [head.kernel.shape[2] for head in self.heads], self.dtype_policy.name
+    expected = self._num_inputs(shapes), dtype.name
+    if found != expected:
+      raise ValueError(f"`{self.name}` must be built for heads that see {expected[0]} channels, in {expected[1]}. "
+                       f"Received: one that was built for {found[0]}, in {found[1]}")
+
+  def _num_inputs(self, shapes):
+    """The number of channels that each head sees, of features `[N, h, w, c]` of these shapes."""
+    sources = range(len(shapes)) if self.sources is None else self.sources
+    if not sources or max(sources) >= len(shapes):
+      raise ValueError(f"`sources` must be indices of the features, which have the shapes {list(shapes)}. "
+                       f"Received: {self.sources!r}")
+    return [shapes[source][-1] for source in sources]
+
+  def call(self, features):
+    images = self._seen(features)
+    count, may_be_empty = tf.shape(images[0])[0], not images[0].shape[0]
+    if may_be_empty:
+      images = [_at_least_one(image) for image in images]
+    means = tf.concat([head.means(image) for head, image in zip(self.heads, images)], axis=-1)
+    logits = matmul(means, value_of(self.kernel)) + value_of(self.bias)
+    return logits[:count] if may_be_empty else logits
+
+  def initialize(self, features: Sequence[tf.Tensor]) -> None:
+    """Data-dependent initialisation, from one batch: what the actnorm of each head returns has mean 0 and variance 1.
+
+    Args:
+      features: List of tensors `[N, h, w, c]`, as in a call.
+    """
+    for head, image in zip(self.heads, self._seen(features)):
+      shift, log_scale = activation_statistics(head.sums(image))
+      head.shift.assign(shift)
+      head.log_scale.assign(log_scale)
+    self.mark_initialized()
+
+  def _seen(self, features):
+    """What each head sees."""
+    return list(features) if self.sources is None else [features[source] for source in self.sources]
+
+  def mark_initialized(self) -> None:
+    """Has it count as initialised: by `initialize`, or by weights from elsewhere."""
+    self._initialized.assign(1.)
+
+  @property
+  def initialized(self) -> bool:
+    """Whether `initialize` was called, or trained weights were restored."""
+    return self.built and bool(self._initialized.numpy())
+
+  def get_config(self):
+    return {**super().get_config(), "num_classes": self.num_classes, "num_channels": self.num_channels,
+            "sources": self.sources and list(self.sources), "seed": self.seed}
+
+  def _add_head(self, name, rng, num_inputs):
+    fan_in, channels = 9 * num_inputs, [self.num_channels]
+    return _Head(self._add_uniform(f"{name}_kernel", rng, [3, 3, num_inputs, *channels], fan_in),
+                 self._add_uniform(f"{name}_bias", rng, channels, fan_in),
+                 self.add_weight(name=f"{name}_shift", shape=channels, initializer="zeros"),
+                 self.add_weight(name=f"{name}_log_scale", shape=channels, initializer="zeros"))
+
+  def _add_uniform(self, name, rng, shape, fan_in):
+    """A variable, uniform between plus and minus `1 / sqrt(fan_in)`, as in the authors' code."""
+    values = rng.uniform(-1., 1., shape) / np.sqrt(fan_in)  # Drawn once, however many replicas ask for it.
+    return self.add_weight(name=name, shape=shape, initializer=lambda shape, dtype: tf.constant(values, dtype))
+
+
+def _at_least_one(image):
+  """Of an empty batch, which a replica may get, TensorFlow's convolution on CPUs returns its input."""
+  missing = tf.cast(tf.equal(tf.shape(image)[0], 0), tf.int32)
+  return tf.pad(image, [[0, missing], [0, 0], [0, 0], [0, 0]])

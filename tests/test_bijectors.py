@@ -427,6 +427,15 @@ def test_copies_would_lose_the_weights():
 # Logit.
 
 
+def test_values_near_black_and_white_lose_no_digits():
+  ends = 0.5 - np.arange(1, 100) / 2.**25
+  y = np.concatenate([-ends, ends])[:, np.newaxis]  # Float32 has these numbers.
+  found, expected = (tfp_glow.Logit(1e-6, 1, dtype).inverse_and_log_det(y.astype(dtype)) for dtype in (
+      "float32", "float64"))
+  for of_float32, of_float64 in zip(found, expected):
+    np.testing.assert_allclose(of_float32, of_float64, rtol=1e-6)
+
+
 def test_logit_is_that_of_its_formula_and_nan_beyond():
   y = np.linspace(-0.5, 0.5, 11)
   u = 0.05 + 0.9 * (y + 0.5)

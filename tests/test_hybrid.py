@@ -9,6 +9,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 import tfp_glow
+from tfp_glow.bijectors import log_det
 
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 SHAPE = (4, 4, 1)
@@ -88,6 +89,18 @@ def test_logits_loss_and_metrics(name):
         "loss": weight * bits.mean() + cross_entropy.mean() / np.log(2.), "bits_per_dim": bits.mean() / NUM_DIMS,
         "cross_entropy": cross_entropy.mean(), "accuracy": (probabilities.argmax(-1) == LABELS).mean()}
     assert results == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("eagerly")
+def test_a_classifier_alone_needs_no_log_det(monkeypatch):
+  """Neither in training nor to tell classes: nothing is estimated, and no NaN of an estimate could reach a gradient."""
+  model = small_models.compiled(_model(_residual(), 0., None))
+  monkeypatch.setattr(log_det.SeriesEstimator, "evaluate", None)
+  model.fit(POINTS.astype(np.float32), LABELS, verbose=0)
+  model.class_probabilities(POINTS.astype(np.float32))
+  with pytest.raises(TypeError, match="not callable"):
+    model.evaluate(POINTS.astype(np.float32), LABELS, verbose=0)
 
 
 def _gradients_of_formula(model, weight):

@@ -13,8 +13,8 @@ import tensorflow_probability as tfp
 
 import tfp_glow
 from tfp_glow.bijectors import log_det
+from tfp_glow.checkpoints.residual_flows import architecture as architectures
 from tfp_glow.checkpoints.residual_flows import load
-from tfp_glow.checkpoints.residual_flows.architecture import infer_architecture
 from tfp_glow.checkpoints.residual_flows.layout import classifier_layout, flow_layout
 from tfp_glow.checkpoints.residual_flows.power_iteration import norms_in_use
 from tfp_glow.checkpoints.torch_file import read_torch_file
@@ -57,8 +57,7 @@ def contents(name):
   """What is in the file, and what the loader makes of it."""
   found = read_torch_file(FOLDER / name / "model.pth")
   shapes = {key: np.shape(value) for key, value in found["state_dict"].items()}
-  options = vars(found["args"])
-  return found, infer_architecture(shapes, options, values_of(name).shape[1:])
+  return found, architectures.infer_architecture(shapes, values_of(name).shape[1:])
 
 
 def layout(name, model):
@@ -177,9 +176,20 @@ def test_loss_and_gradients_of_a_hybrid_reference(monkeypatch):
 
 
 @slow
+def test_a_loaded_hybrid_model_is_saved(tmp_path):
+  model = loaded("m5")
+  model.save(tmp_path / "model.keras")
+  again = keras.models.load_model(tmp_path / "model.keras")
+  images = channels_last(reference("m5")["in_uint8"])
+  np.testing.assert_array_equal(again.encode(images), model.encode(images))
+  np.testing.assert_array_equal(again.class_probabilities(images), model.class_probabilities(images))
+
+
+@slow
 def test_logits_and_weight_of_a_hybrid_model():
   model, expected = loaded("m5"), reference("m5")
   assert model.get_config()["likelihood_weight"] == 1.
+  assert not model._needs_adapt()  # Or training would begin with other heads.
   features = model.distribution.bijector.inverse_with_features(values_of("m5"))[2]
   np.testing.assert_allclose(model.classifier(features), expected["A_logits"], atol=1e-4)
 
@@ -216,6 +226,46 @@ def test_the_old_container_holds_the_same_model():
     np.testing.assert_array_equal(a, b)
 
 
+def options(**kwargs):
+  return types.SimpleNamespace(**{**vars(contents("m1")[0]["args"]), **kwargs})
+
+
+# Of others of their models: images, options, architecture (see `ResidualFlowArchitecture`), and the shapes in which the
+# blocks of each scale work.
+OTHERS = {
+    "mnist": ((20, 20, 1), {"data": "mnist"}, ((2, 2, 2), 16, 4, 12, False, False, "logit", False, None, None),
+              [(20, 20, 1), (10, 10, 4), (5, 5, 16)]),
+    "celebahq": ((32, 32, 3), {"data": "celebahq", "act": "elu", "n_exact_terms": 8},
+                 ((2, 2, 2), 12, 0, None, True, True, "logit", False, None, None),
+                 [(16, 16, 12), (8, 8, 24), (4, 4, 48)]),
+    "svhn hybrid": ((8, 8, 3), {"data": "svhn", "task": "hybrid", "scale_dim": True},
+                    ((2, 2), 16, 4, 16, False, True, "logit", False, 10, 24), [(8, 8, 3), (4, 4, 6)]),
+    "classification": ((8, 8, 3), {"data": "cifar10", "task": "classification"},
+                       ((2, 2), 16, 4, 16, False, False, "statistics", False, 10, 24), [(8, 8, 3), (4, 4, 12)]),
+    "few dimensions": ((4, 4, 1), {"data": "mnist"}, ((1, 1), 8, 2, 128, False, False, "logit", True, None, None),
+                       [(4, 4, 1), (2, 2, 4)]),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_architectures_of_other_models(name):
+  image_shape, others, expected, scales = OTHERS[name]
+  expected, recorded = architectures.ResidualFlowArchitecture(*expected), vars(options(**others))
+  architectures.check_options(recorded)
+  shapes = architectures.tensor_shapes(expected, recorded, image_shape)
+  assert architectures.infer_architecture(shapes, image_shape) == expected
+  assert architectures.scale_shapes(expected, image_shape)[0] == scales
+  arguments = architectures.flow_arguments(expected, recorded)
+  is_logit = expected.normalization == "logit"
+  assert arguments["logit_alpha"] == ((1e-6 if others["data"] == "mnist" else 0.05) if is_logit else None)
+  assert arguments["activation"] == others.get("act", "lip_swish") and arguments["num_dense_blocks"] == expected[2]
+  assert arguments["num_terms"] == others.get("n_exact_terms", 2)
+  weight = architectures.likelihood_weight(expected, recorded, 192)
+  assert weight == {"svhn hybrid": 1 / 192, "classification": 0.}.get(name)
+  assert load._sources(expected) == ([0, 0] if expected.factor_out and expected.num_classes else
+                                     [0, 1, 1] if expected.factor_out else None)
+
+
 def changed(monkeypatch, name="m1", remove=(), **entries):
   """Has the loader find other contents: without some tensors, and with other entries."""
   found = dict(contents(name)[0])
@@ -223,10 +273,6 @@ def changed(monkeypatch, name="m1", remove=(), **entries):
   for key, value in entries.items():
     found[key] = {**found[key], **value} if isinstance(found[key], dict) else value
   monkeypatch.setattr(load, "read_torch_file", lambda path: found)
-
-
-def options(**kwargs):
-  return types.SimpleNamespace(**{**vars(contents("m1")[0]["args"]), **kwargs})
 
 
 KERNEL, EXTRA = "transforms.0.chain.2.nnet.2.weight", "transforms.0.chain.9.nnet.0.bias"
@@ -238,7 +284,9 @@ KERNEL, EXTRA = "transforms.0.chain.2.nnet.2.weight", "transforms.0.chain.9.nnet
     (dict(state_dict={KERNEL: np.zeros([16, 8, 1, 1])}), rf"of another shape: {KERNEL} \[16, 8, 1, 1\] instead of"),
     (dict(state_dict={KERNEL: np.full([16, 16, 1, 1], np.nan)}), "must be finite.*NaN"),
     (dict(args=options(block="coupling", dropout=0.1)), "block='resblock'.*Received: block='coupling', dropout=0.1"),
-    (dict(args=options(act="lcube")), "a known act.*Received: act='lcube'"),
+    (dict(args=options(act="lcube", coeff=1.2)), "a known act, a known coeff.*Received: act='lcube', coeff=1.2"),
+    (dict(args=options(logit_transform=False)), "logit_transform=True.*Received: logit_transform=False"),
+    (dict(state_dict={1: np.zeros([1])}), "names for keys"),
     (dict(args=options(data="celebahq", nbits=5)), "`num_bits` must be 5.*celebahq. Received: 8"),
     (dict(args=types.SimpleNamespace(data="mnist")), "without coeff, n_exact_terms, n_dist"),
 ])

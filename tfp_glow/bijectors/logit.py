@@ -65,7 +65,8 @@ class Logit(OnePassBijector):
 
   def _inverse_and_log_det(self, y):
     slope = 1. - 2. * self._alpha
-    log_above, log_below = (tf.math.log(0.5 + sign * slope * y) for sign in (1., -1.))
+    # Of the distances to either end, which for black and white are small: 1/2 minus all else would lose their digits.
+    log_above, log_below = (tf.math.log(self._alpha + slope * distance) for distance in (0.5 + y, 0.5 - y))
     return log_above - log_below, _sum(math.log(slope) - log_above - log_below)
 
 

@@ -188,8 +188,11 @@ class InvertibleResidualBlock(OnePassBijector):
       self._adopt(self.network.variables)
     self._event_shape = event_shape
 
-  def _inverse_and_log_det(self, y, training=False):
-    return self._residual(y, self._weights(y), training)
+  def _inverse_and_log_det(self, y, training=False, needs_log_det=True):
+    weights = self._weights(y)
+    if not needs_log_det:
+      return y + self._branch(y, weights), tf.zeros(tf.shape(y)[:1], y.dtype)
+    return self._residual(y, weights, training)
 
   def _forward_and_log_det(self, x, training=False, needs_log_det=True):
     weights = self._weights(x)

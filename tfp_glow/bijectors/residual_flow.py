@@ -211,6 +211,8 @@ def _entrance(shape, logit_alpha, mean_and_deviation, dtype):
     logit_alpha = 0.05 if shape.rank == 3 and mean_and_deviation is None else None
   if logit_alpha is not None:
     check_fractions(0.5, logit_alpha=logit_alpha)
+  if shape.rank != 3 and mean_and_deviation is not None:
+    raise ValueError(f"`mean_and_deviation` must be None for vectors. Received: {mean_and_deviation!r}")
   if mean_and_deviation is None:
     return [] if logit_alpha is None else [Logit(logit_alpha, shape.rank, dtype)]
   if logit_alpha is not None:

@@ -90,12 +90,14 @@ class WholeFlow(OnePassBijector):
     """Shapes `(h, w, c)` of the features of `inverse_with_features`, one for each scale; none of flows of vectors."""
     return [tuple(shape) for shape in self._feature_shapes() if shape.rank == 3]
 
-  def inverse_with_features(self, y: tf.Tensor | np.ndarray,
+  def inverse_with_features(self, y: tf.Tensor | np.ndarray, needs_log_det: bool = True,
                             **kwargs: Any) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
     """`inverse_and_log_det`, and what a classifier may look at on the way, in one pass.
 
     Args:
       y: Tensor `[N] + event_shape`.
+      needs_log_det: Python `bool`: else those log-dets are left out that take longer than the values, and what is
+        returned in their place means nothing.
       **kwargs: As in `inverse_and_log_det`.
 
     Returns:
@@ -112,6 +114,8 @@ class WholeFlow(OnePassBijector):
     if y.shape.rank != 1 + self.inverse_min_event_ndims:
       raise ValueError(f"`y` of `{self.name}.inverse_with_features` must have one batch dimension. Received: {y.shape}")
     arguments = self._own_arguments(self._inverse_and_log_det, kwargs)
+    if not needs_log_det and self.has_costly_log_det:
+      arguments["needs_log_det"] = False
     with self._scope_of("inverse_with_features"), self._precision_of(kwargs):
       x, log_det, features = self._inverse_with_features(_at_least_one(y), **arguments)
       log_det = tf.broadcast_to(log_det, tf.shape(x)[:1])

@@ -25,6 +25,7 @@ _MAGIC_NUMBER, _PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # Of the older files.
 # What is made of a file may have so many bytes for each of its own, and some more if it is tiny. Files that fill the
 # memory have more: numbers packed by deflation, or a few that many large tensors share. Models have about 4.
 _GROWTH, _LEAST_BUDGET = 16, 2**20
+_NUM_BYTES_OF_OBJECT = 200  # Of an empty container, or of what a call returns.
 _NUM_BYTES_OF_ITEM = 8  # Of a reference of Python's. What it refers to may have more, but not without bounds.
 _MAX_BITS = 128  # Of an integer; the magic number has 77.
 _MAX_NAME, _MAX_DIMS, _MAX_REASON = 1000, 64, 300
@@ -373,6 +374,10 @@ def _checked_key(key):
   return key
 
 
+_MAKERS = {"EMPTY_DICT", "EMPTY_SET", "DICT", "FROZENSET", "GLOBAL", "STACK_GLOBAL", "REDUCE",
+           "NEWOBJ", "NEWOBJ_EX"}
+
+
 class _Machine:
   """Reads pickles as `torch.save` writes them, of protocol 2 and up.
 
@@ -387,7 +392,7 @@ class _Machine:
     """The object of one pickle; the stream is left at its end."""
     self._stack, self._marks, self._memo = [], [], {}
     for instruction, argument, _ in pickletools.genops(stream):
-      self._budget.spend(_NUM_BYTES_OF_ITEM)
+      self._budget.spend(_NUM_BYTES_OF_OBJECT if instruction.name in _MAKERS else _NUM_BYTES_OF_ITEM)
       _expect(not isinstance(argument, int) or argument.bit_length() <= _MAX_BITS, "an integer is too large")
       if instruction.name in _VALUES:
         self._stack.append(argument)

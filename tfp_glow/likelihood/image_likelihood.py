@@ -129,7 +129,7 @@ class ImageLikelihood:
 
   def features_of_scales(self, values, training=False):
     """What a classifier of all scales sees of dequantized images: a list of tensors `[N, h, w, c]`."""
-    return self._log_density_and_features(values, training)[1]
+    return self._log_density_and_features(values, training, needs_log_det=False)[1]
 
   def log_density(self, values, labels=None, training=False):
     """Log-density of dequantized images, `[N]`, in nats; with `training` a bijector may estimate it more coarsely."""
@@ -151,7 +151,7 @@ class ImageLikelihood:
       log_density = self.distribution.distribution.log_prob(z)
     return z, log_density + tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))  # Of all that is one event.
 
-  def _log_density_and_features(self, values, training):
+  def _log_density_and_features(self, values, training, needs_log_det=True):
     *before, flow = self._parts_to_whole_flow()
     condition = {"training": True} if training else {}
     total = 0.
@@ -159,7 +159,7 @@ class ImageLikelihood:
       for part in before:
         values, log_det = part.inverse_and_log_det(values, **condition)
         total += tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))
-      z, log_det, features = flow.inverse_with_features(values, **condition)
+      z, log_det, features = flow.inverse_with_features(values, needs_log_det, **condition)
       return self.distribution.distribution.log_prob(z) + log_det + total, features
 
   def _parts_to_whole_flow(self):

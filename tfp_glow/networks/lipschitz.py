@@ -85,7 +85,7 @@ class _Lipschitz(keras.layers.Layer):
 
   @property
   def _is_iterated(self):
-    """Whether the norm takes a power iteration."""
+    """Whether the norm takes iterations."""
     return not norms.has_formula(self.domain, self.codomain)
 
   def norm(self) -> tf.Tensor:
@@ -144,7 +144,7 @@ class _Lipschitz(keras.layers.Layer):
     return (*input_shape[:-1], self._num_outputs)
 
   def update_spectral_norm(self) -> None:
-    """Brings `u` and `v` up to date, by the power iteration; see the class."""
+    """Brings `u` and `v` up to date; see the class."""
     for vector, value in zip(self.vectors, self.next_vectors()):
       vector.assign(value)
 
@@ -192,16 +192,17 @@ class LipschitzDense(_Lipschitz):
   ```
 
   With `domain` 1 or `codomain` `inf` the norm is that of the largest row or column of the kernel, and each of them is
-  bounded by itself. Else it is found by a power iteration: `norm = <u, v @ kernel>` for the vectors `u` and `v` at
-  which it is attained. They are variables that are not trained: `call` leaves them alone, gradients flow through the
-  norm but not into them, and `update_spectral_norm` brings them up to date, which is due after every change of the
-  kernel. (A bijector's `after_update` does it for its network, and `FlowModel` calls that in every training step.)
+  bounded by itself. Else it is found by iterations: `norm = <u, v @ kernel>` for the vectors `u` and `v` at which it is
+  attained. They are variables that are not trained: `call` leaves them alone, gradients flow through the norm but not
+  into them, and `update_spectral_norm` brings them up to date, which is due after every change of the kernel. (A
+  bijector's `after_update` does it for its network, and `FlowModel` calls that in every training step.)
 
-  Such a norm is estimated from below, where both orders are 2 by about the `tolerance`, provided that the kernel has
-  changed in small steps, as in training: from vectors that all but meet a smaller singular value, as they may after
-  other weights were assigned, it takes more updates than one to leave it. With other orders, for which no way to the
-  norm is known but to try all, the iteration may stop at a maximum that is not the largest, the more so the nearer they
-  are to 1 and infinity. Then the layer is not bounded for sure.
+  Such a norm is estimated from below. Where both orders are 2, an update finds it up to the `tolerance`, as measured in
+  the training of layers of the paper's sizes, and after other weights were assigned, even if the old vectors belong to
+  a smaller singular value of the new ones. That is no proof: in a large layer the largest of singular values that
+  differ by little, a percent at the most, may by bad luck be overlooked until a later update. With other orders, for
+  which no way to the norm is known but to try all, the iteration may stop at a maximum that is not the largest, the
+  more so the nearer they are to 1 and infinity. Then the layer is not bounded for sure.
 
   References:
     Gouk et al., "Regularisation of neural networks by enforcing Lipschitz continuity" (2018).
@@ -221,8 +222,9 @@ class LipschitzDense(_Lipschitz):
       codomain: The same of outputs; 1 with `domain` 1 only, as `domain` is infinite with `codomain` infinite only. In a
         network, the order of one layer's outputs must be that of the next one's inputs, and that of the last one's
         outputs that of the first one's inputs.
-      tolerance: Python `float`: the power iteration ends when `u` changes by less than that, relative to its length.
-      max_iterations: Python `int`, or after that many steps.
+      tolerance: Python `float`: where both orders are 2, the iteration ends when the norm grows by less than that, or
+        may be off by less, relative to it; else when `u` changes by less.
+      max_iterations: Python `int`, or after about that many steps.
       seed: Python `int` of the initial values; `None`: others each time (after `keras.utils.set_random_seed`, the
         same).
       **kwargs: Of `keras.layers.Layer`.

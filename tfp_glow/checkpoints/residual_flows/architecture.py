@@ -5,7 +5,11 @@ import math
 import re
 from typing import NamedTuple
 
+from tfp_glow._core.validation import is_int, is_number
+from tfp_glow.bijectors.log_det import ROULETTES
+
 _CHAIN = re.compile(r"transforms\.(\d{1,2})\.chain\.(\d{1,4})\.(.+)")
+_FIRST_OF_DENSE = ("nnet.nnet.0.weight", "nnet.nnet.1.weight")  # With, or without an activation before it.
 _HEAD = re.compile(r"classification_heads\.(\d{1,2})\.0\.weight")
 
 # Their activations, by the names of Keras where there are any.
@@ -15,7 +19,9 @@ _ALPHA_OF_DATA, _ALPHA = {"mnist": 1e-6}, 0.05
 # What their other options may be, whose other values make models that are not of the paper.
 _ONLY = {"block": "resblock", "fc": False, "fc_actnorm": False, "batchnorm": False, "quadratic": False, "padding": 0,
          "preact": True, "first_resblock": True, "actnorm": True, "kernels": "3-1-3", "vnorms": "2222", "dropout": 0.,
-         "n_samples": 1}
+         "n_samples": 1, "logit_transform": True, "add_noise": True}
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class ResidualFlowArchitecture(NamedTuple):
@@ -26,7 +32,7 @@ class ResidualFlowArchitecture(NamedTuple):
   num_dense_hidden: int | None
   squeeze_first: bool
   factor_out: bool
-  normalization: str | None  # "logit", "statistics"
+  normalization: str  # "logit" or "statistics"
   learn_orders: bool
   num_classes: int | None
   num_class_channels: int | None
@@ -46,12 +52,11 @@ class Slot(NamedTuple):
   shape: tuple  # Of its events, (h, w, c).
 
 
-def infer_architecture(shapes, options, image_shape):
+def infer_architecture(shapes, image_shape):
   """The architecture that the keys speak for; `None` if there is no residual block among them.
 
   Args:
     shapes: Dict from the keys of their state dict to shapes.
-    options: Dict of the options of their command line.
     image_shape: `(H, W, C)`.
   """
   by_scale = collections.defaultdict(set)
@@ -62,7 +67,7 @@ def infer_architecture(shapes, options, image_shape):
       continue
     scale, index, rest = int(match[1]), int(match[2]), match[3]
     if rest.startswith("nnet.nnet.") and rest.endswith(".weight"):
-      dense.append((scale, index, shape))
+      dense.append((scale, index, rest, shape))
     elif rest.startswith("nnet.") and rest.endswith(".weight"):
       by_scale[scale].add(index)
       kernels.append((scale, index, rest, shape))
@@ -83,23 +88,30 @@ def infer_architecture(shapes, options, image_shape):
   return ResidualFlowArchitecture(
       num_blocks=tuple(len(by_scale[scale]) for scale in scales), num_hidden=_most_common(
           shape[0] for *_, rest, shape in kernels if shape[2:] == (1, 1)),
-      num_dense_blocks=len({index for _, index, _ in dense}),
-      num_dense_hidden=_most_common(min(shape) for *_, shape in dense if len(shape) == 2),
+      num_dense_blocks=len({index for _, index, *_ in dense}),
+      num_dense_hidden=_most_common(shape[0] for *_, rest, shape in dense if rest in _FIRST_OF_DENSE and shape),
       squeeze_first=squeeze_first, factor_out=factor_out,
-      normalization="statistics" if has_statistics else "logit" if options.get("logit_transform", True) else None,
+      normalization="statistics" if has_statistics else "logit",
       learn_orders=any(key.endswith(".codomain") for key in shapes),
       num_classes=logits[0] if logits else None, num_class_channels=_most_common(shape[0] for shape in heads))
 
 
 def check_options(options):
   """Raises `ValueError` for models that are not of the paper."""
-  other = {name: options[name] for name, value in _ONLY.items() if options.get(name, value) != value}
-  if options.get("act", "swish") not in _ACTIVATIONS:
-    other["act"] = options["act"]
-  if other:
-    expected = ", ".join(f"{name}={_ONLY[name]!r}" for name in other if name in _ONLY)
-    raise ValueError(f"The recorded options must be those of a model of the paper ({expected or 'a known act'}). "
-                     f"Received: {', '.join(f'{name}={value!r}' for name, value in other.items())}")
+  other = [name for name, value in _ONLY.items()
+           if not (isinstance(options.get(name, value), _PLAIN) and options.get(name, value) == value)]
+  expected = [f"{name}={_ONLY[name]!r}" for name in other]
+  is_count = lambda value: value is None or is_int(value)
+  checks = {"act": lambda value: isinstance(value, str) and value in _ACTIVATIONS, "data": lambda v: isinstance(v, str),
+            "coeff": lambda value: is_number(value) and 0. < value < 1., "n_exact_terms": is_int,
+            "n_dist": lambda value: isinstance(value, str) and value in ROULETTES, "n_lipschitz_iters": is_count,
+            "sn_tol": lambda value: value is None or is_number(value) and value > 0., "nbits": is_int,
+            "task": lambda value: isinstance(value, str), "scale_dim": lambda value: isinstance(value, bool)}
+  wrong = [name for name, is_valid in checks.items() if name in options and not is_valid(options[name])]
+  if other or wrong:
+    found = ", ".join(f"{name}={options[name]!r:.60}" for name in other + wrong)
+    expected = ", ".join(expected + [f"a known {name}" for name in wrong])
+    raise ValueError(f"its recorded options must be those of a model of the paper ({expected}). Received: {found}")
 
 
 def flow_arguments(architecture, options):
@@ -141,12 +153,11 @@ def scale_shapes(architecture, image_shape):
 def slots(architecture, image_shape):
   """The modules with keys, in the order of `inverse`: a list of `Slot`s."""
   shapes = scale_shapes(architecture, image_shape)[0]
-  start = int(architecture.normalization is not None)
-  found = [Slot(f"transforms.0.chain.{start}", "actnorm", shapes[0])]
+  found = [Slot("transforms.0.chain.1", "actnorm", shapes[0])]
   for scale, (count, shape) in enumerate(zip(architecture.num_blocks, shapes)):
     num_dense = architecture.num_dense_blocks if scale == len(shapes) - 1 else 0
     kinds = ["block", "actnorm"] * count + ["dense block", "dense actnorm"] * num_dense
-    first = 0 if scale else start + 1
+    first = 0 if scale else 2
     inner = {"dense actnorm": ".fc_module"}
     found += [Slot(f"transforms.{scale}.chain.{first + i}{inner.get(kind, '')}", kind, shape)
               for i, kind in enumerate(kinds)]

@@ -39,8 +39,15 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
   layers there; the numbers of the model then change a little. Without `ema` weights and norms are those in the file.
 
   Latents are vectors of images that are flattened channels last, as all in this package; `split_latent` of the bijector
-  gives them back as images. `fit` goes on from these weights, with a new optimizer. The heads of a classifier come
-  along: the model then is a hybrid one, see `FlowModel`, with the weight of the likelihood that it was trained with.
+  gives them back as images. The heads of a classifier come along: the model then is a hybrid one, see `FlowModel`, with
+  the weight of the likelihood that it was trained with.
+
+  Training goes on with a new optimizer, unbiased estimates and uniform noise, whatever the options said. Learned orders
+  then follow the loss; in the authors' code they follow the norms alone.
+
+  The logit of MNIST's models leaves black and white pixels so little room that values in float32, which here lie around
+  0, cannot tell how black a pixel is: their latents are off by up to 0.01. In float64
+  (`keras.config.set_floatx("float64")`) they are not.
 
   Models of CelebA-HQ were trained with levels of `q * 31 / 32` in place of `q`, for `q` of 0 to 31. Here images of 5
   bits are what they are: bits per dimension are those of the images, not the authors'.
@@ -69,7 +76,7 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
   check_bools(ema=ema)
   state, options = _checked_contents(read_torch_file(path), ema, path)
   shapes = {key: tuple(np.shape(value)) for key, value in state.items()}
-  architecture = architectures.infer_architecture(shapes, options, image_shape)
+  architecture = architectures.infer_architecture(shapes, image_shape)
   if architecture is None:
     raise ValueError("`path` must be a checkpoint of the authors' Residual Flows, with tensors such as "
                      f"transforms.0.chain.2.nnet.0.weight. Received: {path}, which holds {listed(sorted(shapes), 5)}")
@@ -94,7 +101,9 @@ def _checked_contents(contents, ema, path):
   try:
     architectures.check_options(options)
   except ValueError as error:
-    raise ValueError(f"`path` must be a model of the paper: {error} In {path}") from error
+    raise ValueError(f"`path` must be a model of the paper: {error}, in {path}") from error
+  if not all(isinstance(key, str) for key in state):
+    raise ValueError(f"`path` must hold a state dict with names for keys. Received: {path}")
   state = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
   return (state | _averages(contents["ema"], state, path) if ema else state), options
 
@@ -118,6 +127,9 @@ def _check_fits(image_shape, num_bits, architecture, options):
   if num_bits != bits:
     raise ValueError(f"`num_bits` must be {bits}, as of the images of the checkpoint's model, {options['data']}. "
                      f"Received: {num_bits}")
+  if len(architecture.num_blocks) == 1:
+    raise ValueError("`path` must be a model of several scales: the authors' code makes those of one in another way. "
+                     "Received: one scale")
   divisor = 2**(len(architecture.num_blocks) - 1 + architecture.squeeze_first)
   if any(size % divisor for size in image_shape[:2]):
     raise ValueError(f"`image_shape` must have a height and width divisible by {divisor}, as the checkpoint's model "
@@ -144,7 +156,7 @@ def _make_model(state, architecture, options, image_shape, num_bits, ema, log_de
   if architecture.num_classes is not None:
     hybrid["classifier"] = ScaleClassifier(
         architecture.num_classes, architecture.num_class_channels, _sources(architecture), seed=0)
-    hybrid["likelihood_weight"] = architectures.likelihood_weight(architecture, options, np.prod(image_shape))
+    hybrid["likelihood_weight"] = architectures.likelihood_weight(architecture, options, int(np.prod(image_shape)))
   model = FlowModel(flow, num_bits, **hybrid)
   try:
     rows = flow_layout(flow, architecture, image_shape)
@@ -152,8 +164,10 @@ def _make_model(state, architecture, options, image_shape, num_bits, ema, log_de
   except ValueError as error:
     raise ValueError(f"`path` must hold weights that a model can have: {error} Received: {path}") from error
   if ema:
-    update_as_authors(flow, options.get("sn_tol", 1e-3), options.get("n_lipschitz_iters"))
+    update_as_authors(flow, options.get("sn_tol") or 1e-3, options.get("n_lipschitz_iters"))
   flow.mark_initialized()
+  if hybrid:
+    model.classifier.mark_initialized()
   _warn_of_norms(flow, arguments["coefficient"], path)
   return model
 

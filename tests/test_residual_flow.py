@@ -55,6 +55,37 @@ def check_norms(flow, slack=0.02):
 # Architecture.
 
 
+@pytest.mark.slow
+def test_features_and_parts_of_latents():
+  whole, factored = make_flow(), make_flow(factor_out=True, squeeze_first=True)
+  x, log_det, features = whole.inverse_with_features(IMAGES.astype(np.float32) / 256. - 0.5)
+  expected, expected_log_det = whole.inverse_and_log_det(IMAGES.astype(np.float32) / 256. - 0.5)
+  np.testing.assert_array_equal(x, expected)
+  np.testing.assert_allclose(log_det, expected_log_det, rtol=1e-6)
+  assert [tuple(feature.shape[1:]) for feature in features] == whole.feature_shapes == [(2, 2, 4), (2, 2, 4)]
+  np.testing.assert_array_equal(features[1], whole.split_latent(x)[0])
+  assert np.abs(features[0] - features[1]).max() > 0.01
+  # What leaves first is what the first scale makes of the image, and nothing after it changes that.
+  assert factored.feature_shapes == [(1, 1, 8), (1, 1, 8)]
+  before = factored.split_latent(factored.inverse(IMAGES.astype(np.float32) / 256. - 0.5))
+  scan = factored.parts[-1].rest.parts[0]
+  scan.stacked(scan.template.block.network.layers[-1].bias).assign_add([[0.1] * 8] * 2)
+  after = factored.split_latent(factored.inverse(IMAGES.astype(np.float32) / 256. - 0.5))
+  np.testing.assert_array_equal(before[0], after[0])
+  assert np.abs(before[1] - after[1]).max() > 0.01
+
+
+@pytest.mark.slow
+def test_temperature_by_level():
+  model = tfp_glow.FlowModel(make_flow(factor_out=True), num_bits=8)
+  flow = model.distribution.bijector
+  parts = flow.split_latent(model.encode(model.sample(4, temperature=[0., 1.], seed=0)))
+  # The image is rounded to its bins; what left first was 0.
+  assert np.abs(parts[0]).max() < 0.2 < np.abs(parts[1]).max()
+  with pytest.raises(ValueError, match="`temperature` must be one number.*for 2 levels"):
+    model.sample(4, temperature=[1., 1., 1.])
+
+
 @functools.cache
 def image_flow():
   """One for all tests that do not train it."""
@@ -196,6 +227,18 @@ def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
     (dict(logit_alpha=0.5), "`logit_alpha` must be.*below 0.5. Received: 0.5"),
     (dict(coefficient=1.), "`coefficient`.*Received: 1.0"),
     (dict(log_det="magic"), "`log_det`.*Received: 'magic'"),
+    (dict(activation="swish"), "nowhere steeper than 1.*Received: 'swish', with a slope of 1.1"),
+    (dict(activation=lambda x: 1.1 * x), "nowhere steeper than 1.*Received: .*lambda.*with a slope of 1.1"),
+    (dict(activation="magic"), "`activation` must be.*Received: 'magic'"),
+    (dict(num_blocks_per_scale=[1]), "`num_blocks_per_scale` must have a number for each of the 2.*Received: .1."),
+    (dict(num_blocks_per_scale=[1, 0]), "`num_blocks_per_scale`.*Received: 0"),
+    (dict(output_shape=(6, 4, 1), squeeze_first=True), "divisible by 2 .. `num_scales` = 4.*Received: .6, 4, 1."),
+    (dict(output_shape=3, num_scales=0, factor_out=True), "`factor_out` must be False for vectors. Received: True"),
+    (dict(output_shape=3, num_scales=0, mean_and_deviation=([0.] * 3, [1.] * 3)), "must be None for vectors"),
+    (dict(mean_and_deviation=([0.5], [0.])), "`deviation` positive. Received"),
+    (dict(mean_and_deviation=([0.5] * 2, [1.] * 2)), "must have numbers for 1 channels. Received"),
+    (dict(mean_and_deviation=([0.5], [1.]), logit_alpha=0.1), "`logit_alpha` must be None or 'auto'.*Received: 0.1"),
+    (dict(learn_orders="yes"), "`learn_orders` must be.*Received: 'yes'"),
     (dict(seed=-1), "`seed`.*Received: -1"),
 ])
 def test_bad_arguments(arguments, match):

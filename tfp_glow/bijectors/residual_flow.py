@@ -159,11 +159,11 @@ class ResidualFlowBijector(WholeFlow, Sequence):
     check_counts(num_hidden=num_hidden, num_dense_hidden=num_dense_hidden)
     check_counts(least=0 if num_scales else 1, num_dense_blocks=num_dense_blocks)
     check_seed(seed)
-    check_activation(activation)
     if not isinstance(learn_orders, bool) and learn_orders != "per_position":
       raise ValueError(f"`learn_orders` must be a `bool` or 'per_position'. Received: {learn_orders!r}")
     _check_is_of_images(shape, factor_out=factor_out, squeeze_first=squeeze_first)
     dtype = checked_dtype(dtype or keras.config.floatx())
+    check_activation(activation, dtype)
     make = _Maker(coefficient, activation, learn_orders, dtype, seed, dict(
         log_det=log_det, num_terms=num_terms, num_eval_terms=num_eval_terms, roulette=roulette, probe=probe))
     first, event_shape = _entrance(shape, logit_alpha, mean_and_deviation, dtype), shape

@@ -159,6 +159,16 @@ def test_a_kernel_of_zeros_does_not_spoil_the_vectors():
     np.testing.assert_allclose(layer.norm(), expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("orders", [(2., 2.), (3., 1.5)])
+def test_a_kernel_that_is_not_a_number_does_not_spoil_the_vectors(orders):
+  layer, _ = make("dense", domain=orders[0], codomain=orders[1])
+  before = [vector.numpy() for vector in layer.vectors]
+  layer.kernel.assign(np.full(layer.kernel.shape, np.nan))
+  layer.update_spectral_norm()
+  for vector, value in zip(layer.vectors, before):
+    np.testing.assert_allclose(vector, value)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_the_update_in_a_graph_equals_the_eager_one(jit_compile):
@@ -223,6 +233,15 @@ def test_gradient_with_respect_to_learned_orders():
   found = tape.gradient(total, [order.logit.value for order in orders])
   np.testing.assert_allclose(found, expected, rtol=1e-6)
   assert all(abs(slope) > 0.1 for slope in found)
+
+
+def test_a_norm_of_learned_orders_is_the_product_of_its_vectors_to_the_last_bit():
+  orders = LearnedOrder(), LearnedOrder()
+  layer, _ = make("dense", domain=orders[0], codomain=orders[1], dtype="float32")
+  for logit in np.linspace(-2., 0.5, 8):
+    orders[0].logit.assign(logit)
+    layer.update_spectral_norm()
+    np.testing.assert_array_equal(layer.norm(), tf.reduce_sum(layer.u.value * (layer.v.value @ layer.kernel.value)))
 
 
 @pytest.mark.parametrize("orders", [{"domain": 1.}, {"codomain": INF}])
@@ -345,6 +364,7 @@ def test_same_seed_same_values():
 
 @pytest.mark.parametrize("layer", [
     LipschitzConv2D(4, 3, 0.5, tolerance=1e-2, max_iterations=7, seed=3), LipSwish(),
+    LipschitzConv2D(4, 1, per_position=True),
     LipschitzDense(3, domain=LearnedOrder(), codomain=INF)])
 def test_configuration_makes_the_same_layer_again(layer):
   again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
@@ -357,6 +377,8 @@ def test_configuration_makes_the_same_layer_again(layer):
     (lambda: LipschitzDense(0), "`units` must be a positive `int`. Received: 0"),
     (lambda: LipschitzConv2D(True, 3), "`filters`.*Received: True"),
     (lambda: LipschitzConv2D(4, 2), "`kernel_size` must be odd. Received: 2"),
+    (lambda: LipschitzConv2D(4, 1, per_position=1), "`per_position` must be a `bool`. Received: 1"),
+    (lambda: LipschitzConv2D(4, 3, per_position=True), "`per_position` must be False.*Received: 3"),
     (lambda: LipschitzDense(3, coefficient=1.), "`coefficient`.*below 1. Received: 1.0"),
     (lambda: LipschitzDense(3, tolerance=0.), "`tolerance`.*Received: 0.0"),
     (lambda: LipschitzDense(3, max_iterations=0), "`max_iterations`.*Received: 0"),
@@ -395,6 +417,19 @@ def test_a_norm_to_a_lower_order_grows_with_the_image():
   np.testing.assert_allclose(layer.norm(), 32.**(1. / 2. - 1. / 3.), rtol=1e-3)
   with pytest.raises(ValueError, match="was built for images of size"):
     layer(np.zeros([1, 8, 8, 2], np.float32))
+
+
+def test_the_norm_at_one_position_is_that_of_the_matrix_whatever_the_orders():
+  order = LearnedOrder(dtype="float64")
+  order.logit.assign(0.)
+  kwargs = {"domain": order, "codomain": 1.5, "tolerance": 1e-9, "seed": 0, "dtype": "float64"}
+  dense, layer = LipschitzDense(3, **kwargs), LipschitzConv2D(3, 1, per_position=True, **kwargs)
+  dense.build((None, 2))
+  layer.build((None, None, None, 2))
+  np.testing.assert_allclose(layer.norm(), dense.norm(), rtol=1e-8)
+  np.testing.assert_allclose(layer.normalized_kernel()[0, 0], dense.normalized_kernel(), rtol=1e-8)
+  assert [vector.shape for vector in layer.vectors] == [(1, 1, 1, 3), (1, 1, 1, 2)]
+  assert layer(np.ones([1, 4, 5, 2])).shape == (1, 4, 5, 3)
 
 
 def test_norms_of_high_order_neither_overflow_nor_vanish():

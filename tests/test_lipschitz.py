@@ -50,7 +50,7 @@ def matrix_of(function, shape):
 
 def true_norm(layer, shape, kernel):
   """By the layer's exact matrix, for the pairs of orders for which it is easily had."""
-  matrix = matrix_of(lambda x: layer._map(x, kernel), shape)
+  matrix = matrix_of(lambda x: layer.linear_map(x, kernel), shape)
   if layer.domain == layer.codomain == 2.:
     return np.linalg.norm(matrix, 2)
   if layer.domain == 1.:
@@ -159,9 +159,9 @@ def test_a_kernel_of_zeros_does_not_spoil_the_vectors():
     np.testing.assert_allclose(layer.norm(), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("orders", [(2., 2.), (3., 1.5)])
-def test_a_kernel_that_is_not_a_number_does_not_spoil_the_vectors(orders):
-  layer, _ = make("dense", domain=orders[0], codomain=orders[1])
+@pytest.mark.parametrize("name, orders", [("dense", (2., 2.)), ("conv", (2., 2.)), ("dense", (3., 1.5))])
+def test_a_kernel_that_is_not_a_number_does_not_spoil_the_vectors(name, orders):
+  layer, _ = make(name, domain=orders[0], codomain=orders[1])
   before = [vector.numpy() for vector in layer.vectors]
   layer.kernel.assign(np.full(layer.kernel.shape, np.nan))
   layer.update_spectral_norm()
@@ -364,7 +364,6 @@ def test_same_seed_same_values():
 
 @pytest.mark.parametrize("layer", [
     LipschitzConv2D(4, 3, 0.5, tolerance=1e-2, max_iterations=7, seed=3), LipSwish(),
-    LipschitzConv2D(4, 1, per_position=True),
     LipschitzDense(3, domain=LearnedOrder(), codomain=INF)])
 def test_configuration_makes_the_same_layer_again(layer):
   again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
@@ -430,6 +429,7 @@ def test_the_norm_at_one_position_is_that_of_the_matrix_whatever_the_orders():
   np.testing.assert_allclose(layer.normalized_kernel()[0, 0], dense.normalized_kernel(), rtol=1e-8)
   assert [vector.shape for vector in layer.vectors] == [(1, 1, 1, 3), (1, 1, 1, 2)]
   assert layer(np.ones([1, 4, 5, 2])).shape == (1, 4, 5, 3)
+  assert LipschitzConv2D.from_config(layer.get_config()).per_position
 
 
 def test_norms_of_high_order_neither_overflow_nor_vanish():

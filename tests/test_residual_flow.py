@@ -46,8 +46,8 @@ def check_norms(flow, slack=0.02):
   for layer, (kernel, u, v) in constrained(flow):
     shape = layer._one_input[1:]
     size = int(np.prod(shape))
-    matrix = np.reshape(layer._map(tf.reshape(tf.eye(size), [size, *shape]), kernel), [size, -1])
-    found = tf.reduce_sum(u * layer._map(v, kernel))
+    matrix = np.reshape(layer.linear_map(tf.reshape(tf.eye(size), [size, *shape]), kernel), [size, -1])
+    found = tf.reduce_sum(u * layer.linear_map(v, kernel))
     true = np.linalg.norm(matrix, 2)
     assert (1. - slack) * true < found < (1. + 1e-5) * true
 

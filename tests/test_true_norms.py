@@ -21,7 +21,7 @@ SLACK = 1e-3
 def true_norm(layer, kernel):
   """Of the map with a kernel."""
   kernel, small = tf.cast(kernel, tf.float64), min(layer._one_input, layer._one_output, key=np.prod)
-  there, back = (lambda x: layer._map(x, kernel)), (lambda y: layer._transpose(y, kernel))
+  there, back = (lambda x: layer.linear_map(x, kernel)), (lambda y: layer.transposed_map(y, kernel))
   if small == layer._one_output:
     there, back = back, there
   square = tf.function(lambda x: back(there(tf.reshape(x, small))), autograph=False)
@@ -47,7 +47,7 @@ def check(flow):
   """Of every layer, with the kernel that it computes with."""
   norms = []
   for layer, (kernel, u, v) in layers_of(flow):
-    bound = tf.maximum(tf.reduce_sum(u * layer._map(v, kernel)) / layer.coefficient, 1.)
+    bound = tf.maximum(tf.reduce_sum(u * layer.linear_map(v, kernel)) / layer.coefficient, 1.)
     norms.append(true_norm(layer, kernel / bound))
   assert len(norms) == 3 * 4
   assert max(norms) <= layer.coefficient + SLACK, norms

@@ -39,12 +39,28 @@ class _Lipschitz(keras.layers.Layer):
 
   # What subclasses implement.
 
-  def _map(self, inputs, kernel):
-    """The linear map of a batch."""
+  def linear_map(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """The layer without its bias, and with another kernel, which is not made smaller.
+
+    Args:
+      inputs: Tensor `[N, ..., channels]`.
+      kernel: Tensor of the shape of `kernel`.
+
+    Returns:
+      Tensor `[N, ..., filters]`.
+    """
     raise NotImplementedError
 
-  def _transpose(self, outputs, kernel):
-    """The transpose of `_map`."""
+  def transposed_map(self, outputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
+    """The transpose of `linear_map`.
+
+    Args:
+      outputs: Tensor `[N, ..., filters]`.
+      kernel: Tensor of the shape of `kernel`.
+
+    Returns:
+      Tensor `[N, ..., channels]`.
+    """
     raise NotImplementedError
 
   def _shapes(self, input_shape):
@@ -110,9 +126,9 @@ class _Lipschitz(keras.layers.Layer):
     """The norms that bound that of the map, to be broadcast to the parts of the kernel that they belong to."""
     orders = self._orders()
     if self._is_iterated:
-      return norms.at_vectors(lambda v: self._map(v, kernel), value_of(self.u), value_of(self.v), *orders)
-    into_inputs = lambda kernel: self._transpose(tf.ones(self._one_output, kernel.dtype), kernel)
-    into_outputs = lambda kernel: self._map(tf.ones(self._one_input, kernel.dtype), kernel)
+      return norms.at_vectors(lambda v: self.linear_map(v, kernel), value_of(self.u), value_of(self.v), *orders)
+    into_inputs = lambda kernel: self.transposed_map(tf.ones(self._one_output, kernel.dtype), kernel)
+    into_outputs = lambda kernel: self.linear_map(tf.ones(self._one_input, kernel.dtype), kernel)
     return norms.by_formula(kernel * tf.cast(self._is_used(), kernel.dtype), into_inputs, into_outputs, *orders)
 
   def fold(self) -> list[tf.Tensor]:
@@ -135,7 +151,7 @@ class _Lipschitz(keras.layers.Layer):
       Tensor `[N, ..., filters]`.
     """
     inputs, kernel, bias = (tf.cast(tensor, self.compute_dtype) for tensor in (inputs, kernel, bias))
-    return tf.nn.bias_add(self._map(inputs, kernel), bias)
+    return tf.nn.bias_add(self.linear_map(inputs, kernel), bias)
 
   def call(self, inputs):
     return self.run(inputs, *self.fold())
@@ -164,7 +180,8 @@ class _Lipschitz(keras.layers.Layer):
       return []
     kernel = value_of(self.kernel)
     return norms.vectors_of_norm(
-        lambda v: self._map(v, kernel), lambda u: self._transpose(u, kernel), value_of(self.u), value_of(self.v),
+        lambda v: self.linear_map(v, kernel), lambda u: self.transposed_map(u, kernel),
+        value_of(self.u), value_of(self.v),
         *self._orders(), self.tolerance, self.max_iterations)
 
   def _orders(self):
@@ -239,10 +256,10 @@ class LipschitzDense(_Lipschitz):
   def _shapes(self, input_shape):
     return (input_shape[-1], self.units), (1, input_shape[-1]), (1, self.units)
 
-  def _map(self, inputs, kernel):
+  def linear_map(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return channel_product(inputs, kernel, matmul)
 
-  def _transpose(self, outputs, kernel):
+  def transposed_map(self, outputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     return matmul(outputs, kernel, transpose_b=True)
 
   def get_config(self):
@@ -318,12 +335,12 @@ class LipschitzConv2D(_Lipschitz):
                        f"Received: {tuple(inputs.shape)}")
     return super().run(inputs, kernel, bias)
 
-  def _map(self, inputs, kernel):
+  def linear_map(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     if self.kernel_size == 1:
       return channel_product(inputs, kernel[0, 0], matmul)
     return conv2d(inputs, kernel)
 
-  def _transpose(self, outputs, kernel):
+  def transposed_map(self, outputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
     if self.kernel_size == 1:
       return channel_product(outputs, tf.transpose(kernel[0, 0]), matmul)
     return conv2d_back(outputs, kernel, self._one_input)

@@ -3,7 +3,7 @@
 An order is a Python `float`, or a scalar tensor where it is learned. The norm of a map is
 
 ```none
-norm = max |map(x)|_codomain / |x|_domain = max <u, map(v)>,  |u|_conjugate(codomain) = |v|_domain = 1
+norm = max |map(x)|_codomain / |x|_domain = max <u, map(v)>,  |u|conjugate(codomain) = |v|_domain = 1
 ```
 """
 
@@ -98,7 +98,7 @@ def by_formula(kernel, into_inputs, into_outputs, domain, codomain):
     return tf.reduce_max(tf.reshape(tf.reduce_max(size, -1), [-1, size.shape[-2]]), 0)[:, tf.newaxis]
   largest = tf.stop_gradient(tf.reduce_max(size))  # Or high powers would overflow, or vanish.
   size = tf.math.divide_no_nan(size, largest)
-  power, add_up = (codomain, into_inputs) if _is(domain, 1.) else (_conjugate(domain), into_outputs)
+  power, add_up = (codomain, into_inputs) if _is(domain, 1.) else (conjugate(domain), into_outputs)
   sums = add_up(size**power)
   sums = tf.reduce_max(tf.reshape(sums, [-1, sums.shape[-1]]), 0)
   norms = largest * tf.where(sums > 0., tf.where(sums > 0., sums, 1.)**(1. / power), 0.)
@@ -122,7 +122,7 @@ def at_vectors(apply, u, v, domain, codomain):
   """
   u, v = tf.stop_gradient(u), tf.stop_gradient(v)
   product = tf.reduce_sum(u * apply(v))
-  for vector, order in ((v, domain), (u, _conjugate(codomain))):
+  for vector, order in ((v, domain), (u, conjugate(codomain))):
     if tf.is_tensor(order):
       # It is 1, but for rounding errors, which must not move the norm of the map; until the order changes.
       norm = _norm(vector, order)
@@ -155,8 +155,8 @@ def vectors_of_norm(apply, transpose, u, v, domain, codomain, tolerance, max_ite
 
 def _power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_iterations):
   """`vectors_of_norm` for any orders."""
-  u_of = lambda v, before: _dual(apply(v), codomain, before)
-  v_of = lambda u, before: _dual(transpose(u), _conjugate(domain), before)
+  u_of = lambda v, before: dual(apply(v), codomain, before)
+  v_of = lambda u, before: dual(transpose(u), conjugate(domain), before)
 
   def step(change, u, v):
     v = v_of(u, v)
@@ -198,8 +198,8 @@ def _singular_vectors(apply, transpose, u, v, tolerance, max_iterations):
   _, x = tf.while_loop(lambda change, x: change > tolerance, improve, state,
                        maximum_iterations=-(-max_iterations // size))
   x = tf.reshape(x, start.shape)
-  v = _dual(transpose(x), 2., v) if on_outputs else x
-  return [_dual(apply(v), 2., u), v]
+  v = dual(transpose(x), 2., v) if on_outputs else x
+  return [dual(apply(v), 2., u), v]
 
 
 def _span(square, x, size):
@@ -263,7 +263,7 @@ def _is(order, number):
   return is_number(order) and order == number
 
 
-def _conjugate(order):
+def conjugate(order):
   """The order of the dual norm: `1 / order + 1 / conjugate = 1`."""
   if _is(order, 1.):
     return math.inf
@@ -277,7 +277,7 @@ def _norm(x, order):
   return largest * tf.reduce_sum(tf.math.divide_no_nan(size, largest)**order)**(1. / order)
 
 
-def _dual(x, order, otherwise):
+def dual(x, order, otherwise):
   """The vector of norm 1 in the dual norm whose product with `x` is the norm of `x`; `otherwise`, if `x` is 0.
 
   Args:
@@ -289,5 +289,5 @@ def _dual(x, order, otherwise):
   largest = tf.reduce_max(size)
   scaled = tf.math.divide_no_nan(size, largest)
   powers = scaled if _is(order, 2.) else scaled**(order - 1.)
-  dual = tf.sign(x) * powers / tf.reduce_sum(powers * scaled)**(1. - 1. / order)
-  return tf.where(largest > 0., dual, otherwise)
+  vector = tf.sign(x) * powers / tf.reduce_sum(powers * scaled)**(1. - 1. / order)
+  return tf.where(largest > 0., vector, otherwise)

@@ -77,7 +77,7 @@ def _orders(order, stacked, count):
 @precision.full()
 def _norm(layer, kernel, u, v, domain, codomain):
   kernel, u, v = (tf.constant(array, tf.float64) for array in (kernel, u, v))
-  return float(norms.at_vectors(lambda v: layer._map(v, kernel), u, v, domain, codomain))
+  return float(norms.at_vectors(lambda v: layer.linear_map(v, kernel), u, v, domain, codomain))
 
 
 @precision.full()
@@ -85,8 +85,8 @@ def _iterate(layer, kernel, u, v, domain, codomain, tolerance, num_iterations):
   kernel, u, v = (tf.constant(array, tf.float32) for array in (kernel, u, v))
   for _ in range(_MAX_ITERATIONS if num_iterations is None else num_iterations):
     u_before, v_before = u, v
-    u = norms._dual(layer._map(v, kernel), codomain, u)
-    v = norms._dual(layer._transpose(u, kernel), norms._conjugate(domain), v)
+    u = norms.dual(layer.linear_map(v, kernel), codomain, u)
+    v = norms.dual(layer.transposed_map(u, kernel), norms.conjugate(domain), v)
     if num_iterations is None and all(_has_settled(*pair, tolerance) for pair in ((u, u_before), (v, v_before))):
       break
   return u.numpy(), v.numpy()

@@ -60,6 +60,24 @@ def activation_statistics(x):
   return shift, tf.where(is_constant, tf.zeros_like(log_scale), log_scale)
 
 
+def at_least_one(batch):
+  """A batch, with an event of zeros if it is empty.
+
+  Of an empty batch TensorFlow's convolution on CPUs returns its input, with the input's number of channels. A batch is
+  empty for a replica when there are fewer events than replicas, for example.
+
+  Args:
+    batch: Tensor `[N, ...]`.
+
+  Returns:
+    Tensor `[max(N, 1), ...]`.
+  """
+  if batch.shape[0]:
+    return batch
+  missing = tf.cast(tf.equal(tf.shape(batch)[0], 0), tf.int32)
+  return tf.pad(batch, [[0, missing]] + [[0, 0]] * (batch.shape.rank - 1))
+
+
 def within_reach(inputs):
   """Inputs of a network, clipped to plus and minus 1000.
 

@@ -2,6 +2,8 @@
 
 import tensorflow as tf
 
+from tfp_glow._core.numerics import at_least_one
+
 
 def evaluate(function, inputs, event_rank, kwargs):
   """Calls a function of a batch with inputs of any leading dimensions.
@@ -47,21 +49,15 @@ def with_one_batch_dim(value, event_rank):
 
 
 def _never_empty(run):
-  """Lets a pass run on at least one event, if need be of zeros, which is dropped.
-
-  Of an empty batch TensorFlow's convolution on CPUs returns its input, with the input's number of channels. A batch is
-  empty for a replica when there are fewer events than replicas, for example.
-  """
+  """Lets a pass run on `at_least_one` event; what was added is dropped."""
 
   def run_padded(inputs, **kwargs):
     count = tf.shape(inputs)[:1]
     if inputs.shape[0]:
       outputs, log_det = run(inputs, **kwargs)
       return outputs, tf.broadcast_to(log_det, count)
-    missing = tf.cast(tf.equal(count, 0), count.dtype)
-    pad = lambda x: tf.pad(x, [[0, missing[0]]] + [[0, 0]] * (x.shape.rank - 1))
-    outputs, log_det = run(pad(inputs), **{key: pad(value) for key, value in kwargs.items()})
-    return outputs[:count[0]], tf.broadcast_to(log_det, count + missing)[:count[0]]
+    outputs, log_det = run(at_least_one(inputs), **{key: at_least_one(value) for key, value in kwargs.items()})
+    return outputs[:count[0]], tf.broadcast_to(log_det, tf.maximum(count, 1))[:count[0]]
 
   return run_padded
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core.numerics import at_least_one
 from tfp_glow.bijectors.base import OnePassBijector
 
 
@@ -117,7 +118,7 @@ class WholeFlow(OnePassBijector):
     if not needs_log_det and self.has_costly_log_det:
       arguments["needs_log_det"] = False
     with self._scope_of("inverse_with_features"), self._precision_of(kwargs):
-      x, log_det, features = self._inverse_with_features(_at_least_one(y), **arguments)
+      x, log_det, features = self._inverse_with_features(at_least_one(y), **arguments)
       log_det = tf.broadcast_to(log_det, tf.shape(x)[:1])
       return (x, log_det, features) if y.shape[0] else tf.nest.map_structure(
           lambda tensor: tensor[:tf.shape(y)[0]], (x, log_det, features))
@@ -132,11 +133,3 @@ class WholeFlow(OnePassBijector):
 
   def _feature_shapes(self):
     return self._latent_shapes()
-
-
-def _at_least_one(y):
-  """A batch that may be empty, as for a replica, with an event of zeros if it is: see `batching.evaluate`."""
-  if y.shape[0]:
-    return y
-  missing = tf.cast(tf.equal(tf.shape(y)[0], 0), tf.int32)
-  return tf.pad(y, [[0, missing]] + [[0, 0]] * (y.shape.rank - 1))

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.numerics import activation_statistics, before_channels, generator, log_scale_of
+from tfp_glow._core.numerics import activation_statistics, at_least_one, before_channels, generator, log_scale_of
 from tfp_glow._core.products import conv2d, matmul
 from tfp_glow._core.validation import check_counts, check_seed, is_int
 from tfp_glow.networks.building import value_of
@@ -134,7 +134,7 @@ class ScaleClassifier(keras.layers.Layer):
     images = self._seen(features)
     count, may_be_empty = tf.shape(images[0])[0], not images[0].shape[0]
     if may_be_empty:
-      images = [_at_least_one(image) for image in images]
+      images = [at_least_one(image) for image in images]
     means = tf.concat([head.means(image) for head, image in zip(self.heads, images)], axis=-1)
     logits = matmul(means, value_of(self.kernel)) + value_of(self.bias)
     return logits[:count] if may_be_empty else logits
@@ -179,9 +179,3 @@ class ScaleClassifier(keras.layers.Layer):
     """A variable, uniform between plus and minus `1 / sqrt(fan_in)`, as in the authors' code."""
     values = rng.uniform(-1., 1., shape) / np.sqrt(fan_in)  # Drawn once, however many replicas ask for it.
     return self.add_weight(name=name, shape=shape, initializer=lambda shape, dtype: tf.constant(values, dtype))
-
-
-def _at_least_one(image):
-  """Of an empty batch, which a replica may get, TensorFlow's convolution on CPUs returns its input."""
-  missing = tf.cast(tf.equal(tf.shape(image)[0], 0), tf.int32)
-  return tf.pad(image, [[0, missing], [0, 0], [0, 0], [0, 0]])

@@ -153,6 +153,29 @@ def vectors_of_norm(apply, transpose, u, v, domain, codomain, tolerance, max_ite
   return _power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_iterations)
 
 
+def conjugate(order):
+  """The order of the dual norm: `1 / order + 1 / conjugate = 1`."""
+  if _is(order, 1.):
+    return math.inf
+  return 1. if _is(order, math.inf) else order / (order - 1.)
+
+
+def dual(x, order, otherwise):
+  """The vector of norm 1 in the dual norm whose product with `x` is the norm of `x`; `otherwise`, if `x` is 0.
+
+  Args:
+    x: Tensor.
+    order: Of the norm of `x`, finite.
+    otherwise: Tensor of the shape of `x`.
+  """
+  size = tf.abs(x)
+  largest = tf.reduce_max(size)
+  scaled = tf.math.divide_no_nan(size, largest)
+  powers = scaled if _is(order, 2.) else scaled**(order - 1.)
+  vector = tf.sign(x) * powers / tf.reduce_sum(powers * scaled)**(1. - 1. / order)
+  return tf.where(largest > 0., vector, otherwise)
+
+
 def _power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_iterations):
   """`vectors_of_norm` for any orders."""
   u_of = lambda v, before: dual(apply(v), codomain, before)
@@ -263,31 +286,8 @@ def _is(order, number):
   return is_number(order) and order == number
 
 
-def conjugate(order):
-  """The order of the dual norm: `1 / order + 1 / conjugate = 1`."""
-  if _is(order, 1.):
-    return math.inf
-  return 1. if _is(order, math.inf) else order / (order - 1.)
-
-
 def _norm(x, order):
   size = tf.abs(x)
   largest = tf.reduce_max(size)
   # Of numbers up to 1: their powers do not overflow.
   return largest * tf.reduce_sum(tf.math.divide_no_nan(size, largest)**order)**(1. / order)
-
-
-def dual(x, order, otherwise):
-  """The vector of norm 1 in the dual norm whose product with `x` is the norm of `x`; `otherwise`, if `x` is 0.
-
-  Args:
-    x: Tensor.
-    order: Of the norm of `x`, finite.
-    otherwise: Tensor of the shape of `x`.
-  """
-  size = tf.abs(x)
-  largest = tf.reduce_max(size)
-  scaled = tf.math.divide_no_nan(size, largest)
-  powers = scaled if _is(order, 2.) else scaled**(order - 1.)
-  vector = tf.sign(x) * powers / tf.reduce_sum(powers * scaled)**(1. - 1. / order)
-  return tf.where(largest > 0., vector, otherwise)

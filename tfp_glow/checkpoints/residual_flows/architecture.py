@@ -20,7 +20,6 @@ _ALPHA_OF_DATA, _ALPHA = {"mnist": 1e-6}, 0.05
 _ONLY = {"block": "resblock", "fc": False, "fc_actnorm": False, "batchnorm": False, "quadratic": False, "padding": 0,
          "preact": True, "first_resblock": True, "actnorm": True, "kernels": "3-1-3", "vnorms": "2222", "dropout": 0.,
          "n_samples": 1, "logit_transform": True, "add_noise": True}
-
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -164,11 +163,6 @@ def slots(architecture, image_shape):
   return found
 
 
-def _most_common(values):
-  counted = collections.Counter(values).most_common(1)
-  return counted[0][0] if counted else None
-
-
 def tensor_shapes(architecture, options, image_shape):
   """Shapes of the tensors that a model needs, by their keys.
 
@@ -230,3 +224,8 @@ def _classifier_shapes(architecture, image_shape):
   num_features = width * len(architecture.num_blocks)
   return shapes | {"logit_layer.weight": (architecture.num_classes, num_features),
                    "logit_layer.bias": (architecture.num_classes,)}
+
+
+def _most_common(values):
+  counted = collections.Counter(values).most_common(1)
+  return counted[0][0] if counted else None

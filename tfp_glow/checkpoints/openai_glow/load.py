@@ -146,7 +146,8 @@ def _check_image_shape_fits(image_shape, architecture):
 def _check_variables(shapes, named, expected, keys, architecture, prefix):
   """That there is all of a model, and nothing else but optimizer state and the like."""
   unexpected = sorted(name for name in named if name not in expected)
-  lists = differences({key: expected[name] for name, key in keys.items()}, {**named, **shapes}, unexpected)
+  found = {**shapes, **{name: named[name] for name in unexpected}}
+  lists = differences({key: expected[name] for name, key in keys.items()}, found, unexpected)
   if not lists:
     return
   missing = [name for name, key in keys.items() if key not in shapes]

@@ -14,7 +14,7 @@ import tensorflow_probability as tfp
 
 from tfp_glow._core import _compat, precision
 from tfp_glow._core.validation import checked_dtype
-from tfp_glow.bijectors import batching, recall
+from tfp_glow.bijectors import batching, contexts, recall
 from tfp_glow.bijectors.ownership import VariableOwner
 
 tfb = tfp.bijectors
@@ -98,13 +98,13 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   def _inverse_and_log_det(self, y, **kwargs):
     raise NotImplementedError(f"{type(self).__name__} must implement `_inverse_and_log_det`.")
 
-  def _initialize(self, y):
+  def _initialize(self, y, **condition):
     """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
-    return self._inverse_and_log_det(y, **self.any_condition(y))[0]
+    return self._inverse_and_log_det(y, **condition)[0]
 
-  def _initialize_back(self, x):
+  def _initialize_back(self, x, **condition):
     """As `_initialize`, for `Invert`: of the batch `x` on the latent side; returns what `forward` now makes of it."""
-    return self._forward_and_log_det(x, **self.any_condition(x))[0]
+    return self._forward_and_log_det(x, **condition)[0]
 
   def _depends_on_variables_only(self):
     """Whether passes depend on nothing but inputs, arguments, and variables of `_add_variable`, `_adopt` and children.
@@ -126,7 +126,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
     Args:
       x: Tensor `[...] + event_shape`.
-      **kwargs: Conditioning, e.g. `labels` of shape `[...]` (or broadcasting to it), and options, `bool`s.
+      **kwargs: Conditioning, of shape `[...]` (or broadcasting to it), e.g. `labels`, or `context`, whose own shape
+        follows; and options, `bool`s.
 
     Returns:
       y: Tensor `[...] + event_shape`.
@@ -174,7 +175,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       TypeError: if `y` is a tensor of another dtype than that of the bijector; all else is converted.
     """
     y = self._convert(y, "y", inverse=True)
-    steps = self._walk(y, **self._own_arguments(self._inverse_and_log_det, kwargs))
+    steps = self._walk(y, **self._flat_arguments(self._inverse_and_log_det, kwargs, y))
     while True:
       with self._precision_of(kwargs):  # Not while others compute.
         step = next(steps, None)
@@ -182,17 +183,19 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
         return
       yield step
 
-  def initialize(self, y: tf.Tensor | np.ndarray) -> None:
+  def initialize(self, y: tf.Tensor | np.ndarray, **kwargs: Any) -> None:
     """Data-dependent initialisation, layer after layer, from one batch of data.
 
     An explicit act, as `adapt` of Keras' `Normalization`: never inside `forward` or `inverse`.
 
     Args:
       y: Tensor `[...] + event_shape` on the data side, a batch of typical data.
+      **kwargs: Conditioning, as in `inverse_and_log_det`; where there are classes, `labels` need not be given.
 
     Raises:
       RuntimeError: inside a `tf.function` or in replica context: it must happen once, for all replicas alike.
-      ValueError: if the shape of `y` does not fit, it is empty, or holds values that are not finite.
+      ValueError: if the shape of `y` or of conditioning does not fit, `y` is empty, or holds values that are not
+        finite.
     """
     in_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
     if in_replica or not tf.executing_eagerly():
@@ -204,8 +207,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     if flat.shape[0] == 0 or not bool(tf.reduce_all(tf.math.is_finite(flat))):
       raise ValueError("`y` must be a batch of at least one event, with finite values only. "
                        f"Received: shape {y.shape}" + (" with NaN or infinite values" if flat.shape[0] else ""))
+    condition = self._flat_arguments(self._inverse_and_log_det, kwargs, y)
+    if self.num_classes is not None:
+      condition.setdefault("labels", self.any_condition(flat)["labels"])
     with precision.of_evaluation(is_training=False):
-      self._initialize(flat)
+      self._initialize(flat, **condition)
     self.mark_initialized()
 
   def mark_initialized(self) -> None:
@@ -237,13 +243,23 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     return next((child.num_classes for child in self._children if child.num_classes is not None), None)
 
   @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """Shape of one `context`, or a dict of them; `None` where calls take no context."""
+    return contexts.as_public(self._context_shapes())
+
+  def _context_shapes(self):
+    """As `contexts.checked_context_shape` returns it."""
+    found = (child._context_shapes() for child in self._children)
+    return next((shapes for shapes in found if shapes is not None), None)
+
+  @property
   def can_be_recalled(self) -> bool:
     """Whether passes may be remembered: all that they depend on is known; see `OnePassBijector`."""
     known = {id(v.value) for v in self._keras_variables()}
     return all(id(v) in known for v in self.variables) and self._depends_on_variables_only()
 
   def any_condition(self, values: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Conditioning for a batch `values` `[N, ...]` for which no other is at hand: class 0, where there are classes.
+    """Conditioning for a batch `values` `[N, ...]` for which no other is at hand: class 0, and zeros as context.
 
     Args:
       values: Tensor `[N, ...]`.
@@ -251,7 +267,13 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     Returns:
       Dict of keyword arguments of a call.
     """
-    return {} if self.num_classes is None else {"labels": tf.zeros(tf.shape(values)[:1], tf.int32)}
+    count, shapes, condition = tf.shape(values)[:1], self._context_shapes(), {}
+    if self.num_classes is not None:
+      condition["labels"] = tf.zeros(count, tf.int32)
+    if shapes is not None:
+      condition["context"] = tf.nest.map_structure(
+          lambda shape: tf.zeros(tf.concat([count, shape], axis=0), self.dtype), shapes)
+    return condition
 
   def event_shape_of(self, inverse: bool) -> tf.TensorShape:
     """Shape of one event given to `inverse`, or else to `forward`, as far as it is fixed.
@@ -407,7 +429,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     if not needs_log_det and _takes(function, _NEEDS_LOG_DET):
       arguments[_NEEDS_LOG_DET] = False
     with self._precision_of(kwargs):
-      return batching.evaluate(function, inputs, self._event_shapes[inverse].rank, arguments)
+      return batching.evaluate(
+          function, inputs, self._event_shapes[inverse].rank, arguments, self._context_shapes())
 
   def _precision_of(self, kwargs):
     is_training = kwargs.get("training")
@@ -421,11 +444,25 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     parameters = list(inspect.signature(function).parameters.values())[1:]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters) and not self._passes_arguments_on
     known = self.argument_names.union(p.name for p in parameters if p.kind != p.VAR_KEYWORD) - {_NEEDS_LOG_DET}
+    knows_contexts = type(self)._context_shapes is not OnePassBijector._context_shapes
+    if knows_contexts and self._context_shapes() is None and kwargs.get("context") is not None:
+      known -= {"context"}
     unknown = sorted(kwargs.keys() - known - {"training"})
     if unknown and (not takes_any or _NEEDS_LOG_DET in unknown):
       raise TypeError(f"`{self.name}` must be given arguments that it, or a part of it, takes: "
                       f"{', '.join(sorted(known | {'training'}))}. Received: {', '.join(unknown)}")
-    return {key: value for key, value in kwargs.items() if key != "training" or takes_any or key in known}
+    arguments = {key: value for key, value in kwargs.items() if key != "training" or takes_any or key in known}
+    if self._context_shapes() is not None:
+      arguments["context"] = contexts.converted(arguments.get("context"), self._context_shapes(), self.dtype, self.name)
+    return arguments
+
+  def _flat_arguments(self, function, kwargs, inputs):
+    """The arguments of a function of `inputs` `[...] + event_shape`, for a batch with one dimension."""
+    batch_rank = inputs.shape.rank - self._event_shapes[True].rank
+    condition, options = batching.flat_arguments(
+        self._own_arguments(function, kwargs), tf.shape(inputs)[:batch_rank], inputs.shape[:batch_rank],
+        self._context_shapes())
+    return {**condition, **options}
 
 
 def _takes(function, name):

@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow._core import _compat
-from tfp_glow.bijectors import batching
+from tfp_glow.bijectors import batching, contexts
 from tfp_glow.bijectors.base import OnePassBijector
 
 tfb = tfp.bijectors
@@ -56,14 +56,14 @@ class Sequence(OnePassBijector):
         for name, y, log_det in part._walk(y, **_arguments_of(part, kwargs)):
           yield name, y, log_det
 
-  def _initialize(self, y):
+  def _initialize(self, y, **condition):
     for part in self._parts:
-      y = _initialized_by(part._initialize, y, part.inverse_min_event_ndims)
+      y = _initialized_by(part, y, True, condition)
     return y
 
-  def _initialize_back(self, x):
+  def _initialize_back(self, x, **condition):
     for part in reversed(self._parts):
-      x = _initialized_by(part._initialize_back, x, part.forward_min_event_ndims)
+      x = _initialized_by(part, x, False, condition)
     return x
 
   @property
@@ -101,19 +101,26 @@ def _pass_of(part, value, inverse, kwargs):
   extra = _num_extra(part, value, inverse)
   if not extra:
     return (part._inverse_and_log_det if inverse else part._forward_and_log_det)(value, **kwargs)
-  # The part acts on the last dimensions only, with the same condition for all of an event.
-  kwargs = {key: condition if isinstance(condition, bool) else tf.reshape(condition, [-1] + [1] * extra)
-            for key, condition in kwargs.items() if key in part.argument_names}
+  kwargs = {key: batching.with_extra_dims(condition, extra) for key, condition in kwargs.items()
+            if key in part.argument_names}
   value, log_det = (part.inverse_and_log_det if inverse else part.forward_and_log_det)(value, **kwargs)
   return value, tf.reduce_sum(log_det, list(range(1, 1 + extra)))
 
 
-def _initialized_by(initialize, values, event_rank):
+def _initialized_by(part, values, inverse, condition):
   """Has a part initialise itself: what it takes for an event may be a part of one."""
-  flat = batching.with_one_batch_dim(values, event_rank)
-  value = initialize(flat)
-  leading = tf.shape(values)[:values.shape.rank - event_rank]
-  return value if flat is values else tf.reshape(value, tf.concat([leading, tf.shape(value)[1:]], axis=0))
+  condition = _arguments_of(part, condition)
+  initialize = part._initialize if inverse else part._initialize_back
+  extra = _num_extra(part, values, inverse)
+  if not extra:
+    return initialize(values, **condition)
+  leading = tf.shape(values)[:1 + extra]
+  flat = batching.with_one_batch_dim(values, values.shape.rank - 1 - extra)
+  condition, _ = batching.flat_arguments(
+      {key: batching.with_extra_dims(value, extra) for key, value in condition.items()}, leading,
+      values.shape[:1 + extra], part._context_shapes())
+  value = initialize(flat, **condition)
+  return tf.reshape(value, tf.concat([leading, tf.shape(value)[1:]], axis=0))
 
 
 def _num_extra(part, value, inverse):
@@ -221,11 +228,11 @@ class Invert(OnePassBijector):
   def __repr__(self):
     return f"<{type(self).__name__} {self.name!r} of {self.parameters['bijector']!r}>"
 
-  def _initialize(self, y):
-    return self._part._initialize_back(y)
+  def _initialize(self, y, **condition):
+    return self._part._initialize_back(y, **condition)
 
-  def _initialize_back(self, x):
-    return self._part._initialize(x)
+  def _initialize_back(self, x, **condition):
+    return self._part._initialize(x, **condition)
 
   @property
   def initialized(self) -> bool:
@@ -280,6 +287,9 @@ class _OfTFP(OnePassBijector):
   def num_classes(self):
     return getattr(self.bijector, "num_classes", None)
 
+  def _context_shapes(self):
+    return contexts.checked_context_shape(getattr(self.bijector, "context_shape", None))
+
   @property
   def is_stochastic(self):
     return getattr(self.bijector, "is_stochastic", False)
@@ -290,7 +300,8 @@ class _OfTFP(OnePassBijector):
 
   @property
   def argument_names(self):
-    return frozenset({"labels"} if self.num_classes else ()) | ({"training"} if self.is_stochastic else set())
+    names = {"labels": self.num_classes, "context": self._context_shapes(), "training": self.is_stochastic}
+    return frozenset(name for name, value in names.items() if value)
 
   def _forward_and_log_det(self, x, **kwargs):
     x = tf.identity(x)  # Of a tensor of the user's it may remember what was long ago.
@@ -302,10 +313,10 @@ class _OfTFP(OnePassBijector):
     return (self.bijector.inverse(y, **kwargs),
             self.bijector.inverse_log_det_jacobian(y, self.inverse_min_event_ndims, **kwargs))
 
-  def _initialize(self, y):
+  def _initialize(self, y, **condition):
     if hasattr(self.bijector, "initialize"):
-      self.bijector.initialize(y)
-    return super()._initialize(y)
+      self.bijector.initialize(y, **{key: value for key, value in condition.items() if key == "context"})
+    return super()._initialize(y, **condition)
 
   def _forward_event_shape(self, input_shape):
     return self.bijector.forward_event_shape(input_shape)

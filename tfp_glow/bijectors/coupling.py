@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -12,10 +12,10 @@ import tensorflow as tf
 from tfp_glow._core import _compat
 from tfp_glow._core.gradients import custom_gradient, with_pull_back
 from tfp_glow._core.validation import check_choice
-from tfp_glow.bijectors import halves
+from tfp_glow.bijectors import contexts, halves
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.step import Step
-from tfp_glow.networks import building
+from tfp_glow.networks import building, elsewhere
 from tfp_glow.networks.glow import CouplingNetwork
 
 # The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and long before that the way
@@ -32,15 +32,27 @@ class _Coupling(OnePassBijector):
   # The network's output channels alternate between parameters of the transformation: what is added to each of them.
   offsets = (0.,)
 
-  def __init__(self, network, event_ndims, dtype, validate_args, parameters, name):
+  def __init__(self, network, event_ndims, dtype, validate_args, parameters, name, context_shape):
     check_choice("event_ndims", event_ndims, (1, 2, 3, 4))
+    shapes = contexts.checked_context_shape(context_shape)
     super().__init__(forward_event_shape=[None] * event_ndims, inverse_event_shape=[None] * event_ndims, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
     self.network = network
+    self._own_context_shapes = _compat.untracked(self, shapes)
     self._num_channels = None
     self.lower_layers = []
     if building.is_built(network):
       self._adopt(network.variables)
+
+  @property
+  def argument_names(self) -> frozenset[str]:
+    return frozenset() if self._own_context_shapes is None else frozenset({"context"})
+
+  def _context_shapes(self):
+    return self._own_context_shapes
+
+  def _depends_on_variables_only(self):
+    return super()._depends_on_variables_only() and not elsewhere.is_read_by(self.network)
 
   def transform(self, inputs, parameters, inverse):
     """The second half, changed with the network's outputs, a tensor for each group; and the log-det of that.
@@ -98,8 +110,8 @@ class _Coupling(OnePassBijector):
                        f"Received: event shape {event_shape}")
     was_built = building.is_built(self.network)
     kept = num_channels // 2
-    building.build(self.network, event_shape[:-1].concatenate(kept),
-                   len(self.offsets) * (num_channels - kept), self.dtype)
+    building.build(self.network, event_shape[:-1].concatenate(kept), len(self.offsets) * (num_channels - kept),
+                   self.dtype, self._own_context_shapes)
     if not was_built:
       self._adopt(self.network.variables)
     self._num_channels = num_channels
@@ -113,23 +125,23 @@ class _Coupling(OnePassBijector):
     """
     return _CouplingStep(self)
 
-  def _forward_and_log_det(self, x):
-    return self.as_step().run(x, inverse=False)
+  def _forward_and_log_det(self, x, **condition):
+    return self.as_step().run(x, inverse=False, **condition)
 
-  def _inverse_and_log_det(self, y):
-    return self.as_step().run(y, inverse=True)
+  def _inverse_and_log_det(self, y, **condition):
+    return self.as_step().run(y, inverse=True, **condition)
 
-  def _initialize(self, y):
-    return self._initialize_network(y, inverse=True)
+  def _initialize(self, y, **condition):
+    return self._initialize_network(y, inverse=True, **condition)
 
-  def _initialize_back(self, x):
-    return self._initialize_network(x, inverse=False)
+  def _initialize_back(self, x, **condition):
+    return self._initialize_network(x, inverse=False, **condition)
 
-  def _initialize_network(self, values, inverse):
+  def _initialize_network(self, values, inverse, context=None):
     self.build(values.shape[1:])
     kept, changed = tf.split(values, [values.shape[-1] // 2, -1], axis=-1)
     with self.network_in_its_precision():
-      h = getattr(self.network, "initialize", self.network)(kept)
+      h = getattr(self.network, "initialize", self.network)(kept if context is None else [kept, context])
     changed, _ = self.transform(changed, self.groups(h), inverse)
     return tf.concat([kept, changed], axis=-1)
 
@@ -187,9 +199,10 @@ class _CouplingStep(Step):
   def leave(self, values):
     return halves.leave(values)
 
-  def apply(self, inputs, weights, inverse):
+  def apply(self, inputs, weights, inverse, context=None):
     kept, changed = halves.parts(inputs)
-    changed, log_det = self._differentiable_transform(inverse)(changed, *self._network_outputs(kept, weights))
+    parameters = self._network_outputs(kept, weights, context=context)
+    changed, log_det = self._differentiable_transform(inverse)(changed, *parameters)
     return halves.joined(kept, changed), log_det
 
   def _differentiable_transform(self, inverse):
@@ -212,9 +225,9 @@ class _CouplingStep(Step):
     spec = lambda kernel, dtype: tf.TensorSpec([*inputs.shape[:-1], kernel.shape[-1]], dtype)
     return [spec(first, first.dtype), spec(second, second.dtype), spec(last, inputs.dtype)]
 
-  def apply_and_keep(self, inputs, weights, inverse):
+  def apply_and_keep(self, inputs, weights, inverse, context=None):
     kept, changed = halves.parts(inputs)
-    h, hidden = self._run_network(kept, weights)
+    h, hidden = self._run_network(kept, weights, context)
     changed, log_det = self._bijector.transform(changed, self._split(h), inverse)
     return halves.joined(kept, changed), log_det, [*hidden, h]
 
@@ -224,45 +237,51 @@ class _CouplingStep(Step):
     changed, _ = self._bijector.transform(changed, self._split(activations[-1]), inverse)
     return halves.joined(kept, changed)
 
-  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse):
+  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse, context=None):
     (kept, changed), (d_kept, d_changed), (*hidden, h) = halves.parts(inputs), halves.parts(d_outputs), activations
     parameters = self._split(h)
     changed, _ = self._bijector.transform(changed, parameters, inverse)
     _, d_changed, d_parameters = self._bijector.undo(changed, parameters, d_changed, d_log_det, inverse)
-    d_network, d_weights = self._pull_back_network(kept, hidden, weights, d_parameters)
-    return halves.joined(d_kept + d_network, d_changed), d_weights
+    d_network, d_weights, d_context = self._pull_back_network(kept, hidden, weights, d_parameters, context)
+    return halves.joined(d_kept + d_network, d_changed), d_weights, d_context
 
-  def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
+  def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse, context=None):
     del weights_back
     (kept, changed), (d_kept, d_changed) = halves.parts(outputs), halves.parts(d_outputs)
     # One evaluation of the network serves to rebuild the inputs and to find the gradients.
     if self.has_pull_back:
-      h, hidden = self._run_network(kept, weights)
+      h, hidden = self._run_network(kept, weights, context)
       parameters = self._split(h)
-      pull_back = lambda d_parameters: (*self._pull_back_network(kept, hidden, weights, d_parameters), [])
     else:
-      parameters, pull_back = with_pull_back(self._network_outputs, (kept, weights, variables))
+      given = (context,) if context is not None else ()
+      parameters, pull_back = with_pull_back(self._network_outputs, (kept, weights, variables, *given))
     changed, d_changed, d_parameters = self._bijector.undo(changed, parameters, d_changed, d_log_det, inverse)
-    d_network, d_weights, d_variables = pull_back(d_parameters)
-    return (halves.joined(kept, changed), halves.joined(d_kept + d_network, d_changed), d_weights, d_variables)
+    if self.has_pull_back:
+      d_variables = []
+      d_network, d_weights, d_context = self._pull_back_network(kept, hidden, weights, d_parameters, context)
+    else:
+      d_network, d_weights, d_variables, *d_given = pull_back(d_parameters)
+      d_context = d_given[0] if d_given else None
+    d_inputs = halves.joined(d_kept + d_network, d_changed)
+    return halves.joined(kept, changed), d_inputs, d_weights, d_variables, d_context
 
-  def _network_outputs(self, kept, weights, variables=()):
+  def _network_outputs(self, kept, weights, variables=(), context=None):
     """The network's outputs for `concat(kept, 1)`, a tensor for each group of channels."""
     del variables  # The network reads them by itself.
     if self.has_pull_back:
-      return self._split(self._run_network(kept, weights)[0])
-    coupling = self._bijector
+      return self._split(self._run_network(kept, weights, context)[0])
+    coupling, inputs = self._bijector, kept[..., :-1]
     # A network of lower precision must not lower that of the flow.
     with coupling.network_in_its_precision():
-      return coupling.groups(coupling.network(kept[..., :-1]))
+      return coupling.groups(coupling.network(inputs if context is None else [inputs, context]))
 
-  def _run_network(self, kept, weights):
+  def _run_network(self, kept, weights, context):
     with self._bijector.network_in_its_precision():
-      return self._bijector.network.run(kept, weights)
+      return self._bijector.network.run(kept, weights, context)
 
-  def _pull_back_network(self, kept, hidden, weights, d_parameters):
+  def _pull_back_network(self, kept, hidden, weights, d_parameters, context):
     with self._bijector.network_in_its_precision():
-      return self._bijector.network.pull_back(kept, hidden, weights, tf.concat(d_parameters, axis=-1))
+      return self._bijector.network.pull_back(kept, hidden, weights, tf.concat(d_parameters, axis=-1), context)
 
   def _split(self, h):
     return tf.split(h, len(self._bijector.offsets), axis=-1)
@@ -294,25 +313,30 @@ class AffineCoupling(_Coupling):
   offsets = (0., 2.)
 
   def __init__(self, network: keras.Layer, event_ndims: int = 3, dtype: tf.DType | str | None = None,
-               validate_args: bool = False, name: str = "affine_coupling"):
+               validate_args: bool = False, name: str = "affine_coupling",
+               context_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None):
     """Creates the coupling.
 
     Args:
       network: Keras layer or model, from `[N, H, W, C // 2]` to `[N, H, W, 2 * (C - C // 2)]`; or, with `event_ndims`
         1, from `[N, C // 2]` to `[N, 2 * (C - C // 2)]`. It may have a method `initialize(inputs)` for data-dependent
-        initialisation, which returns its outputs; a `Scan` calls it in a `tf.function`.
+        initialisation, which returns its outputs; a `Scan` calls it in a `tf.function`. It must depend on nothing but
+        its inputs and its `variables`: what it reads elsewhere has no gradients, and passes of such a network are never
+        remembered (see `OnePassBijector`).
       event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+      context_shape: Shape of one `context`, `(D,)` or `(h, w, c)`, or a dict of such shapes: calls take `context`, and
+        the network is called with `[inputs, context]`. `None`: there is none.
 
     Raises:
       TypeError: if `network` is not a Keras layer.
-      ValueError: if `event_ndims` is not as above; on first use or `build`, if `network` does not fit the data, or has
-        state that a call changes.
+      ValueError: if `event_ndims` or `context_shape` is not as above; on first use or `build`, if `network` does not
+        fit the data, or has state that a call changes.
     """
     parameters = dict(locals())
-    super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
+    super().__init__(network, event_ndims, dtype, validate_args, parameters, name, context_shape)
 
   def transform(self, inputs: tf.Tensor, parameters: list[tf.Tensor], inverse: bool) -> tuple[tf.Tensor, tf.Tensor]:
     shift, raw = parameters
@@ -355,7 +379,8 @@ class AdditiveCoupling(_Coupling):
   """
 
   def __init__(self, network: keras.Layer, event_ndims: int = 3, dtype: tf.DType | str | None = None,
-               validate_args: bool = False, name: str = "additive_coupling"):
+               validate_args: bool = False, name: str = "additive_coupling",
+               context_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None):
     """Creates the coupling.
 
     Args:
@@ -364,14 +389,16 @@ class AdditiveCoupling(_Coupling):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+      context_shape: Shape of one `context`, `(D,)` or `(h, w, c)`, or a dict of such shapes: calls take `context`, and
+        the network is called with `[inputs, context]`. `None`: there is none.
 
     Raises:
       TypeError: if `network` is not a Keras layer.
-      ValueError: if `event_ndims` is not as above; on first use or `build`, if `network` does not fit the data, or has
-        state that a call changes.
+      ValueError: if `event_ndims` or `context_shape` is not as above; on first use or `build`, if `network` does not
+        fit the data, or has state that a call changes.
     """
     parameters = dict(locals())
-    super().__init__(network, event_ndims, dtype, validate_args, parameters, name)
+    super().__init__(network, event_ndims, dtype, validate_args, parameters, name, context_shape)
 
   def transform(self, inputs: tf.Tensor, parameters: list[tf.Tensor], inverse: bool) -> tuple[tf.Tensor, tf.Tensor]:
     shift, = parameters

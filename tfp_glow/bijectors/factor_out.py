@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core import precision
+from tfp_glow._core import _compat, precision
 from tfp_glow._core.numerics import bounded, log_scale_of, within_reach
+from tfp_glow._core.products import conv2d
 from tfp_glow._core.validation import check_bools, check_counts
+from tfp_glow.bijectors import contexts
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.networks.glow import ZeroConv2D, border_response
 
@@ -30,6 +32,15 @@ def _color(noise, mean, log_scale):
   return noise * tf.exp(log_scale) + mean, tf.reduce_sum(log_scale, axis=list(range(1, log_scale.shape.rank)))
 
 
+def _context_like(event_shape, context_shape):
+  """The `tf.TensorShape` of contexts, images of the height and width of the events; `None` for `None`."""
+  shape = contexts.checked_context_shape(context_shape)
+  if shape is not None and (not isinstance(shape, tf.TensorShape) or shape[:-1] != event_shape[:-1]):
+    raise ValueError("`context_shape` must be [H, W, F] with the height and width of `event_shape`, "
+                     f"{event_shape}. Received: {context_shape}")
+  return shape
+
+
 class FactorOut(OnePassBijector):
   """The multi-scale split with its learned Gaussian.
 
@@ -42,7 +53,7 @@ class FactorOut(OnePassBijector):
   ```
 
   The second half of the output is standard normal where the model is right: a latent. `GlowBijector` takes it out
-  there.
+  there. With a context, an image of the same height and width, the convolution sees the channels of both.
 
   References:
     Dinh et al., "Density estimation using Real NVP" (2016), section 3.6; the learned Gaussian is that of the original
@@ -50,7 +61,7 @@ class FactorOut(OnePassBijector):
   """
 
   def __init__(self, event_shape: Sequence[int] | tf.TensorShape, dtype: tf.DType | str | None = None,
-               validate_args: bool = False, name: str = "factor_out"):
+               validate_args: bool = False, name: str = "factor_out", context_shape: Sequence[int] | None = None):
     """Creates the split; it starts as the identity.
 
     Args:
@@ -58,9 +69,10 @@ class FactorOut(OnePassBijector):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+      context_shape: `[H, W, F]` of a `context`, which calls then take; `None`: there is none.
 
     Raises:
-      ValueError: if `event_shape` is not `[H, W, C]` with `C` even.
+      ValueError: if `event_shape` is not `[H, W, C]` with `C` even, or `context_shape` not as above.
     """
     parameters = dict(locals())
     event_shape = tf.TensorShape(event_shape)
@@ -68,24 +80,34 @@ class FactorOut(OnePassBijector):
       raise ValueError(f"`event_shape` must be [H, W, C] with C even. Received: {event_shape}")
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
+    self._context = _compat.untracked(self, _context_like(event_shape, context_shape))
     network = ZeroConv2D(event_shape[-1], num_groups=2, dtype=self.dtype.name, name=f"{name}_conv")
-    network.build((None, *event_shape[:-1], event_shape[-1] // 2))
+    num_context = 0 if self._context is None else self._context[-1]
+    network.build((None, *event_shape[:-1], event_shape[-1] // 2 + num_context))
     self.network = network
     self._adopt(network.variables)
 
-  def _forward_and_log_det(self, x):
-    y, log_det = self.merge(*tf.split(x, 2, axis=-1))
+  @property
+  def argument_names(self) -> frozenset[str]:
+    return frozenset() if self._context is None else frozenset({"context"})
+
+  def _context_shapes(self):
+    return self._context
+
+  def _forward_and_log_det(self, x, context=None):
+    y, log_det = self.merge(*tf.split(x, 2, axis=-1), context)
     return y, log_det
 
-  def _inverse_and_log_det(self, y):
-    kept, noise, log_det = self.split(y)
+  def _inverse_and_log_det(self, y, context=None):
+    kept, noise, log_det = self.split(y, context)
     return tf.concat([kept, noise], axis=-1), log_det
 
-  def split(self, y: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+  def split(self, y: tf.Tensor, context: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """`inverse`, with its two halves apart: what stays, what leaves, and the log-det.
 
     Args:
       y: Tensor `[N, H, W, C]`.
+      context: Tensor `[N, H, W, F]`, if it was made for one.
 
     Returns:
       kept: Tensor `[N, H, W, C // 2]`.
@@ -93,36 +115,40 @@ class FactorOut(OnePassBijector):
       log_det: Tensor `[N]`.
     """
     kept, leaving = tf.split(y, 2, axis=-1)
-    noise, log_det = _whiten(leaving, *self._gaussian(kept))
+    noise, log_det = _whiten(leaving, *self._gaussian(kept, context))
     return kept, noise, log_det
 
-  def merge(self, kept: tf.Tensor, noise: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+  def merge(self, kept: tf.Tensor, noise: tf.Tensor,
+            context: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor]:
     """`forward` of the two halves: value and log-det.
 
     Args:
       kept: Tensor `[N, H, W, C // 2]`.
       noise: Tensor of the same shape.
+      context: As in `split`.
 
     Returns:
       y: Tensor `[N, H, W, C]`.
       log_det: Tensor `[N]`.
     """
-    leaving, log_det = _color(noise, *self._gaussian(kept))
+    leaving, log_det = _color(noise, *self._gaussian(kept, context))
     return tf.concat([kept, leaving], axis=-1), log_det
 
-  def _gaussian(self, kept):
+  def _gaussian(self, kept, context):
     weights = self.network.fold(*kept.shape[1:3])
+    seen = within_reach(kept) if context is None else tf.concat([context, within_reach(kept)], axis=-1)
     with precision.full():  # It is of the flow itself.
-      mean, log_scale = tf.split(self.network.run(within_reach(kept), *weights), 2, axis=-1)
+      mean, log_scale = tf.split(self.network.run(seen, *weights), 2, axis=-1)
     return mean, bounded(log_scale, _MAX_LOG_SCALE)
 
 
 class TopPrior(OnePassBijector):
-  """The learned Gaussian of the last latent, which nothing but its position and its class conditions.
+  """The learned Gaussian of the last latent, which nothing but its position, its class and its context conditions.
 
   ```none
   h = (border_response + bias) * exp(3 * log_scale)
       + (one_hot(labels) @ class_kernel + class_bias) * exp(3 * class_log_scale)
+      + conv(context, context_kernel) * exp(3 * context_log_scale)
   mean, log_scale = split(h)
   inverse(y) = (y - mean) * exp(-log_scale)
   ```
@@ -136,7 +162,7 @@ class TopPrior(OnePassBijector):
 
   def __init__(self, event_shape: Sequence[int] | tf.TensorShape, learn_top: bool = True,
                num_classes: int | None = None, dtype: tf.DType | str | None = None, validate_args: bool = False,
-               name: str = "top_prior"):
+               name: str = "top_prior", context_shape: Sequence[int] | None = None):
     """Creates the prior; it starts as the identity.
 
     Args:
@@ -146,6 +172,8 @@ class TopPrior(OnePassBijector):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+      context_shape: `[H, W, F]` of a `context`, which they also depend on (the third line, a 3x3 convolution), and
+        which calls then take; `None`: there is none.
 
     Raises:
       ValueError: if `event_shape` is not `[H, W, C]`, all of it known, or another argument not as above.
@@ -171,6 +199,10 @@ class TopPrior(OnePassBijector):
       self.class_kernel = add("class_kernel", num_classes, outputs)
       self.class_bias = add("class_bias", outputs)
       self.class_log_scale = add("class_log_scale", outputs)
+    self._context = _compat.untracked(self, _context_like(event_shape, context_shape))
+    if self._context is not None:
+      self.context_kernel = add("context_kernel", 3, 3, self._context[-1], outputs)
+      self.context_log_scale = add("context_log_scale", outputs)
 
   @property
   def num_classes(self) -> int | None:
@@ -178,15 +210,19 @@ class TopPrior(OnePassBijector):
 
   @property
   def argument_names(self) -> frozenset[str]:
-    return frozenset() if self._num_classes is None else frozenset({"labels"})
+    names = {"labels": self._num_classes, "context": self._context}
+    return frozenset(name for name, value in names.items() if value is not None)
 
-  def _forward_and_log_det(self, x, labels=None):
-    return _color(x, *self._gaussian(labels))
+  def _context_shapes(self):
+    return self._context
 
-  def _inverse_and_log_det(self, y, labels=None):
-    return _whiten(y, *self._gaussian(labels))
+  def _forward_and_log_det(self, x, labels=None, context=None):
+    return _color(x, *self._gaussian(labels, context))
 
-  def _gaussian(self, labels):
+  def _inverse_and_log_det(self, y, labels=None, context=None):
+    return _whiten(y, *self._gaussian(labels, context))
+
+  def _gaussian(self, labels, context):
     labels = self._checked_labels(labels)
     height, width, channels = self._event_shapes[True]
     h = tf.zeros([1, height, width, 2 * channels], self.dtype)
@@ -199,6 +235,10 @@ class TopPrior(OnePassBijector):
       # XLA leaves assertions out: there, a label out of range has a mean of NaN rather than that of another class.
       by_class = tf.where(self._in_range(labels)[:, tf.newaxis], by_class, np.nan)
       h += (by_class * tf.exp(log_scale_of(self.class_log_scale.value)))[:, tf.newaxis, tf.newaxis]
+    if context is not None:
+      with precision.full():
+        by_context = conv2d(context, tf.convert_to_tensor(self.context_kernel.value))
+      h += by_context * tf.exp(log_scale_of(self.context_log_scale.value))
     return h[..., :channels], bounded(h[..., channels:], _MAX_LOG_SCALE)
 
   def _checked_labels(self, labels):

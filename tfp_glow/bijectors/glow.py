@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -10,6 +11,7 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat, numerics
 from tfp_glow._core.validation import check_choice, check_counts, check_seed, checked_event_shape
+from tfp_glow.bijectors import contexts
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
@@ -60,7 +62,9 @@ class GlowBijector(WholeFlow):
                num_hidden: int = 512, coupling: str = "affine", permutation: str = "conv1x1",
                network_fn: Callable[[int], keras.Layer] | None = None, num_classes: int | None = None,
                learn_top: bool = True, gradient: str = "autodiff", seed: int | None = None,
-               dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "glow"):
+               dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "glow",
+               context_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None,
+               context_network: keras.Layer | None = None):
     """Creates the bijector.
 
     Args:
@@ -74,7 +78,8 @@ class GlowBijector(WholeFlow):
       permutation: `"conv1x1"`, `"reverse"` or `"shuffle"`.
       network_fn: Callable, from `num_output_channels` to a Keras layer from `[N, h, w, c]` to
         `[N, h, w, num_output_channels]`, used in place of `networks.CouplingNetwork`. It is called for every step.
-        Have its last layer start at zero: the flow then starts near the identity.
+        Have its last layer start at zero: the flow then starts near the identity. With a context it is called with a
+        list, `[inputs, context]`, of which the second are the features of that level, `[N, h, w, F]`.
       num_classes: Python `int`: the top prior depends on `labels`, which must be passed as
         `bijector_kwargs={"labels": labels}`. `None`: no classes.
       learn_top: Python `bool`: whether the Gaussian of the top latent is learned.
@@ -85,9 +90,19 @@ class GlowBijector(WholeFlow):
       dtype: Floating dtype of parameters, images and latents. Default: Keras' `floatx`.
       validate_args: Python `bool`: a non-finite input is an error, at a cost.
       name: Python `str`.
+      context_shape: Shape of one context, `(D,)` of a vector or `(h, w, c)` of an image, or a dict from names to such
+        shapes: all couplings, splits and the top prior depend on `context`, which must be passed as
+        `bijector_kwargs={"context": context}`, `[..., *context_shape]` or a dict of such tensors. Vectors are repeated
+        at all positions. Images may be larger or smaller than `output_shape` by a power of two: they are squeezed to
+        the size of the first block, averaged over blocks for further ones, and repeated where they are smaller. Scale
+        what you give to about -1 .. 1. `None`: there is no context.
+      context_network: Keras layer, from a batch of contexts (or a dict of them) to vectors or images, or a dict of
+        them, which then take the place of the context: evaluated once a pass, and trained with the rest. `None`: the
+        context is taken as it is.
 
     Raises:
-      ValueError: if an argument is not as above.
+      TypeError: if `context_network` is not a Keras layer.
+      ValueError: if another argument is not as above.
     """
     parameters = dict(locals())
     height, width, channels = _checked_output_shape(output_shape, num_glow_blocks)
@@ -102,24 +117,39 @@ class GlowBijector(WholeFlow):
     self._squeeze = self._add_child(Squeeze(dtype=self.dtype))
     self._num_steps_per_block = num_steps_per_block
     self._block_shapes = _compat.untracked(self, _block_shapes((height, width, channels), num_glow_blocks))
+    feature_shapes = self._make_context_features(context_shape, context_network)
     rng = numerics.generator(seed)
     self.blocks = []
     self.splits = []
     for block, event_shape in enumerate(self._block_shapes):
       make_step, redraw = _step_maker(event_shape[-1], _COUPLINGS[coupling], permutation, network_fn, num_hidden, rng,
-                                      self.dtype)
+                                      self.dtype, feature_shapes[block])
       self.blocks.append(self._add_child(
           Scan(make_step, num_steps_per_block, event_shape, gradient, redraw, self.dtype, name=f"block{block}")))
       if block < num_glow_blocks - 1:
-        self.splits.append(self._add_child(FactorOut(event_shape, self.dtype, name=f"split{block}")))
-    self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top"))
+        self.splits.append(self._add_child(
+            FactorOut(event_shape, self.dtype, name=f"split{block}", context_shape=feature_shapes[block])))
+    self.top = self._add_child(TopPrior(self._block_shapes[-1], learn_top, num_classes, self.dtype, name="top",
+                                        context_shape=feature_shapes[-1]))
+
+  def _make_context_features(self, context_shape, context_network):
+    """Returns the shape of the context's features in each block, `None`s if there is no context."""
+    sizes = [tuple(shape[:2]) for shape in self._block_shapes]
+    shapes = contexts.checked_context_shape(context_shape)
+    if shapes is None:
+      contexts.check_no_network(context_network)
+      return [None] * len(sizes)
+    features = contexts.ContextFeatures(shapes, context_network, sizes, self.dtype)
+    self._take_context(shapes, features)
+    return [features.shape(level) for level in range(len(sizes))]
 
   @property
   def num_class_features(self) -> int:
     """Number of the `class_features`: the channels of the top latent."""
     return self._block_shapes[-1][-1]
 
-  def class_features(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> tf.Tensor:
+  def class_features(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
+                     context: Any = None) -> tf.Tensor:
     """What the original's classifier sees: the mean over all positions of the top latent, before it is whitened.
 
     It tells of the image alone: the labels only undo what they did to `z`.
@@ -127,70 +157,113 @@ class GlowBijector(WholeFlow):
     Args:
       z: Tensor `[..., H * W * C]`.
       labels: Integer tensor `[...]`, those that `z` was made with, of a bijector with `num_classes`.
+      context: That which `z` was made with, of a bijector with `context_shape`; `z` is then `[N, H * W * C]`.
 
     Returns:
       Tensor `[..., num_class_features]`.
 
     Raises:
-      ValueError: if the shape of `z` does not fit, or labels are missing or too many.
+      ValueError: if the shape of `z` does not fit, or labels or context are missing or too many.
     """
-    condition = {} if labels is None else {"labels": labels}
+    condition = self._condition_of_top(context) | ({} if labels is None else {"labels": labels})
     return tf.reduce_mean(self.top.forward(self.split_latent(z)[-1], **condition), axis=[-3, -2])
+
+  def relabelled(self, z: tf.Tensor, labels: tf.Tensor, new_labels: tf.Tensor,
+                 context: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
+    """The latent that the same image has under other labels, without another pass: these act on the top prior alone.
+
+    Args:
+      z: Tensor `[N, H * W * C]`, a latent.
+      labels: Integer tensor `[N]`, those that `z` was made with.
+      new_labels: Integer tensor `[N]`.
+      context: That which `z` was made with, of a bijector with `context_shape`.
+
+    Returns:
+      new_z: Tensor `[N, H * W * C]`.
+      log_det: Tensor `[N]`, nats: what the log-det of `inverse` is greater by with `new_labels`.
+
+    Raises:
+      ValueError: if the shape of `z` does not fit, or labels or context are missing or too many.
+    """
+    *parts, top = self.split_latent(z)
+    condition = self._condition_of_top(context)
+    values, log_det = self.top.forward_and_log_det(top, labels=labels, **condition)
+    new_top, new_log_det = self.top.inverse_and_log_det(values, labels=new_labels, **condition)
+    return self.join_latent([*parts, new_top]), log_det + new_log_det
 
   def _latent_shapes(self):
     leaving = [tf.TensorShape([h, w, c // 2]) for h, w, c in self._block_shapes[:-1]]
     return leaving + [tf.TensorShape(self._block_shapes[-1])]
 
-  def _forward_and_log_det(self, x, labels=None):
-    return self._decode(x, labels, lambda block, y: block._forward_and_log_det(y))
+  def _condition_of_top(self, context):
+    """What the top prior is given of an argument that nobody has checked, a dict."""
+    if self._own_context_shapes is not None:
+      return self._conditions(contexts.converted(context, self._own_context_shapes, self.dtype, self.name))[-1]
+    if context is not None:
+      raise ValueError(f"`context` must be None: `{self.name}` was made without `context_shape`. Received: {context!r}")
+    return {}
 
-  def _decode(self, x, labels, run_block):
+  def _conditions(self, context):
+    """Keyword arguments of the parts of each block, a list of dicts."""
+    if context is None:
+      return [{}] * len(self.blocks)
+    features = self._context_features
+    return [{"context": of_level} for of_level in features.of_levels(features.parts(context))]
+
+  def _forward_and_log_det(self, x, labels=None, context=None):
+    return self._decode(x, labels, context, lambda block, y, condition: block._forward_and_log_det(y, **condition))
+
+  def _decode(self, x, labels, context, run_block):
     *parts, top = self.split_latent(x)
-    y, log_det = self.top._forward_and_log_det(top, labels)
+    conditions = self._conditions(context)
+    y, log_det = self.top._forward_and_log_det(top, labels, **conditions[-1])
     for block, noise in zip(reversed(range(len(self.blocks))), [None] + parts[::-1]):
       if noise is not None:
-        y, log_det_split = self.splits[block].merge(y, noise)
+        y, log_det_split = self.splits[block].merge(y, noise, **conditions[block])
         log_det += log_det_split
-      y, log_det_steps = run_block(self.blocks[block], y)
+      y, log_det_steps = run_block(self.blocks[block], y, conditions[block])
       y, _ = self._squeeze._forward_and_log_det(y)
       log_det += log_det_steps
     return y, log_det
 
-  def _inverse_and_log_det(self, y, labels=None):
-    return self._encode(y, labels, lambda block, y: block._inverse_and_log_det(y))
+  def _inverse_and_log_det(self, y, labels=None, context=None):
+    return self._encode(y, labels, context, lambda block, y, condition: block._inverse_and_log_det(y, **condition))
 
-  def _initialize(self, y):
-    """Block after block; the top prior keeps its values, whatever the labels."""
-    return self._encode(y, self.any_condition(y).get("labels"), lambda block, y: (block._initialize(y), 0.))[0]
-
-  def _initialize_back(self, x):
-    return self._decode(x, self.any_condition(x).get("labels"), lambda block, y: (block._initialize_back(y), 0.))[0]
-
-  def _walk(self, y, labels=None):
+  def _encode(self, y, labels, context, run_block):
+    parts, log_det, conditions = [], 0., self._conditions(context)
     for index, block in enumerate(self.blocks):
       y, _ = self._squeeze._inverse_and_log_det(y)
-      for name, y, log_det in block._walk(y):
-        yield name, y, log_det
-      if index < len(self.splits):
-        y, noise, log_det = self.splits[index].split(y)
-        yield self.splits[index].name, noise, log_det
-    yield (self.top.name, *self.top._inverse_and_log_det(y, labels))
-
-  def _encode(self, y, labels, run_block):
-    parts, log_det = [], 0.
-    for index, block in enumerate(self.blocks):
-      y, _ = self._squeeze._inverse_and_log_det(y)
-      y, log_det_steps = run_block(block, y)
+      y, log_det_steps = run_block(block, y, conditions[index])
       log_det += log_det_steps
       if index < len(self.splits):
-        y, noise, log_det_split = self.splits[index].split(y)
+        y, noise, log_det_split = self.splits[index].split(y, **conditions[index])
         parts.append(noise)
         log_det += log_det_split
-    top, log_det_top = self.top._inverse_and_log_det(y, labels)
+    top, log_det_top = self.top._inverse_and_log_det(y, labels, **conditions[-1])
     return self.join_latent(parts + [top]), log_det + log_det_top
 
+  def _initialize(self, y, labels=None, context=None):
+    """Block after block; the top prior keeps its values, whatever the labels."""
+    run_block = lambda block, y, condition: (block._initialize(y, **condition), 0.)
+    return self._encode(y, labels, context, run_block)[0]
 
-def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, rng, dtype):
+  def _initialize_back(self, x, labels=None, context=None):
+    run_block = lambda block, y, condition: (block._initialize_back(y, **condition), 0.)
+    return self._decode(x, labels, context, run_block)[0]
+
+  def _walk(self, y, labels=None, context=None):
+    conditions = self._conditions(context)
+    for index, block in enumerate(self.blocks):
+      y, _ = self._squeeze._inverse_and_log_det(y)
+      for name, y, log_det in block._walk(y, **conditions[index]):
+        yield name, y, log_det
+      if index < len(self.splits):
+        y, noise, log_det = self.splits[index].split(y, **conditions[index])
+        yield self.splits[index].name, noise, log_det
+    yield (self.top.name, *self.top._inverse_and_log_det(y, labels, **conditions[-1]))
+
+
+def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, rng, dtype, context_shape):
   """The `make_step` and the `redraw` of a block (see `Scan`)."""
   num_changed = num_channels - num_channels // 2
   num_outputs = 2 * num_changed if coupling is AffineCoupling else num_changed
@@ -211,7 +284,8 @@ def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, rng
     del k
     permute = (InvertibleConv1x1(num_channels, draw_seed(), dtype=dtype) if permutation == "conv1x1" else
                ChannelPermutation(draw_indices(), dtype=dtype))
-    return GlowStep(ActNorm(num_channels, dtype=dtype), permute, coupling(make_network(), dtype=dtype))
+    return GlowStep(ActNorm(num_channels, dtype=dtype), permute,
+                    coupling(make_network(), dtype=dtype, context_shape=context_shape))
 
   def redraw(step):
     values = {"indices": draw_indices()} if permutation != "conv1x1" else lu_factors(

@@ -71,11 +71,11 @@ class GlowStep(Sequence):
     """
     return _FusedStep(self)
 
-  def _forward_and_log_det(self, x):
-    return self.as_step().run(x, inverse=False)
+  def _forward_and_log_det(self, x, **condition):
+    return self.as_step().run(x, inverse=False, **condition)
 
-  def _inverse_and_log_det(self, y):
-    return self.as_step().run(y, inverse=True)
+  def _inverse_and_log_det(self, y, **condition):
+    return self.as_step().run(y, inverse=True, **condition)
 
 
 class _FusedStep(Step):
@@ -120,45 +120,45 @@ class _FusedStep(Step):
   def leave(self, values):
     return self._coupling.leave(values)
 
-  def apply(self, inputs, weights, inverse):
+  def apply(self, inputs, weights, inverse, context=None):
     matrix, coupling_weights = weights
     if inverse:
-      return self._coupling.apply(halves.product(inputs, matrix), coupling_weights, inverse)
-    outputs, log_det = self._coupling.apply(inputs, coupling_weights, inverse)
+      return self._coupling.apply(halves.product(inputs, matrix), coupling_weights, inverse, context)
+    outputs, log_det = self._coupling.apply(inputs, coupling_weights, inverse, context)
     return halves.product(outputs, matrix), log_det
 
   def activations_like(self, inputs, weights):
     return self._coupling.activations_like(inputs, weights[1])
 
-  def apply_and_keep(self, inputs, weights, inverse):
+  def apply_and_keep(self, inputs, weights, inverse, context=None):
     matrix, coupling_weights = weights
     between = halves.product(inputs, matrix) if inverse else inputs
-    outputs, log_det, activations = self._coupling.apply_and_keep(between, coupling_weights, inverse)
+    outputs, log_det, activations = self._coupling.apply_and_keep(between, coupling_weights, inverse, context)
     return outputs if inverse else halves.product(outputs, matrix), log_det, activations
 
-  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse):
+  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse, context=None):
     matrix, coupling_weights = weights
     pull_back = lambda inputs, d_outputs: self._coupling.pull_back(
-        inputs, activations, coupling_weights, d_outputs, d_log_det, inverse)
+        inputs, activations, coupling_weights, d_outputs, d_log_det, inverse, context)
     if inverse:  # The product is computed again, as it is small: it need not be kept.
-      d_between, d_coupling_weights = pull_back(halves.product(inputs, matrix), d_outputs)
+      d_between, d_coupling_weights, d_context = pull_back(halves.product(inputs, matrix), d_outputs)
       d_inputs, d_matrix = halves.product_pull_back(inputs, matrix, d_between)
     else:
       between = self._coupling.outputs_again(inputs, activations, inverse)
       d_between, d_matrix = halves.product_pull_back(between, matrix, d_outputs)
-      d_inputs, d_coupling_weights = pull_back(inputs, d_between)
-    return d_inputs, (d_matrix, d_coupling_weights)
+      d_inputs, d_coupling_weights, d_context = pull_back(inputs, d_between)
+    return d_inputs, (d_matrix, d_coupling_weights), d_context
 
-  def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse):
+  def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse, context=None):
     (matrix, coupling_weights), (matrix_back, coupling_weights_back) = weights, weights_back
     rebuild = lambda outputs, d_outputs: self._coupling.rebuild(
-        outputs, coupling_weights, coupling_weights_back, variables, d_outputs, d_log_det, inverse)
+        outputs, coupling_weights, coupling_weights_back, variables, d_outputs, d_log_det, inverse, context)
     if inverse:
-      between, d_between, d_coupling_weights, d_variables = rebuild(outputs, d_outputs)
+      between, d_between, d_coupling_weights, *others = rebuild(outputs, d_outputs)
       inputs = halves.product(between, matrix_back)
       d_inputs, d_matrix = halves.product_pull_back(inputs, matrix, d_between)
     else:
       between = halves.product(outputs, matrix_back)
       d_between, d_matrix = halves.product_pull_back(between, matrix, d_outputs)
-      inputs, d_inputs, d_coupling_weights, d_variables = rebuild(between, d_between)
-    return inputs, d_inputs, (d_matrix, d_coupling_weights), d_variables
+      inputs, d_inputs, d_coupling_weights, *others = rebuild(between, d_between)
+    return inputs, d_inputs, (d_matrix, d_coupling_weights), *others

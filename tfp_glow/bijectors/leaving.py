@@ -66,13 +66,13 @@ class HalfLeaves(OnePassBijector):
     yield self.name, leaving, tf.zeros([], y.dtype)
     yield from self.rest._walk(kept, **kwargs)
 
-  def _initialize(self, y):
+  def _initialize(self, y, **condition):
     kept, leaving = tf.split(y, 2, axis=-1)
-    return self._joined(leaving, self.rest._initialize(kept))
+    return self._joined(leaving, self.rest._initialize(kept, **condition))
 
-  def _initialize_back(self, x):
+  def _initialize_back(self, x, **condition):
     leaving, rest = self._split(x)
-    kept = self.rest._initialize_back(rest)
+    kept = self.rest._initialize_back(rest, **condition)
     return tf.concat([kept, tf.reshape(leaving, tf.shape(kept))], -1)
 
   def _split(self, x):

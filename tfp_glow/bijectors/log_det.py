@@ -45,6 +45,15 @@ def tail_probabilities(roulette):
   return tail[tail > 2.**-33]
 
 
+def num_copies(num_dims):
+  """How many copies of each event, one after the other, `exact` gives to the branch.
+
+  Args:
+    num_dims: Python `int`, the numbers in an event.
+  """
+  return 1 if num_dims <= _FEW else num_dims
+
+
 def exact(branch, y, weights):
   """`y + g(y)` and its log-determinant, by the whole Jacobian, of events of few numbers.
 
@@ -58,7 +67,7 @@ def exact(branch, y, weights):
     log_det: Tensor `[N]`; NaN, as is its gradient, where its sign shows that `g` does not contract.
   """
   num_dims = y.shape[1:].num_elements()
-  residual, jacobian = (_jacobian_by_rows if num_dims <= _FEW else _jacobian_at_once)(branch, y, weights)
+  residual, jacobian = (_jacobian_by_rows if num_copies(num_dims) == 1 else _jacobian_at_once)(branch, y, weights)
   return y + residual, _log_det(tf.eye(num_dims, dtype=y.dtype) + jacobian)
 
 

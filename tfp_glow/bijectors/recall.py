@@ -46,7 +46,7 @@ class Pass:
     self._given = given
     self._returned = weakref.ref(returned)
     self._log_det = log_det
-    self._kwargs = {key: _frozen(value) for key, value in kwargs.items()}
+    self._kwargs = {key: tf.nest.map_structure(_frozen, value) for key, value in kwargs.items()}
     self._weights = _WeightsInGraph() if tf.inside_function() else _Weights(bijector, self)
     others = (done for done in getattr(returned, _RETURNED_BY, ()) if done._bijector is not bijector)
     setattr(returned, _RETURNED_BY, (self, *others))
@@ -77,7 +77,7 @@ class Pass:
 
   def _is_by(self, bijector, kwargs):
     return self._bijector is bijector and self._kwargs.keys() == kwargs.keys() and all(
-        _is_same(frozen, kwargs[key]) for key, frozen in self._kwargs.items())
+        _are_same(frozen, kwargs[key]) for key, frozen in self._kwargs.items())
 
 
 def log_det_that_came_with(tensor, bijector, kwargs):
@@ -174,6 +174,15 @@ def _frozen(value):
     # In a graph, it is seen that it is written.
     return value if tf.inside_function() else np.array(value.numpy())
   return value if value is None or tf.is_tensor(value) else np.array(value)
+
+
+def _are_same(frozen, value):
+  """Whether an argument, which may be a nest, is what it was."""
+  try:
+    tf.nest.assert_same_structure(frozen, value)
+  except (TypeError, ValueError):
+    return False
+  return all(map(_is_same, tf.nest.flatten(frozen), tf.nest.flatten(value)))
 
 
 def _is_same(frozen, value):

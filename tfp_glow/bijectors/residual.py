@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
@@ -10,10 +10,12 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat, numerics
 from tfp_glow._core.validation import check_choice, check_counts, check_fractions, check_seed
+from tfp_glow.bijectors import contexts
 from tfp_glow.bijectors import log_det as log_dets
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.fixed_point import solve
-from tfp_glow.networks import building, lipschitz
+from tfp_glow.networks import building, elsewhere, lipschitz
+from tfp_glow.networks.glow import ZeroConv2D, ZeroDense
 
 _LOG_DETS = ("russian_roulette", "power_series", "exact")
 _MOST_FOR_EXACT = 256  # Numbers in an event: the graph of an exact log-det grows with them, memory with their square.
@@ -32,6 +34,10 @@ class InvertibleResidualBlock(OnePassBijector):
   shows that the network does not contract (an estimate: in no norm of an order from 1 to infinity; an exact one: in no
   norm at all). It does not always show. Second derivatives of `forward` and of estimated log-dets are not to be had:
   they are NaN.
+
+  With a context, a learned map of it is added to the outputs of the network's first linear map, where it changes the
+  function, but not its Lipschitz constant. Networks other than a `keras.Sequential` of layers of `tfp_glow.lipschitz`
+  are called with `[inputs, context]` instead, and must contract as functions of the inputs, whatever the context.
 
   With `log_det="exact"` the log-det comes from the Jacobian, for events of few numbers. Else it is an estimate (see
   `log_det.SeriesEstimator`): a random one, but a function of the inputs, the weights and the seed, the same each time
@@ -63,7 +69,8 @@ class InvertibleResidualBlock(OnePassBijector):
                num_eval_terms: int = 20, roulette: str = "poisson", probe: str = "gaussian",
                tolerance: float | None = None, max_iterations: int = 1000, event_ndims: int = 3,
                seed: int | None = None, dtype: tf.DType | str | None = None, validate_args: bool = False,
-               name: str = "residual_block"):
+               name: str = "residual_block",
+               context_shape: Sequence[int] | Mapping[str, Sequence[int]] | None = None):
     """Creates the block.
 
     Args:
@@ -86,6 +93,8 @@ class InvertibleResidualBlock(OnePassBijector):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+      context_shape: Shape of one `context`, which calls then take: for images `[H, W, F]`, of their height and width,
+        for vectors `[F]`; with networks that are called with it, any, or a dict of shapes. `None`: there is none.
 
     Raises:
       TypeError: if `network` is not a Keras layer.
@@ -112,6 +121,9 @@ class InvertibleResidualBlock(OnePassBijector):
                             f"{probe} probes, fixed noise"}[log_det]
     self._tolerance = tolerance or (1e-6 if self.dtype == tf.float32 else 1e-12)
     self._max_iterations = max_iterations
+    self._own_context_shapes = _compat.untracked(self, contexts.checked_context_shape(context_shape))
+    building.is_built(network)  # Raises, if it is no layer.
+    self.context_map = self._make_context_map()
     if self.is_stochastic:
       roulette = roulette if log_det == "russian_roulette" else None
       self._estimators = _compat.untracked(self, {training: log_dets.SeriesEstimator(count, roulette, probe)
@@ -131,9 +143,30 @@ class InvertibleResidualBlock(OnePassBijector):
   def has_costly_log_det(self) -> bool:
     return True
 
+  def _make_context_map(self):
+    """From a context to what is added to the outputs of the network's first linear map; at first, to zeros."""
+    shape, first = self._own_context_shapes, lipschitz.first_linear_map(self.network)
+    if shape is None or first is None:
+      return None
+    event_ndims = self._event_shapes[True].rank
+    if not isinstance(shape, tf.TensorShape) or shape.rank != event_ndims:
+      expected = "[H, W, F]" if event_ndims == 3 else "[F]"
+      raise ValueError(f"`context_shape` must be {expected}. Received: {contexts.as_public(shape)}")
+    make = ZeroConv2D if event_ndims == 3 else ZeroDense
+    context_map = make(first.num_outputs, dtype=self.dtype.name, name="context_map")
+    context_map.build((None, *shape))
+    self._adopt(context_map.variables)
+    return context_map
+
   @property
   def argument_names(self) -> frozenset[str]:
-    return frozenset({"training"})
+    return frozenset({"training"}) | ({"context"} if self._own_context_shapes is not None else set())
+
+  def _context_shapes(self):
+    return self._own_context_shapes
+
+  def _depends_on_variables_only(self):
+    return super()._depends_on_variables_only() and not elsewhere.is_read_by(self.network)
 
   @property
   def log_det_estimator(self) -> str | None:
@@ -177,8 +210,12 @@ class InvertibleResidualBlock(OnePassBijector):
     if not self.is_stochastic and event_shape.num_elements() > _MOST_FOR_EXACT:
       raise ValueError(f"`log_det` must not be 'exact' for events of more than {_MOST_FOR_EXACT} numbers. "
                        f"Received: {event_shape}")
+    if self.context_map is not None and self._own_context_shapes[:-1] != event_shape[:-1]:
+      raise ValueError(f"Events of `{self.name}` must have the height and width of its contexts, "
+                       f"{self._own_context_shapes}. Received: {event_shape}")
     was_built = building.is_built(self.network)
-    dtype = building.build(self.network, event_shape, event_shape[-1], self.dtype)
+    dtype = building.build(self.network, event_shape, event_shape[-1], self.dtype,
+                           None if self.context_map else self._own_context_shapes)
     lower = [layer.compute_dtype for layer in building.lower_layers_of(self.network, self.dtype)
              if not isinstance(layer, (keras.Model, keras.layers.InputLayer))]
     if dtype != self.dtype or lower:
@@ -188,39 +225,53 @@ class InvertibleResidualBlock(OnePassBijector):
       self._adopt(self.network.variables)
     self._event_shape = event_shape
 
-  def _inverse_and_log_det(self, y, training=False, needs_log_det=True):
-    weights = self._weights(y)
+  def _inverse_and_log_det(self, y, training=False, needs_log_det=True, context=None):
+    context, weights = self._prepared(y, context)
     if not needs_log_det:
       return y + self._branch(y, weights), tf.zeros(tf.shape(y)[:1], y.dtype)
-    return self._residual(y, weights, training)
+    return self._residual(y, weights, training, context)
 
-  def _forward_and_log_det(self, x, training=False, needs_log_det=True):
-    weights = self._weights(x)
+  def _forward_and_log_det(self, x, training=False, needs_log_det=True, context=None):
+    context, weights = self._prepared(x, context)
     y = solve(self._branch, x, weights, self._tolerance, self._max_iterations, self.name)
-    return y, -self._residual(y, weights, training)[1] if needs_log_det else tf.zeros(tf.shape(x)[:1], x.dtype)
+    if not needs_log_det:
+      return y, tf.zeros(tf.shape(x)[:1], x.dtype)
+    return y, -self._residual(y, weights, training, context)[1]
 
-  def _initialize(self, y):
+  def _initialize(self, y, context=None):
     self._measure_norms(y)
-    return y + self._branch(y, self._weights(y))
+    return self._inverse_and_log_det(y, needs_log_det=False, context=context)[0]
 
-  def _initialize_back(self, x):
+  def _initialize_back(self, x, context=None):
     self._measure_norms(x)
-    return self._forward_and_log_det(x, needs_log_det=False)[0]
+    return self._forward_and_log_det(x, needs_log_det=False, context=context)[0]
 
   def _measure_norms(self, values):
     self.build(values.shape[1:])
     for layer in lipschitz.constrained_layers(self.network):
       layer.update_spectral_norm()
 
-  def _weights(self, y):
+  def _prepared(self, y, context):
+    """The context that is for events like `y`, and the weights with it."""
     self.build(y.shape[1:])
-    return lipschitz.fold(self.network)
+    context = contexts.of_size(context, y.shape)
+    return context, self._weights(context)
+
+  def _weights(self, context):
+    """What `_branch` takes: all but the inputs, a tuple."""
+    if self.context_map is not None:
+      return (lipschitz.fold(self.network, self.context_map(context)),)
+    return (lipschitz.fold(self.network), *([] if context is None else [context]))
 
   def _branch(self, y, weights):
-    return lipschitz.run(self.network, y, weights)
+    weights, *context = weights
+    return lipschitz.run(self.network, [y, *context] if context else y, weights)
 
-  def _residual(self, y, weights, training):
+  def _residual(self, y, weights, training, context):
     if not self.is_stochastic:
+      count = log_dets.num_copies(y.shape[1:].num_elements())
+      if context is not None and count > 1:
+        weights = self._weights(tf.nest.map_structure(lambda t: tf.repeat(t, count, axis=0), context))
       return log_dets.exact(self._branch, y, weights)
     seed = tf.convert_to_tensor(self._noise_seed.value)
     return self._estimators[training](self._branch, y, weights, seed)

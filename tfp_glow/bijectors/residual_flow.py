@@ -17,6 +17,7 @@ from tfp_glow._core.validation import (
   checked_dtype,
   checked_event_shape,
 )
+from tfp_glow.bijectors import contexts
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.composition import Sequence
 from tfp_glow.bijectors.leaving import Flatten, HalfLeaves
@@ -114,7 +115,9 @@ class ResidualFlowBijector(WholeFlow, Sequence):
                mean_and_deviation: tuple[abc.Sequence[float], abc.Sequence[float]] | None = None,
                factor_out: bool = False, squeeze_first: bool = False,
                activation: str | abc.Callable[[tf.Tensor], tf.Tensor] = "lip_swish",
-               learn_orders: bool | str = False):
+               learn_orders: bool | str = False,
+               context_shape: abc.Sequence[int] | abc.Mapping[str, abc.Sequence[int]] | None = None,
+               context_network: keras.Layer | None = None):
     """Creates the bijector.
 
     Args:
@@ -148,9 +151,13 @@ class ResidualFlowBijector(WholeFlow, Sequence):
       learn_orders: `True`: the orders of the norms that bound the layers are learned, three for each block: the order
         of a layer's outputs is that of the next one's inputs, and that of the last one's outputs that of the first
         one's inputs. `"per_position"`: the same, but for the authors' norm of 1x1 convolutions; see `LipschitzConv2D`.
+      context_shape: As of `GlowBijector`: all residual blocks depend on `context`, which must be passed as
+        `bijector_kwargs={"context": context}`; see `InvertibleResidualBlock`. The first scale is that of the image, or
+        of what it is squeezed to first. Fully connected blocks are given images flattened.
+      context_network: As of `GlowBijector`.
 
     Raises:
-      TypeError: if `activation` is not as above.
+      TypeError: if `activation` is not as above, or `context_network` not a Keras layer.
       ValueError: if another argument is not as above, or `activation` is steeper than 1.
     """
     parameters = dict(locals())
@@ -164,7 +171,9 @@ class ResidualFlowBijector(WholeFlow, Sequence):
     _check_is_of_images(shape, factor_out=factor_out, squeeze_first=squeeze_first)
     dtype = checked_dtype(dtype or keras.config.floatx())
     check_activation(activation, dtype)
-    make = _Maker(coefficient, activation, learn_orders, dtype, seed, dict(
+    context_shapes = contexts.checked_context_shape(context_shape)
+    features = _context_features(context_shapes, context_network, shape, num_scales, squeeze_first, dtype)
+    make = _Maker(coefficient, activation, learn_orders, dtype, seed, features, dict(
         log_det=log_det, num_terms=num_terms, num_eval_terms=num_eval_terms, roulette=roulette, probe=probe))
     first, event_shape = _entrance(shape, logit_alpha, mean_and_deviation, dtype), shape
     if squeeze_first:
@@ -182,6 +191,31 @@ class ResidualFlowBijector(WholeFlow, Sequence):
                      dtype=dtype, validate_args=validate_args, parameters=parameters, name=name)
     self._segments = _compat.untracked(self, segments)
     self._shapes = _compat.untracked(self, shapes)
+    if features is not None:
+      self._take_context(context_shapes, features)
+
+  def _forward_and_log_det(self, x, context=None, **kwargs):
+    return super()._forward_and_log_det(x, **self._condition(context), **kwargs)
+
+  def _inverse_and_log_det(self, y, context=None, **kwargs):
+    return super()._inverse_and_log_det(y, **self._condition(context), **kwargs)
+
+  def _initialize(self, y, context=None):
+    return super()._initialize(y, **self._condition(context))
+
+  def _initialize_back(self, x, context=None):
+    return super()._initialize_back(x, **self._condition(context))
+
+  def _walk(self, y, context=None, **kwargs):
+    yield from super()._walk(y, **self._condition(context), **kwargs)
+
+  def _condition(self, context):
+    """Keyword arguments of the parts, which each choose features of their size."""
+    if context is None:
+      return {}
+    features = self._context_features
+    parts = features.parts(context)
+    return {"context": [*features.of_levels(parts), features.flat(parts)]}
 
   def _latent_shapes(self):
     if not self.parameters["factor_out"]:
@@ -191,15 +225,25 @@ class ResidualFlowBijector(WholeFlow, Sequence):
   def _feature_shapes(self):
     return self._latent_shapes() if self.parameters["factor_out"] else self._shapes
 
-  def _inverse_with_features(self, y, **kwargs):
+  def _inverse_with_features(self, y, context=None, **kwargs):
     if self.parameters["factor_out"]:
-      return super()._inverse_with_features(y, **kwargs)
+      return super()._inverse_with_features(y, context=context, **kwargs)
+    kwargs |= self._condition(context)
     features, total = [], tf.zeros(tf.shape(y)[:1], y.dtype)
     for segment, shape in zip(self._segments, self._shapes):
       y, log_det = self._run(y, segment, True, kwargs)
       total += log_det
       features.append(tf.reshape(y, [-1, *shape]))  # The last is flat.
     return y, total, features
+
+
+def _context_features(context_shapes, context_network, shape, num_scales, squeeze_first, dtype):
+  """`ContextFeatures` for all scales of a flow, `None` if there is no context."""
+  if context_shapes is None:
+    contexts.check_no_network(context_network)
+    return None
+  sizes = [tuple(size // 2**(scale + squeeze_first) for size in shape[:2]) for scale in range(num_scales)]
+  return contexts.ContextFeatures(context_shapes, context_network, sizes, dtype)
 
 
 def _entrance(shape, logit_alpha, mean_and_deviation, dtype):
@@ -246,12 +290,13 @@ def _half(shape):
 class _Maker:
   """Makes the steps of a flow, with a seed for each."""
 
-  def __init__(self, coefficient, activation, learn_orders, dtype, seed, estimator):
+  def __init__(self, coefficient, activation, learn_orders, dtype, seed, features, estimator):
     self._coefficient = coefficient
     self._activation = activation
     self._learn_orders = learn_orders
     self._dtype = dtype
     self._rng = numerics.generator(seed)
+    self._features = features
     self._estimator = estimator
 
   def scales(self, event_shape, num_blocks, num_hidden, factor_out):
@@ -286,8 +331,14 @@ class _Maker:
   def _step(self, event_shape, num_hidden, is_first):
     network = self._network(event_shape, num_hidden)
     block = InvertibleResidualBlock(keras.Sequential(network[is_first:]), event_ndims=event_shape.rank,
-                                    seed=self._draw_seed(), dtype=self._dtype, **self._estimator)
+                                    seed=self._draw_seed(), dtype=self._dtype,
+                                    context_shape=self._context_shape(event_shape), **self._estimator)
     return ResidualStep(block, ActNorm(event_shape[-1], event_shape.rank, self._dtype))
+
+  def _context_shape(self, event_shape):
+    if self._features is None:
+      return None
+    return [*event_shape[:2], self._features.num_channels] if event_shape.rank == 3 else [self._features.num_flat]
 
   def _network(self, event_shape, num_hidden):
     """The layers of a network."""

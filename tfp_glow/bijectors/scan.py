@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import keras
@@ -145,7 +146,7 @@ class Scan(OnePassBijector):
     elif gradients.are_left_out():
       outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs)
     elif self._step.has_pull_back and tf.inside_function():
-      outputs, log_det = self._apply_steps_and_keep(entered, stacks, inverse)
+      outputs, log_det = self._apply_steps_and_keep(entered, stacks, inverse, kwargs)
     else:
       outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs, self._reader_with_gradients(stacks))
     # Exact where the constant is the same for all steps and so not stacked.
@@ -163,7 +164,7 @@ class Scan(OnePassBijector):
 
     return self._repeat(step, (inputs, _no_log_det(inputs)), stacks, [], inverse, read)[0]
 
-  def _apply_steps_and_keep(self, inputs, stacks, inverse):
+  def _apply_steps_and_keep(self, inputs, stacks, inverse, context):
     """`_apply_steps`, with the gradients that the steps have themselves: fewer operations than TensorFlow would make.
 
     Only for graphs: there TensorFlow drops what is kept if nobody asks for gradients.
@@ -171,10 +172,10 @@ class Scan(OnePassBijector):
 
     @gradients.custom_gradient
     def run(*flat):
-      inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
+      inputs_again, stacks_again, context_again = tf.nest.pack_sequence_as((inputs, stacks, context), flat)
 
       def step(slices, value, log_det):
-        next_value, step_log_det, activations = self._step.apply_and_keep(value, slices[0], inverse)
+        next_value, step_log_det, activations = self._step.apply_and_keep(value, slices[0], inverse, **context_again)
         return (next_value, log_det + step_log_det), [value, *activations]
 
       like = [inputs_again, *self._step.activations_like(inputs_again, _row_specs(stacks_again[0]))]
@@ -183,47 +184,54 @@ class Scan(OnePassBijector):
 
       def pull_back(d_outputs, d_log_det):
 
-        def step_back(slices, d_outputs):
+        def step_back(slices, d_outputs, d_context):
           ((weights, _), (value, *activations)) = slices
-          d_value, d_weights = self._step.pull_back(value, activations, weights, d_outputs, d_log_det, inverse)
-          return (d_value,), tf.nest.flatten(d_weights)
+          d_value, d_weights, d_step_context = self._step.pull_back(
+              value, activations, weights, d_outputs, d_log_det, inverse, **context_again)
+          return (d_value, _added(d_context, d_step_context)), tf.nest.flatten(d_weights)
 
         like = tf.nest.flatten(_row_specs(stacks_again))
-        (d_inputs,), d_stacks = self._repeat(step_back, (d_outputs,), (stacks_again, kept), like, not inverse)
-        return d_inputs, *map(_stacked, d_stacks)
+        (d_inputs, d_context), d_stacks = self._repeat(
+            step_back, (d_outputs, _zeros_like(context_again)), (stacks_again, kept), like, not inverse)
+        return d_inputs, *map(_stacked, d_stacks), *d_context
 
       return (outputs, log_det), pull_back
 
-    return run(*tf.nest.flatten((inputs, stacks)))
+    return run(*tf.nest.flatten((inputs, stacks, context)))
 
   def _apply_steps_reversibly(self, inputs, stacks, prepare_back, inverse, kwargs):
     """`_apply_steps`, which keeps its outputs alone for the gradients."""
+    context = {key: kwargs[key] for key in ("context",) if key in kwargs}
 
     @gradients.custom_gradient
     def run(*flat):
-      inputs_again, stacks_again = tf.nest.pack_sequence_as((inputs, stacks), flat)
-      outputs, log_det = self._apply_steps(inputs_again, stacks_again, inverse, kwargs)
+      inputs_again, stacks_again, context_again = tf.nest.pack_sequence_as((inputs, stacks, context), flat)
+      outputs, log_det = self._apply_steps(inputs_again, stacks_again, inverse, kwargs | context_again)
 
       def pull_back(d_outputs, d_log_det):
-        return self._rebuild_steps(outputs, stacks_again, prepare_back(), d_outputs, d_log_det, inverse, kwargs)
+        return self._rebuild_steps(outputs, stacks_again, prepare_back(), d_outputs, d_log_det, inverse,
+                                   kwargs | context_again, _zeros_like(context_again))
 
       return (outputs, log_det), pull_back
 
-    return run(*tf.nest.flatten((inputs, stacks)))
+    return run(*tf.nest.flatten((inputs, stacks, context)))
 
-  def _rebuild_steps(self, outputs, stacks, weights_back, d_outputs, d_log_det, inverse, kwargs):
-    """The gradients of `_apply_steps`, with respect to its inputs and to all of `stacks`, one after the other."""
+  def _rebuild_steps(self, outputs, stacks, weights_back, d_outputs, d_log_det, inverse, kwargs, d_context):
+    """The gradients of `_apply_steps`: with respect to its inputs, to all of `stacks`, one after the other, and to the
+    context, beginning at `d_context`.
+    """
 
-    def step(slices, outputs, d_outputs):
+    def step(slices, outputs, d_outputs, d_context):
       (weights, variables), weights_back = slices
       with self._scope(variables):
-        inputs, d_inputs, *d_slices = self._step.rebuild(
+        inputs, d_inputs, d_weights, d_variables, d_step_context = self._step.rebuild(
             outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse, **kwargs)
-      return (inputs, d_inputs), tf.nest.flatten(d_slices)
+      return (inputs, d_inputs, _added(d_context, d_step_context)), tf.nest.flatten((d_weights, d_variables))
 
     like = tf.nest.flatten(_row_specs(stacks))
-    (_, d_inputs), d_stacks = self._repeat(step, (outputs, d_outputs), (stacks, weights_back), like, not inverse)
-    return d_inputs, *map(_stacked, d_stacks)
+    (_, d_inputs, d_context), d_stacks = self._repeat(
+        step, (outputs, d_outputs, d_context), (stacks, weights_back), like, not inverse)
+    return d_inputs, *map(_stacked, d_stacks), *d_context
 
   def noise_seeds(self) -> list[keras.Variable]:
     return [self.stacked(variable) for variable in self.template.noise_seeds()]
@@ -292,6 +300,9 @@ class Scan(OnePassBijector):
         lambda t: tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t), stacks)
     return lambda k: tf.nest.map_structure(lambda array: array.read(k), arrays)
 
+  def _context_shapes(self):
+    return self.template._context_shapes()
+
   def _walk(self, y, **kwargs):
     for k, values in enumerate(self._rows()):
       with keras.StatelessScope(state_mapping=list(zip(self._template_variables, values))):
@@ -302,11 +313,13 @@ class Scan(OnePassBijector):
     """The values of the variables of each step."""
     return zip(*(tf.unstack(stack.value) for stack in self._stacks))
 
-  def _initialize(self, y):
-    return self._initialize_steps(y, self.template._initialize, first_to_last=True)
+  def _initialize(self, y, **condition):
+    initialize = functools.partial(self.template._initialize, **condition)
+    return self._initialize_steps(y, initialize, first_to_last=True)
 
-  def _initialize_back(self, x):
-    return self._initialize_steps(x, self.template._initialize_back, first_to_last=False)
+  def _initialize_back(self, x, **condition):
+    initialize = functools.partial(self.template._initialize_back, **condition)
+    return self._initialize_steps(x, initialize, first_to_last=False)
 
   def _initialize_steps(self, values, initialize, first_to_last):
     """Step after step, with the template as the workbench."""
@@ -343,6 +356,16 @@ def _row_specs(stacks):
 
 def _stacked(results):
   return results.stack() if isinstance(results, tf.TensorArray) else results
+
+
+def _zeros_like(context):
+  """Zeros like the tensors of a nest, a list."""
+  return [tf.zeros_like(tensor) for tensor in tf.nest.flatten(context)]
+
+
+def _added(total, found):
+  """The sum of a list of tensors and of a nest of as many; or of none, which is `None`."""
+  return [a + b for a, b in zip(total, [] if found is None else tf.nest.flatten(found), strict=True)]
 
 
 def _no_log_det(values):

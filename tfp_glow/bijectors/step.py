@@ -88,26 +88,29 @@ class Step:
       d_inputs: The gradient with respect to it.
       d_weights: Nest as `weights`.
       d_variables: List as `variables`.
+      d_context: Nest as the argument `context`, `None` if there is none.
     """
     inputs, _ = self.apply(outputs, weights_back, not inverse, **kwargs)
+    condition = {key: kwargs.pop(key) for key in ("context",) if key in kwargs}
 
-    def apply(inputs, weights, variables):
+    def apply(inputs, weights, variables, condition):
       del variables  # They are read by `apply` itself.
-      again, log_det = self.apply(inputs, weights, inverse, **kwargs)
+      again, log_det = self.apply(inputs, weights, inverse, **condition, **kwargs)
       return again, tf.broadcast_to(log_det, tf.shape(d_log_det))
 
-    _, pull_back = with_pull_back(apply, (inputs, weights, variables))
-    return inputs, *pull_back((d_outputs, d_log_det))
+    _, pull_back = with_pull_back(apply, (inputs, weights, variables, condition))
+    *gradients, d_condition = pull_back((d_outputs, d_log_det))
+    return inputs, *gradients, d_condition.get("context")
 
   def activations_like(self, inputs, weights):
     """`tf.TensorSpec`s of the activations that `apply_and_keep` returns, from what is like its arguments."""
     raise NotImplementedError
 
-  def apply_and_keep(self, inputs, weights, inverse):
+  def apply_and_keep(self, inputs, weights, inverse, context=None):
     """What `apply` returns, and a list of tensors for `pull_back`."""
     raise NotImplementedError
 
-  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse):
+  def pull_back(self, inputs, activations, weights, d_outputs, d_log_det, inverse, context=None):
     """Gradients of `apply_and_keep`.
 
     Args:
@@ -117,17 +120,19 @@ class Step:
       d_outputs: Gradient with respect to its outputs.
       d_log_det: Gradient with respect to its log-det, `[N]`.
       inverse: What it was given.
+      context: What it was given.
 
     Returns:
       d_inputs: The gradient with respect to `inputs`.
       d_weights: Nest as `weights`.
+      d_context: Tensor like `context`, `None` if there is none.
     """
     raise NotImplementedError
 
-  def run(self, inputs, inverse):
+  def run(self, inputs, inverse, **kwargs):
     """All parts, of one step alone: value and log-det of its bijector."""
     weights, constant = self.prepare(lambda v: tf.convert_to_tensor(v.value), inputs.shape[1:], inverse)
-    outputs, log_det = self.apply(self.enter(inputs), weights, inverse)
+    outputs, log_det = self.apply(self.enter(inputs), weights, inverse, **kwargs)
     return self.leave(outputs), log_det + constant
 
 

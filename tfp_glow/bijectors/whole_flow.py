@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core import _compat
 from tfp_glow._core.numerics import at_least_one
 from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.networks import elsewhere
 
 
 class WholeFlow(OnePassBijector):
@@ -24,6 +26,32 @@ class WholeFlow(OnePassBijector):
   def __init__(self, *args, **kwargs):
     super().__init__(*args, **kwargs)
     self._initialized = self._add_variable("initialized", tf.constant(False), trainable=False)
+
+  # Until `_take_context`.
+  _own_context_shapes = None
+  _context_features = None
+
+  def _take_context(self, shapes, features):
+    """Has calls take a context.
+
+    Args:
+      shapes: Of `contexts.checked_context_shape`, not `None`.
+      features: `contexts.ContextFeatures`.
+    """
+    self._own_context_shapes = _compat.untracked(self, shapes)
+    self._context_features = _compat.untracked(self, features)
+    self._adopt(features.variables)
+
+  def _context_shapes(self):
+    return self._own_context_shapes
+
+  @property
+  def argument_names(self) -> frozenset[str]:
+    return super().argument_names | ({"context"} if self._own_context_shapes is not None else set())
+
+  def _depends_on_variables_only(self):
+    network = None if self._context_features is None else self._context_features.network
+    return super()._depends_on_variables_only() and (network is None or not elsewhere.is_read_by(network))
 
   def mark_initialized(self) -> None:
     self._initialized.assign(True)
@@ -114,9 +142,11 @@ class WholeFlow(OnePassBijector):
     y = self._convert(y, "y", inverse=True)
     if y.shape.rank != 1 + self.inverse_min_event_ndims:
       raise ValueError(f"`y` of `{self.name}.inverse_with_features` must have one batch dimension. Received: {y.shape}")
-    arguments = self._own_arguments(self._inverse_and_log_det, kwargs)
+    arguments = self._flat_arguments(self._inverse_and_log_det, kwargs, y)
     if not needs_log_det and self.has_costly_log_det:
       arguments["needs_log_det"] = False
+    arguments = {key: value if isinstance(value, bool) else tf.nest.map_structure(at_least_one, value)
+                 for key, value in arguments.items()}
     with self._scope_of("inverse_with_features"), self._precision_of(kwargs):
       x, log_det, features = self._inverse_with_features(at_least_one(y), **arguments)
       log_det = tf.broadcast_to(log_det, tf.shape(x)[:1])

@@ -12,15 +12,15 @@ from tfp_glow._core import precision
 _POLICIES = threading.RLock()
 
 
-def is_built(network):
-  """Whether all variables of `network` exist; raises `TypeError` for what is not a Keras layer."""
+def is_built(network, name="network"):
+  """Whether all variables of a network exist; raises `TypeError`, which names it, for what is not a Keras layer."""
   if not isinstance(network, keras.layers.Layer):
-    raise TypeError("`network` must be a layer or model of Keras 3 (`keras.layers.Layer`); layers of `tf_keras` are "
+    raise TypeError(f"`{name}` must be a layer or model of Keras 3 (`keras.layers.Layer`); layers of `tf_keras` are "
                     f"others. Received: {network!r}")
   return network.built
 
 
-def build(network, input_shape, num_output_channels, dtype):
+def build(network, input_shape, num_output_channels, dtype, context_shape=None):
   """Builds `network` by one call on zeros, and checks that it can serve in a bijector.
 
   Args:
@@ -28,6 +28,8 @@ def build(network, input_shape, num_output_channels, dtype):
     input_shape: Static shape of one input, without batch dimension; unknown sizes of images are taken as 4.
     num_output_channels: Expected size of the output's last dimension.
     dtype: Of the input.
+    context_shape: Static shape of one context, or a dict of them: the network is then called with `[input, context]`.
+      `None`: it is called with the input.
 
   Returns:
     The dtype of the output.
@@ -36,28 +38,49 @@ def build(network, input_shape, num_output_channels, dtype):
     ValueError: if the output has another shape, or a call changes the network's state.
   """
   sizes = [4 if size is None else size for size in input_shape]
-  _rebuild_lower_inputs(network, dtype)
-  # In full precision, so that it takes its inputs in that, whatever it then makes of them.
-  with tf.init_scope(), precision.full(), computing_in_full(lower_layers_of(network, dtype), dtype):
-    inputs = tf.zeros([1] + sizes, dtype)
-    outputs = network(inputs)
-    expected = [1] + sizes[:-1] + [num_output_channels]
-    if outputs.shape.as_list() != expected:
-      raise ValueError(f"`network` must map the shape {[1] + sizes} to {expected}. Received: {network.name!r}, which "
-                       f"returns {outputs.shape.as_list()}")
   with tf.init_scope():
-    return _check_stateless(network, inputs).dtype
+    inputs = tf.zeros([1] + sizes, dtype)
+    if context_shape is not None:
+      inputs = [inputs, tf.nest.map_structure(lambda shape: tf.zeros([1, *shape], dtype), context_shape)]
+  outputs = outputs_of(network, inputs, dtype)
+  expected = [1] + sizes[:-1] + [num_output_channels]
+  if outputs.shape.as_list() != expected:
+    raise ValueError(f"`network` must map the shape {[1] + sizes} to {expected}. Received: {network.name!r}, which "
+                     f"returns {outputs.shape.as_list()}")
+  return check_stateless(network, inputs).dtype
 
 
-def _check_stateless(network, inputs):
-  """Returns what the network, by its dtype policy, makes of the inputs."""
+def outputs_of(network, inputs, dtype):
+  """Builds a network, if it is not yet, by one call.
+
+  In full precision, so that it takes its inputs in that, whatever it then makes of them.
+
+  Args:
+    network: Keras layer.
+    inputs: Tensor, or a nest of them.
+    dtype: Of the inputs.
+
+  Returns:
+    What the network does.
+  """
+  _rebuild_lower_inputs(network, dtype)
+  with tf.init_scope(), precision.full(), computing_in_full(lower_layers_of(network, dtype), dtype):
+    return network(inputs)
+
+
+def check_stateless(network, inputs, name="network"):
+  """Raises `ValueError`, which names it, if a network has state that a call changes.
+
+  Returns:
+    What the network, by its dtype policy, makes of the inputs.
+  """
   before = [(v, tf.convert_to_tensor(v.value)) for v in network.variables]
-  with keras.StatelessScope(state_mapping=before) as scope:
+  with tf.init_scope(), keras.StatelessScope(state_mapping=before) as scope:
     outputs = network(inputs, training=True)
     changed = [v.path for v, value in before if scope.get_current_value(v) is not value]
   if changed:
     raise ValueError(
-        "`network` must compute the same function on every call, or the bijector cannot be inverted: no layer whose "
+        f"`{name}` must compute the same function on every call, or the bijector cannot be inverted: no layer whose "
         "state changes when it is called, such as BatchNormalization or Dropout (in a coupling, LayerNormalization and "
         f"GroupNormalization are fine). Received: {network.name!r}, which changes {', '.join(changed)}")
   return outputs

@@ -307,7 +307,8 @@ def _height_and_width(x):
 class CouplingNetwork(_Folding):
   """The original's coupling network: 3x3 and 1x1 convolutions with actnorm and relu, then a 3x3 that starts at zero.
 
-  Inputs beyond 1000 it takes for 1000 (`within_reach`).
+  Inputs beyond 1000 it takes for 1000 (`within_reach`). Called with a list `[inputs, context]`, of an image
+  `[N, H, W, F]` as context, it sees both; the channels of the context come first.
 
   References:
     Kingma and Dhariwal, "Glow" (2018), section 4.
@@ -335,6 +336,8 @@ class CouplingNetwork(_Folding):
     self.last = ZeroConv2D(num_output_channels, num_groups, dtype=self.dtype_policy, name="last")
 
   def build(self, input_shape):
+    if isinstance(input_shape[0], (list, tuple)):  # And a context.
+      input_shape = (*input_shape[0][:-1], input_shape[0][-1] + input_shape[1][-1])
     hidden_shape = (*input_shape[:-1], self.num_hidden)
     self.first.build(input_shape)
     self.second.build(hidden_shape)
@@ -368,26 +371,27 @@ class CouplingNetwork(_Folding):
     """
     return self.first.fold(value), self.second.fold(value), self.last.fold(height, width, value, offset)
 
-  def run(self, inputs: tf.Tensor,
-          weights: tuple[tuple[tf.Tensor, ...], ...]) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
+  def run(self, inputs: tf.Tensor, weights: tuple[tuple[tf.Tensor, ...], ...],
+          context: tf.Tensor | None = None) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
     """The network, of what `fold` returned; the last channel of `inputs` is that of ones.
 
     Args:
       inputs: Tensor `[N, H, W, channels + 1]`.
       weights: What `fold` returned.
+      context: Tensor `[N, H, W, F]`, of a network that was built with one.
 
     Returns:
       outputs: Tensor `[N, H, W, num_output_channels]`, in the order of `ZeroConv2D`.
       hidden: Two tensors `[N, H, W, num_hidden]`: those of the hidden layers, for `pull_back`.
     """
     first, second, last = weights
-    hidden = self.first.run(within_reach(inputs), *first)
+    hidden = self.first.run(_seen(within_reach(inputs), context), *first)
     hidden = hidden, self.second.run(hidden, *second)
     return self.last.run(hidden[1], *last), hidden
 
   def pull_back(self, inputs: tf.Tensor, hidden: tuple[tf.Tensor, tf.Tensor],
-                weights: tuple[tuple[tf.Tensor, ...], ...],
-                d_outputs: tf.Tensor) -> tuple[tf.Tensor, tuple[tuple[tf.Tensor, ...], ...]]:
+                weights: tuple[tuple[tf.Tensor, ...], ...], d_outputs: tf.Tensor, context: tf.Tensor | None = None
+                ) -> tuple[tf.Tensor, tuple[tuple[tf.Tensor, ...], ...], tf.Tensor | None]:
     """The gradients of the outputs of `run`.
 
     Args:
@@ -395,39 +399,53 @@ class CouplingNetwork(_Folding):
       hidden: What it returned.
       weights: What it was given.
       d_outputs: The gradient with respect to the outputs.
+      context: What `run` was given.
 
     Returns:
       d_inputs: That with respect to the inputs.
       d_weights: Those with respect to `weights`, a nest as these.
+      d_context: That with respect to the context, `None` if there is none.
     """
     (first, _), (second, _), (last, _) = weights
     d_hidden, d_last = self.last.pull_back(hidden[1], last, d_outputs)
     d_hidden, d_second = self.second.pull_back(*hidden, second, d_hidden)
     clipped = within_reach(inputs)
-    d_clipped, d_first = self.first.pull_back(self._cast(clipped), hidden[0], first, d_hidden)
-    d_inputs = within_reach_pull_back(inputs, clipped, tf.cast(d_clipped, inputs.dtype))
-    return d_inputs, (d_first, d_second, d_last)
+    d_seen, d_first = self.first.pull_back(self._cast(_seen(clipped, context)), hidden[0], first, d_hidden)
+    d_seen, d_context = tf.cast(d_seen, inputs.dtype), None
+    if context is not None:
+      d_context, d_seen = tf.split(d_seen, [context.shape[-1], -1], axis=-1)
+    return within_reach_pull_back(inputs, clipped, d_seen), (d_first, d_second, d_last), d_context
 
   def call(self, inputs):
-    return self.last(self.second(self.first(within_reach(inputs))))
+    return self.last(self.second(self.first(self._seen_of(inputs))))
 
   def initialize(self, inputs: tf.Tensor) -> tf.Tensor:
     """Data-dependent initialisation, layer after layer, from the batch `inputs`; returns the outputs.
 
     Args:
-      inputs: Tensor `[N, H, W, channels]`.
+      inputs: Tensor `[N, H, W, channels]`, or a list of it and a context.
 
     Returns:
       Tensor `[N, H, W, num_output_channels]`.
     """
-    return self.last(self.second.initialize(self.first.initialize(within_reach(inputs))))
+    return self.last(self.second.initialize(self.first.initialize(self._seen_of(inputs))))
+
+  def _seen_of(self, inputs):
+    inputs, context = inputs if isinstance(inputs, (list, tuple)) else (inputs, None)
+    return _seen(within_reach(inputs), context)
 
   def compute_output_shape(self, input_shape):
+    input_shape = input_shape[0] if isinstance(input_shape[0], (list, tuple)) else input_shape
     return (*input_shape[:-1], self.num_output_channels)
 
   def get_config(self):
     return {**super().get_config(), "num_output_channels": self.num_output_channels, "num_hidden": self.num_hidden,
             "num_groups": self.num_groups, "seed": self.seed}
+
+
+def _seen(inputs, context):
+  """What the first layer sees: the channel of ones, if there is one, stays the last."""
+  return inputs if context is None else tf.concat([tf.cast(context, inputs.dtype), inputs], axis=-1)
 
 
 def _draw_kernel(shape, seed):

@@ -29,7 +29,7 @@ class _Lipschitz(keras.layers.Layer):
     check_counts(max_iterations=max_iterations)
     check_seed(seed)
     norms.check_orders(domain, codomain)
-    self._num_outputs = num_outputs
+    self.num_outputs = num_outputs
     self.coefficient = float(coefficient)
     self.domain = domain
     self.codomain = codomain
@@ -145,19 +145,20 @@ class _Lipschitz(keras.layers.Layer):
     Args:
       inputs: Tensor `[N, ..., channels]`.
       kernel: Tensor of the shape of `kernel`.
-      bias: Tensor `[filters]`.
+      bias: Tensor `[filters]`, or of the shape of the outputs.
 
     Returns:
       Tensor `[N, ..., filters]`.
     """
     inputs, kernel, bias = (tf.cast(tensor, self.compute_dtype) for tensor in (inputs, kernel, bias))
-    return tf.nn.bias_add(self.linear_map(inputs, kernel), bias)
+    outputs = self.linear_map(inputs, kernel)
+    return tf.nn.bias_add(outputs, bias) if bias.shape.rank == 1 else outputs + bias
 
   def call(self, inputs):
     return self.run(inputs, *self.fold())
 
   def compute_output_shape(self, input_shape):
-    return (*input_shape[:-1], self._num_outputs)
+    return (*input_shape[:-1], self.num_outputs)
 
   def update_spectral_norm(self) -> None:
     """Brings `u` and `v` up to date; see the class."""
@@ -368,18 +369,37 @@ def constrained_layers(network: keras.Layer) -> list[keras.Layer]:
   return [layer for layer in layers_of(network) if isinstance(layer, _Lipschitz)]
 
 
-def fold(network):
+def first_linear_map(network: keras.Layer) -> keras.Layer | None:
+  """The first layer of bounded Lipschitz constant of a `keras.Sequential`; `None` where there is none.
+
+  Args:
+    network: Keras layer.
+
+  Returns:
+    Keras layer, or `None`.
+  """
+  layers = network.layers if type(network) is keras.Sequential else []
+  return next((layer for layer in layers if isinstance(layer, _Lipschitz)), None)
+
+
+def fold(network, shift=None):
   """What a network computes with, as tensors: for `run`, which then normalises no kernel again.
 
   Args:
     network: Keras layer. Of a `keras.Sequential`, kernels of the layers above come normalised; of all else it is the
       values of the variables.
+    shift: Tensor, added to the outputs of the `first_linear_map`; `None`: there is none. The Lipschitz constant does
+      not depend on it.
 
   Returns:
     Nest of tensors.
   """
   if type(network) is keras.Sequential:  # A subclass may do more.
-    return _merge(network.layers, [fold(layer) for layer in network.layers])
+    folded = [fold(layer) for layer in network.layers]
+    if shift is not None:
+      kernel, bias = folded[network.layers.index(first_linear_map(network))]
+      folded[network.layers.index(first_linear_map(network))] = [kernel, bias + tf.cast(shift, bias.dtype)]
+    return _merge(network.layers, folded)
   if isinstance(network, (_Lipschitz, LipSwish)):
     return network.fold()
   return [value_of(variable) for variable in network.variables]

@@ -1,0 +1,93 @@
+"""Whether a network reads anything but its inputs and its own variables, as far as Python shows it."""
+
+import functools
+import types
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+# Their classes and functions read nothing elsewhere, but for what they are given.
+_KNOWN = ("keras", "tensorflow", "tfp_glow", "numpy", "builtins", "functools", "typing", "abc")
+
+
+def is_read_by(network):
+  """Whether a Keras network may depend on tensors, arrays or variables that are not its `variables`.
+
+  Such as it holds as attributes, or that functions of its own classes find in closures or globals. What such a network
+  computed before says nothing of what it would compute now.
+
+  Args:
+    network: Keras layer.
+  """
+  own = network.variables
+  search = _Search({id(variable) for variable in own} | {id(variable.value) for variable in own})
+  try:
+    return search.finds_values_in(network)
+  except RecursionError:
+    return True  # Nobody knows.
+
+
+class _Search:
+  """Looks through objects, each of them once."""
+
+  def __init__(self, own):
+    """Creates it.
+
+    Args:
+      own: Set of the `id`s of variables that do not count.
+    """
+    self._own = own
+    self._seen = {}
+
+  def finds_values_in(self, value):
+    """Whether there are tensors, arrays or variables of others in an object, at any depth."""
+    if id(value) in self._seen or id(value) in self._own:
+      return False
+    self._seen[id(value)] = value  # Kept, or another might get its `id`.
+    if isinstance(value, (tf.Variable, keras.Variable, np.ndarray)) or tf.is_tensor(value):
+      return True
+    return any(map(self.finds_values_in, _parts_of(value)))
+
+
+def _parts_of(value):
+  """What an object holds, and what the functions in it read: a list."""
+  if isinstance(value, dict):
+    return list(value.values())
+  if isinstance(value, (list, tuple, set, frozenset)):
+    return list(value)
+  if isinstance(value, functools.partial):
+    return [value.func, value.args, value.keywords]
+  if isinstance(value, types.MethodType):
+    return [value.__func__, value.__self__]
+  if isinstance(value, (staticmethod, classmethod)):
+    return [value.__func__]
+  if isinstance(value, property):
+    return [value.fget]
+  if isinstance(value, types.FunctionType):
+    return [] if _is_known(value) else _read_by_function(value)
+  if isinstance(value, type):
+    return [dict(vars(cls)) for cls in value.__mro__ if not _is_known(cls)]
+  if hasattr(value, "python_function"):  # A `tf.function`.
+    return [value.python_function]
+  if isinstance(value, keras.Layer) or not _is_known(type(value)):
+    return [getattr(value, "__dict__", None), type(value)]
+  return []
+
+
+def _is_known(value):
+  """Whether a class or a function is from one of the packages `_KNOWN`."""
+  return (value.__module__ or "").partition(".")[0] in _KNOWN
+
+
+def _read_by_function(function):
+  cells = [cell.cell_contents for cell in function.__closure__ or () if cell != types.CellType()]
+  names = {name for code in _codes_in(function.__code__) for name in code.co_names}
+  found = [function.__globals__[name] for name in names if name in function.__globals__]
+  return [*cells, *found, function.__defaults__, function.__kwdefaults__]
+
+
+def _codes_in(code):
+  """A code object, and those of the functions within."""
+  inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+  return [code, *(found for part in inner for found in _codes_in(part))]

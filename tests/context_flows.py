@@ -1,9 +1,10 @@
-"""A flow of contexts and classes whose every number is a formula of NumPy, and images with contexts that tell of them."""
+"""A flow of contexts and classes whose every number is a formula of NumPy, and images with contexts to tell of them."""
 
 import numpy as np
 import small_models
 import tensorflow as tf
 
+from tfp_glow.bijectors import contexts
 from tfp_glow.bijectors.base import OnePassBijector
 
 SHAPE, NUM_VALUES, NUM_CLASSES = small_models.SHAPE, 32, 3
@@ -38,9 +39,8 @@ class AffineOfContext(OnePassBijector):
   def num_classes(self):
     return self._num_classes
 
-  @property
-  def context_shape(self):
-    return self._context_shape
+  def _context_shapes(self):
+    return contexts.checked_context_shape(self._context_shape)
 
   @property
   def argument_names(self):

@@ -182,15 +182,8 @@ class ImageLikelihood:
   def _pass(self, values, condition, training=False):
     """Latents of dequantized images, and the log-det `[N]` of all that is one event."""
     with precision.of_evaluation(training):
-      z, log_det = self._flow.inverse_and_log_det(values, **self._arguments(self._flow, values, condition, training))
+      z, log_det = self._flow.inverse_and_log_det(values, **_arguments_of(self._flow, values, condition, training))
     return z, tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))
-
-  def _arguments(self, flow, values, condition, training):
-    """Of a flow: of an event, all that is one to it has the same condition."""
-    extra = values.shape.rank - 1 - flow.inverse_min_event_ndims
-    if extra:
-      condition = {key: batching.with_extra_dims(value, extra) for key, value in condition.items()}
-    return condition | ({"training": True} if training else {})
 
   def _log_density_and_features(self, values, condition, training, needs_log_det=True):
     *before, flow = self._parts_to_whole_flow()
@@ -198,10 +191,10 @@ class ImageLikelihood:
     total = 0.
     with precision.of_evaluation(training):
       for part in before:
-        arguments = self._arguments(part, values, _taken_by(part, condition), training)
+        arguments = _arguments_of(part, values, _taken_by(part, condition), training)
         values, log_det = part.inverse_and_log_det(values, **arguments)
         total += tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))
-      arguments = self._arguments(flow, values, _taken_by(flow, condition), training)
+      arguments = _arguments_of(flow, values, _taken_by(flow, condition), training)
       z, log_det, features = flow.inverse_with_features(values, needs_log_det, **arguments)
       return self.distribution.distribution.log_prob(z) + log_det + total, features
 
@@ -221,12 +214,13 @@ class ImageLikelihood:
 
   def encode(self, images, condition=None):
     """Latents `[N, ...]` of images, at the midpoints of their bins."""
-    flow = self._checked_flow()
-    return flow.inverse_and_log_det(self.to_values(images), **self.spec.condition(condition))[0]
+    flow, values = self._checked_flow(), self.to_values(images)
+    return flow.inverse_and_log_det(values, **_arguments_of(flow, values, self.spec.condition(condition)))[0]
 
   def decode(self, z, condition=None):
     """Images `[N] + event_shape` of latents `z`."""
-    return self.to_images(self._checked_flow().forward(z, **self.spec.condition(condition)))
+    flow = self._checked_flow()
+    return self.to_images(flow.forward(z, **_arguments_of(flow, z, self.spec.condition(condition), inverse=False)))
 
   def _checked_flow(self):
     if self._flow is None:
@@ -252,7 +246,7 @@ class ImageLikelihood:
 
   def initialize(self, values, context=None):
     """Data-dependent initialisation of all flows in the distribution, from dequantized images and their contexts."""
-    condition = {} if context is None else self._arguments(self._flow, values, {"context": context}, training=False)
+    condition = {} if context is None else _arguments_of(self._flow, values, {"context": context})
     flows.initialize(self.distribution, values, condition)
 
   @property
@@ -277,6 +271,14 @@ class ImageLikelihood:
         yield name, values, log_det
       distribution, condition = distribution.distribution, {"training": True}
       flow = flows.flow_of(distribution)
+
+
+def _arguments_of(flow, values, condition, training=False, inverse=True):
+  """Those of a pass: of an event, all that is one to the flow has the same condition."""
+  extra = values.shape.rank - 1 - flow.event_shape_of(inverse).rank
+  if extra:
+    condition = {key: batching.with_extra_dims(value, extra) for key, value in condition.items()}
+  return condition | ({"training": True} if training else {})
 
 
 def _taken_by(bijector, condition):

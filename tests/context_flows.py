@@ -80,6 +80,7 @@ def _flat(context):
 
 def log_prob(flow, values, labels, context, num_bits=8):
   """Of uint8 images at these values, by NumPy."""
+  labels = np.broadcast_to(labels, [len(values)])
   log_scale, shift = np.float64(flow.log_scale.numpy())[labels], np.float64(flow.shift.numpy())[labels]
   if context is not None:
     shift = shift + np.float64(_flat(context).numpy()) @ np.float64(flow.kernel.numpy())

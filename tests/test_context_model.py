@@ -207,7 +207,7 @@ _CASES = [
     ("vector", VECTORS.astype(np.int32), TypeError, "`context` must be floating, scaled.*Received: int32"),
     ("vector", VECTORS.astype(np.uint8), TypeError, "`context` must be floating, scaled.*Received: uint8"),
     ("vector", DICTS, ValueError, r"`context` must be one tensor, of shape \[None, 5\]. Received: a dict"),
-    ("dict", VECTORS, ValueError, r"`context` must be a dict with the keys \['grey', 'pose'\]. Received: ndarray"),
+    ("dict", VECTORS, ValueError, r"`context` must be a dict with the keys \['grey', 'pose'\]. Received: no dict"),
     ("dict", {"pose": VECTORS[:, :2]}, ValueError, r"`context` must be a dict.*Received: one with the keys \['pose'\]"),
     ("dict", DICTS | {"more": VECTORS}, ValueError, "`context` must be a dict with the keys"),
     ("dict", DICTS | {"pose": VECTORS}, ValueError, r"`context\['pose'\]` must have shape \[None, 2\]"),

@@ -161,5 +161,5 @@ class ImageSpec:
       return [("context", context, self.context_shape)]
     if not isinstance(context, dict) or context.keys() != self.context_shape.keys():
       raise ValueError(f"`context` must be a dict with the keys {sorted(self.context_shape)}. Received: " + (
-          f"one with the keys {list(context)}" if isinstance(context, dict) else type(context).__name__))
+          f"one with the keys {list(context)}" if isinstance(context, dict) else "no dict"))
     return [(f"context[{name!r}]", context[name], shape) for name, shape in sorted(self.context_shape.items())]

@@ -423,7 +423,7 @@ class FlowModel(KeptInFiles):
         raise ValueError("`noise_seed` must be None for continuous data, which are not dequantized. "
                          f"Received: {noise_seed!r}")
       noise_seed = batches.seed_pair(noise_seed, "noise_seed")
-    images, condition = self._checked(images, labels, context, may_be_unknown=True)
+    images, condition = self._checked_input(images, labels, context, may_be_unknown=True)
     return self._log_prob(images, condition, noise_seed)
 
   def class_posterior(self, images: tf.Tensor | np.ndarray, prior: Sequence[float] | np.ndarray | None = None,
@@ -453,7 +453,7 @@ class FlowModel(KeptInFiles):
       raise ValueError("`distribution` must be class-conditional, with `num_classes`, to have densities in each class. "
                        f"Received: {self.distribution!r}")
     prior = batches.checked_prior(prior, self.num_classes)
-    log_probs = self._log_prob_of_classes(*self._checked(images, 0, context)).astype(np.float64)
+    log_probs = self._log_prob_of_classes(*self._checked_input(images, 0, context)).astype(np.float64)
     with np.errstate(divide="ignore"):  # Of a class of no probability.
       return scipy.special.softmax(log_probs + np.log(prior), axis=-1).astype(self._likelihood.spec.dtype.name)
 
@@ -477,7 +477,7 @@ class FlowModel(KeptInFiles):
       raise ValueError("`weight_y` must be positive, or a `classifier` given, for a model that is to tell classes. "
                        "Received: a model without")
     # The top latent does not depend on the labels before it is whitened; any will do.
-    return self._class_probabilities(*self._checked(images, None if self._is_hybrid else 0, context))
+    return self._class_probabilities(*self._checked_input(images, None if self._is_hybrid else 0, context))
 
   def _class_probabilities_of(self, images, condition=None):
     if self._is_hybrid:
@@ -501,7 +501,7 @@ class FlowModel(KeptInFiles):
       ValueError: if the shape of `images` does not fit, they are not finite, or `labels` or `context` are missing, too
         many, or not as above.
     """
-    return self._encode(*self._checked(images, labels, context))
+    return self._encode(*self._checked_input(images, labels, context))
 
   def decode(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
              context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
@@ -555,7 +555,7 @@ class FlowModel(KeptInFiles):
     condition = batches.checked_condition(self._likelihood.spec, labels, context, num_samples)
     return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), condition)
 
-  def _checked(self, images, labels, context, may_be_unknown=False):
+  def _checked_input(self, images, labels, context, may_be_unknown=False):
     """Images as a tensor, and what is known of them as a dict."""
     spec = self._likelihood.spec
     images = batches.checked_images(spec, images)

@@ -31,8 +31,8 @@ class AffineOfContext(OnePassBijector):
     size, num_rows = int(np.prod(event_shape)), num_classes or 1
     add = lambda name, *shape: self._add_variable(name, tf.constant(0.2 * rng.normal(size=shape), tf.float32))
     self.log_scale, self.shift = add("log_scale", num_rows), add("shift", num_rows, size)
-    shapes = context_shape.values() if isinstance(context_shape, dict) else [context_shape or (0,)]
-    self.kernel = add("kernel", sum(int(np.prod(shape)) for shape in shapes), size)
+    shapes = context_shape.values() if isinstance(context_shape, dict) else [context_shape]
+    self.kernel = add("kernel", sum(int(np.prod(shape)) for shape in shapes), size) if context_shape else None
     self.initialized_with = None
 
   @property

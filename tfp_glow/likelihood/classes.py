@@ -4,6 +4,7 @@ import math
 
 import tensorflow as tf
 
+from tfp_glow._core import gradients
 from tfp_glow.bijectors.composition import Sequence, latent_side_of
 from tfp_glow.likelihood.image_spec import UNKNOWN
 
@@ -16,24 +17,26 @@ def with_known_labels(condition):
   return condition | {"labels": tf.where(tf.equal(labels, UNKNOWN), 0, labels)}
 
 
-def with_means_where_unknown(labels, log_density, of_classes):
+def with_means_where_unknown(labels, log_density, of_classes, *inputs):
   """Log-densities, those of images of unknown class replaced by `logsumexp_k(of_classes) - log(num_classes)`.
 
   Args:
     labels: int32 tensor `[N]`, or one for all.
     log_density: Tensor `[N]`, by these labels.
-    of_classes: Callable, to a tensor `[N, num_classes]`. It runs only where a class is unknown.
+    of_classes: Callable, from `inputs` to a tensor `[N, num_classes]`. It runs only if a class is unknown.
+    *inputs: Tensors that `of_classes` has gradients of, besides those of variables.
 
   Returns:
     Tensor `[N]`.
   """
   is_unknown = tf.equal(labels, UNKNOWN)
 
-  def means():
-    found = of_classes()
-    return tf.where(is_unknown, tf.reduce_logsumexp(found, axis=-1) - math.log(found.shape[-1]), log_density)
+  def means(*inputs):
+    found = of_classes(*inputs)
+    return tf.reduce_logsumexp(found, axis=-1) - math.log(found.shape[-1])
 
-  return tf.cond(tf.reduce_any(is_unknown), means, lambda: tf.identity(log_density))
+  found = gradients.only_if(tf.reduce_any(is_unknown), means, tf.zeros_like(log_density), *inputs)
+  return tf.where(is_unknown, found, log_density)
 
 
 def act_on_latents_alone(flow, latent_rank):

@@ -161,8 +161,8 @@ class ImageLikelihood:
       log_density = self.distribution.distribution.log_prob(z) + log_det
     if "labels" not in condition or labels_are_known:
       return z, log_density
-    of_classes = lambda: self._log_density_of_classes(values, z, log_det, known, training)
-    return z, classes.with_means_where_unknown(condition["labels"], log_density, of_classes)
+    of_classes = lambda z, log_det: self._log_density_of_classes(values, z, log_det, known, training)
+    return z, classes.with_means_where_unknown(condition["labels"], log_density, of_classes, z, log_det)
 
   def _log_density_of_classes(self, values, z, log_det, condition, training=False):
     """From a pass with these labels, known ones, to the log-densities `[N, num_classes]` in all classes."""

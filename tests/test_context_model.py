@@ -173,9 +173,8 @@ def test_a_step_of_training():
 def test_graphs_xla_and_replicas():
   one = tf.distribute.get_strategy()
   eagerly = _steps(one)
-  for strategy, options in ((one, {"run_eagerly": False}), (one, {"run_eagerly": False, "jit_compile": True}),
-                            (distributed_runs.mirrored(2), {"run_eagerly": False}),
-                            (distributed_runs.mirrored(2), {"run_eagerly": False, "jit_compile": True})):
+  for strategy, options in ((one, {"run_eagerly": False, "jit_compile": True}),
+                            (distributed_runs.mirrored(2), {"run_eagerly": False})):
     for found, expected in zip(_steps(strategy, **options), eagerly, strict=True):
       np.testing.assert_allclose(found, expected, atol=1e-6)
 
@@ -281,7 +280,7 @@ def test_saved_model(tmp_path, name, context):
       model.sample(12, 0.7, seed=(1, 2), **live))
   z = model.encode(IMAGES, **live), model.encode(IMAGES[::-1], **live)
   between = signatures["interpolate"](first=images, second=images[::-1], num_steps=tf.constant(3), **given)["images"]
-  np.testing.assert_array_equal(between[:, 1], model.decode((z[0] + z[1]) / 2., **live))
+  np.testing.assert_array_equal(between[:, 1], model.decode(z[0] + (z[1] - z[0]) / 2., **live))
   last = sorted(given)[0]  # A context.
   with pytest.raises(tf.errors.InvalidArgumentError, match="`context` must be one for each image"):
     signatures["log_prob"](images=images, **given | {last: given[last][:1]})

@@ -46,7 +46,7 @@ class StopUnlessFinite:
       batch: `Batch`.
     """
     self._variables = variables
-    batch = batch._replace(condition=self._likelihood.spec.taken(batch.condition))
+    batch = Batch(batch.images, self._likelihood.spec.taken(batch.condition), batch.noise_seed)
     form = tf.nest.map_structure(lambda _: None, batch)
     stop = weakref.WeakMethod(self._stop)  # TensorFlow never lets go of the functions that it calls.
     has_workers = replicas.has_workers(tf.distribute.get_strategy())

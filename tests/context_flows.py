@@ -4,7 +4,6 @@ import numpy as np
 import small_models
 import tensorflow as tf
 
-from tfp_glow.bijectors import contexts
 from tfp_glow.bijectors.base import OnePassBijector
 
 SHAPE, NUM_VALUES, NUM_CLASSES = small_models.SHAPE, 32, 3
@@ -39,8 +38,9 @@ class AffineOfContext(OnePassBijector):
   def num_classes(self):
     return self._num_classes
 
-  def _context_shapes(self):
-    return contexts.checked_context_shape(self._context_shape)
+  @property
+  def context_shape(self):
+    return self._context_shape
 
   @property
   def argument_names(self):

@@ -42,6 +42,25 @@ def test_models_can_be_pickled():
   np.testing.assert_array_equal(found.log_prob(VALUES), model.log_prob(VALUES))
 
 
+@pytest.mark.slow
+def test_frozen_parts_stay_frozen_in_a_file(tmp_path):
+  images = small_models.images(8, SHAPE)
+  model = tfp_glow.FlowModel(_glow())
+  model.adapt(images)
+  for variable in model.trainable_variables:
+    variable.trainable = "block0" not in variable.path
+  model.compile(keras.optimizers.Adam(1e-2), run_eagerly=True)
+  model.fit(images, verbose=0)
+  model.save(tmp_path / "model.keras")
+  found = keras.models.load_model(tmp_path / "model.keras")
+  assert [v.trainable for v in found.variables] == [v.trainable for v in model.variables]
+  assert len(found.optimizer.variables) == len(model.optimizer.variables) and found.optimizer.iterations == 1
+  before = [v.numpy() for v in found.variables]
+  found.fit(images, verbose=0)
+  has_moved = [bool(np.any(v.numpy() != value)) for v, value in zip(found.variables, before)]
+  assert any(has_moved) and not any(moved for moved, v in zip(has_moved, found.variables) if "block0" in v.path)
+
+
 WITH = {"glow": lambda glow: glow, "chain of TFP": lambda glow: tfb.Chain([tfb.Shift(0.5), glow]),
         "chain": lambda glow: tfp_glow.Chain([tfb.Shift(0.5), glow]), "inverted": lambda glow: tfb.Invert(tfb.Invert(glow))}
 

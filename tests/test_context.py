@@ -334,12 +334,13 @@ def test_features_of_each_level():
 
 def test_latent_under_another_label():
   glow, context = _glow(num_classes=3), _context(VECTOR)
-  labels, others = np.array([0, 1, 2]), np.array([2, 1, 0])
+  labels, others = np.array([0, 1, 2]), np.array([[2, 0], [1, 1], [0, 1]])
   z, log_det = glow.inverse_and_log_det(IMAGES, labels=labels, context=context)
   found, change = glow.relabelled(z, labels, others, context)
-  expected, expected_log_det = glow.inverse_and_log_det(IMAGES, labels=others, context=context)
-  np.testing.assert_allclose(found, expected, atol=1e-12)
-  np.testing.assert_allclose(log_det + change, expected_log_det, atol=1e-12)
+  for k in range(2):
+    expected, expected_log_det = glow.inverse_and_log_det(IMAGES, labels=others[:, k], context=context)
+    np.testing.assert_allclose(found[:, k], expected, atol=1e-12)
+    np.testing.assert_allclose(log_det + change[:, k], expected_log_det, atol=1e-12)
 
 
 # In compositions, and part after part.

@@ -15,6 +15,7 @@ from context_flows import DICTS, IMAGES, LABELS, MIDPOINTS, VECTORS
 
 import tfp_glow
 from tfp_glow import callbacks, pictures
+from tfp_glow.storage.signatures import signatures as make_signatures
 
 tfd = tfp.distributions
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
@@ -285,6 +286,12 @@ def test_saved_model(tmp_path, name, context):
   last = sorted(given)[0]  # A context.
   with pytest.raises(tf.errors.InvalidArgumentError, match="`context` must be one for each image"):
     signatures["log_prob"](images=images, **given | {last: given[last][:1]})
+
+
+def test_inputs_have_names_that_tensorflow_takes():
+  likelihood = _model(context_shape={"my pose": (2,), "a/b-c": (3,)})._likelihood
+  specs = make_signatures(likelihood)["log_prob"].input_signature
+  assert {spec.name for spec in specs} == {"images", "context_my_pose", "context_a_b_c"}
 
 
 @pytest.mark.slow

@@ -144,6 +144,23 @@ def test_gradients_of_a_step(name, options):
       np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["a pass for each class", "relabelled"])
+def test_gradients_of_images_and_contexts(name):
+  """Users may have a network of their own make the contexts; in graphs as eagerly."""
+  model = tfp_glow.FlowModel(FLOWS[name](), num_bits=None)
+
+  def find():
+    images, context = tf.constant(MIDPOINTS, tf.float32), tf.constant(VECTORS)
+    with tf.GradientTape() as tape:
+      tape.watch([images, context])
+      bits = model(images, tf.constant(PARTLY), context)
+    return tape.gradient(bits, [images, context])
+
+  for found, expected in zip(tf.function(find)(), find()):
+    assert np.abs(expected[UNKNOWN]).max() > 0.01
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, jit_compile", [("relabelled", True), ("a pass for each class", False)])
 def test_replicas(name, jit_compile):

@@ -454,8 +454,10 @@ def test_contexts_that_do_not_fit(context, message):
 
 
 def test_dicts_that_do_not_fit():
-  with pytest.raises(ValueError, match=r"`context` of `glow` must be a dict with the keys \['i', 'v'\].*Received"):
-    _glow(SHAPES["both"]).inverse(IMAGES, context={"v": np.zeros([3, 2])})
+  flow, context = _glow(SHAPES["both"]), _context(SHAPES["both"])
+  for wrong in ({"v": context["v"]}, context | {"more": context["v"]}, context["v"], types.MappingProxyType(context)):
+    with pytest.raises(ValueError, match=r"`context` of `glow` must be a dict with the keys \['i', 'v'\].*Received"):
+      flow.inverse(IMAGES, context=wrong)
 
 
 def test_context_where_there_is_none():

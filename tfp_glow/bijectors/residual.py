@@ -216,7 +216,7 @@ class InvertibleResidualBlock(OnePassBijector):
                        f"{self._own_context_shapes}. Received: {event_shape}")
     was_built = building.is_built(self.network)
     dtype = building.build(self.network, event_shape, event_shape[-1], self.dtype,
-                           None if self.context_map else self._own_context_shapes)
+                           self._own_context_shapes if self.context_map is None else None)
     lower = [layer.compute_dtype for layer in building.lower_layers_of(self.network, self.dtype)
              if not isinstance(layer, (keras.Model, keras.layers.InputLayer))]
     if dtype != self.dtype or lower:

@@ -348,6 +348,25 @@ def test_callbacks_refuse_contexts_that_do_not_fit(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_built", [True, False])
+def test_frozen_networks_stay_as_they_are(tmp_path, is_built):
+  network = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(2)])
+  if is_built:
+    network.build([None, 5])
+  network.layers[0].trainable = False
+  glow = tfp_glow.GlowBijector(small_models.SHAPE, 1, 1, 4, context_shape=(5,), context_network=network, seed=0)
+  perturb(glow)
+  glow.mark_initialized()
+  model = small_models.compiled(tfp_glow.FlowModel(glow), run_eagerly=True)
+  before = [v.numpy() for v in network.variables]
+  model.train_on_batch(IMAGES, {"context": VECTORS})
+  assert [bool(np.any(v != old)) for v, old in zip(network.variables, before)] == [False, False, True, True]
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  assert len(loaded.trainable_variables) == len(model.trainable_variables) == len(glow.trainable_variables) - 2
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("num_classes", [None, 3])
 def test_glow_in_files(tmp_path, num_classes):
   glow = tfp_glow.GlowBijector(small_models.SHAPE, 1, 2, 4, context_shape=(5,), num_classes=num_classes, seed=0)

@@ -262,6 +262,11 @@ class ImageLikelihood:
     flows.initialize(self.distribution, values, condition)
 
   @property
+  def frozen_variables(self):
+    """The `tf.Variable`s of all flows in the distribution that are not to be trained."""
+    return flows.frozen_variables(self.distribution)
+
+  @property
   def is_initialized(self):
     """Whether `initialize` would find nothing to do, as far as the flows remember."""
     return flows.are_initialized(self.distribution)

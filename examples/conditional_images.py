@@ -8,8 +8,8 @@ The 8x8 digits of scikit-learn, with the default settings; MNIST from Keras' fil
 
   super-resolution   the context is the image reduced: each of its pixels is the mean of a square of --factor times
                      --factor; the density is that of the whole image
-  inpainting         the context is the upper half, upside down, so that what meets at the middle lies at the same place;
-                     the density is that of the lower half alone
+  inpainting         the context is the upper half, upside down: so what meets at the middle lies at the same place; the
+                     density is that of the lower half alone
 
 Besides the conditional Glow one of the same size is trained without the context, and a small classifier on real images.
 The table has, of the test split,
@@ -142,7 +142,7 @@ def parse_args():
   parser = options.empty_parser(__doc__)
   add = parser.add_argument
   add("--task", choices=TASKS, default="super-resolution", help="(%(default)s)")
-  add("--factor", type=options.positive_int, default=4, help="of super-resolution, a power of two (%(default)s)")
+  add("--factor", type=options.positive_int, help="of super-resolution, a power of two (2 for the digits, else 4)")
   options.add_data_options(parser, "'digits', the name of a TFDS data set, a folder of images, or an .npz file")
   add("--num-blocks", type=options.positive_int, default=2, help="scales, each half as high and wide (%(default)s)")
   add("--num-steps", type=options.positive_int, default=4, help="steps of flow at each scale (%(default)s)")
@@ -158,6 +158,8 @@ def parse_args():
   output_folder.add_options(parser, "conditional")
   parser.set_defaults(conditional=True, schedule="cosine", warm_up_steps=None, strategy="none", time_limit=None)
   args = parser.parse_args()
+  if args.factor is None:
+    args.factor = 2 if args.data == "digits" else 4
   num_halvings = args.num_blocks + (args.task == "inpainting")
   options.check(parser, args, num_halvings, f"2 ** {num_halvings}", "the flow, or a half of its height,")
   output_folder.check(parser, args, OUTPUTS)

@@ -8,12 +8,11 @@ Parameters are drawn from the prior, the simulator is run with each of them, and
 what it returned as context ("neural posterior estimation"). No likelihood is needed: the posterior of an epidemic, of
 which a part of the cases is reported, has no formula. That of linear_gaussian has one, with which it is compared.
 
-Whether posteriors are as wide as they should be is checked by ranks: of parameters that were drawn from the prior, among
-samples of the posterior given what the simulator made of them. If the posterior is right they are uniform. So are the
-ranks of the log-density of the parameters among those of the samples. The table has the chi-square statistic of both,
-and its p-value: far below 0.01, and the posterior is wrong. (That uniform ranks alone do not show that anything was
-learned: the prior has them, too. For that see by how many nats the log-density of the true parameters is above that of
-the prior.)
+Whether posteriors are as wide as they should be is checked by ranks: of parameters that were drawn from the prior,
+among samples of the posterior given what the simulator made of them. If the posterior is right they are uniform. So are
+the ranks of the log-density of the parameters among those of the samples. The table has the chi-square statistic of
+each, and its p-value: far below 0.01, and the posterior is wrong. Uniform ranks do not show that anything was learned,
+as the prior has them, too: for that see by how many nats the log-density of the true parameters is above the prior's.
 
 The folder then holds:
 

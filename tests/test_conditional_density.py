@@ -1,4 +1,4 @@
-"""Conditional densities against exact ones: a posterior that is known, integrals over the plane, Jacobians of inputs alone."""
+"""Conditional densities: against a posterior that is known, their integrals, and what log-dets do not contain."""
 
 import functools
 

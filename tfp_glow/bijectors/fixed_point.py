@@ -10,8 +10,8 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
   """Finds `y` with `y + g(y) = x`, as the limit of `y <- x - g(y)`, which contracts as `g` does.
 
   Each event is done when a step moves none of its numbers by more than the tolerance, relative to the largest number of
-  `y`, of `x`, and 1; it then stays as it is, whatever the others still need. (`x` may be far larger, where `g` adds what
-  does not depend on `y`: then rounding errors are those of `x`.)
+  `y`, of `x`, and 1; it then stays as it is, whatever the others still need. (`x` may be far larger, where `g` adds
+  what does not depend on `y`: then rounding errors are those of `x`.)
 
   The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way, but relative to the
   largest number alone, as gradients may be of any size; and it keeps nothing but `y`. Second derivatives are not to be

@@ -211,7 +211,7 @@ def fit_classifier(splits):
       layers.Rescaling(1. / 127.5, -1.), conv(16), layers.MaxPooling2D(), conv(32), layers.MaxPooling2D(),
       layers.Flatten(), layers.Dense(64, "relu"), layers.Dense(num_classes(splits))])
   classifier.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-  classifier.fit(splits["train"].repeat(), steps_per_epoch=CLASSIFIER_STEPS, verbose=0)
+  classifier.fit(splits["train"].repeat(), steps_per_epoch=CLASSIFIER_STEPS, shuffle=False, verbose=0)
   return classifier
 
 

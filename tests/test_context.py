@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 from bijector_cases import perturb
 
 import tfp_glow
-from tfp_glow.bijectors import contexts
+from tfp_glow.bijectors import context_features, contexts
 from tfp_glow.networks import elsewhere
 
 tfb, tfd = tfp.bijectors, tfp.distributions
@@ -314,7 +314,7 @@ def test_networks_of_keras_are_remembered():
 def test_features_of_each_level():
   """Squeezed to the first level, then averaged; repeated where they are smaller."""
   shapes = contexts.checked_context_shape({"v": (2,), "l": (8, 8, 1), "s": (2, 2, 1)})
-  features = contexts.ContextFeatures(shapes, None, [(4, 4), (2, 2), (1, 1)], tf.float64)
+  features = context_features.ContextFeatures(shapes, None, [(4, 4), (2, 2), (1, 1)], tf.float64)
   context = _context({"v": (2,), "l": (8, 8, 1), "s": (2, 2, 1)})
   first, second, third = (level.numpy() for level in features.of_levels(features.parts(context)))
   assert features.num_channels == 2 + 4 + 1

@@ -129,6 +129,50 @@ def linearized(function, x, weights):
       outputs, x, d_outputs, unconnected_gradients=tf.UnconnectedGradients.ZERO)
 
 
+def only_if(predicate, function, otherwise, *inputs):
+  """What a function of tensors returns if a predicate holds, else another tensor; gradients as well are computed then.
+
+  In graphs they evaluate the function again, within their own branch: of a `tf.cond` they would keep what they need in
+  either case, and XLA could not compile those of a branch with loops.
+
+  Args:
+    predicate: Bool scalar.
+    function: Callable, from `inputs` to a floating tensor; it may read variables.
+    otherwise: Tensor of the same shape and dtype, which gets no gradients.
+    *inputs: Floating tensors.
+
+  Returns:
+    Tensor.
+  """
+  if tf.executing_eagerly():
+    return tf.cond(predicate, lambda: function(*inputs), lambda: otherwise)
+  traced = tf.function(function, autograph=False).get_concrete_function(*inputs)
+  value = tf.stop_gradient(tf.cond(predicate, lambda: traced(*inputs), lambda: otherwise))
+  variables = traced.trainable_variables
+
+  def pull_back(d_value, sources):
+    sources = copied(sources)
+    with tf.GradientTape() as tape:
+      tape.watch(sources)
+      outputs = traced(*sources)
+    found = tape.gradient(outputs, [*sources, *variables], d_value, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.convert_to_tensor(gradient) for gradient in found]
+
+  @custom_gradient
+  def with_gradients(value, *sources):
+
+    def gradients(d_value):
+      own = sources[:len(inputs)]
+      found = tf.cond(predicate, lambda: pull_back(d_value, own), lambda: [tf.zeros_like(source) for source in sources])
+      for gradient, source in zip(found, sources):
+        gradient.set_shape(source.shape)
+      return tf.zeros_like(value), *found
+
+    return tf.identity(value), gradients
+
+  return with_gradients(value, *inputs, *map(tf.convert_to_tensor, variables))
+
+
 def not_differentiable(value, *arguments):
   """`value`, whose gradient with respect to `arguments` is NaN wherever there is one: never taken for zero."""
 

@@ -245,12 +245,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   @property
   def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
     """Shape of one `context`, or a dict of them; `None` where calls take no context."""
-    return contexts.as_public(self._context_shapes())
+    found = (child.context_shape for child in self._children)
+    return next((shape for shape in found if shape is not None), None)
 
   def _context_shapes(self):
-    """As `contexts.checked_context_shape` returns it."""
-    found = (child._context_shapes() for child in self._children)
-    return next((shapes for shapes in found if shapes is not None), None)
+    return contexts.checked_context_shape(self.context_shape)
 
   @property
   def can_be_recalled(self) -> bool:
@@ -444,16 +443,16 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     parameters = list(inspect.signature(function).parameters.values())[1:]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters) and not self._passes_arguments_on
     known = self.argument_names.union(p.name for p in parameters if p.kind != p.VAR_KEYWORD) - {_NEEDS_LOG_DET}
-    knows_contexts = type(self)._context_shapes is not OnePassBijector._context_shapes
-    if knows_contexts and self._context_shapes() is None and kwargs.get("context") is not None:
+    shapes, declares = self._context_shapes(), type(self).context_shape is not OnePassBijector.context_shape
+    if shapes is None and declares:  # It may be called with a context, but not this one.
       known -= {"context"}
     unknown = sorted(kwargs.keys() - known - {"training"})
     if unknown and (not takes_any or _NEEDS_LOG_DET in unknown):
       raise TypeError(f"`{self.name}` must be given arguments that it, or a part of it, takes: "
                       f"{', '.join(sorted(known | {'training'}))}. Received: {', '.join(unknown)}")
     arguments = {key: value for key, value in kwargs.items() if key != "training" or takes_any or key in known}
-    if self._context_shapes() is not None:
-      arguments["context"] = contexts.converted(arguments.get("context"), self._context_shapes(), self.dtype, self.name)
+    if shapes is not None:
+      arguments["context"] = contexts.converted(arguments.get("context"), shapes, self.dtype, self.name)
     return arguments
 
   def _flat_arguments(self, function, kwargs, inputs):

@@ -118,7 +118,7 @@ def _initialized_by(part, values, inverse, condition):
   flat = batching.with_one_batch_dim(values, values.shape.rank - 1 - extra)
   condition, _ = batching.flat_arguments(
       {key: batching.with_extra_dims(value, extra) for key, value in condition.items()}, leading,
-      values.shape[:1 + extra], part._context_shapes())
+      values.shape[:1 + extra], contexts.checked_context_shape(part.context_shape))
   value = initialize(flat, **condition)
   return tf.reshape(value, tf.concat([leading, tf.shape(value)[1:]], axis=0))
 
@@ -287,8 +287,9 @@ class _OfTFP(OnePassBijector):
   def num_classes(self):
     return getattr(self.bijector, "num_classes", None)
 
-  def _context_shapes(self):
-    return contexts.checked_context_shape(getattr(self.bijector, "context_shape", None))
+  @property
+  def context_shape(self):
+    return getattr(self.bijector, "context_shape", None)
 
   @property
   def is_stochastic(self):
@@ -300,7 +301,7 @@ class _OfTFP(OnePassBijector):
 
   @property
   def argument_names(self):
-    names = {"labels": self.num_classes, "context": self._context_shapes(), "training": self.is_stochastic}
+    names = {"labels": self.num_classes, "context": self.context_shape, "training": self.is_stochastic}
     return frozenset(name for name, value in names.items() if value)
 
   def _forward_and_log_det(self, x, **kwargs):

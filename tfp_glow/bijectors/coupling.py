@@ -48,8 +48,9 @@ class _Coupling(OnePassBijector):
   def argument_names(self) -> frozenset[str]:
     return frozenset() if self._own_context_shapes is None else frozenset({"context"})
 
-  def _context_shapes(self):
-    return self._own_context_shapes
+  @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    return contexts.as_public(self._own_context_shapes)
 
   def _depends_on_variables_only(self):
     return super()._depends_on_variables_only() and not elsewhere.is_read_by(self.network)

@@ -91,8 +91,9 @@ class FactorOut(OnePassBijector):
   def argument_names(self) -> frozenset[str]:
     return frozenset() if self._context is None else frozenset({"context"})
 
-  def _context_shapes(self):
-    return self._context
+  @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    return contexts.as_public(self._context)
 
   def _forward_and_log_det(self, x, context=None):
     y, log_det = self.merge(*tf.split(x, 2, axis=-1), context)
@@ -213,8 +214,9 @@ class TopPrior(OnePassBijector):
     names = {"labels": self._num_classes, "context": self._context}
     return frozenset(name for name, value in names.items() if value is not None)
 
-  def _context_shapes(self):
-    return self._context
+  @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    return contexts.as_public(self._context)
 
   def _forward_and_log_det(self, x, labels=None, context=None):
     return _color(x, *self._gaussian(labels, context))

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat, numerics
 from tfp_glow._core.validation import check_choice, check_counts, check_seed, checked_event_shape
-from tfp_glow.bijectors import contexts
+from tfp_glow.bijectors import context_features, contexts
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
@@ -137,9 +137,9 @@ class GlowBijector(WholeFlow):
     sizes = [tuple(shape[:2]) for shape in self._block_shapes]
     shapes = contexts.checked_context_shape(context_shape)
     if shapes is None:
-      contexts.check_no_network(context_network)
+      context_features.check_no_network(context_network)
       return [None] * len(sizes)
-    features = contexts.ContextFeatures(shapes, context_network, sizes, self.dtype)
+    features = context_features.ContextFeatures(shapes, context_network, sizes, self.dtype)
     self._take_context(shapes, features)
     return [features.shape(level) for level in range(len(sizes))]
 

@@ -162,8 +162,9 @@ class InvertibleResidualBlock(OnePassBijector):
   def argument_names(self) -> frozenset[str]:
     return frozenset({"training"}) | ({"context"} if self._own_context_shapes is not None else set())
 
-  def _context_shapes(self):
-    return self._own_context_shapes
+  @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    return contexts.as_public(self._own_context_shapes)
 
   def _depends_on_variables_only(self):
     return super()._depends_on_variables_only() and not elsewhere.is_read_by(self.network)
@@ -226,17 +227,17 @@ class InvertibleResidualBlock(OnePassBijector):
     self._event_shape = event_shape
 
   def _inverse_and_log_det(self, y, training=False, needs_log_det=True, context=None):
-    context, weights = self._prepared(y, context)
+    weights, weights_of_log_det = self._prepared(y, context)
     if not needs_log_det:
       return y + self._branch(y, weights), tf.zeros(tf.shape(y)[:1], y.dtype)
-    return self._residual(y, weights, training, context)
+    return self._residual(y, weights_of_log_det, training)
 
   def _forward_and_log_det(self, x, training=False, needs_log_det=True, context=None):
-    context, weights = self._prepared(x, context)
+    weights, weights_of_log_det = self._prepared(x, context)
     y = solve(self._branch, x, weights, self._tolerance, self._max_iterations, self.name)
     if not needs_log_det:
       return y, tf.zeros(tf.shape(x)[:1], x.dtype)
-    return y, -self._residual(y, weights, training, context)[1]
+    return y, -self._residual(y, weights_of_log_det, training)[1]
 
   def _initialize(self, y, context=None):
     self._measure_norms(y)
@@ -252,10 +253,13 @@ class InvertibleResidualBlock(OnePassBijector):
       layer.update_spectral_norm()
 
   def _prepared(self, y, context):
-    """The context that is for events like `y`, and the weights with it."""
+    """The weights for events like `y`, and those for what a log-det is computed from, which may be copies of each."""
     self.build(y.shape[1:])
     context = contexts.of_size(context, y.shape)
-    return context, self._weights(context)
+    weights, count = self._weights(context), log_dets.num_copies(y.shape[1:].num_elements())
+    if context is None or self.is_stochastic or count == 1:
+      return weights, weights
+    return weights, self._weights(tf.nest.map_structure(lambda t: tf.repeat(t, count, axis=0), context))
 
   def _weights(self, context):
     """What `_branch` takes: all but the inputs, a tuple."""
@@ -267,11 +271,8 @@ class InvertibleResidualBlock(OnePassBijector):
     weights, *context = weights
     return lipschitz.run(self.network, [y, *context] if context else y, weights)
 
-  def _residual(self, y, weights, training, context):
+  def _residual(self, y, weights, training):
     if not self.is_stochastic:
-      count = log_dets.num_copies(y.shape[1:].num_elements())
-      if context is not None and count > 1:
-        weights = self._weights(tf.nest.map_structure(lambda t: tf.repeat(t, count, axis=0), context))
       return log_dets.exact(self._branch, y, weights)
     seed = tf.convert_to_tensor(self._noise_seed.value)
     return self._estimators[training](self._branch, y, weights, seed)

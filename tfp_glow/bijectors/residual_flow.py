@@ -17,7 +17,7 @@ from tfp_glow._core.validation import (
   checked_dtype,
   checked_event_shape,
 )
-from tfp_glow.bijectors import contexts
+from tfp_glow.bijectors import context_features, contexts
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.composition import Sequence
 from tfp_glow.bijectors.leaving import Flatten, HalfLeaves
@@ -240,10 +240,10 @@ class ResidualFlowBijector(WholeFlow, Sequence):
 def _context_features(context_shapes, context_network, shape, num_scales, squeeze_first, dtype):
   """`ContextFeatures` for all scales of a flow, `None` if there is no context."""
   if context_shapes is None:
-    contexts.check_no_network(context_network)
+    context_features.check_no_network(context_network)
     return None
   sizes = [tuple(size // 2**(scale + squeeze_first) for size in shape[:2]) for scale in range(num_scales)]
-  return contexts.ContextFeatures(context_shapes, context_network, sizes, dtype)
+  return context_features.ContextFeatures(context_shapes, context_network, sizes, dtype)
 
 
 def _entrance(shape, logit_alpha, mean_and_deviation, dtype):

@@ -300,8 +300,9 @@ class Scan(OnePassBijector):
         lambda t: tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t), stacks)
     return lambda k: tf.nest.map_structure(lambda array: array.read(k), arrays)
 
-  def _context_shapes(self):
-    return self.template._context_shapes()
+  @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    return self.template.context_shape
 
   def _walk(self, y, **kwargs):
     for k, values in enumerate(self._rows()):

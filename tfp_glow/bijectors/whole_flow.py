@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat
 from tfp_glow._core.numerics import at_least_one
+from tfp_glow.bijectors import contexts
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.networks import elsewhere
 
@@ -36,14 +37,15 @@ class WholeFlow(OnePassBijector):
 
     Args:
       shapes: Of `contexts.checked_context_shape`, not `None`.
-      features: `contexts.ContextFeatures`.
+      features: `ContextFeatures`.
     """
     self._own_context_shapes = _compat.untracked(self, shapes)
     self._context_features = _compat.untracked(self, features)
     self._adopt(features.variables)
 
-  def _context_shapes(self):
-    return self._own_context_shapes
+  @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    return contexts.as_public(self._own_context_shapes)
 
   @property
   def argument_names(self) -> frozenset[str]:

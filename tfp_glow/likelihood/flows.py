@@ -19,7 +19,7 @@ def flow_of(distribution):
   return as_one_pass(bijector, distribution.dtype, distribution.event_shape.rank)
 
 
-def initialize(distribution, values):
+def initialize(distribution, values, condition=None):
   """Data-dependent initialisation of all flows in a distribution, as `OnePassBijector.initialize`.
 
   Those of a mixture's components all get the same data.
@@ -27,14 +27,17 @@ def initialize(distribution, values):
   Args:
     distribution: `tfd.Distribution`.
     values: Tensor `[N] + event_shape`, a batch of typical data.
+    condition: Dict of arguments that the bijector cannot do without: its context, if it has any.
   """
   if not _learns(distribution):
     return  # Parameters may have a batch, which values have not.
   flow = flow_of(distribution)
   if flow is not None:
-    flow.initialize(values)
+    condition = condition or {}
+    flow.initialize(values, **condition)
     if _learns(distribution.distribution):
-      initialize(distribution.distribution, flow.inverse_and_log_det(values, **flow.any_condition(values))[0])
+      latents, _ = flow.inverse_and_log_det(values, **flow.any_condition(values) | condition)
+      initialize(distribution.distribution, latents)
     return
   for component in _components(distribution):
     initialize(component, values)

@@ -4,8 +4,9 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow._core import precision
+from tfp_glow.bijectors import batching
 from tfp_glow.bijectors.composition import Sequence, latent_side_of
-from tfp_glow.likelihood import dequantize, flows, latents
+from tfp_glow.likelihood import classes, dequantize, flows, latents
 from tfp_glow.likelihood.image_spec import ImageSpec
 
 tfd = tfp.distributions
@@ -15,7 +16,7 @@ class ImageLikelihood:
   """Images in, log-probabilities and latents out, and back: pure functions of tensors.
 
   `FlowModel` and its SavedModel are both made of these, and so agree. Compositions, of this package or of TFP, are one
-  pass each.
+  pass each. What methods take as `condition` is a dict, see `ImageSpec`.
   """
 
   def __init__(self, distribution, num_bits):
@@ -40,13 +41,14 @@ class ImageLikelihood:
     self.distribution = distribution
     self._flow = flows.flow_of(distribution)
     self.spec = ImageSpec(distribution.event_shape, distribution.dtype, num_bits,
-                          None if self._flow is None else self._flow.num_classes)
+                          None if self._flow is None else self._flow.num_classes,
+                          None if self._flow is None else self._flow.context_shape)
 
   def build(self):
     """Has those bijectors make their variables that make them when they are first called."""
     if not getattr(getattr(self.distribution, "bijector", None), "built", False):
       values = tf.zeros([1] + self.spec.event_shape.as_list(), self.spec.dtype)
-      self.log_density(values, **({} if self._flow is None else self._flow.any_condition(values)))
+      self.log_density(values, None if self._flow is None else self._flow.any_condition(values))
 
   @property
   def num_dims(self):
@@ -112,54 +114,88 @@ class ImageLikelihood:
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(num_odd, 0), [message, num_odd])]):
       return dequantize.quantize(values, self.spec.num_bits)
 
-  def log_prob(self, images, labels=None, noise_seed=None, training=False):
-    """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`."""
-    return self._discrete(self.log_density(self.to_values(images, noise_seed), labels, training))
+  def log_prob(self, images, condition=None, noise_seed=None, training=False, labels_are_known=False):
+    """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`.
 
-  def log_prob_and_features(self, images, labels, noise_seed=None, training=False):
+    That of an image whose label is `UNKNOWN` is the mean over all classes, unless labels are known.
+    """
+    values = self.to_values(images, noise_seed)
+    return self._discrete(self.log_density(values, condition, training, labels_are_known))
+
+  def log_prob_of_classes(self, images, condition):
+    """`log_prob` of each image in each class, `[N, num_classes]`; the labels of the condition do not matter."""
+    values, condition = self.to_values(images), classes.with_known_labels(self.spec.condition(condition))
+    z, log_det = self._pass(values, condition)
+    return self._discrete(self._log_density_of_classes(values, z, log_det, condition))
+
+  def log_prob_and_features(self, images, condition, noise_seed=None, training=False):
     """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
-    z, log_density = self._latents_and_log_density(self.to_values(images, noise_seed), labels, training)
-    features = latent_side_of(self._flow).class_features(z, **self.spec.condition(labels))
+    z, log_density = self._latents_and_log_density(self.to_values(images, noise_seed), condition, training)
+    flow = latent_side_of(self._flow)
+    known = classes.with_known_labels(self.spec.condition(condition))
+    features = flow.class_features(z, **_taken_by(flow, known))
     return self._discrete(log_density), features
 
-  def log_prob_and_features_of_scales(self, images, noise_seed=None, training=False):
+  def log_prob_and_features_of_scales(self, images, condition=None, noise_seed=None, training=False):
     """`log_prob`, and `features_of_scales`, in one pass."""
-    log_density, features = self._log_density_and_features(self.to_values(images, noise_seed), training)
+    log_density, features = self._log_density_and_features(self.to_values(images, noise_seed), condition, training)
     return self._discrete(log_density), features
 
-  def features_of_scales(self, values, training=False):
+  def features_of_scales(self, values, condition=None, training=False):
     """What a classifier of all scales sees of dequantized images: a list of tensors `[N, h, w, c]`."""
-    return self._log_density_and_features(values, training, needs_log_det=False)[1]
+    return self._log_density_and_features(values, condition, training, needs_log_det=False)[1]
 
-  def log_density(self, values, labels=None, training=False):
+  def log_density(self, values, condition=None, training=False, labels_are_known=False):
     """Log-density of dequantized images, `[N]`, in nats; with `training` a bijector may estimate it more coarsely."""
     if self._flow is None:
-      self.spec.condition(labels)
+      self.spec.condition(condition)
       with precision.of_evaluation(training):
         return self.distribution.log_prob(values)
-    return self._latents_and_log_density(values, labels, training)[1]
+    return self._latents_and_log_density(values, condition, training, labels_are_known)[1]
 
-  def _latents_and_log_density(self, values, labels=None, training=False):
-    condition = self.spec.condition(labels)
-    if training:
-      condition["training"] = True
-    extra = values.shape.rank - 1 - self._flow.inverse_min_event_ndims
-    if "labels" in condition and extra:  # Of an event, all that is one to the bijector has the same label.
-      condition["labels"] = tf.reshape(condition["labels"], [-1] + [1] * extra)
-    with precision.of_evaluation(training):  # Of the base, too, where there may be other flows.
-      z, log_det = self._flow.inverse_and_log_det(values, **condition)
-      log_density = self.distribution.distribution.log_prob(z)
-    return z, log_density + tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))  # Of all that is one event.
+  def _latents_and_log_density(self, values, condition, training=False, labels_are_known=False):
+    condition = self.spec.condition(condition)
+    known = condition if labels_are_known else classes.with_known_labels(condition)
+    z, log_det = self._pass(values, known, training)
+    with precision.of_evaluation(training):  # There may be other flows.
+      log_density = self.distribution.distribution.log_prob(z) + log_det
+    if "labels" not in condition or labels_are_known:
+      return z, log_density
+    of_classes = lambda z, log_det: self._log_density_of_classes(values, z, log_det, known, training)
+    return z, classes.with_means_where_unknown(condition["labels"], log_density, of_classes, z, log_det)
 
-  def _log_density_and_features(self, values, training, needs_log_det=True):
+  def _log_density_of_classes(self, values, z, log_det, condition, training=False):
+    """From a pass with these labels, known ones, to the log-densities `[N, num_classes]` in all classes."""
+    base, num_classes = self.distribution.distribution, self.spec.num_classes
+    with precision.of_evaluation(training):
+      if classes.act_on_latents_alone(self._flow, z.shape.rank - 1):
+        flow = latent_side_of(self._flow)
+        z, more = classes.relabelled(flow, z, _taken_by(flow, condition), num_classes)
+        return tf.reshape(base.log_prob(z) + more, [-1, num_classes]) + log_det[:, tf.newaxis]
+
+      def of_class(label):
+        z, log_det = self._pass(values, condition | {"labels": tf.fill(tf.shape(values)[:1], label)}, training)
+        return base.log_prob(z) + log_det
+
+      return classes.of_each(of_class, num_classes, values.dtype)
+
+  def _pass(self, values, condition, training=False):
+    """Latents of dequantized images, and the log-det `[N]` of all that is one event."""
+    with precision.of_evaluation(training):
+      z, log_det = self._flow.inverse_and_log_det(values, **_arguments_of(self._flow, values, condition, training))
+    return z, tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))
+
+  def _log_density_and_features(self, values, condition, training, needs_log_det=True):
     *before, flow = self._parts_to_whole_flow()
-    condition = {"training": True} if training else {}
+    condition = self.spec.condition(condition)
     total = 0.
     with precision.of_evaluation(training):
       for part in before:
-        values, log_det = part.inverse_and_log_det(values, **condition)
+        arguments = _arguments_of(part, values, _taken_by(part, condition), training)
+        values, log_det = part.inverse_and_log_det(values, **arguments)
         total += tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))
-      z, log_det, features = flow.inverse_with_features(values, needs_log_det, **condition)
+      arguments = _arguments_of(flow, values, _taken_by(flow, condition), training)
+      z, log_det, features = flow.inverse_with_features(values, needs_log_det, **arguments)
       return self.distribution.distribution.log_prob(z) + log_det + total, features
 
   def _parts_to_whole_flow(self):
@@ -176,14 +212,15 @@ class ImageLikelihood:
     """From `log_prob`'s nats."""
     return dequantize.bits_per_dim(log_prob, self.num_dims)
 
-  def encode(self, images, labels=None):
+  def encode(self, images, condition=None):
     """Latents `[N, ...]` of images, at the midpoints of their bins."""
-    flow = self._checked_flow()
-    return flow.inverse_and_log_det(self.to_values(images), **self.spec.condition(labels))[0]
+    flow, values = self._checked_flow(), self.to_values(images)
+    return flow.inverse_and_log_det(values, **_arguments_of(flow, values, self.spec.condition(condition)))[0]
 
-  def decode(self, z, labels=None):
+  def decode(self, z, condition=None):
     """Images `[N] + event_shape` of latents `z`."""
-    return self.to_images(self._checked_flow().forward(z, **self.spec.condition(labels)))
+    flow = self._checked_flow()
+    return self.to_images(flow.forward(z, **_arguments_of(flow, z, self.spec.condition(condition), inverse=False)))
 
   def _checked_flow(self):
     if self._flow is None:
@@ -201,15 +238,16 @@ class ImageLikelihood:
       return latents.temperature_of_none(temperature, self.distribution)
     return self.latents.checked_temperature(temperature)
 
-  def sample(self, num_samples, temperature, seed, labels=None):
-    """New images `[num_samples] + event_shape`; arguments as `Latents.sample`, and integer labels `[num_samples]`."""
+  def sample(self, num_samples, temperature, seed, condition=None):
+    """New images `[num_samples] + event_shape`; arguments as `Latents.sample`, and the condition of each of them."""
     if self._flow is None:
       return self.to_images(self.distribution.sample(num_samples, seed=seed))
-    return self.decode(self.latents.sample(num_samples, temperature, seed), labels)
+    return self.decode(self.latents.sample(num_samples, temperature, seed), condition)
 
-  def initialize(self, values):
-    """Data-dependent initialisation of all flows in the distribution, from dequantized images."""
-    flows.initialize(self.distribution, values)
+  def initialize(self, values, context=None):
+    """Data-dependent initialisation of all flows in the distribution, from dequantized images and their contexts."""
+    condition = {} if context is None else _arguments_of(self._flow, values, {"context": context})
+    flows.initialize(self.distribution, values, condition)
 
   @property
   def is_initialized(self):
@@ -220,15 +258,30 @@ class ImageLikelihood:
     """Has bijectors follow an update of the weights, wherever they are in the distribution."""
     flows.after_update(self.distribution)
 
-  def walk(self, values, labels=None):
+  def walk(self, values, condition=None):
     """`OnePassBijector.walk` of dequantized images, through all that lies between them and the innermost latents.
 
     As in training: a precision in which that fails may be the reason.
     """
-    distribution, condition = self.distribution, self.spec.condition(labels) | {"training": True}
+    condition = classes.with_known_labels(self.spec.condition(condition)) | {"training": True}
+    distribution = self.distribution
     flow = self._flow
     while flow is not None:
       for name, values, log_det in flow.walk(values, **condition):
         yield name, values, log_det
       distribution, condition = distribution.distribution, {"training": True}
       flow = flows.flow_of(distribution)
+
+
+def _arguments_of(flow, values, condition, training=False, inverse=True):
+  """Those of a pass: of an event, all that is one to the flow has the same condition."""
+  extra = values.shape.rank - 1 - flow.event_shape_of(inverse).rank
+  if extra:
+    condition = {key: batching.with_extra_dims(value, extra) for key, value in condition.items()}
+  return condition | ({"training": True} if training else {})
+
+
+def _taken_by(bijector, condition):
+  """What a part of a composition takes of a condition, as far as it says so."""
+  names = getattr(bijector, "argument_names", condition)
+  return {key: value for key, value in condition.items() if key in names}

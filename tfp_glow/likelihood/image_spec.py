@@ -1,14 +1,21 @@
-"""`ImageSpec`: which images and labels a model takes."""
+"""`ImageSpec`: which images, labels and contexts a model takes."""
 
 import tensorflow as tf
 
 from tfp_glow.likelihood import dequantize
 
+# The label of an image whose class nobody knows.
+UNKNOWN = -1
+
 
 class ImageSpec:
-  """Shape, dtype and classes of the images of a model, and checks against them."""
+  """Shape, dtype, classes and contexts of the images of a model, and checks against them.
 
-  def __init__(self, event_shape, dtype, num_bits, num_classes):
+  A condition is what a model is told of images: a dict with the keys `"labels"` and `"context"`, each of them absent or
+  `None` where there is nothing to tell.
+  """
+
+  def __init__(self, event_shape, dtype, num_bits, num_classes, context_shape=None):
     """Creates the spec.
 
     Args:
@@ -16,6 +23,8 @@ class ImageSpec:
       dtype: Floating dtype of the values that the model computes with.
       num_bits: Python `int`, 1 .. 8, for uint8 images; `None` for continuous data.
       num_classes: Python `int`; `None`: the images have no classes.
+      context_shape: Tuple of `int`s, the shape of the context of one image, or a dict of them by names; `None`: the
+        images have none.
 
     Raises:
       ValueError: if `num_bits` is not as above.
@@ -26,6 +35,7 @@ class ImageSpec:
     self.dtype = tf.as_dtype(dtype)
     self.num_bits = num_bits
     self.num_classes = num_classes
+    self.context_shape = context_shape
 
   @property
   def image_dtype(self):
@@ -55,22 +65,57 @@ class ImageSpec:
     if not shape.is_compatible_with(tf.TensorShape([None]).concatenate(self.event_shape)):
       raise ValueError(f"`images` must have shape {[None] + self.event_shape.as_list()}. Received: {shape}")
 
-  def condition(self, labels):
-    """Keyword arguments of the bijector for these labels.
+  def taken(self, condition):
+    """Of what came with images that which the model takes: data may hold more, which is not used."""
+    takes = {"labels": self.num_classes is not None, "context": self.context_shape is not None}
+    return {key: value for key, value in condition.items() if takes[key]}
+
+  def condition(self, condition):
+    """Keyword arguments of the bijector: int32 `labels`, and a `context` in the dtype of the values.
+
+    Args:
+      condition: Dict, or `None` for an empty one: `labels` `[N]`, which may be `UNKNOWN`, or one for all; `context`
+        `[N] + context_shape`.
 
     Raises:
-      ValueError: if labels are missing, given where there are no classes, or not of shape `[N]`.
-      TypeError: if they are not integers.
+      ValueError: if there is less or more than the model takes, or a shape does not fit.
+      TypeError: if labels are not integers, or contexts not floating.
     """
+    condition = condition or {}
+    labels = self.checked_labels(condition.get("labels"))
+    context = self.checked_context(condition.get("context"))
+    return ({} if labels is None else {"labels": labels}) | ({} if context is None else {"context": context})
+
+  def checked_labels(self, labels):
+    """Labels as an int32 tensor, `None` where there are none; raises as `condition`."""
     if labels is not None and not hasattr(labels, "shape"):
       labels = tf.convert_to_tensor(labels)
     self.check_labels(labels)
     if labels is None:
-      return {}
+      return None
     labels = tf.convert_to_tensor(labels)
     if labels.dtype.size > 4:  # Too large ones would come round to others.
-      labels = tf.where(tf.cast(tf.cast(labels, tf.int32), labels.dtype) == labels, labels, tf.cast(-1, labels.dtype))
-    return {"labels": tf.cast(labels, tf.int32)}
+      none = tf.cast(UNKNOWN - 1, labels.dtype)
+      labels = tf.where(tf.cast(tf.cast(labels, tf.int32), labels.dtype) == labels, labels, none)
+    return tf.cast(labels, tf.int32)
+
+  def checked_context(self, context, is_batch=True):
+    """A context, or a dict of them, as tensors of the dtype of the values; `None` where there are none.
+
+    Args:
+      context: Array or tensor, or a dict of them, or `None`.
+      is_batch: Python `bool`: whether each image must have one of its own. Else there may be one for all.
+
+    Raises:
+      ValueError: if it is missing, or superfluous, or its shape or keys do not fit.
+      TypeError: if it is not floating.
+    """
+    if isinstance(context, dict):
+      context = {name: tf.convert_to_tensor(part) for name, part in context.items()}
+    elif context is not None:
+      context = tf.convert_to_tensor(context)
+    self.check_context(context, is_batch)
+    return None if context is None else tf.nest.map_structure(lambda part: tf.cast(part, self.dtype), context)
 
   def check_labels(self, labels):
     """Checks `None` or anything with a `dtype` and a `shape`; raises as `condition`."""
@@ -85,3 +130,36 @@ class ImageSpec:
       raise TypeError(f"`labels` must be integers. Received: {dtype.name}")
     if shape.rank not in (None, 0, 1):
       raise ValueError(f"`labels` must be one integer for each image, shape [N]. Received: shape {shape}")
+
+  def check_context(self, context, is_batch=True):
+    """Checks `None`, or anything with a `dtype` and a `shape`, or a dict; raises as `checked_context`."""
+    if (context is None) != (self.context_shape is None):
+      raise ValueError(
+          f"`context` must be given: the model takes contexts of shape {self.context_shape}. Received: None"
+          if context is None else f"`context` must be None: the model takes no contexts. Received: {context!r}")
+    if context is None:
+      return
+    for name, part, shape in self.context_parts(context):
+      dtype, found, one = tf.as_dtype(part.dtype), tf.TensorShape(part.shape), tf.TensorShape(shape)
+      if not dtype.is_floating:
+        raise TypeError(f"`{name}` must be floating, scaled as the flow is to see it. Received: {dtype.name}")
+      if not found.is_compatible_with(tf.TensorShape([None]).concatenate(one)) and (
+          is_batch or not found.is_compatible_with(one)):
+        expected = f"{[None, *shape]}" + f", or {list(shape)}, one for all" * (not is_batch)
+        raise ValueError(f"`{name}` must have shape {expected}. Received: {found}")
+
+  def context_parts(self, context):
+    """The contexts of an image, in the order of `tf.nest`: a name for errors, what was given, and the shape of each.
+
+    Raises:
+      ValueError: if there is a dict where there should be a tensor, or the other way round, or keys do not fit.
+    """
+    if not isinstance(self.context_shape, dict):
+      if isinstance(context, dict):
+        raise ValueError(f"`context` must be one tensor, of shape {[None, *self.context_shape]}. "
+                         f"Received: a dict with the keys {list(context)}")
+      return [("context", context, self.context_shape)]
+    if not isinstance(context, dict) or context.keys() != self.context_shape.keys():
+      raise ValueError(f"`context` must be a dict with the keys {sorted(self.context_shape)}. Received: " + (
+          f"one with the keys {list(context)}" if isinstance(context, dict) else "no dict"))
+    return [(f"context[{name!r}]", context[name], shape) for name, shape in sorted(self.context_shape.items())]

@@ -36,11 +36,13 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
                                                         images [N, num_steps, H, W, C]
   ```
 
-  `N` may be anything. A class-conditional model takes `labels`, int32 [N], as well; in `interpolate` they are those of
-  both images of a pair. `serving_default` is `log_prob`. Images are dequantized at the midpoints of their bins, so that
-  answers are deterministic; `log_prob` is in nats per image. `interpolate` goes on the straight lines between latents,
-  at equal distances. A distribution without latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample`
-  only. One whose bijector estimates log-dets has `log_det_estimator() -> log_det_estimator`, too: a string, says how.
+  `N` may be anything. A class-conditional model takes `labels`, int32 [N], as well, a conditional one `context`, of the
+  dtype of its flow, [N] + context_shape; of a dict of contexts each is an input, `context_` and its name. In
+  `interpolate` they are those of both images of a pair, in `sample` there is one for each sample. `serving_default` is
+  `log_prob`. Images are dequantized at the midpoints of their bins, so that answers are deterministic; `log_prob` is in
+  nats per image. `interpolate` goes on the straight lines between latents, at equal distances. A distribution without
+  latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample` only. One whose bijector estimates log-dets has
+  `log_det_estimator() -> log_det_estimator`, too: a string, says how.
 
   #### Example
 
@@ -83,7 +85,8 @@ def export(likelihood, path, warm_up_batch_sizes, class_probabilities=None, vari
     likelihood: `ImageLikelihood`.
     path: As of `export_distribution`.
     warm_up_batch_sizes: As of `export_distribution`.
-    class_probabilities: Callable, from images to a tensor `[N, num_classes]`; `None`: there is no classifier.
+    class_probabilities: Callable, from images and a condition to a tensor `[N, num_classes]`; `None`: there is no
+      classifier.
     variables: List of `tf.Variable`s of the classifier.
   """
   path = _checked_path(path)

@@ -10,21 +10,21 @@ def signatures(likelihood, class_probabilities=None):
 
   Args:
     likelihood: `ImageLikelihood`, built.
-    class_probabilities: Callable, from images to a tensor `[N, num_classes]`; `None`: there is no such signature.
+    class_probabilities: Callable, from images and a condition to a tensor `[N, num_classes]`; `None`: there is no such
+      signature.
   """
   made = _Signatures(likelihood)
   made.add("log_prob", made.log_prob, made.images("images"))
   if likelihood.has_latents:
     latents = likelihood.latents
-    made.add("encode", made.encode, made.images("images"))
+    made.add("encode", made.of_images(likelihood.encode, "latent"), made.images("images"))
     made.add("decode", made.decode, tf.TensorSpec([None] + latents.event_shape.as_list(), latents.dtype, "latent"))
     made.add("interpolate", made.interpolate, made.images("first"), made.images("second"),
              tf.TensorSpec([], tf.int32, "num_steps"))
   made.add("sample", made.sample, tf.TensorSpec([], tf.int32, "num_samples"),
            tf.TensorSpec([], tf.float32, "temperature"), tf.TensorSpec([2], tf.int32, "seed"))
   if class_probabilities is not None:
-    made.add("class_probabilities", lambda images: {"class_probabilities": class_probabilities(images)},
-             made.images("images"))
+    made.add("class_probabilities", made.of_images(class_probabilities, "class_probabilities"), made.images("images"))
   if likelihood.log_det_estimator is not None:
     made.functions["log_det_estimator"] = tf.function(
         lambda: {"log_det_estimator": tf.constant(likelihood.log_det_estimator)}, input_signature=[], autograph=False)
@@ -37,7 +37,7 @@ class _Signatures:
   def __init__(self, likelihood):
     self._likelihood = likelihood
     self._event_shape = likelihood.spec.event_shape.as_list()
-    self._labels = [] if likelihood.spec.num_classes is None else [tf.TensorSpec([None], tf.int32, "labels")]
+    self._condition = _condition_specs(likelihood.spec)
     self.functions = {}
 
   def images(self, name):
@@ -45,50 +45,69 @@ class _Signatures:
     return tf.TensorSpec([None] + self._event_shape, self._likelihood.spec.image_dtype, name)
 
   def add(self, name, function, *specs):
-    """Makes a signature of a function of such tensors, and of labels if the model takes some."""
-    self.functions[name] = tf.function(function, input_signature=list(specs) + self._labels, autograph=False)
+    """Makes a signature of a function of such tensors, and of a condition if the model takes one."""
+    of_condition = tf.nest.flatten(self._condition)
 
-  def log_prob(self, images, labels=None):
-    labels = _checked_labels(labels, images)
-    nats = self._likelihood.log_prob(images, labels)
+    def signature(*tensors):
+      own, condition = tensors[:len(specs)], tensors[len(specs):]
+      return function(*own, tf.nest.pack_sequence_as(self._condition, condition))
+
+    self.functions[name] = tf.function(signature, input_signature=[*specs, *of_condition], autograph=False)
+
+  def log_prob(self, images, condition):
+    condition = self._checked(condition, images)
+    nats = self._likelihood.log_prob(images, condition, labels_are_known=True)
     return {"log_prob": nats, "bits_per_dim": self._likelihood.bits_per_dim(nats)}
 
-  def encode(self, images, labels=None):
-    labels = _checked_labels(labels, images)
-    return {"latent": self._likelihood.encode(images, labels)}
+  def of_images(self, function, name):
+    """What a function of images and their condition returns, as the output of that name."""
+    return lambda images, condition: {name: function(images, self._checked(condition, images))}
 
-  def decode(self, latent, labels=None):
-    labels = _checked_labels(labels, latent)
-    return {"images": self._likelihood.decode(latent, labels)}
+  def decode(self, latent, condition):
+    return {"images": self._likelihood.decode(latent, self._checked(condition, latent))}
 
-  def sample(self, num_samples, temperature, seed, labels=None):
+  def sample(self, num_samples, temperature, seed, condition):
     num_samples = _at_least(0, "num_samples", num_samples)
     if "decode" not in self.functions:
       return {"images": self._likelihood.sample(num_samples, temperature, seed)}
-    return {"images": self._call("decode", self._likelihood.latents.sample(num_samples, temperature, seed), labels)}
+    latent = self._likelihood.latents.sample(num_samples, temperature, seed)
+    return {"images": self._call("decode", latent, condition)}
 
-  def interpolate(self, first, second, num_steps, labels=None):
+  def interpolate(self, first, second, num_steps, condition):
     num_steps = _at_least(2, "num_steps", num_steps)
-    z0, z1 = self._call("encode", first, labels), self._call("encode", second, labels)
+    z0, z1 = self._call("encode", first, condition), self._call("encode", second, condition)
     # One image would be paired with all of the others.
     z0 = _after([tf.debugging.assert_equal(
         tf.shape(z0)[0], tf.shape(z1)[0], "`first` and `second` must be as many images.")], z0)
     lines = _lines(z0, z1, num_steps)
     flat = tf.reshape(lines, tf.concat([[-1], tf.shape(lines)[2:]], axis=0))
-    images = self._call("decode", flat, None if labels is None else tf.repeat(labels, num_steps))
+    repeated = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, num_steps, axis=0), condition)
+    images = self._call("decode", flat, repeated)
     return {"images": tf.reshape(images, tf.concat([tf.shape(lines)[:2], self._event_shape], axis=0))}
 
-  def _call(self, name, tensor, labels):
-    outputs, = self.functions[name](tensor, *[] if labels is None else [labels]).values()
+  def _call(self, name, tensor, condition):
+    outputs, = self.functions[name](tensor, *tf.nest.flatten(condition)).values()
     return outputs
 
+  def _checked(self, condition, events):
+    """A condition that is there only if there is one for each event: elsewhere one would do for all."""
+    check = lambda tensor, message: _after(
+        [tf.debugging.assert_equal(tf.shape(tensor)[:1], tf.shape(events)[:1], message)], tensor)
+    messages = {"labels": "`labels` must be one integer for each image.",
+                "context": "`context` must be one for each image."}
+    return {key: tf.nest.map_structure(lambda tensor, key=key: check(tensor, messages[key]), value)
+            for key, value in condition.items()}
 
-def _checked_labels(labels, events):
-  """Labels that are there only if there are as many as events: elsewhere one would do for all."""
-  if labels is None:
-    return None
-  return _after([tf.debugging.assert_equal(
-      tf.shape(labels), tf.shape(events)[:1], "`labels` must be one integer for each image.")], labels)
+
+def _condition_specs(spec):
+  """A condition of `tf.TensorSpec`s, with what a model takes."""
+  specs = {} if spec.num_classes is None else {"labels": tf.TensorSpec([None], tf.int32, "labels")}
+  of_context = lambda shape, name: tf.TensorSpec([None, *shape], spec.dtype, name)
+  if isinstance(spec.context_shape, dict):
+    specs["context"] = {key: of_context(shape, f"context_{key}") for key, shape in spec.context_shape.items()}
+  elif spec.context_shape is not None:
+    specs["context"] = of_context(spec.context_shape, "context")
+  return specs
 
 
 def _at_least(minimum, name, number):

@@ -7,27 +7,35 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow._core.validation import is_int, is_number
+from tfp_glow.likelihood.image_spec import UNKNOWN
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.training import divergence, sources
 
 
 def unpack(batch):
-  """Images and labels, `None` where there are none, of a batch.
+  """Images of a batch, and what came with them.
 
   Args:
-    batch: Images, `(images, labels)`, or `{"image": images, "label": labels}`; or the specs of one.
+    batch: Images, `(images, labels)`, `(images, {"label": labels, "context": context})`, or one dict
+      `{"image": images, "label": labels, "context": context}`; or the specs of one. Dicts may hold more, and less.
+
+  Returns:
+    images: As they were.
+    condition: Dict, `labels` and `context` as far as there are any; see `ImageSpec`.
 
   Raises:
     ValueError: if the batch has weights, or is a dict without `"image"`.
   """
-  x, labels, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+  x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
   if sample_weight is not None:
     raise ValueError("`sample_weight` must be None: every image counts the same. Received: a batch with weights")
+  given = y if isinstance(y, dict) else {"label": y}
   if isinstance(x, dict):
     if "image" not in x:
       raise ValueError(f"A batch that is a dict must have the key 'image'. Received: {sorted(x)}")
-    x, labels = x["image"], x.get("label", labels)
-  return x, labels
+    x, given = x["image"], given | x
+  found = {"labels": given.get("label"), "context": given.get("context")}
+  return x, {key: value for key, value in found.items() if value is not None}
 
 
 def check_data(spec, x, y, batch_size, kwargs):
@@ -36,13 +44,13 @@ def check_data(spec, x, y, batch_size, kwargs):
   Args:
     spec: `ImageSpec`.
     x: As of `sources.source_of`.
-    y: Labels, or `None`.
+    y: Labels, or a dict of labels and contexts, or `None`.
     batch_size: Positive `int`, or `None`.
     kwargs: Dict, the other arguments.
 
   Raises:
-    TypeError: if `x` is something else, or images or labels have another dtype.
-    ValueError: if `x` is empty, images or labels do not fit, or there are weights.
+    TypeError: if `x` is something else, or images, labels or contexts have another dtype.
+    ValueError: if `x` is empty, images, labels or contexts do not fit, or there are weights.
   """
   if batch_size is not None and not is_int(batch_size):
     raise ValueError(f"`batch_size` must be a positive `int`, or None. Received: {batch_size!r}")
@@ -55,39 +63,89 @@ def check_data(spec, x, y, batch_size, kwargs):
     return
   if source.is_empty():
     raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
-  images, labels = unpack(specs)
+  images, condition = unpack(specs)
   spec.check_images(images)
-  if spec.num_classes is None:
-    return  # Images may come with labels, which are not used.
+  condition = spec.taken(condition)
+  labels, context = condition.get("labels"), condition.get("context")
   spec.check_labels(labels)
+  spec.check_context(context)
   if isinstance(labels, np.ndarray):
-    checked_labels(spec, labels, len(images))
+    checked_labels(spec, labels, len(images), may_be_unknown=True)
+  if any(isinstance(part, np.ndarray) for part in tf.nest.flatten(context)):
+    checked_context(spec, context, len(images))
 
 
-def checked_images(spec, images, labels):
-  """Images and labels as tensors; raises as the spec and `checked_labels`, or if images are not finite."""
+def checked_images(spec, images):
+  """Images as a tensor; raises as the spec, or `ValueError` if they are not finite."""
   images = spec.checked_images(images)
   if images.dtype.is_floating:
     check_finite("images", images)
-  return images, checked_labels(spec, labels, len(images))
+  return images
 
 
-def checked_labels(spec, labels, count):
+def checked_condition(spec, labels, context, count, may_be_unknown=False):
+  """What so many images are told, a dict of `checked_labels` and `checked_context`, as far as the model takes them."""
+  labels, context = checked_labels(spec, labels, count, may_be_unknown), checked_context(spec, context, count)
+  return ({} if labels is None else {"labels": labels}) | ({} if context is None else {"context": context})
+
+
+def checked_labels(spec, labels, count, may_be_unknown=False):
   """Labels of so many images, int32 `[count]`, of one label for all, too; `None` where there are no classes.
+
+  Args:
+    spec: `ImageSpec`.
+    labels: Integers `[count]`, or one, or `None`.
+    count: Python `int`.
+    may_be_unknown: Python `bool`: whether they may be `UNKNOWN`.
 
   Raises:
     TypeError: if they are not integers.
     ValueError: if there are not `count` labels of the classes.
   """
-  condition = spec.condition(labels)
-  if not condition:
+  labels = spec.checked_labels(labels)
+  if labels is None:
     return None
-  labels = condition["labels"]
   if labels.shape.rank == 0:
     labels = tf.fill([count], labels)
-  if labels.shape != [count] or bool(tf.reduce_any((labels < 0) | (labels >= spec.num_classes))):
-    raise ValueError(f"`labels` must be {count} integers in 0 .. {spec.num_classes - 1}. Received: {labels}")
+  least = UNKNOWN if may_be_unknown else 0
+  if labels.shape != [count] or bool(tf.reduce_any((labels < least) | (labels >= spec.num_classes))):
+    unknown = (f", or {UNKNOWN} for an image of unknown class" if may_be_unknown else
+               f" ({UNKNOWN}, an unknown class, is for log-probabilities alone)")
+    raise ValueError(f"`labels` must be {count} integers in 0 .. {spec.num_classes - 1}{unknown}. Received: {labels}")
   return labels
+
+
+def checked_context(spec, context, count):
+  """Contexts of so many images, `[count] + context_shape`, of one context for all, too; `None` where there are none.
+
+  Raises:
+    TypeError: if they are not floating.
+    ValueError: if they are missing or superfluous, not `count` ones of the right shape, or not finite.
+  """
+  context = spec.checked_context(context, is_batch=False)
+  if context is None:
+    return None
+  return tf.nest.pack_sequence_as(context, [_of_each_image(*part, count) for part in spec.context_parts(context)])
+
+
+def _of_each_image(name, context, shape, count):
+  if context.shape.rank == len(shape):
+    context = tf.broadcast_to(context, [count, *shape])
+  if context.shape[0] != count:
+    raise ValueError(f"`{name}` must be {count} contexts, one for each image. Received: {context.shape[0]}")
+  check_finite(name, context)
+  return context
+
+
+def checked_prior(prior, num_classes):
+  """A NumPy float64 array, for `None` equal probabilities; raises `ValueError` for what are none of the classes."""
+  if prior is None:
+    return np.full([num_classes], 1. / num_classes)
+  values = np.asarray(prior)
+  is_right = values.shape == (num_classes,) and values.dtype.kind in "fiu" and bool(np.all(values >= 0.))
+  if not is_right or not np.isclose(values.sum(dtype=np.float64), 1., rtol=0., atol=1e-5):
+    raise ValueError(f"`prior` must be {num_classes} probabilities whose sum is 1, or None. Received: {prior!r}")
+  return values.astype(np.float64)
 
 
 def check_finite(name, values):

@@ -76,13 +76,13 @@ def message(step, what, received):
           f"Received: {received}")
 
 
-def first_non_finite(likelihood, images, labels, noise_seed, trained, gradients_are_finite):
+def first_non_finite(likelihood, images, condition, noise_seed, trained, gradients_are_finite):
   """Computes a training step's loss again, part after part, and finds where it goes wrong.
 
   Args:
     likelihood: `ImageLikelihood`.
     images: Tensor `[N] + event_shape`, the batch.
-    labels: Integer tensor `[N]`, or `None`.
+    condition: Dict of what is known of the images, see `ImageSpec`.
     noise_seed: Integer tensor `[2]` of the dequantization noise.
     trained: List of variables.
     gradients_are_finite: Bools, of the gradients that those variables got.
@@ -91,7 +91,7 @@ def first_non_finite(likelihood, images, labels, noise_seed, trained, gradients_
     what: Python `str`, the quantity with the part of the model that it belongs to.
     received: Python `str`, what was found there.
   """
-  for what, tensor in _quantities(likelihood, images, labels, noise_seed):
+  for what, tensor in _quantities(likelihood, images, condition, noise_seed):
     if not np.isfinite(tensor).all():
       return what, describe(tensor)
   # From the latents back to the data: the order of backpropagation.
@@ -101,15 +101,17 @@ def first_non_finite(likelihood, images, labels, noise_seed, trained, gradients_
   return "the loss", "finite values when computed again: rounding decides"
 
 
-def _quantities(likelihood, images, labels, noise_seed):
+def _quantities(likelihood, images, condition, noise_seed):
   """Yields names and tensors, in the order in which one depends on the other."""
   values = likelihood.to_values(images, noise_seed)
   yield "a value of the images", values
+  for context in tf.nest.flatten(condition.get("context", [])):
+    yield "a value of the contexts", context
   for variable in likelihood.distribution.variables:
     if variable.dtype.is_floating:
       yield f"the parameter `{variable.name}`", variable
-  for part, value, log_det in likelihood.walk(values, labels):
+  for part, value, log_det in likelihood.walk(values, condition):
     yield f"the value after {part}", value
     yield f"the log-determinant of {part}", log_det
   yield "the log-probability of the latents", likelihood.log_density(
-      likelihood.to_values(images, noise_seed), labels, training=True)
+      likelihood.to_values(images, noise_seed), condition, training=True)

@@ -68,8 +68,10 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
 
   Args:
     model: `FlowModel`; it need not be compiled.
-    x: As in `FlowModel.evaluate`: images, or a dict of them and labels, as arrays or in a `tf.data.Dataset` of batches.
-    y: Labels, if `x` is an array and the model class-conditional.
+    x: As in `FlowModel.evaluate`: images, or a dict of them, labels and contexts, as arrays or in a `tf.data.Dataset`
+      of batches. A label of -1 is that of an unknown class.
+    y: As in `FlowModel.evaluate`: labels, if `x` is an array and the model class-conditional, or a dict of them and
+      contexts.
     batch_size: Python `int`, where `x` holds arrays; `None`: 32. It changes nothing but time and memory, and the noise
       of log-dets that are estimated.
     num_noise_samples: Python `int`, the draws `K` of the dequantization noise; 1 for continuous data, which get none.
@@ -85,7 +87,7 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
     `BitsPerDim`. An image to which the model gives no probability takes infinitely many bits.
 
   Raises:
-    TypeError: if `model` is no `FlowModel`, or the dtype of images or labels does not fit.
+    TypeError: if `model` is no `FlowModel`, or the dtype of images, labels or contexts does not fit.
     ValueError: if `x` is empty, endless or does not fit, or another argument is not as above.
     FloatingPointError: if a bound is NaN.
 
@@ -104,9 +106,9 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
   progress = keras.utils.Progbar(num_batches, verbose=verbose, stateful_metrics=["bits_per_dim"])
   bounds = []
   for batch in drawn:
-    images, labels = batches.unpack(batch)
-    labels = None if likelihood.spec.num_classes is None else labels
-    of_each = [_bounds(model, likelihood, images, labels, seeds, importance_weighted, draw)
+    images, condition = batches.unpack(batch)
+    condition = likelihood.spec.taken(condition)
+    of_each = [_bounds(model, likelihood, images, condition, seeds, importance_weighted, draw)
                for draw in range(num_estimates)]
     bounds.append(np.stack(of_each))
     progress.add(1, [("bits_per_dim", np.concatenate(bounds, 1).mean())] if len(images) else [])
@@ -116,10 +118,10 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
   return _summary(bounds.mean(axis=0), _estimate_error(bounds.mean(axis=1), likelihood) if bounds.size else 0., x)
 
 
-def _bounds(model, likelihood, images, labels, seeds, importance_weighted, draw):
+def _bounds(model, likelihood, images, condition, seeds, importance_weighted, draw):
   """Of each image of a batch, `[N]`, by one draw of the noise of estimates."""
   with flows.other_estimates(model.distribution, draw):
-    log_probs = np.stack([model.log_prob(images, labels, seed) for seed in seeds]).astype(np.float64)
+    log_probs = np.stack([model.log_prob(images, noise_seed=seed, **condition) for seed in seeds]).astype(np.float64)
   log_prob = _log_mean_exp(log_probs) if importance_weighted else log_probs.mean(axis=0)
   return _checked(dequantize.bits_per_dim(log_prob, likelihood.num_dims))
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import weakref
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -15,11 +15,11 @@ class Batch(NamedTuple):
 
   Attributes:
     images: Tensor `[N] + event_shape`.
-    labels: Integer tensor `[N]`, or `None`.
+    condition: Dict of what is known of the images: integer `labels` `[N]`, and their `context`; see `ImageSpec`.
     noise_seed: Integer tensor `[2]` of the dequantization noise.
   """
   images: tf.Tensor
-  labels: tf.Tensor | None
+  condition: dict[str, Any]
   noise_seed: tf.Tensor
 
 
@@ -46,12 +46,15 @@ class StopUnlessFinite:
       batch: `Batch`.
     """
     self._variables = variables
-    inputs = [batch.noise_seed, batch.images] + ([] if self._likelihood.spec.num_classes is None else [batch.labels])
+    batch = Batch(batch.images, self._likelihood.spec.taken(batch.condition), batch.noise_seed)
+    form = tf.nest.map_structure(lambda _: None, batch)
     stop = weakref.WeakMethod(self._stop)  # TensorFlow never lets go of the functions that it calls.
     has_workers = replicas.has_workers(tf.distribute.get_strategy())
     is_sound = tf.cond(
         tf.equal(num_failed, 0), lambda: tf.constant(True),
-        lambda: tf.py_function(lambda *args: stop()(has_workers, *args), [are_finite, *inputs], tf.bool))
+        lambda: tf.py_function(
+            lambda are_finite, *parts: stop()(has_workers, are_finite, tf.nest.pack_sequence_as(form, parts)),
+            [are_finite, *tf.nest.flatten(batch)], tf.bool))
     # Those of the same process leave it to the replica that has failed to say why, and never get beyond this.
     # (A floating number: the libraries that exchange those of GPUs know no Booleans.)
     return replicas.sum_over_replicas(tf.cast(is_sound, tf.float32))
@@ -68,13 +71,13 @@ class StopUnlessFinite:
         raise
     raise FloatingPointError(self._failure)  # Not from within, where it would drag TensorFlow's trace along.
 
-  def _stop(self, has_workers, are_finite, noise_seed, images, labels=None):
+  def _stop(self, has_workers, are_finite, batch):
     if not np.all(are_finite):
       what, received = divergence.first_non_finite(
-          self._likelihood, images, labels, noise_seed, self._variables, are_finite[1:].numpy())
+          self._likelihood, *batch, self._variables, are_finite[1:].numpy())
     elif has_workers:
       what, received = "a quantity of another replica", "finite ones here"
     else:
       return True
-    self._failure = divergence.message(int(noise_seed[1]) + 1, what, received)
+    self._failure = divergence.message(int(batch.noise_seed[1]) + 1, what, received)
     raise FloatingPointError(self._failure)

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 import numpy as np
+import scipy.special
 import tensorflow as tf
 import tensorflow_probability as tfp
 
@@ -31,8 +32,20 @@ class FlowModel(KeptInFiles):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
   The loss is the mean number of bits per dimension, which is reported as the metric `bits_per_dim`, too. Batches are
-  uint8 images `[N, H, W, C]`, or `(images, labels)`, or `{"image": images, "label": labels}`; labels are used by
-  class-conditional distributions and by classifiers only.
+  uint8 images `[N, H, W, C]`, and what is known of them:
+
+  ```none
+  images
+  (images, labels)
+  (images, {"label": labels, "context": context})
+  {"image": images, "label": labels, "context": context}
+  ```
+
+  Labels are used by class-conditional distributions and by classifiers only, contexts by conditional ones: floating
+  tensors `[N] + context_shape`, or dicts of them. Data may hold more than the model takes.
+
+  The label -1 says that the class of an image is unknown. A class-conditional distribution then gives it the mean of
+  its densities in all classes, so that partly labelled data can be trained on, and evaluated.
 
   uint8 images are dequantized by noise that is uniform in each value's bin: a function of the seed, the step and the
   image, so that runs are reproducible, whatever the number of replicas. `evaluate` and `predict` always use the same
@@ -40,7 +53,8 @@ class FlowModel(KeptInFiles):
 
   With `weight_y` the top latent of a class-conditional Glow is to tell the class as well: the loss of an image is its
   bits per dimension plus `weight_y` times the bits of its label under a linear classifier, the metrics `bits_y` and
-  `accuracy` are those of this classifier, and `class_probabilities` asks it.
+  `accuracy` are those of this classifier, and `class_probabilities` asks it. An image without a label adds no such bits
+  to the loss, and does not count in these two metrics; so in hybrid models.
 
   With a `classifier` it is a hybrid model: what the flow makes of an image at each scale is to tell the class as well,
   of which the flow itself knows nothing. Batches have labels then. The loss of an image, in bits, is
@@ -113,6 +127,7 @@ class FlowModel(KeptInFiles):
     self._decode = _function(self._likelihood.decode)
     self._sample = _function(self._likelihood.sample)
     self._log_prob = _function(self._likelihood.log_prob)
+    self._log_prob_of_classes = _function(self._likelihood.log_prob_of_classes)
     self._class_probabilities = _function(self._class_probabilities_of)
     self.built = True
 
@@ -130,6 +145,11 @@ class FlowModel(KeptInFiles):
   def num_classes(self) -> int | None:
     """Number of classes that labels tell apart, `None` where the model takes no labels."""
     return self._likelihood.spec.num_classes
+
+  @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    """Shape of the context of one image, or a dict of them; `None` where the model takes no contexts."""
+    return self._likelihood.spec.context_shape
 
   def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
     """As `keras.Model.compile`; the loss is fixed.
@@ -175,11 +195,11 @@ class FlowModel(KeptInFiles):
     With several workers all must call it, each with a batch of its own or with the same one; the result is the chief's.
 
     Args:
-      data: A batch, or a `tf.data.Dataset` whose first batch is used; or a `tf.distribute.DistributedDataset`, whose
-        first batch is put together from the shares of all workers.
+      data: A batch, with its contexts if the model takes them, or a `tf.data.Dataset` whose first batch is used; or a
+        `tf.distribute.DistributedDataset`, whose first batch is put together from the shares of all workers.
 
     Raises:
-      TypeError: if `data` are not images of the dtype that the model takes.
+      TypeError: if `data` are not images, and contexts, of the dtypes that the model takes.
       ValueError: if `data` is empty, does not fit, or holds NaN or infinite values.
     """
     self._adapt(data, anew=True)
@@ -188,20 +208,22 @@ class FlowModel(KeptInFiles):
     """As `adapt`; unless `anew`, a flow that is initialised stays as it is."""
     with self.distribute_strategy.scope():
       batch = batches.first_batch(data, name="data")[0] if isinstance(data, _DATASETS) else data
-      images, _ = batches.unpack(batch)
+      images, condition = batches.unpack(batch)
       values = self._likelihood.to_values(images, self._noise_seed(dequantize.INITIALIZATION))
-      replicas.run_on_chief(lambda: self._initialize(values, anew), self.distribute_strategy)
+      spec = self._likelihood.spec
+      context = batches.checked_context(spec, spec.taken(condition).get("context"), len(values))
+      replicas.run_on_chief(lambda: self._initialize(values, context, anew), self.distribute_strategy)
       self._adapted.assign(1.)
     of_classifier = self.classifier.weights if self._is_hybrid else []
     replicas.take_from_chief([v.value for v in [*self._adopted, *of_classifier]], self.distribute_strategy)
 
-  def _initialize(self, values, anew):
+  def _initialize(self, values, context, anew):
     batches.check_finite("data", values)
     with precision.switched_off():
       if anew or not self._likelihood.is_initialized:
-        self._likelihood.initialize(values)
+        self._likelihood.initialize(values, context)
       if self._is_hybrid:
-        self.classifier.initialize(self._likelihood.features_of_scales(values))
+        self.classifier.initialize(self._likelihood.features_of_scales(values, {"context": context}))
 
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
@@ -209,7 +231,7 @@ class FlowModel(KeptInFiles):
     Args:
       x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`; of several workers also what
         `strategy.distribute_datasets_from_function` makes of `load_images`, of which each reads its share.
-      y: Labels, if `x` is an array and the model class-conditional or hybrid.
+      y: If `x` is an array, labels of a class-conditional or hybrid model; or a dict of them and contexts, as above.
       batch_size: Where `x` is an array.
       epochs: Python `int`.
       **kwargs: Of `keras.Model.fit`.
@@ -266,7 +288,7 @@ class FlowModel(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional or hybrid.
+      y: Labels, if the model is class-conditional or hybrid; or a dict of them and contexts, as in `fit`.
       **kwargs: Of `keras.Model.train_on_batch`.
 
     Returns:
@@ -310,7 +332,7 @@ class FlowModel(KeptInFiles):
     (From batches of the same size, where log-dets are estimated.)
 
     Args:
-      x: As in `fit`; class-conditional models take datasets of `(images, labels)`.
+      x: As in `fit`; class-conditional and conditional models take datasets, or dicts of arrays.
       batch_size: As in `fit`.
       **kwargs: Of `keras.Model.predict`.
 
@@ -329,7 +351,7 @@ class FlowModel(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional or hybrid.
+      y: Labels, if the model is class-conditional or hybrid; or a dict of them and contexts, as in `fit`.
       **kwargs: Of `keras.Model.test_on_batch`.
 
     Returns:
@@ -375,41 +397,79 @@ class FlowModel(KeptInFiles):
       (print_fn or print)(line)
 
   def log_prob(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
-               noise_seed: int | tuple[int, int] | None = None) -> np.ndarray:
+               noise_seed: int | tuple[int, int] | None = None,
+               context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
     """Log-probability of each image.
 
     Args:
       images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
-      labels: Integer tensor `[N]` for class-conditional models.
+      labels: Integer tensor `[N]` for class-conditional models. Where it is -1 the class is unknown, and the
+        probability of the image is the mean of those in all classes.
       noise_seed: Python `int` of the dequantization noise, or a pair of them; `None`: no noise, but the midpoints of
         the bins, as for the SavedModel's `log_prob`.
+      context: Floating tensor `[N] + context_shape` for conditional models, or a dict of them; one without the first
+        dimension is that of all images.
 
     Returns:
       NumPy array `[N]`, nats.
 
     Raises:
-      TypeError: if the dtype of `images` does not fit.
-      ValueError: if the shape of `images` does not fit, they are not finite, `labels` are missing or too many, or
-        `noise_seed` is not as above.
+      TypeError: if the dtype of `images`, `labels` or `context` does not fit.
+      ValueError: if the shape of `images` does not fit, they are not finite, `labels` or `context` are missing, too
+        many, or not as above, or `noise_seed` is not as above.
     """
     if noise_seed is not None:
       if self.num_bits is None:
         raise ValueError("`noise_seed` must be None for continuous data, which are not dequantized. "
                          f"Received: {noise_seed!r}")
       noise_seed = batches.seed_pair(noise_seed, "noise_seed")
-    return self._log_prob(*batches.checked_images(self._likelihood.spec, images, labels), noise_seed)
+    images, condition = self._checked_input(images, labels, context, may_be_unknown=True)
+    return self._log_prob(images, condition, noise_seed)
 
-  def class_probabilities(self, images: tf.Tensor | np.ndarray) -> np.ndarray:
-    """What the classifier makes of images, at the midpoints of their bins.
+  def class_posterior(self, images: tf.Tensor | np.ndarray, prior: Sequence[float] | np.ndarray | None = None,
+                      context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
+    """Probabilities of the classes of images, by Bayes' rule from their densities in each class.
+
+    ```none
+    p(class | image) = p(image | class) prior(class) / sum over classes k of p(image | k) prior(k)
+    ```
+
+    Images are taken at the midpoints of their bins. Of a `GlowBijector` it is one pass, of whatever number of classes;
+    of others, one for each class. No classifier has a part in it: that is `class_probabilities`.
 
     Args:
       images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+      prior: Probabilities `[num_classes]`; `None`: all classes are as likely.
+      context: As in `log_prob`.
 
     Returns:
       NumPy array `[N, num_classes]`.
 
     Raises:
-      TypeError: if the dtype of `images` does not fit.
+      TypeError: if the dtype of `images` or `context` does not fit.
+      ValueError: if the model has no classes, or `prior` are no probabilities of them; or as `log_prob`.
+    """
+    if self.num_classes is None:
+      raise ValueError("`distribution` must be class-conditional, with `num_classes`, to have densities in each class. "
+                       f"Received: {self.distribution!r}")
+    prior = batches.checked_prior(prior, self.num_classes)
+    log_probs = self._log_prob_of_classes(*self._checked_input(images, 0, context)).astype(np.float64)
+    with np.errstate(divide="ignore"):  # Of a class of no probability.
+      return scipy.special.softmax(log_probs + np.log(prior), axis=-1).astype(self._likelihood.spec.dtype.name)
+
+  def class_probabilities(self, images: tf.Tensor | np.ndarray,
+                          context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
+    """What the classifier makes of images, at the midpoints of their bins.
+
+    Args:
+      images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+      context: As in `log_prob`.
+
+    Returns:
+      NumPy array `[N, num_classes]`.
+
+    Raises:
+      TypeError: if the dtype of `images` or `context` does not fit.
       ValueError: if their shape does not fit, they are not finite, or the model was made without `weight_y` and
         `classifier`.
     """
@@ -417,54 +477,60 @@ class FlowModel(KeptInFiles):
       raise ValueError("`weight_y` must be positive, or a `classifier` given, for a model that is to tell classes. "
                        "Received: a model without")
     # The top latent does not depend on the labels before it is whitened; any will do.
-    labels = None if self._is_hybrid else np.zeros(np.shape(images)[:1], np.int32)
-    return self._class_probabilities(*batches.checked_images(self._likelihood.spec, images, labels))
+    return self._class_probabilities(*self._checked_input(images, None if self._is_hybrid else 0, context))
 
-  def _class_probabilities_of(self, images, labels=None):
+  def _class_probabilities_of(self, images, condition=None):
     if self._is_hybrid:
-      return tf.nn.softmax(self._logits_of_scales(self._likelihood.to_values(images)))
-    return tf.nn.softmax(self.classifier(self._likelihood.log_prob_and_features(images, labels)[1]))
+      return tf.nn.softmax(self._logits_of_scales(self._likelihood.to_values(images), condition))
+    return tf.nn.softmax(self.classifier(self._likelihood.log_prob_and_features(images, condition)[1]))
 
-  def encode(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> np.ndarray:
+  def encode(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
+             context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
     """Latents of images, at the midpoints of their bins.
 
     Args:
       images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
       labels: Integer tensor `[N]` for class-conditional models.
+      context: As in `log_prob`.
 
     Returns:
       NumPy array `[N, H * W * C]`.
 
     Raises:
-      TypeError: if the dtype of `images` does not fit, or the distribution has no latents.
-      ValueError: if the shape of `images` does not fit, they are not finite, or `labels` are missing or too many.
+      TypeError: if the dtype of `images`, `labels` or `context` does not fit, or the distribution has no latents.
+      ValueError: if the shape of `images` does not fit, they are not finite, or `labels` or `context` are missing, too
+        many, or not as above.
     """
-    return self._encode(*batches.checked_images(self._likelihood.spec, images, labels))
+    return self._encode(*self._checked_input(images, labels, context))
 
-  def decode(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None) -> np.ndarray:
+  def decode(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
+             context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
     """Images of latents.
 
     Args:
       z: Tensor `[N, H * W * C]`.
       labels: Integer tensor `[N]` for class-conditional models.
+      context: As in `log_prob`.
 
     Returns:
       NumPy array `[N, H, W, C]`, uint8, or floating for continuous data.
 
     Raises:
-      TypeError: if the distribution has no latents.
-      ValueError: if the shape of `z` does not fit, it is not finite, or `labels` are missing or too many.
+      TypeError: if the distribution has no latents, or the dtype of `labels` or `context` does not fit.
+      ValueError: if the shape of `z` does not fit, it is not finite, or `labels` or `context` are missing, too many, or
+        not as above.
     """
     z = tf.convert_to_tensor(z, self._likelihood.latents.dtype)
     latent_shape = tf.TensorShape([None]).concatenate(self.distribution.distribution.event_shape)
     if not z.shape.is_compatible_with(latent_shape):
       raise ValueError(f"`z` must have shape {latent_shape}. Received: {z.shape}")
     batches.check_finite("z", z)
-    return self._decode(z, batches.checked_labels(self._likelihood.spec, labels, len(z)))
+    return self._decode(z, batches.checked_condition(self._likelihood.spec, labels, context, len(z)))
 
   def sample(self, num_samples: int, temperature: float | Sequence[float] = 1.,
              labels: int | tf.Tensor | np.ndarray | None = None,
-             seed: int | tuple[int, int] | None = None) -> np.ndarray:
+             seed: int | tuple[int, int] | None = None,
+             context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
     """New images: before `adapt` or `fit`, those of a flow that has seen nothing, which is near the identity.
 
     Args:
@@ -474,22 +540,32 @@ class FlowModel(KeptInFiles):
         `GlowBijector.split_latent` returns them.
       labels: For class-conditional models, an integer tensor `[num_samples]`, or one label for all.
       seed: Python `int` or a pair of them: same seed, same images. `None`: others each time.
+      context: For conditional models, a floating tensor `[num_samples] + context_shape`, or a dict of them; one without
+        the first dimension is that of all samples.
 
     Returns:
       NumPy array `[num_samples, H, W, C]`, uint8, or floating for continuous data.
 
     Raises:
+      TypeError: if the dtype of `labels` or `context` does not fit.
       ValueError: if an argument is not as above, or the distribution has no latents and `temperature` is not 1.
     """
     validation.check_counts(num_samples=num_samples)
     temperature = self._likelihood.checked_temperature(temperature)
-    labels = batches.checked_labels(self._likelihood.spec, labels, num_samples)
-    return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), labels)
+    condition = batches.checked_condition(self._likelihood.spec, labels, context, num_samples)
+    return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), condition)
+
+  def _checked_input(self, images, labels, context, may_be_unknown=False):
+    """Images as a tensor, and what is known of them as a dict."""
+    spec = self._likelihood.spec
+    images = batches.checked_images(spec, images)
+    return images, batches.checked_condition(spec, labels, context, len(images), may_be_unknown)
 
   def export(self, path, warm_up_batch_sizes=()):
     """Writes a SavedModel that needs nothing but TensorFlow to serve, as `tfp_glow.export.export_distribution` does.
 
-    That of a hybrid model has one signature more, `class_probabilities(images) -> class_probabilities`.
+    That of a hybrid model has one signature more, `class_probabilities(images) -> class_probabilities`; also of a
+    `context`, if it takes one.
 
     Args:
       path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.

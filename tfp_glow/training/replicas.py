@@ -84,7 +84,7 @@ class TracedOnce:
 
     Args:
       function: Callable, from tensors to a nest of them. What else is in the nest is that of the first replica.
-      *args: Tensors, `None` among them.
+      *args: Tensors, or nests of them.
       trace: Callable, from a function and its arguments to a `tf.ConcreteFunction`, called in the first replica;
         `None`: it is traced there.
 
@@ -95,11 +95,11 @@ class TracedOnce:
       return function(*args)
     number = tf.distribute.get_replica_context().replica_id_in_sync_group
     traced = self._of_graphs.setdefault(tf.compat.v1.get_default_graph(), {})
-    specs = [arg if arg is None else tf.TensorSpec(arg.shape, arg.dtype) for arg in (number, *args)]
+    specs = tf.nest.map_structure(lambda arg: tf.TensorSpec(arg.shape, arg.dtype), [number, *args])
     key = (function.__name__, repr(specs))
     if key not in traced:
       traced[key] = _Traced(function, specs, trace or _trace_here)
-    return traced[key]([arg for arg in (number, *args) if arg is not None])
+    return traced[key](tf.nest.flatten([number, *args]))
 
 
 def _trace_here(function, specs):

@@ -8,11 +8,11 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat, precision
 from tfp_glow.likelihood import dequantize
-from tfp_glow.likelihood.image_spec import ImageSpec
+from tfp_glow.likelihood.image_spec import UNKNOWN, ImageSpec
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.networks.glow import ZeroDense
 from tfp_glow.training import batches, divergence, guard, replicas
-from tfp_glow.training.means import Means
+from tfp_glow.training.means import Mean, Means
 from tfp_glow.training.notice import Notice
 
 
@@ -48,7 +48,8 @@ class FlowSteps(_compat.BuiltModel):
     if self._is_hybrid:
       classifier.build_for(likelihood.feature_shapes, likelihood.spec.dtype)
       spec = likelihood.spec
-      self._data_spec = ImageSpec(spec.event_shape, spec.dtype, spec.num_bits, classifier.num_classes)
+      self._data_spec = ImageSpec(
+          spec.event_shape, spec.dtype, spec.num_bits, classifier.num_classes, spec.context_shape)
     elif weight_y:
       self.classifier = ZeroDense(likelihood.spec.num_classes, dtype=likelihood.spec.dtype.name, name="classifier")
       self.classifier.build([None, likelihood.num_class_features])
@@ -61,29 +62,33 @@ class FlowSteps(_compat.BuiltModel):
   def _trains_classifier_alone(self):
     return self._is_hybrid and not self._likelihood_weight
 
-  def call(self, images, labels=None):
+  def call(self, images, labels=None, context=None):
     """Bits per dimension of each image, `[N]`."""
-    return self._bits(images, labels, self._noise_seed(dequantize.EVALUATION))
+    return self._bits(images, {"labels": labels, "context": context}, self._noise_seed(dequantize.EVALUATION))
 
   def test_step(self, data):
-    images, labels = batches.unpack(data)
+    images, condition = self._unpacked(data)
     with precision.as_switched_off_elsewhere():  # By `evaluate`.
-      terms = self._compiled(self._terms)(images, labels, self._noise_seed(dequantize.EVALUATION))
+      terms = self._compiled(self._terms)(images, condition, self._noise_seed(dequantize.EVALUATION))
     return self._update_metrics(terms, tf.ones_like(terms[:, 0]))
 
   def predict_step(self, data):
-    images, labels = batches.unpack(data)
+    images, condition = self._unpacked(data)
     with precision.as_switched_off_elsewhere():
-      return self._compiled(self._bits)(images, labels, self._noise_seed(dequantize.EVALUATION))
+      return self._compiled(self._bits)(images, condition, self._noise_seed(dequantize.EVALUATION))
 
   def train_step(self, data):
-    images, labels = batches.unpack(data)
-    batch = guard.Batch(images, labels, self._noise_seed(self.optimizer.iterations))
+    batch = guard.Batch(*self._unpacked(data), self._noise_seed(self.optimizer.iterations))
     step = self._step_of_replica if replicas.are_several() else self._step_of_one_device
     metrics = self._update_metrics(*step(batch))
     if self._trains_classifier_alone:
       del metrics["bits_per_dim"]  # Which `_terms` leaves out.
     return metrics
+
+  def _unpacked(self, data):
+    """Images, and what the model takes of what came with them."""
+    images, condition = batches.unpack(data)
+    return images, self._data_spec.taken(condition)
 
   def _step_of_one_device(self, batch):
     """Trains on a batch.
@@ -123,7 +128,7 @@ class FlowSteps(_compat.BuiltModel):
     with self._checked(sums[-1], are_finite, batch):
       return once(update, sums, trace=self._trace_update)
 
-  def _summands(self, images, labels, noise_seed):
+  def _summands(self, images, condition, noise_seed):
     """What a replica has found, to be added up.
 
     Returns:
@@ -132,7 +137,7 @@ class FlowSteps(_compat.BuiltModel):
       gradients_like: List of `tf.TensorSpec`s of the gradients, `None`s among them.
       terms_like: That of the terms.
     """
-    terms, gradients, largest = self._compiled(self._share)(images, labels, noise_seed)
+    terms, gradients, largest = self._compiled(self._share)(images, condition, noise_seed)
     are_finite = self._are_finite(terms, largest)
     sums = replicas.packed(gradients, terms, ~tf.reduce_all(are_finite))
     spec_of = lambda tensor: None if tensor is None else tf.TensorSpec(tensor.shape, tensor.dtype)
@@ -157,7 +162,7 @@ class FlowSteps(_compat.BuiltModel):
     return tf.control_dependencies([
         self._stop_unless_finite.check(num_failed, are_finite, self.trainable_variables, batch)])
 
-  def _share(self, images, labels, noise_seed):
+  def _share(self, images, condition, noise_seed):
     """What a replica computes of a training step by itself, and XLA can compile.
 
     Returns:
@@ -166,7 +171,7 @@ class FlowSteps(_compat.BuiltModel):
       largest: See `divergence.largest_entries`.
     """
     with tf.GradientTape() as tape:
-      terms = self._terms(images, labels, noise_seed, training=True)
+      terms = self._terms(images, condition, noise_seed, training=True)
       losses = self._loss_of(terms)
       count = tf.cast(tf.shape(losses)[0], losses.dtype)
       loss = self.optimizer.scale_loss(tf.math.divide_no_nan(tf.reduce_sum(losses), count))
@@ -201,44 +206,49 @@ class FlowSteps(_compat.BuiltModel):
     with _scalars_read_once(self.optimizer):
       _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
 
-  def _bits(self, images, labels, noise_seed, training=False):
-    labels = None if self._likelihood.spec.num_classes is None else labels
-    return self._likelihood.bits_per_dim(self._likelihood.log_prob(images, labels, noise_seed, training))
+  def _bits(self, images, condition, noise_seed, training=False):
+    condition = self._likelihood.spec.taken(condition)
+    return self._likelihood.bits_per_dim(self._likelihood.log_prob(images, condition, noise_seed, training))
 
   def _noise_seed(self, step_or_purpose):
     return tf.stack([tf.constant(self._seed, tf.int32), tf.cast(step_or_purpose, tf.int32)])
 
-  def _terms(self, images, labels, noise_seed, training=False):
+  def _terms(self, images, condition, noise_seed, training=False):
     """What the metrics are the means of, a column for each: bits per dimension and, with a classifier, the
-    cross-entropy of the label and whether it is the likeliest one.
+    cross-entropy of the label and whether it is the likeliest one; and last whether there is a label, without which the
+    two are 0.
 
     The cross-entropy is in bits, but in nats in a hybrid model, as its authors report it. Bits per dimension are 0 in
     the training of a classifier alone, which has no need of them.
     """
     if self.classifier is None:
-      return self._bits(images, labels, noise_seed, training)[:, tf.newaxis]
+      return self._bits(images, condition, noise_seed, training)[:, tf.newaxis]
     evaluate = self._bits_and_logits_of_scales if self._is_hybrid else self._bits_and_logits_of_top
-    bits, logits = evaluate(images, labels, noise_seed, training)
-    labels = self._data_spec.condition(labels)["labels"]
-    cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    bits, logits = evaluate(images, condition, noise_seed, training)
+    labels = self._data_spec.checked_labels(condition.get("labels"))
+    is_known = tf.cast(labels != UNKNOWN, logits.dtype)
+    cross_entropy = is_known * tf.nn.sparse_softmax_cross_entropy_with_logits(
+        tf.where(labels == UNKNOWN, 0, labels), logits)
     is_right = tf.cast(tf.argmax(logits, -1, tf.int32) == labels, logits.dtype)
-    return tf.stack([bits, cross_entropy if self._is_hybrid else cross_entropy / np.log(2.), is_right], axis=1)
+    bits_or_nats = cross_entropy if self._is_hybrid else cross_entropy / np.log(2.)
+    return tf.stack([bits, bits_or_nats, is_right, is_known], axis=1)
 
-  def _bits_and_logits_of_top(self, images, labels, noise_seed, training):
-    nats, features = self._likelihood.log_prob_and_features(images, labels, noise_seed, training)
+  def _bits_and_logits_of_top(self, images, condition, noise_seed, training):
+    nats, features = self._likelihood.log_prob_and_features(images, condition, noise_seed, training)
     return self._likelihood.bits_per_dim(nats), self.classifier(features)
 
-  def _bits_and_logits_of_scales(self, images, labels, noise_seed, training):
-    del labels
+  def _bits_and_logits_of_scales(self, images, condition, noise_seed, training):
+    condition = self._likelihood.spec.taken(condition)
     if training and self._trains_classifier_alone:
-      logits = self._logits_of_scales(self._likelihood.to_values(images, noise_seed), training)
+      values = self._likelihood.to_values(images, noise_seed)
+      logits = self._logits_of_scales(values, condition, training)
       return tf.zeros_like(logits[:, 0]), logits
-    nats, features = self._likelihood.log_prob_and_features_of_scales(images, noise_seed, training)
+    nats, features = self._likelihood.log_prob_and_features_of_scales(images, condition, noise_seed, training)
     return self._likelihood.bits_per_dim(nats), self._logits_of(features, training)
 
-  def _logits_of_scales(self, values, training=False):
+  def _logits_of_scales(self, values, condition, training=False):
     """Of dequantized images."""
-    return self._logits_of(self._likelihood.features_of_scales(values, training), training)
+    return self._logits_of(self._likelihood.features_of_scales(values, condition, training), training)
 
   def _logits_of(self, features, training):
     with precision.of_evaluation(training):
@@ -268,10 +278,10 @@ class FlowSteps(_compat.BuiltModel):
 
   def _make_means(self):
     """Of the losses and of the columns of `_terms`."""
-    directions = {"bits_per_dim": "down"}
+    means = [Mean("bits_per_dim", "down", 0)]
     if self.classifier is not None:
-      directions |= {"cross_entropy" if self._is_hybrid else "bits_y": "down", "accuracy": "up"}
-    return Means(directions)
+      means += [Mean("cross_entropy" if self._is_hybrid else "bits_y", "down", 1, 3), Mean("accuracy", "up", 2, 3)]
+    return Means(means)
 
   def _build_optimizer(self):
     """Before a step is traced, in which no variables must be made: TensorFlow would trace it twice."""

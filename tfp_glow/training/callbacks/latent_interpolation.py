@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -42,7 +43,8 @@ class LatentInterpolation(Picture):
 
   def __init__(self, folder: str | os.PathLike, images: tf.Tensor | np.ndarray,
                labels: tf.Tensor | np.ndarray | None = None, num_steps: int = 8, every: int = 1,
-               log_dir: str | os.PathLike | None = None):
+               log_dir: str | os.PathLike | None = None, *,
+               context: tf.Tensor | np.ndarray | dict[str, Any] | None = None):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:
@@ -53,10 +55,12 @@ class LatentInterpolation(Picture):
       num_steps: Python `int`, at least 2: images in a row, its ends included.
       every: Python `int`: epochs from one picture to the next.
       log_dir: Folder of TensorBoard's event files; `None`: without TensorBoard.
+      context: For conditional models, those of the images, a floating tensor `[N] + context_shape`, or a dict of them.
+        They change half-way, as labels do.
 
     Raises:
       ValueError: if an argument is not as above, or, before training, the model cannot take it.
-      TypeError: before training, if `images` are not uint8.
+      TypeError: before training, if `images` are not uint8, or `context` is not floating.
       ImportError: if there is a `log_dir`, but no TensorBoard.
     """
     super().__init__("interpolations", folder, every, log_dir)
@@ -65,19 +69,25 @@ class LatentInterpolation(Picture):
       raise ValueError(f"`images` must be two images or more, [N, H, W, C]. Received: shape {self._images.shape}")
     if not is_int(num_steps, 2):
       raise ValueError(f"`num_steps` must be an `int` of at least 2. Received: num_steps={num_steps!r}")
-    self._labels = None if labels is None else np.asarray(labels)
-    if self._labels is not None and self._labels.shape != self._images.shape[:1]:
+    self._condition = {} if labels is None else {"labels": np.asarray(labels)}
+    if labels is not None and self._condition["labels"].shape != self._images.shape[:1]:
       raise ValueError(f"`labels` must be {len(self._images)} integers, one for each image. Received: {labels!r}")
+    if context is not None:
+      is_dict = isinstance(context, dict)
+      context = {key: np.asarray(part) for key, part in context.items()} if is_dict else np.asarray(context)
+      self._condition["context"] = context
+    if any(part.shape[:1] != self._images.shape[:1] for part in tf.nest.flatten(self._condition.get("context", []))):
+      raise ValueError(f"`context` must be {len(self._images)} contexts, one for each image. Received: {context!r}")
     self._num_steps = num_steps
 
   def _rows(self):
-    z = self.model.encode(self._images, self._labels)
+    z = self.model.encode(self._images, **self._condition)
     lines = latent.interpolate(z[:-1], z[1:], self._num_steps)  # [num_steps, N - 1, ...]
-    decoded = self.model.decode(lines.reshape([-1, *z.shape[1:]]), self._labels_of_lines())
+    condition = tf.nest.map_structure(self._of_lines, self._condition)
+    decoded = self.model.decode(lines.reshape([-1, *z.shape[1:]]), **condition)
     return list(decoded.reshape([*lines.shape[:2], *self._images.shape[1:]]).swapaxes(0, 1))
 
-  def _labels_of_lines(self):
-    if self._labels is None:
-      return None
-    is_first_half = np.arange(self._num_steps)[:, np.newaxis] < self._num_steps / 2
-    return np.where(is_first_half, self._labels[:-1], self._labels[1:]).reshape(-1)
+  def _of_lines(self, values):
+    """From the labels, say, of images to those on the ways between them, one step of all ways after the other."""
+    steps = [values[:-1] if step < self._num_steps / 2 else values[1:] for step in range(self._num_steps)]
+    return np.concatenate(steps)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfp_glow._core.validation import check_counts
 from tfp_glow.training.callbacks.picture import Picture
@@ -18,8 +20,9 @@ class SampleGrid(Picture):
   """Samples from the same noise after each epoch: one sees the same images improve.
 
   A row for each temperature; of a class-conditional model a row for each temperature and class. A column has the same
-  noise in all rows. `samples_0000.png` is of the flow before training, `samples_0012.png` after 12 epochs; a run that
-  is gone on with (`initial_epoch`) goes on with the names. Training comes to the same weights as without the callback.
+  noise in all rows, and of a conditional model the same context. `samples_0000.png` is of the flow before training,
+  `samples_0012.png` after 12 epochs; a run that is gone on with (`initial_epoch`) goes on with the names. Training
+  comes to the same weights as without the callback.
 
   Of several workers (`tf.distribute`) the chief alone draws, while the others wait at the next step.
 
@@ -42,7 +45,8 @@ class SampleGrid(Picture):
 
   def __init__(self, folder: str | os.PathLike, temperatures: Sequence[float | Sequence[float]] = (0.7, 1.),
                num_columns: int = 8, labels: Sequence[int] | None = None, seed: int | tuple[int, int] | None = 0,
-               every: int = 1, log_dir: str | os.PathLike | None = None):
+               every: int = 1, log_dir: str | os.PathLike | None = None, *,
+               context: tf.Tensor | np.ndarray | dict[str, Any] | None = None):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:
@@ -53,9 +57,12 @@ class SampleGrid(Picture):
       seed: Python `int` or a pair of them, of the noise.
       every: Python `int`: epochs from one picture to the next.
       log_dir: Folder of TensorBoard's event files; `None`: without TensorBoard.
+      context: For conditional models, one for each column, a floating tensor `[num_columns] + context_shape`, or a dict
+        of them; one without the first dimension is that of all columns.
 
     Raises:
       ValueError: if an argument is not as above, or, before training, the model cannot take it.
+      TypeError: before training, if `context` is not floating.
       ImportError: if there is a `log_dir`, but no TensorBoard.
     """
     super().__init__("samples", folder, every, log_dir)
@@ -71,9 +78,11 @@ class SampleGrid(Picture):
     self._num_columns = num_columns
     self._labels = labels
     self._seed = seed
+    self._context = context
 
   def _rows(self):
-    return [self.model.sample(self._num_columns, temperature, labels=label, seed=self._seed)
+    return [self.model.sample(self._num_columns, temperature, labels=label, seed=self._seed,
+                              context=self._context)
             for temperature in self._temperatures for label in self._classes()]
 
   def _classes(self):

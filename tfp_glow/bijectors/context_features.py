@@ -1,0 +1,143 @@
+"""What the parts of a conditional flow are given of its context: features in the size of each level."""
+
+from __future__ import annotations
+
+import math
+
+import tensorflow as tf
+
+from tfp_glow.bijectors.squeeze import Squeeze
+from tfp_glow.networks import building
+
+
+class ContextFeatures:
+  """What the parts of a flow are given of a context.
+
+  A context network, if there is one, comes first: its outputs then take the place of the context. Vectors are repeated
+  at all positions of a level. Images of at least the size of the first level are squeezed to that, which loses nothing,
+  and averaged over blocks for each further level; smaller ones are repeated in blocks up to the size of a level. All
+  parts of a context become channels of one image.
+  """
+
+  def __init__(self, shapes, network, sizes, dtype):
+    """Creates it, and builds the network.
+
+    Args:
+      shapes: Of `contexts.checked_context_shape`, not `None`.
+      network: Keras layer, from a context `[N] + shape` (or a dict of them) to vectors or images, or a nest of them;
+        `None`: there is none.
+      sizes: List of pairs, height and width of each level, the largest first. Empty for flows of vectors.
+      dtype: `tf.DType`.
+
+    Raises:
+      TypeError: if `network` is not a Keras layer.
+      ValueError: if an image does not fit the sizes, or the network does not return vectors or images, or holds state
+        that a call changes.
+    """
+    self._sizes = sizes
+    self._dtype = dtype
+    self.network = network
+    self._lower_layers = []
+    self._shapes = tf.nest.flatten(shapes)
+    if network is not None:
+      self._shapes = self._build(shapes)
+    what = "`context_shape`" if network is None else "The outputs of `context_network`"
+    for shape in self._shapes if sizes else []:
+      _check_fits(shape, sizes, what)
+
+  @property
+  def variables(self):
+    """Those of the network, a list of `keras.Variable`s."""
+    return [] if self.network is None else self.network.variables
+
+  @property
+  def num_channels(self):
+    """Channels of the features of a level, the same for all."""
+    return sum(shape[-1] * _block(shape, self._sizes)**2 for shape in self._shapes)
+
+  @property
+  def num_flat(self):
+    """How many numbers `flat` returns."""
+    return sum(shape.num_elements() for shape in self._shapes)
+
+  def shape(self, level):
+    """The static shape `[h, w, num_channels]` of the features of a level."""
+    return tf.TensorShape([*self._sizes[level], self.num_channels])
+
+  def parts(self, context):
+    """Those of the context, or of what the network makes of it, for the functions below.
+
+    Args:
+      context: Tensor `[N] + shape`, or a dict of them.
+
+    Returns:
+      List of tensors, vectors and images.
+    """
+    if self.network is not None:
+      with building.computing_in_full(self._lower_layers, self._dtype):
+        context = self.network(context)
+    return [tf.cast(part, self._dtype) for part in tf.nest.flatten(context)]
+
+  def of_levels(self, parts):
+    """Features of each level, a list of tensors `[N, h, w, num_channels]`."""
+    entered = [self._entered(part) for part in parts]
+    return [tf.concat([_resized(part, *size) for part in entered], axis=-1) for size in self._sizes]
+
+  def flat(self, parts):
+    """Features `[N, num_flat]` for what works on vectors: images are flattened."""
+    sizes = [shape.num_elements() for shape in self._shapes]
+    return tf.concat([tf.reshape(part, [-1, size]) for part, size in zip(parts, sizes)], axis=-1)
+
+  def _build(self, shapes):
+    """Returns the shapes of what the network makes, a list."""
+    building.is_built(self.network, "context_network")  # Raises, if it is no layer.
+    inputs = tf.nest.map_structure(lambda shape: tf.zeros([1, *shape], self._dtype), shapes)
+    outputs = tf.nest.flatten(building.outputs_of(self.network, inputs, self._dtype))
+    found = [tf.TensorShape(output.shape[1:]) for output in outputs]
+    if not found or any(shape.rank not in (1, 3) for shape in found):
+      raise ValueError("`context_network` must return vectors [N, D] or images [N, h, w, c], one tensor or a dict of "
+                       f"them. Received: {self.network.name!r}, which returns {[output.shape for output in outputs]}")
+    building.check_stateless(self.network, inputs, "context_network")
+    self._lower_layers = building.lower_layers_of(self.network, self._dtype)
+    return found
+
+  def _entered(self, part):
+    """An image no larger than the first level; of a vector, one of a single position."""
+    if part.shape.rank == 2:
+      return part[:, tf.newaxis, tf.newaxis]
+    return Squeeze(_block(part.shape[1:], self._sizes), self._dtype).inverse(part)
+
+
+def check_no_network(context_network):
+  """Raises `ValueError` if there is a network, without a context to be given."""
+  if context_network is not None:
+    raise ValueError(f"`context_network` must be None without a `context_shape`. Received: {context_network!r}")
+
+
+def _block(shape, sizes):
+  """The side of the blocks that an image is squeezed by for the first level; 1 of all else."""
+  return max(1, shape[0] // sizes[0][0]) if shape.rank == 3 and sizes else 1
+
+
+def _check_fits(shape, sizes, what):
+  """Raises `ValueError` if an image cannot be brought to these sizes."""
+  if shape.rank == 1:
+    return
+  ratios = [math.log2(side / of_first) for side, of_first in zip(shape[:2], sizes[0])]
+  if ratios[0] != ratios[1] or ratios[0] % 1:
+    raise ValueError(f"{what} must be vectors, or images whose height and width are those of the first level, "
+                     f"{sizes[0]}, times or divided by the same power of two. Received: {tuple(shape)}")
+
+
+def _resized(image, height, width):
+  """An image `[N, h, w, c]` averaged over blocks, or repeated in blocks, to another size."""
+  old_height, old_width, channels = image.shape[1:]
+  if (old_height, old_width) == (height, width):
+    return image
+  if old_height > height:
+    blocks = tf.reshape(image, [-1, height, old_height // height, width, old_width // width, channels])
+    return tf.reduce_mean(blocks, axis=[2, 4])
+  rows, columns = height // old_height, width // old_width
+  blocks = tf.broadcast_to(image[:, :, tf.newaxis, :, tf.newaxis],
+                           [tf.shape(image)[0], old_height, rows, old_width, columns, channels])
+  return tf.reshape(blocks, [-1, height, width, channels])

@@ -1,0 +1,84 @@
+"""Images whose class nobody knows: their density is the mean of those of all classes."""
+
+import math
+
+import tensorflow as tf
+
+from tfp_glow._core import gradients
+from tfp_glow.bijectors.composition import Sequence, latent_side_of
+from tfp_glow.likelihood.image_spec import UNKNOWN
+
+
+def with_known_labels(condition):
+  """A condition, as of `ImageSpec.condition`, in which unknown classes are class 0: any will do for a first pass."""
+  if "labels" not in condition:
+    return condition
+  labels = condition["labels"]
+  return condition | {"labels": tf.where(tf.equal(labels, UNKNOWN), 0, labels)}
+
+
+def with_means_where_unknown(labels, log_density, of_classes, *inputs):
+  """Log-densities, those of images of unknown class replaced by `logsumexp_k(of_classes) - log(num_classes)`.
+
+  Args:
+    labels: int32 tensor `[N]`, or one for all.
+    log_density: Tensor `[N]`, by these labels.
+    of_classes: Callable, from `inputs` to a tensor `[N, num_classes]`. It runs only if a class is unknown.
+    *inputs: Tensors that `of_classes` has gradients of, besides those of variables.
+
+  Returns:
+    Tensor `[N]`.
+  """
+  is_unknown = tf.equal(labels, UNKNOWN)
+
+  def means(*inputs):
+    found = of_classes(*inputs)
+    return tf.reduce_logsumexp(found, axis=-1) - math.log(found.shape[-1])
+
+  found = gradients.only_if(tf.reduce_any(is_unknown), means, tf.zeros_like(log_density), *inputs)
+  return tf.where(is_unknown, found, log_density)
+
+
+def act_on_latents_alone(flow, latent_rank):
+  """Whether classes change nothing but what becomes of latents at last, so that another class takes no other pass.
+
+  Args:
+    flow: `OnePassBijector`, class-conditional.
+    latent_rank: Python `int`, the rank of one latent.
+  """
+  last = latent_side_of(flow)
+  return (hasattr(last, "relabelled") and last.forward_min_event_ndims == latent_rank
+          and all(part.num_classes is None for part in _before_latent_side(flow)))
+
+
+def _before_latent_side(flow):
+  """The parts of a composition that latents do not enter first."""
+  if not isinstance(flow, Sequence) or hasattr(flow, "split_latent"):
+    return []
+  *before, last = flow.parts
+  return before + _before_latent_side(last)
+
+
+def relabelled(flow, z, condition, num_classes):
+  """Latents of the same images in each class, image after image, and what that adds to the log-det.
+
+  Args:
+    flow: Bijector with a method `relabelled`.
+    z: Tensor `[N] + event_shape`, the latents by the condition.
+    condition: As of `ImageSpec.condition`, its labels known.
+    num_classes: Python `int`.
+
+  Returns:
+    z: Tensor `[N * num_classes] + event_shape`.
+    log_det: Tensor `[N * num_classes]`.
+  """
+  count = tf.shape(z)[0]
+  condition = condition | {"labels": tf.broadcast_to(condition["labels"], [count])}
+  z, condition = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, num_classes, axis=0), (z, condition))
+  return flow.relabelled(z, new_labels=tf.tile(tf.range(num_classes), [count]), **condition)
+
+
+def of_each(function, num_classes, dtype):
+  """What a function of a label returns for each class, tensors `[N]`: a tensor `[N, num_classes]`."""
+  found = tf.map_fn(function, tf.range(num_classes), fn_output_signature=dtype)
+  return tf.transpose(tf.ensure_shape(found, [num_classes, None]))

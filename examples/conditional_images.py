@@ -129,9 +129,11 @@ def main():
   images, labels = (np.stack(part) for part in zip(*splits["test"].unbatch().take(args.num_images).as_numpy_iterator()))
   results = {"classifier_accuracy": float(np.mean(classes_of(classifier, images) == labels)),
              "given_context": measures(model, test, images, labels, task, classifier, args.seed),
-             "without_context": measures(without, test, images, labels, task, classifier, args.seed)}
+             "without_context": measures(without, test, images, labels, task, classifier, args.seed),
+             "num_parameters": output_folder.num_parameters(model),
+             "num_parameters_without": output_folder.num_parameters(without)}
   save_samples(args.output / SAMPLES, model, images[:NUM_COLUMNS], task, args.seed)
-  output_folder.write_results(results, [model, without], start, args)
+  output_folder.write_results(results, start, args)
   show(results)
   print(f"After {time.monotonic() - start:.0f} s. In {args.output}: {', '.join(OUTPUTS)}")
   return 0
@@ -156,12 +158,15 @@ def parse_args():
   add("--num-images", type=options.positive_int, default=200, help="of the test split, to sample for (%(default)s)")
   add("--seed", type=options.non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   output_folder.add_options(parser, "conditional")
+  # What functions of the longer examples ask for as well.
   parser.set_defaults(conditional=True, schedule="cosine", warm_up_steps=None, strategy="none", time_limit=None)
   args = parser.parse_args()
   if args.factor is None:
     args.factor = 2 if args.data == "digits" else 4
-  num_halvings = args.num_blocks + (args.task == "inpainting")
-  options.check(parser, args, num_halvings, f"2 ** {num_halvings}", "the flow, or a half of its height,")
+  if args.task == "inpainting":
+    options.check(parser, args, args.num_blocks + 1, "2 ** (num_blocks + 1)", "every block, and the cut in the middle,")
+  else:
+    options.check(parser, args, args.num_blocks, "2 ** num_blocks", "every block")
   output_folder.check(parser, args, OUTPUTS)
   return args
 

@@ -39,18 +39,21 @@ def prepare(args, outputs):
     (args.output / name).unlink(missing_ok=True)
 
 
-def write_results(results, models, start, args):
-  """Writes the numbers, with those that all examples have.
+def num_parameters(model):
+  """That are trained, of a Keras model."""
+  return sum(math.prod(v.shape) for v in model.trainable_variables)
+
+
+def write_results(results, start, args):
+  """Writes the numbers, and what they may depend on.
 
   Args:
     results: Dict of what was measured.
-    models: List of `FlowModel`s.
     start: Python `float`, when the program began.
     args: The settings.
   """
   results = {
       **results,
-      "num_parameters": [sum(math.prod(v.shape) for v in model.trainable_variables) for model in models],
       "settings": {**vars(args), "output": str(args.output)},
       "versions": train_glow.versions(),
       "seconds": round(time.monotonic() - start, 1),

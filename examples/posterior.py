@@ -65,10 +65,11 @@ def main():
   theta, x = draw(simulator, NUM_TEST, args.seed, _TEST)
   ranks = ranks_of(model, theta[:NUM_RANKS], x[:NUM_RANKS], simulator.names, args.seed)
   results = {"nats": log_densities(model, simulator, theta, x),
-             "ranks": {name: uniformity(of_one) for name, of_one in ranks.items()}}
+             "ranks": {name: uniformity(of_one) for name, of_one in ranks.items()},
+             "num_parameters": output_folder.num_parameters(model)}
   save_posteriors(args.output / POSTERIORS, model, simulator, theta[:NUM_POSTERIORS], x[:NUM_POSTERIORS])
   save_ranks(args.output / RANKS, ranks)
-  output_folder.write_results(results, [model], start, args)
+  output_folder.write_results(results, start, args)
   show(results)
   print(f"After {time.monotonic() - start:.0f} s. In {args.output}: {', '.join(OUTPUTS)}")
   return 0

@@ -11,7 +11,8 @@ class LinearGaussian:
 
   MATRIX = np.array([[1., 0.5], [-0.5, 1.], [1., 1.]])
   DEVIATION = 0.7
-  COVARIANCE = np.linalg.inv(np.eye(2) + MATRIX.T @ MATRIX / DEVIATION**2)
+  COVARIANCE = np.linalg.inv(np.eye(2) + MATRIX.T @ MATRIX / DEVIATION**2)  # Of the posterior, whose mean is
+  GAIN = COVARIANCE @ MATRIX.T / DEVIATION**2  # `GAIN @ x`.
 
   def simulate(self, theta, rng):
     """Observations `[N, num_numbers]` of parameters `[N, 2]`."""
@@ -19,7 +20,7 @@ class LinearGaussian:
 
   def log_posterior(self, theta, x):
     """`[N]`, nats, of parameters `[N, 2]` and observations `[N, num_numbers]`, or one of them."""
-    difference = theta - x @ (self.COVARIANCE @ self.MATRIX.T / self.DEVIATION**2).T
+    difference = theta - x @ self.GAIN.T
     precision = np.linalg.inv(self.COVARIANCE)
     distance = np.einsum("ni,ij,nj->n", difference, precision, difference)
     return -0.5 * (distance - np.linalg.slogdet(precision)[1]) - np.log(2. * np.pi)

@@ -5,14 +5,13 @@ import functools
 import keras
 import numpy as np
 import pytest
+import simulators
 import tensorflow as tf
-import tensorflow_probability as tfp
 from bijector_cases import perturb
 
 import tfp_glow
 from tfp_glow import lipschitz, networks
 
-tfd = tfp.distributions
 CONTEXTS = 2. * np.random.default_rng(0).standard_normal([3, 3])
 
 
@@ -62,44 +61,31 @@ each_flow = pytest.mark.parametrize("name", FLOWS)
 # A posterior that is known.
 
 
-class LinearGaussian:
-  """`theta ~ N(0, 1)`, `x = matrix @ theta + noise`: the posterior of `theta` is normal, with a mean linear in `x`."""
-
-  MATRIX = np.array([[1., 0.5], [-0.5, 1.], [1., 1.]])
-  DEVIATION = 0.7
-  COVARIANCE = np.linalg.inv(np.eye(2) + MATRIX.T @ MATRIX / DEVIATION**2)
-  GAIN = COVARIANCE @ MATRIX.T / DEVIATION**2
-
-  def draw(self, count, seed):
-    rng = np.random.default_rng(seed)
-    theta = rng.standard_normal([count, 2])
-    x = theta @ self.MATRIX.T + self.DEVIATION * rng.standard_normal([count, 3])
-    return theta.astype(np.float32), x.astype(np.float32)
-
-  def log_posterior(self, theta, x):
-    scale = np.linalg.cholesky(self.COVARIANCE)
-    return tfd.MultivariateNormalTriL(np.float64(x) @ self.GAIN.T, scale).log_prob(np.float64(theta)).numpy()
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("make, num_batches, most_nats, most_error", [
-    (_couplings, 1500, 0.01, 0.1), (_residual, 1000, 0.01, 0.1)], ids=["couplings", "residual flow"])
-def test_posterior_of_a_linear_gaussian_simulator(make, num_batches, most_nats, most_error):
+@pytest.mark.parametrize("make, num_batches, most_nats, most_difference", [
+    (_couplings, 1500, 0.006, 0.2), (_residual, 1000, 0.002, 0.1)], ids=["couplings", "residual flow"])
+def test_posterior_of_a_linear_gaussian_simulator(make, num_batches, most_nats, most_difference):
+  """Bounds are about twice what was measured.
+
+  Of couplings and residual flow: divergences 0.0031 and 0.0009 nats; differences of the log-density, of which nine in
+  ten are smaller, 0.095 and 0.043; means and covariances off by at most 0.041 and 0.034 deviations or variances.
+  """
   keras.utils.set_random_seed(0)
-  simulator = LinearGaussian()
+  simulator = simulators.SIMULATORS["linear_gaussian"]
   model = tfp_glow.FlowModel(make(dtype="float32"), num_bits=None)
   schedule = keras.optimizers.schedules.CosineDecay(1e-2, num_batches)
   model.compile(keras.optimizers.Adam(schedule, global_clipnorm=10.), jit_compile=True)
-  theta, x = simulator.draw(512 * num_batches, seed=0)
+  theta, x = simulators.draw(simulator, 512 * num_batches, 0)
   model.fit(tf.data.Dataset.from_tensor_slices((theta, {"context": x})).batch(512), epochs=1, verbose=0)
-  theta, x = simulator.draw(20_000, seed=1)
+  theta, x = simulators.draw(simulator, 20_000, 1)
   difference = simulator.log_posterior(theta, x) - model.log_prob(theta, context=x)
   assert 0. < np.mean(difference) < most_nats  # The Kullback-Leibler divergence.
+  assert np.quantile(np.abs(difference), 0.9) < most_difference
   deviation = np.sqrt(simulator.COVARIANCE[0, 0])
   for n in range(3):
     samples = model.sample(20_000, seed=n, context=x[n])
-    np.testing.assert_allclose(samples.mean(0), simulator.GAIN @ x[n], atol=most_error * deviation)
-    np.testing.assert_allclose(np.cov(samples.T), simulator.COVARIANCE, atol=most_error * deviation**2)
+    np.testing.assert_allclose(samples.mean(0), simulator.GAIN @ x[n], atol=0.08 * deviation)
+    np.testing.assert_allclose(np.cov(samples.T), simulator.COVARIANCE, atol=0.08 * deviation**2)
 
 
 # The density of each context is one.

@@ -151,7 +151,7 @@ class ExactPosterior:
   def sample(self, num_samples, seed, context):
     del num_samples
     simulator = self._simulator
-    mean = context @ (simulator.COVARIANCE @ simulator.MATRIX.T / simulator.DEVIATION**2).T
+    mean = context @ simulator.GAIN.T
     noise = np.random.default_rng(seed).standard_normal(mean.shape) @ np.linalg.cholesky(simulator.COVARIANCE).T
     return mean + self._width * noise
 

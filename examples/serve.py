@@ -7,6 +7,9 @@
 Any SavedModel that `FlowModel.export` has written will do, if its images are uint8, grey or RGB, and it has latents.
 TensorFlow and that folder are all that is behind the page.
 
+Where a model takes a context, as for super-resolution, that must be a grey or RGB image: the page asks for one,
+and gives the model its values between -1 (black) and 1 (white).
+
 Each slider is a direction in latent space, as `tfp_glow.latent.attribute_direction` returns it; the file that
 edit_latents.py leaves holds those between classes. Others are written by
 
@@ -53,7 +56,8 @@ def main():
   args = parse_args()
   try:
     model = ServedModel(args.saved_model, args.classes)
-    app = make_app(model, load_directions(args.directions, model), load_examples(args.images, model))
+    app = make_app(model, load_directions(args.directions, model), load_examples(args.images, model),
+                   load_contexts(args.images, model))
     server = waitress.create_server(app, host=args.host, port=args.port, max_request_body_size=MAX_REQUEST_BYTES)
   except (ValueError, OSError, tf.errors.OpError) as error:
     print(f"{sys.argv[0]}: error: {error}", file=sys.stderr)
@@ -115,47 +119,64 @@ class ServedModel:
     if ("labels" in specs["log_prob"]) != bool(classes):
       raise ValueError("--classes must be given if, and only if, the SavedModel takes `labels`. "
                        f"Received: --classes={classes}, and {path} {'does not' if classes else 'does'}")
+    contexts = {name: tuple(spec.shape[1:]) for name, spec in specs["log_prob"].items() if name.startswith("context")}
+    if any(name != "context" or len(shape) != 3 or shape[-1] not in (1, 3) for name, shape in contexts.items()):
+      raise ValueError("the context of the SavedModel must be an image with 1 or 3 channels. "
+                       f"Received: {contexts} in {path}")
     self.image_shape = tuple(images.shape[1:])
+    self.context_shape = contexts.get("context")  # `None`: it takes none.
     self.latent_shape = tuple(specs["decode"]["latent"].shape[1:])
     self.classes = classes
     self._warm_up()
 
   def _warm_up(self):
-    label = len(self.classes) - 1 if self.classes else None
+    condition = self.condition(len(self.classes) - 1 if self.classes else None,
+                               None if self.context_shape is None else np.zeros(self.context_shape, np.uint8))
     try:
-      images = self.sample(1, 1., 0, label)
-      self.decode(self.encode(images, label), label)
-      self.interpolate(images, images, label)
-      self.bits_per_dim(images, label)
+      images = self.sample(1, 1., 0, condition)
+      self.decode(self.encode(images, condition), condition)
+      self.interpolate(images, images, condition)
+      self.bits_per_dim(images, condition)
     except tf.errors.InvalidArgumentError as error:
       raise ValueError(f"--classes must not name more classes than the model has ({error.message.splitlines()[0]}). "
                        f"Received: {self.classes}") from error
 
-  def bits_per_dim(self, images, label):
+  def condition(self, label, context):
+    """What all images of a call below have in common: arguments of the model, by their names.
+
+    Args:
+      label: Python `int`, or `None` where there are no classes.
+      context: uint8 array `[h, w, c]`, or `None` where there is none.
+    """
+    condition = {"labels": None if label is None else np.int32(label),
+                 "context": None if context is None else np.float32(context / 127.5 - 1.)}
+    return {name: value for name, value in condition.items() if value is not None}
+
+  def bits_per_dim(self, images, condition):
     """Bits per dimension `[N]` of images `[N, H, W, C]`."""
-    return self._call("log_prob", "bits_per_dim", len(images), label, images=tf.constant(images))
+    return self._call("log_prob", "bits_per_dim", len(images), condition, images=tf.constant(images))
 
-  def encode(self, images, label):
+  def encode(self, images, condition):
     """Latents `[N, ...]` of images `[N, H, W, C]`."""
-    return self._call("encode", "latent", len(images), label, images=tf.constant(images))
+    return self._call("encode", "latent", len(images), condition, images=tf.constant(images))
 
-  def decode(self, latents, label):
+  def decode(self, latents, condition):
     """Images `[N, H, W, C]` of latents `[N, ...]`."""
-    return self._call("decode", "images", len(latents), label, latent=tf.constant(latents))
+    return self._call("decode", "images", len(latents), condition, latent=tf.constant(latents))
 
-  def interpolate(self, first, second, label):
+  def interpolate(self, first, second, condition):
     """Images `[N, NUM_STEPS, H, W, C]` on the ways between images `[N, H, W, C]`."""
-    return self._call("interpolate", "images", len(first), label, first=tf.constant(first), second=tf.constant(second),
-                      num_steps=tf.constant(NUM_STEPS))
+    return self._call("interpolate", "images", len(first), condition, first=tf.constant(first),
+                      second=tf.constant(second), num_steps=tf.constant(NUM_STEPS))
 
-  def sample(self, num_samples, temperature, seed, label):
+  def sample(self, num_samples, temperature, seed, condition):
     """New images `[num_samples, H, W, C]`."""
-    return self._call("sample", "images", num_samples, label, num_samples=tf.constant(num_samples),
+    return self._call("sample", "images", num_samples, condition, num_samples=tf.constant(num_samples),
                       temperature=tf.constant(temperature, tf.float32), seed=tf.constant([seed, 0]))
 
-  def _call(self, signature, output, num_images, label, **inputs):
-    if label is not None:
-      inputs["labels"] = tf.fill([num_images], label)
+  def _call(self, signature, output, num_images, condition, **inputs):
+    for name, value in condition.items():
+      inputs[name] = tf.constant(np.stack([value] * num_images))
     return self._loaded.signatures[signature](**inputs)[output].numpy()
 
 
@@ -191,15 +212,24 @@ def load_examples(folder, model):
     OSError: if the folder cannot be read.
     ValueError: if a file is not an image that `read_image` reads, or there are none.
   """
-  if folder is None:
+  return [] if folder is None else _images_in(folder, model.image_shape)
+
+
+def load_contexts(folder, model):
+  """As `load_examples`, in the shape of contexts; a grey one if there is no folder, none if the model takes none."""
+  if model.context_shape is None:
     return []
+  return [np.full(model.context_shape, 127, np.uint8)] if folder is None else _images_in(folder, model.context_shape)
+
+
+def _images_in(folder, shape):
   paths = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))[:MAX_EXAMPLES]
   if not paths:
     raise ValueError(f"--images must be a folder with images. Received: {folder}")
   examples = []
   for path in paths:
     try:
-      examples.append(read_image(path.read_bytes(), model.image_shape))
+      examples.append(read_image(path.read_bytes(), shape))
     except ValueError as error:
       raise ValueError(f"--images must be a folder of images only. Received: {path} ({error})") from error
   return examples
@@ -262,7 +292,7 @@ def _check_file(content):
     raise ValueError(f"The image must have at most {limit / 1e6:.0f} million pixels. Received: {received}")
 
 
-def make_app(model, directions, examples):
+def make_app(model, directions, examples, contexts=()):
   """The Flask application: the page, and under /api/ what it asks for, JSON in both directions.
 
   Images are data URLs in both directions; what comes back has the size of the model's images. The answer to a request
@@ -276,12 +306,14 @@ def make_app(model, directions, examples):
   POST /api/sample       {temperature, seed}     -> {images}
   ```
 
-  For a class-conditional model all of them also take `label`, an index.
+  For a class-conditional model all of them also take `label`, an index, and for one with a context `context`, an image.
+  POST /api/context {image} -> {image} brings one to its size; it alone takes neither.
 
   Args:
     model: `ServedModel`.
     directions: Dict from names to arrays of the shape of a latent.
     examples: List of images `[H, W, C]`.
+    contexts: List of images in the shape of the model's contexts.
   """
   app = flask.Flask(__name__, static_folder=PAGE, static_url_path="")
   app.config["MAX_CONTENT_LENGTH"] = MAX_REQUEST_BYTES
@@ -295,31 +327,36 @@ def make_app(model, directions, examples):
   def describe():
     return {"image_shape": model.image_shape, "classes": model.classes, "directions": list(directions),
             "strengths": STRENGTHS, "temperatures": TEMPERATURES, "num_steps": NUM_STEPS, "num_samples": NUM_SAMPLES,
-            "max_file_bytes": MAX_FILE_BYTES, "images": [to_data_url(image) for image in examples]}
+            "max_file_bytes": MAX_FILE_BYTES, "images": [to_data_url(image) for image in examples],
+            "contexts": [to_data_url(image) for image in contexts]}
 
   @app.post("/api/image")
   def image():
     body = fields.read("image")
-    return scored(body["image"], body["label"])
+    return scored(body["image"], body["condition"])
+
+  @app.post("/api/context")
+  def context():
+    return {"image": to_data_url(fields.read_context())}
 
   @app.post("/api/edit")
   def edit():
     body = fields.read("image", "strengths")
-    latent = model.encode(body["image"][np.newaxis], body["label"])
+    latent = model.encode(body["image"][np.newaxis], body["condition"])
     for name, strength in body["strengths"].items():
       latent += strength * directions[name].astype(latent.dtype)
-    return scored(model.decode(latent, body["label"])[0], body["label"])
+    return scored(model.decode(latent, body["condition"])[0], body["condition"])
 
   @app.post("/api/interpolate")
   def interpolate():
     body = fields.read("first", "second")
-    (images,) = model.interpolate(body["first"][np.newaxis], body["second"][np.newaxis], body["label"])
+    (images,) = model.interpolate(body["first"][np.newaxis], body["second"][np.newaxis], body["condition"])
     return {"images": [to_data_url(image) for image in images]}
 
   @app.post("/api/sample")
   def sample():
     body = fields.read("temperature", "seed")
-    images = model.sample(NUM_SAMPLES, body["temperature"], body["seed"], body["label"])
+    images = model.sample(NUM_SAMPLES, body["temperature"], body["seed"], body["condition"])
     return {"images": [to_data_url(image) for image in images]}
 
   @app.errorhandler(exceptions.HTTPException)
@@ -332,8 +369,8 @@ def make_app(model, directions, examples):
     response.headers["X-Content-Type-Options"] = "nosniff"
     return response
 
-  def scored(image, label):
-    bits_per_dim = float(model.bits_per_dim(image[np.newaxis], label)[0])
+  def scored(image, condition):
+    bits_per_dim = float(model.bits_per_dim(image[np.newaxis], condition)[0])
     # JSON has neither NaN nor infinity.
     return {"image": to_data_url(image), "bits_per_dim": bits_per_dim if math.isfinite(bits_per_dim) else None}
 
@@ -347,20 +384,37 @@ class RequestFields:
     self._model = model
     self._directions = directions
     self._readers = {"image": self._image, "first": self._image, "second": self._image, "strengths": self._strengths,
-                     "temperature": self._temperature, "seed": self._seed, "label": self._label}
+                     "temperature": self._temperature, "seed": self._seed, "label": self._label,
+                     "context": self._context}
 
   def read(self, *names):
-    """Dict of the fields of the request at hand; its `label` is `None` where there are no classes."""
+    """Dict of the fields of the request at hand, and the `condition` that it names, for the model."""
+    conditions = {"label": bool(self._model.classes), "context": self._model.context_shape is not None}
+    body = self._read({*names, *(name for name, is_taken in conditions.items() if is_taken)})
+    return body | {"condition": self._model.condition(body.get("label"), body.get("context"))}
+
+  def read_context(self):
+    """The image of a request that has nothing else, in the shape of the model's contexts."""
+    if self._model.context_shape is None:
+      raise exceptions.NotFound("The model takes no context.")
+    return self._context("image", self._read({"image"}, as_they_are=True)["image"])
+
+  def _read(self, expected, as_they_are=False):
     try:
       body = flask.request.get_json()
     except exceptions.RequestEntityTooLarge as error:
       raise _too_large() from error
-    expected = {*names, *(["label"] if self._model.classes else [])}
     if not isinstance(body, dict) or set(body) != expected:
       raise _bad_request(f"The request must be an object with the fields {sorted(expected)}.", body)
-    return {"label": None, **{name: self._readers[name](name, body[name]) for name in expected}}
+    return body if as_they_are else {name: self._readers[name](name, body[name]) for name in expected}
 
   def _image(self, name, value):
+    return self._decoded(name, value, self._model.image_shape)
+
+  def _context(self, name, value):
+    return self._decoded(name, value, self._model.context_shape)
+
+  def _decoded(self, name, value, shape):
     header, _, data = value.partition(",") if isinstance(value, str) else ("", "", "")
     if not (header.startswith("data:") and header.endswith(";base64")):
       raise _bad_request(f"`{name}` must be a data URL in base64.", value)
@@ -371,7 +425,7 @@ class RequestFields:
     if len(content) > MAX_FILE_BYTES:
       raise _too_large()
     try:
-      return read_image(content, self._model.image_shape)
+      return read_image(content, shape)
     except ValueError as error:
       raise exceptions.BadRequest(str(error)) from error
 

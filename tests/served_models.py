@@ -18,7 +18,7 @@ import tensorflow as tf
 import tfp_glow
 
 SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "serve.py"
-GREY_SHAPE, COLOUR_SHAPE = (8, 8, 1), (4, 8, 3)
+GREY_SHAPE, COLOUR_SHAPE, CONTEXT_SHAPE = (8, 8, 1), (4, 8, 3), (4, 4, 3)
 CLASSES = ("cat", "dog", "fox")
 SECONDS_TO_START = 300
 
@@ -48,7 +48,9 @@ def load_script():
 def _export(path, shape, **kwargs):
   distribution = small_models.distribution(shape, num_steps_per_block=1, num_hidden=4, **kwargs)
   model = tfp_glow.FlowModel(distribution, num_bits=8)
-  model.adapt(small_models.images(shape=shape))
+  images = small_models.images(shape=shape)
+  context = {} if model.context_shape is None else {"context": np.zeros([len(images), *model.context_shape])}
+  model.adapt((images, context))
   for v in model.distribution.trainable_variables:
     v.assign_add(0.05 * tf.random.stateless_normal(v.shape, [1, 2]))
   model.export(path)
@@ -61,6 +63,10 @@ def export_grey(path):
 
 def export_colour(path):
   return _export(path, COLOUR_SHAPE, num_classes=len(CLASSES))
+
+
+def export_conditional(path, context_shape=CONTEXT_SHAPE):
+  return _export(path, GREY_SHAPE, context_shape=context_shape)
 
 
 def export_continuous(path):

@@ -11,6 +11,7 @@ import tensorflow as tf
 from tensorflow.python.framework import ops
 
 import tfp_glow
+from tfp_glow._core import gradients
 from tfp_glow._core.gradients import custom_gradient
 
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
@@ -112,3 +113,47 @@ def test_models_that_nobody_needs_are_freed(make):
   gc.collect()
   assert [each() for each in used] == [None, None]
   assert graphs() == num_graphs and len(ops.gradient_registry.list()) == registered
+
+
+# Evaluated again.
+
+
+@pytest.fixture
+def weights():
+  return tf.Variable([1., -2., 0.5])
+
+
+def _only_if(weights, predicate, x):
+  return gradients.only_if(predicate, lambda x: weights * x**2, -tf.ones([3]), x)
+
+
+def _stacked_if(weights, predicate, x):
+  del x
+  function = lambda number: weights**2 * tf.cast(number, tf.float32)
+  return gradients.stacked_if(predicate, function, -tf.ones([3, 3]))
+
+
+@pytest.mark.parametrize("options", [None, {}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)])
+def test_what_is_evaluated_again(weights, options):
+  evaluations = []
+
+  def value_and_gradients(function, predicate):
+    with tf.GradientTape() as tape:
+      tape.watch(x)
+      value = tf.cast([1., 2., 3.], tf.float32) * function(weights, predicate, x)
+    evaluations.append(function)
+    return value, tape.gradient(value, [x, weights], unconnected_gradients=tf.UnconnectedGradients.ZERO)
+
+  x = tf.constant([2., 3., 4.])
+  run = value_and_gradients if options is None else tf.function(value_and_gradients, autograph=False, **options)
+  cases = {
+      (_only_if, True): ([4., -36., 24.], [4., -24., 12.], [4., 18., 48.]),
+      (_only_if, False): ([-1., -2., -3.], [0., 0., 0.], [0., 0., 0.]),
+      (_stacked_if, True): ([[0., 0., 0.], [1., 8., 0.75], [2., 16., 1.5]], [0., 0., 0.], [6., -24., 9.]),
+      (_stacked_if, False): ([[-1., -2., -3.]] * 3, [0., 0., 0.], [0., 0., 0.])}
+  for (function, predicate), (value, of_x, of_weights) in cases.items():
+    found, (d_x, d_weights) = run(function, tf.constant(predicate))
+    np.testing.assert_allclose(found, value)
+    np.testing.assert_allclose(d_x, of_x)
+    np.testing.assert_allclose(d_weights, of_weights)
+  assert len(evaluations) == (4 if options is None else 2)  # Whether the predicate holds is decided by the graph.

@@ -214,6 +214,35 @@ def test_class_is_that_of_the_label(colour, colour_path):
     assert (first == second) == (path == "/api/interpolate"), path  # Ends are as they were, whatever the class.
 
 
+@pytest.mark.slow
+def test_context_is_that_of_the_request(tmp_path):
+  served_models.export_conditional(tmp_path)
+  model, loaded = serve.ServedModel(tmp_path, []), tf.saved_model.load(str(tmp_path))
+  contexts = [image_files.pixels(*served_models.CONTEXT_SHAPE, seed=seed) for seed in (0, 1)]
+  client = serve.make_app(model, {}, [GREY], contexts).test_client()
+  offered = client.get("/api/model").json["contexts"]
+  np.testing.assert_array_equal(list(map(from_data_url, offered)), contexts)
+  for url, context in zip(offered, contexts):
+    expected = loaded.signatures["log_prob"](
+        images=tf.constant(GREY[None]), context=tf.constant(context[None] / 127.5 - 1., tf.float32))
+    answer = ask(client, "/api/image", image=_IMAGE, context=url)
+    np.testing.assert_allclose(answer["bits_per_dim"], expected["bits_per_dim"][0], 1e-5)
+  samples = [ask(client, "/api/sample", temperature=0.7, seed=0, context=url)["images"] for url in offered]
+  assert samples[0] != samples[1]
+  assert from_data_url(ask(client, "/api/context", image=to_data_url(PHOTO))["image"]).shape == (4, 4, 3)
+  check_message(client.post("/api/sample", json=_SAMPLE), 400, "fields ['context', 'seed', 'temperature']")
+  check_message(client.post("/api/image", json={"image": _IMAGE, "context": "a"}), 400, "`context` must be a data URL")
+  assert [context.tolist() for context in serve.load_contexts(None, model)] == [np.full([4, 4, 3], 127).tolist()]
+
+
+@pytest.mark.slow
+def test_context_must_be_an_image(grey, tmp_path):
+  served_models.export_conditional(tmp_path, (3,))
+  with pytest.raises(ValueError, match=r"context of the SavedModel must be an image with 1 or 3 channels.*Received"):
+    serve.ServedModel(tmp_path, [])
+  check_message(grey.post("/api/context", json={"image": _IMAGE}), 404, "takes no context")
+
+
 _IMAGE = to_data_url(to_file(GREY[..., 0]))
 _EDIT, _SAMPLE = {"image": _IMAGE, "strengths": {}}, {"temperature": 0.7, "seed": 0}
 _REFUSED = {

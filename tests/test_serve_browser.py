@@ -42,9 +42,9 @@ def browser():
 
 
 @contextlib.contextmanager
-def served(path, classes, directions, examples):
+def served(path, classes, directions, examples, contexts=()):
   """Serves in a thread of this process; gives the application and its address."""
-  app = serve.make_app(serve.ServedModel(path, list(classes)), directions, examples)
+  app = serve.make_app(serve.ServedModel(path, list(classes)), directions, examples, contexts)
   server = waitress.create_server(app, host="127.0.0.1", port=0)
   threading.Thread(target=server.run, daemon=True).start()
   yield app, f"http://127.0.0.1:{server.effective_port}/"
@@ -63,6 +63,15 @@ def grey(grey_path):
 def colour(colour_path):
   """Classes, but neither images nor sliders."""
   with served(colour_path, served_models.CLASSES, {}, []) as app_and_url:
+    yield app_and_url
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory):
+  """A context, two of them to pick."""
+  path = served_models.export_conditional(tmp_path_factory.mktemp("conditional"))
+  contexts = [image_files.pixels(*served_models.CONTEXT_SHAPE, seed=seed) for seed in (0, 1)]
+  with served(path, [], {}, [image_files.pixels(*served_models.GREY_SHAPE)], contexts) as app_and_url:
     yield app_and_url
 
 
@@ -299,3 +308,20 @@ def test_class_is_chosen_and_all_goes_with_it(browser, colour, tmp_path):
   page.wait_until_shown("original", in_class[1])
   images = page.answer("/api/sample", temperature=0.7, seed=0, label=2)["images"]
   page.wait_for(lambda: page.sources("#samples img") == images)
+
+
+def test_context_is_picked_or_opened_and_all_goes_with_it(browser, conditional, tmp_path):
+  page = Page(browser, conditional)
+  image, contexts = page.sources("#first img")[0], page.sources("#context img")
+  given = [page.answer("/api/image", image=image, context=context) for context in contexts]
+  assert len(given) == 2 and given[0]["bits_per_dim"] != given[1]["bits_per_dim"]
+  page.wait_until_shown("original", given[0])
+  page.all("#context [type=radio]")[1].click()
+  page.wait_until_shown("original", given[1])
+  image_files.save(tmp_path / "photo.jpg", image_files.pixels(40, 30, 3))
+  page.one("#context-file").send_keys(str(tmp_path / "photo.jpg"))
+  opened = page.wait_for(lambda: page.sources("#context img[alt='photo.jpg']"))[0]
+  page.wait_until_shown("original", page.answer("/api/image", image=image, context=opened))
+  images = page.answer("/api/sample", temperature=0.7, seed=0, context=opened)["images"]
+  page.wait_for(lambda: page.sources("#samples img") == images)
+  assert not page.one("#error").is_displayed()

@@ -2,15 +2,20 @@
 
 const byId = (id) => document.getElementById(id);
 
-const state = { first: null, second: null, seed: 0, strengths: {} };
+const state = { first: null, second: null, context: null, seed: 0, strengths: {} };
 let model;  // What the server says of it.
 
 // --- The server ---
 
 async function post(path, body) {
   const label = model.classes.length ? { label: Number(byId("label").value) } : {};
+  const context = model.contexts.length ? { context: state.context } : {};
+  return send(path, { ...body, ...label, ...context });
+}
+
+async function send(path, body) {
   const headers = { "Content-Type": "application/json" };
-  return answer(() => fetch(path, { method: "POST", headers, body: JSON.stringify({ ...body, ...label }) }));
+  return answer(() => fetch(path, { method: "POST", headers, body: JSON.stringify(body) }));
 }
 
 async function answer(request) {
@@ -86,6 +91,10 @@ function showAll() {
 
 function pick(which, image) {
   state[which] = image;
+  if (which === "context") {
+    showAll();
+    return;
+  }
   if (which === "first") {
     showOriginal();
     showEdited();
@@ -101,7 +110,7 @@ function element(name, properties, ...children) {
   return result;
 }
 
-// Adds an image to those that can be picked as `which`, the first or the second one.
+// Adds an image to those that can be picked as `which`: the first one, the second one, or the context.
 function offer(which, image, alt, isPicked) {
   const radio = element("input", { type: "radio", name: which, checked: isPicked });
   radio.addEventListener("change", () => pick(which, image));
@@ -111,14 +120,14 @@ function offer(which, image, alt, isPicked) {
   return radio;
 }
 
-function makePicker(which, picked) {
+function makePicker(which, images, picked) {
   const accept = "image/jpeg,image/png,image/webp,image/gif,image/bmp";
   const file = element("input", { type: "file", id: `${which}-file`, accept });
   file.addEventListener("change", () => tell(() => upload(which, file)));
   byId(which).append(
     element("div", { className: "tiles" }),
     element("div", { className: "row" }, element("label", { htmlFor: file.id, textContent: "Or open a file" }), file));
-  model.images.forEach((image, i) => offer(which, image, `Image ${i + 1}`, i === picked));
+  images.forEach((image, i) => offer(which, image, `Image ${i + 1}`, i === picked));
 }
 
 async function upload(which, input) {
@@ -128,7 +137,8 @@ async function upload(which, input) {
   if (file.size > model.max_file_bytes) {
     throw new Error(`The file must have at most ${model.max_file_bytes / 2 ** 20} MB.`);
   }
-  const { image } = await post("api/image", { image: await toDataUrl(file) });
+  const content = { image: await toDataUrl(file) };
+  const { image } = await (which === "context" ? send("api/context", content) : post("api/image", content));
   offer(which, image, file.name, true).scrollIntoView({ block: "nearest" });
 }
 
@@ -204,7 +214,10 @@ await tell(async () => {
     state.seed++;
     showSamples();
   });
-  makePicker("first", 0);
-  makePicker("second", 1);
+  byId("context").hidden = !model.contexts.length;
+  [state.context] = model.contexts;
+  makePicker("first", model.images, 0);
+  makePicker("second", model.images, 1);
   makeTemperature();
+  if (model.contexts.length) makePicker("context", model.contexts, 0);
 });

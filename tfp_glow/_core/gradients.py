@@ -138,39 +138,95 @@ def only_if(predicate, function, otherwise, *inputs):
   Args:
     predicate: Bool scalar.
     function: Callable, from `inputs` to a floating tensor; it may read variables.
-    otherwise: Tensor of the same shape and dtype, which gets no gradients.
+    otherwise: Tensor of the shape and dtype of what the function returns. It gets no gradients.
     *inputs: Floating tensors.
 
   Returns:
     Tensor.
   """
-  if tf.executing_eagerly():
+  if not tf.inside_function():
     return tf.cond(predicate, lambda: function(*inputs), lambda: otherwise)
-  traced = tf.function(function, autograph=False).get_concrete_function(*inputs)
-  value = tf.stop_gradient(tf.cond(predicate, lambda: traced(*inputs), lambda: otherwise))
-  variables = traced.trainable_variables
+  again = _Again(function, *inputs)
+  pull_back = lambda d_value, *sources: again.pull_back(d_value, *sources[:len(inputs)])
+  return _chosen(predicate, lambda: again(*inputs), otherwise, pull_back, [*inputs, *again.values()])
 
-  def pull_back(d_value, sources):
-    sources = copied(sources)
-    with tf.GradientTape() as tape:
-      tape.watch(sources)
-      outputs = traced(*sources)
-    found = tape.gradient(outputs, [*sources, *variables], d_value, unconnected_gradients=tf.UnconnectedGradients.ZERO)
-    return [tf.convert_to_tensor(gradient) for gradient in found]
+
+def stacked_if(predicate, function, otherwise):
+  """As `only_if`, of what a function of a number returns for each of 0, 1, ..., stacked, one after the other.
+
+  So gradients need the memory of one evaluation. Nor are they those of a loop, of which XLA knows no shapes.
+
+  Args:
+    predicate: Bool scalar.
+    function: Callable, from an int32 scalar to a floating tensor. Gradients are those of variables that it reads.
+    otherwise: Tensor of the shape and dtype of the result, the first of its sizes known. It gets no gradients.
+
+  Returns:
+    Tensor.
+  """
+  count = otherwise.shape[0]
+  numbers = tf.range(count)
+  if not tf.inside_function():
+    return tf.cond(predicate, lambda: tf.stack([function(number) for number in numbers]), lambda: otherwise)
+  again = _Again(function, numbers[0])
+
+  def pull_back(d_value, *sources):
+
+    def add(number, *totals):
+      found = again.pull_back(d_value[number], number)[1:]
+      return number + 1, *(total + _shaped_like(total, gradient) for total, gradient in zip(totals, found))
+
+    start = [0, *map(tf.zeros_like, sources)]
+    return tf.while_loop(lambda number, *_: number < count, add, start, parallel_iterations=1)[1:]
+
+  value = lambda: tf.map_fn(again, numbers, fn_output_signature=otherwise.dtype, parallel_iterations=1)
+  return _chosen(predicate, value, otherwise, pull_back, again.values())
+
+
+def _chosen(predicate, value, otherwise, pull_back, sources):
+  """Makes what `only_if` returns of a function of nothing, and of one from its gradients to those of the sources."""
 
   @custom_gradient
   def with_gradients(value, *sources):
 
     def gradients(d_value):
-      own = sources[:len(inputs)]
-      found = tf.cond(predicate, lambda: pull_back(d_value, own), lambda: [tf.zeros_like(source) for source in sources])
-      for gradient, source in zip(found, sources):
-        gradient.set_shape(source.shape)
-      return tf.zeros_like(value), *found
+      found = tf.cond(predicate, lambda: pull_back(d_value, *sources), lambda: [tf.zeros_like(s) for s in sources])
+      return tf.zeros_like(value), *(_shaped_like(source, gradient) for source, gradient in zip(sources, found))
 
     return tf.identity(value), gradients
 
-  return with_gradients(value, *inputs, *map(tf.convert_to_tensor, variables))
+  return with_gradients(tf.stop_gradient(tf.cond(predicate, value, lambda: otherwise)), *sources)
+
+
+class _Again:
+  """A function of tensors in a graph, and the one that pulls gradients back through another evaluation of it."""
+
+  def __init__(self, function, *inputs):
+    self._traced = tf.function(function, autograph=False).get_concrete_function(*inputs)
+    self._variables = list(self._traced.trainable_variables)
+
+  def __call__(self, *inputs):
+    return self._traced(*inputs)
+
+  def values(self):
+    """Those of the variables that it reads."""
+    return [tf.convert_to_tensor(variable) for variable in self._variables]
+
+  def pull_back(self, d_value, *inputs):
+    """The gradients of the inputs, zero of integers, and then of the variables."""
+    inputs = copied(inputs)
+    with tf.GradientTape() as tape:
+      tape.watch([tensor for tensor in inputs if tensor.dtype.is_floating])
+      value = self._traced(*inputs)
+    found = tape.gradient(value, [*inputs, *self._variables], d_value,
+                          unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return [tf.convert_to_tensor(gradient) for gradient in found]
+
+
+def _shaped_like(tensor, gradient):
+  """A gradient of it, which may not know its shape."""
+  gradient.set_shape(tensor.shape)
+  return gradient
 
 
 def not_differentiable(value, *arguments):

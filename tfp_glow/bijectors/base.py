@@ -321,6 +321,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     self.keep_last(None)
     return -self._summed(log_det, x, event_ndims, inverse=False), tangent_space
 
+  @classmethod
+  def _parameter_properties(cls, dtype, num_classes=None):
+    del dtype, num_classes
+    return {}  # None has a batch: a slice of a batch of distributions has the same bijector.
+
   def forward_dtype(self, *args, **kwargs):
     _compat.forget_compositions_of(self)
     return super().forward_dtype(*args, **kwargs)

@@ -58,9 +58,14 @@ class VariableOwner:
         f"`tf.train.Checkpoint` into it. Received: {override_parameters_kwargs}")
 
   def __deepcopy__(self, memo):
-    raise NotImplementedError(
-        f"`{self.name}` cannot be deep-copied: its networks would lose their variables; make another bijector, and "
-        "restore a `tf.train.Checkpoint` into it.")
+    raise NotImplementedError(self._cannot_be("deep-copied"))
+
+  def __reduce_ex__(self, protocol):
+    raise NotImplementedError(self._cannot_be("copied or pickled"))
+
+  def _cannot_be(self, what):
+    return (f"`{self.name}` cannot be {what}: its networks would lose their variables; make another bijector, and "
+            "restore a `tf.train.Checkpoint` into it. (A `FlowModel` can be pickled, and saved.)")
 
   def after_update(self) -> None:
     """Brings state that follows the weights up to date: call it after every update of them, as `FlowModel` does.

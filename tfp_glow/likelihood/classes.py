@@ -4,7 +4,6 @@ import math
 
 import tensorflow as tf
 
-from tfp_glow._core import gradients
 from tfp_glow.bijectors.composition import Sequence, latent_side_of
 from tfp_glow.likelihood.image_spec import UNKNOWN
 
@@ -17,26 +16,21 @@ def with_known_labels(condition):
   return condition | {"labels": tf.where(tf.equal(labels, UNKNOWN), 0, labels)}
 
 
-def with_means_where_unknown(labels, log_density, of_classes, *inputs):
+def with_means_where_unknown(labels, log_density, of_classes):
   """Log-densities, those of images of unknown class replaced by `logsumexp_k(of_classes) - log(num_classes)`.
 
   Args:
     labels: int32 tensor `[N]`, or one for all.
     log_density: Tensor `[N]`, by these labels.
-    of_classes: Callable, from `inputs` to a tensor `[N, num_classes]`. It runs only if a class is unknown.
-    *inputs: Tensors that `of_classes` has gradients of, besides those of variables.
+    of_classes: Callable, from whether they are needed, a bool scalar, to a tensor `[N, num_classes]`.
 
   Returns:
     Tensor `[N]`.
   """
   is_unknown = tf.equal(labels, UNKNOWN)
-
-  def means(*inputs):
-    found = of_classes(*inputs)
-    return tf.reduce_logsumexp(found, axis=-1) - math.log(found.shape[-1])
-
-  found = gradients.only_if(tf.reduce_any(is_unknown), means, tf.zeros_like(log_density), *inputs)
-  return tf.where(is_unknown, found, log_density)
+  found = of_classes(tf.reduce_any(is_unknown))
+  means = tf.reduce_logsumexp(found, axis=-1) - math.log(found.shape[-1])
+  return tf.where(is_unknown, means, log_density)
 
 
 def act_on_latents_alone(flow, latent_rank):
@@ -76,9 +70,3 @@ def relabelled(flow, z, condition, num_classes):
   condition = condition | {"labels": tf.broadcast_to(condition["labels"], [count])}
   z, condition = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, num_classes, axis=0), (z, condition))
   return flow.relabelled(z, new_labels=tf.tile(tf.range(num_classes), [count]), **condition)
-
-
-def of_each(function, num_classes, dtype):
-  """What a function of a label returns for each class, tensors `[N]`: a tensor `[N, num_classes]`."""
-  found = tf.map_fn(function, tf.range(num_classes), fn_output_signature=dtype)
-  return tf.transpose(tf.ensure_shape(found, [num_classes, None]))

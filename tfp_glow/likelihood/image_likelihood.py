@@ -3,7 +3,7 @@
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow._core import precision
+from tfp_glow._core import gradients, precision
 from tfp_glow.bijectors import batching
 from tfp_glow.bijectors.composition import Sequence, latent_side_of
 from tfp_glow.likelihood import classes, dequantize, flows, latents
@@ -126,7 +126,7 @@ class ImageLikelihood:
     """`log_prob` of each image in each class, `[N, num_classes]`; the labels of the condition do not matter."""
     values, condition = self.to_values(images), classes.with_known_labels(self.spec.condition(condition))
     z, log_det = self._pass(values, condition)
-    return self._discrete(self._log_density_of_classes(values, z, log_det, condition))
+    return self._discrete(self._log_density_of_classes(values, z, log_det, condition, tf.constant(True)))
 
   def log_prob_and_features(self, images, condition, noise_seed=None, training=False):
     """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
@@ -161,23 +161,30 @@ class ImageLikelihood:
       log_density = self.distribution.distribution.log_prob(z) + log_det
     if "labels" not in condition or labels_are_known:
       return z, log_density
-    of_classes = lambda z, log_det: self._log_density_of_classes(values, z, log_det, known, training)
-    return z, classes.with_means_where_unknown(condition["labels"], log_density, of_classes, z, log_det)
+    of_classes = lambda are_needed: self._log_density_of_classes(values, z, log_det, known, are_needed, training)
+    return z, classes.with_means_where_unknown(condition["labels"], log_density, of_classes)
 
-  def _log_density_of_classes(self, values, z, log_det, condition, training=False):
-    """From a pass with these labels, known ones, to the log-densities `[N, num_classes]` in all classes."""
-    base, num_classes = self.distribution.distribution, self.spec.num_classes
+  def _log_density_of_classes(self, values, z, log_det, condition, are_needed, training=False):
+    """From a pass with these labels, known ones, to the log-densities `[N, num_classes]` in all classes.
+
+    They are zeros unless they are needed, and take no time then.
+    """
+    base, num_classes, count = self.distribution.distribution, self.spec.num_classes, tf.shape(values)[0]
+
+    def by_latents(z, log_det):
+      flow = latent_side_of(self._flow)
+      z, more = classes.relabelled(flow, z, _taken_by(flow, condition), num_classes)
+      return tf.reshape(base.log_prob(z) + more, [-1, num_classes]) + log_det[:, tf.newaxis]
+
+    def of_class(label):
+      z, log_det = self._pass(values, condition | {"labels": tf.fill([count], label)}, training)
+      return base.log_prob(z) + log_det
+
     with precision.of_evaluation(training):
       if classes.act_on_latents_alone(self._flow, z.shape.rank - 1):
-        flow = latent_side_of(self._flow)
-        z, more = classes.relabelled(flow, z, _taken_by(flow, condition), num_classes)
-        return tf.reshape(base.log_prob(z) + more, [-1, num_classes]) + log_det[:, tf.newaxis]
-
-      def of_class(label):
-        z, log_det = self._pass(values, condition | {"labels": tf.fill(tf.shape(values)[:1], label)}, training)
-        return base.log_prob(z) + log_det
-
-      return classes.of_each(of_class, num_classes, values.dtype)
+        return gradients.only_if(are_needed, by_latents, tf.zeros([count, num_classes], values.dtype), z, log_det)
+      none = tf.zeros([num_classes, count], values.dtype)
+      return tf.transpose(gradients.stacked_if(are_needed, of_class, none))
 
   def _pass(self, values, condition, training=False):
     """Latents of dequantized images, and the log-det `[N]` of all that is one event."""

@@ -44,7 +44,8 @@ class Latents:
     """
     values = _checked_numbers(temperature)
     if values.ndim and len(values) != self.num_levels:
-      levels = f"{self.num_levels} levels" if self.num_levels else "a bijector without levels"
+      levels = f"{self.num_levels} levels" if self.num_levels else (
+          "a bijector without levels (in a `Chain`, a flow that has them must be the last, next to the latents)")
       raise ValueError("`temperature` must be one number, or a list of one for each part that the bijector's "
                        f"`split_latent` returns. Received: {temperature!r} for {levels}")
     return tf.constant(values.astype(np.float32))

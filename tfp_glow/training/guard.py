@@ -1,6 +1,7 @@
 """What keeps weights and optimizer from an update that is not finite: an error that names where it began."""
 
 import contextlib
+import re
 import weakref
 from typing import Any, NamedTuple
 
@@ -8,6 +9,23 @@ import numpy as np
 import tensorflow as tf
 
 from tfp_glow.training import divergence, replicas
+
+# What TensorFlow says of a check in a graph that has failed, which this package made: its parts, in brackets each.
+_FAILED_CHECK = re.compile(r"assertion failed: \[(`.*?)\]\s*\n", re.DOTALL)
+
+
+@contextlib.contextmanager
+def checks_told_first():
+  """Has what a check in a graph says come before TensorFlow's page on where in the graph that was."""
+  try:
+    yield
+    return
+  except tf.errors.InvalidArgumentError as error:
+    found = _FAILED_CHECK.search(error.message)
+    if found is None:
+      raise
+    message = found[1].replace("] [", "", 1)
+  raise tf.errors.InvalidArgumentError(None, None, message)
 
 
 class Batch(NamedTuple):
@@ -64,7 +82,8 @@ class StopUnlessFinite:
     """Has TensorFlow's error of a training step that is not finite replaced by one that says what it was."""
     self._failure = None
     try:
-      yield
+      with checks_told_first():
+        yield
       return
     except tf.errors.OpError:
       if self._failure is None:

@@ -21,7 +21,7 @@ from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.likelihood.standard_normal import with_standard_normal
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.storage import savedmodel
-from tfp_glow.training import batches, replicas, summary
+from tfp_glow.training import batches, guard, replicas, summary
 from tfp_glow.training.model_files import KeptInFiles
 
 _DATASETS = (tf.data.Dataset, tf.distribute.DistributedDataset)
@@ -323,7 +323,7 @@ class FlowModel(KeptInFiles):
     """
     self._check_is_compiled("evaluate")
     batches.check_data(self._data_spec, x, y, batch_size, kwargs)
-    with precision.switched_off():
+    with precision.switched_off(), guard.checks_told_first():
       return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
   def predict(self, x, batch_size=None, **kwargs):
@@ -343,7 +343,7 @@ class FlowModel(KeptInFiles):
       ValueError: if `x` is empty or does not fit.
     """
     batches.check_data(self._likelihood.spec, x, None, batch_size, kwargs)
-    with precision.switched_off():
+    with precision.switched_off(), guard.checks_told_first():
       return super().predict(x, batch_size=batch_size, **kwargs)
 
   def test_on_batch(self, x, y=None, **kwargs):
@@ -357,7 +357,7 @@ class FlowModel(KeptInFiles):
     Returns:
       Loss and metrics, as `keras.Model.test_on_batch` does.
     """
-    with precision.switched_off():
+    with precision.switched_off(), guard.checks_told_first():
       return super().test_on_batch(x, y, **kwargs)
 
   def predict_on_batch(self, x):
@@ -369,7 +369,7 @@ class FlowModel(KeptInFiles):
     Returns:
       NumPy array `[N]`, bits per dimension.
     """
-    with precision.switched_off():
+    with precision.switched_off(), guard.checks_told_first():
       return super().predict_on_batch(x)
 
   def summary(self, line_length=None, positions=None, print_fn=None, expand_nested=False, show_trainable=False,

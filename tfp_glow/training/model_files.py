@@ -68,7 +68,8 @@ class KeptInFiles(FlowSteps):
     A subclass whose constructor has other arguments adds them to what this returns.
     """
     config = {"distribution": saving.distribution_to_config(self.distribution), "num_bits": self.num_bits,
-              "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name}
+              "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name,
+              "frozen": [index for index, v in enumerate(self.variables) if not v.trainable]}
     if self._is_hybrid:
       config |= {"classifier": saving.keras_config(self.classifier, "classifier"),
                  "likelihood_weight": self._likelihood_weight}
@@ -80,10 +81,12 @@ class KeptInFiles(FlowSteps):
     config = dict(config, distribution=saving.distribution_from_config(config["distribution"]))
     if config.get("classifier") is not None:
       config["classifier"] = keras.saving.deserialize_keras_object(config["classifier"])
-    is_trainable = config.pop("trainable", True)
+    is_trainable, frozen = config.pop("trainable", True), config.pop("frozen", [])
     model = cls(**config)
     if not is_trainable:
       model.trainable = False
+    for index in frozen:
+      model.variables[index].trainable = False
     return model
 
   def get_compile_config(self):

@@ -1,5 +1,7 @@
 """The fixed point: `forward` of residual blocks, and gradients through it."""
 
+import itertools
+
 import bijector_cases
 import keras
 import numpy as np
@@ -53,6 +55,19 @@ def test_each_event_takes_its_own_number_of_iterations():
   together = alone.forward(np.array([[1.], [1e-3], [50.]])).numpy()
   for row, x in zip(together, (1., 1e-3, 50.)):
     np.testing.assert_array_equal(alone.forward(np.array([[x]]))[0], row)
+
+
+def test_steps_that_are_rounding_errors():
+  """Which do not become smaller: near the tolerance they are the end, far from it an error."""
+
+  def noisy(size):
+    signs = itertools.cycle([1., -1.])
+    branch = lambda y, weights: 0.5 * y + size * next(signs)
+    return solve(branch, tf.constant([[3.], [2.]], tf.float64), [], 1e-6, 200, "block")
+
+  np.testing.assert_allclose(noisy(2e-5), [[2.], [4. / 3.]], atol=1e-4)
+  with pytest.raises(tf.errors.InvalidArgumentError, match=r"the fixed point of `block.forward` must be reached"):
+    noisy(1e-3)
 
 
 @pytest.mark.slow

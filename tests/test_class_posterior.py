@@ -29,8 +29,8 @@ class Relabelling(context_flows.AffineOfContext):
 
   def relabelled(self, z, labels, new_labels, context=None):
     y, log_det = self._forward_and_log_det(z, labels, context)
-    z, new_log_det = self._inverse_and_log_det(y, new_labels, context)
-    return z, log_det + new_log_det
+    found = [self._inverse_and_log_det(y, new_labels[:, k], context) for k in range(new_labels.shape[1])]
+    return tf.stack([z for z, _ in found], axis=1), tf.stack([log_det + more for _, more in found], axis=1)
 
 
 def _pair(**kwargs):

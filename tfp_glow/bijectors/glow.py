@@ -170,17 +170,17 @@ class GlowBijector(WholeFlow):
 
   def relabelled(self, z: tf.Tensor, labels: tf.Tensor, new_labels: tf.Tensor,
                  context: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """The latent that the same image has under other labels, without another pass: these act on the top prior alone.
+    """The latents that images have under other labels, without another pass: labels act on the top prior alone.
 
     Args:
-      z: Tensor `[N, H * W * C]`, a latent.
+      z: Tensor `[N, H * W * C]`, latents.
       labels: Integer tensor `[N]`, those that `z` was made with.
-      new_labels: Integer tensor `[N]`.
+      new_labels: Integer tensor `[N, K]`, as many for each image.
       context: That which `z` was made with, of a bijector with `context_shape`.
 
     Returns:
-      new_z: Tensor `[N, H * W * C]`.
-      log_det: Tensor `[N]`, nats: what the log-det of `inverse` is greater by with `new_labels`.
+      new_z: Tensor `[N, K, H * W * C]`.
+      log_det: Tensor `[N, K]`, nats: what the log-det of `inverse` is greater by with each of `new_labels`.
 
     Raises:
       ValueError: if the shape of `z` does not fit, or labels or context are missing or too many.
@@ -188,8 +188,13 @@ class GlowBijector(WholeFlow):
     *parts, top = self.split_latent(z)
     condition = self._condition_of_top(context)
     values, log_det = self.top.forward_and_log_det(top, labels=labels, **condition)
-    new_top, new_log_det = self.top.inverse_and_log_det(values, labels=new_labels, **condition)
-    return self.join_latent([*parts, new_top]), log_det + new_log_det
+    count = tf.shape(new_labels)[1]
+    repeated = lambda tensor: tf.repeat(tensor, count, axis=0)
+    new_top, new_log_det = self.top.inverse_and_log_det(
+        repeated(values), labels=tf.reshape(new_labels, [-1]), **tf.nest.map_structure(repeated, condition))
+    new_z = self.join_latent([*map(repeated, parts), new_top])
+    return (tf.reshape(new_z, [-1, count, z.shape[-1]]),
+            log_det[:, tf.newaxis] + tf.reshape(new_log_det, [-1, count]))
 
   def _latent_shapes(self):
     leaving = [tf.TensorShape([h, w, c // 2]) for h, w, c in self._block_shapes[:-1]]

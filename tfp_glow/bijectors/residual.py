@@ -216,7 +216,7 @@ class InvertibleResidualBlock(OnePassBijector):
                        f"{self._own_context_shapes}. Received: {event_shape}")
     was_built = building.is_built(self.network)
     dtype = building.build(self.network, event_shape, event_shape[-1], self.dtype,
-                           None if self.context_map else self._own_context_shapes)
+                           self._own_context_shapes if self._sees_context else None)
     lower = [layer.compute_dtype for layer in building.lower_layers_of(self.network, self.dtype)
              if not isinstance(layer, (keras.Model, keras.layers.InputLayer))]
     if dtype != self.dtype or lower:
@@ -261,15 +261,22 @@ class InvertibleResidualBlock(OnePassBijector):
       return weights, weights
     return weights, self._weights(tf.nest.map_structure(lambda t: tf.repeat(t, count, axis=0), context))
 
+  @property
+  def _sees_context(self):
+    """Whether the network is called with `[inputs, context]`."""
+    return self._own_context_shapes is not None and self.context_map is None
+
   def _weights(self, context):
-    """What `_branch` takes: all but the inputs, a tuple."""
-    if self.context_map is not None:
-      return (lipschitz.fold(self.network, self.context_map(context)),)
-    return (lipschitz.fold(self.network), *([] if context is None else [context]))
+    """What `_branch` takes, all but the inputs."""
+    if self._sees_context:
+      return lipschitz.fold(self.network), context
+    return lipschitz.fold(self.network, None if context is None else self.context_map(context))
 
   def _branch(self, y, weights):
-    weights, *context = weights
-    return lipschitz.run(self.network, [y, *context] if context else y, weights)
+    if not self._sees_context:
+      return lipschitz.run(self.network, y, weights)
+    weights, context = weights
+    return lipschitz.run(self.network, [y, context], weights)
 
   def _residual(self, y, weights, training):
     if not self.is_stochastic:

@@ -54,7 +54,7 @@ def _before_latent_side(flow):
 
 
 def relabelled(flow, z, condition, num_classes):
-  """Latents of the same images in each class, image after image, and what that adds to the log-det.
+  """Latents of the same images in each class, and what that adds to the log-det.
 
   Args:
     flow: Bijector with a method `relabelled`.
@@ -63,10 +63,9 @@ def relabelled(flow, z, condition, num_classes):
     num_classes: Python `int`.
 
   Returns:
-    z: Tensor `[N * num_classes] + event_shape`.
-    log_det: Tensor `[N * num_classes]`.
+    z: Tensor `[N, num_classes] + event_shape`.
+    log_det: Tensor `[N, num_classes]`.
   """
   count = tf.shape(z)[0]
   condition = condition | {"labels": tf.broadcast_to(condition["labels"], [count])}
-  z, condition = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, num_classes, axis=0), (z, condition))
-  return flow.relabelled(z, new_labels=tf.tile(tf.range(num_classes), [count]), **condition)
+  return flow.relabelled(z, new_labels=tf.broadcast_to(tf.range(num_classes), [count, num_classes]), **condition)

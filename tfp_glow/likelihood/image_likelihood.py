@@ -174,7 +174,7 @@ class ImageLikelihood:
     def by_latents(z, log_det):
       flow = latent_side_of(self._flow)
       z, more = classes.relabelled(flow, z, _taken_by(flow, condition), num_classes)
-      return tf.reshape(base.log_prob(z) + more, [-1, num_classes]) + log_det[:, tf.newaxis]
+      return tf.ensure_shape(base.log_prob(z) + more + log_det[:, tf.newaxis], [None, num_classes])
 
     def of_class(label):
       z, log_det = self._pass(values, condition | {"labels": tf.fill([count], label)}, training)

@@ -1,5 +1,7 @@
 """The fixed point: `forward` of residual blocks, and gradients through it."""
 
+import itertools
+
 import bijector_cases
 import keras
 import numpy as np
@@ -55,6 +57,19 @@ def test_each_event_takes_its_own_number_of_iterations():
     np.testing.assert_array_equal(alone.forward(np.array([[x]]))[0], row)
 
 
+def test_steps_that_are_rounding_errors():
+  """Which do not become smaller: near the tolerance they are the end, far from it an error."""
+
+  def noisy(size):
+    signs = itertools.cycle([1., -1.])
+    branch = lambda y, weights: 0.5 * y + size * next(signs)
+    return solve(branch, tf.constant([[3.], [2.]], tf.float64), [], 1e-6, 200, "block")
+
+  np.testing.assert_allclose(noisy(2e-5), [[2.], [4. / 3.]], atol=1e-4)
+  with pytest.raises(tf.errors.InvalidArgumentError, match=r"the fixed point of `block.forward` must be reached"):
+    noisy(1e-3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("make", [
     lambda: linear_block(-0.99, max_iterations=20), lambda: linear_block(1.5), lambda: linear_block(1.)],
@@ -87,7 +102,7 @@ def test_gradients_through_the_fixed_point_are_those_of_the_implicit_function(na
       lambda z: d_y * block.forward(z), tf.constant(target), block.network)
   size = x.shape[1:].num_elements()
   copies = tf.repeat(y, size, axis=0)
-  outputs, pull_back = gradients.linearized(block._branch, copies, lipschitz.fold(block.network))
+  outputs, pull_back = gradients.linearized(block._branch, copies, block._weights(None))
   del outputs
   jacobian = tf.reshape(pull_back(tf.reshape(tf.eye(size, batch_shape=[len(x)], dtype=x.dtype), copies.shape)),
                         [-1, size, size])
@@ -95,7 +110,7 @@ def test_gradients_through_the_fixed_point_are_those_of_the_implicit_function(na
   by_hand = by_hand.reshape(x.shape)
   np.testing.assert_allclose(found[0], by_hand, atol=1e-10)
   expected = residual_reference.gradients_of(
-      lambda y: -by_hand * block._branch(y, lipschitz.fold(block.network)), y, block.network)
+      lambda y: -by_hand * block._branch(y, block._weights(None)), y, block.network)
   for a, b in zip(found[1:], expected[1:], strict=True):
     np.testing.assert_allclose(a, b, atol=1e-10)
 

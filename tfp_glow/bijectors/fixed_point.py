@@ -9,8 +9,10 @@ from tfp_glow._core.gradients import copied, custom_gradient, linearized, not_di
 def solve(branch, x, weights, tolerance, max_iterations, name):
   """Finds `y` with `y + g(y) = x`, as the limit of `y <- x - g(y)`, which contracts as `g` does.
 
-  Each event is done when a step moves none of its numbers by more than the tolerance, relative to its largest number
-  and 1; it then stays as it is, whatever the others still need.
+  Each event is done when a step moves none of its numbers by more than the tolerance, relative to the largest number of
+  `y`, of `x`, and 1; it then stays as it is, whatever the others still need. (`x` may be far larger, where `g` adds
+  what does not depend on `y`: then rounding errors are those of `x`.) It is done as well when its steps have long been
+  near that, and do not become smaller: then they are rounding errors of what `g` computes within.
 
   The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way, but relative to the
   largest number alone, as gradients may be of any size; and it keeps nothing but `y`. Second derivatives are not to be
@@ -31,17 +33,17 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
   References:
     Behrmann et al., "Invertible Residual Networks" (2019), algorithm 1.
   """
-  settled = lambda step, start, unit, what: _settled(
-      step, start, unit, tolerance, max_iterations, f"{what} of `{name}.forward`")
+  settled = lambda step, start, has_unit, what: _settled(
+      step, start, has_unit, tolerance, max_iterations, f"{what} of `{name}.forward`")
 
   @custom_gradient
   def run(x, *flat):
     packed = tf.nest.pack_sequence_as(weights, flat)
-    y = settled(lambda y: x - branch(y, packed), x, 1., "the fixed point")
+    y = settled(lambda y: x - branch(y, packed), x, True, "the fixed point")
 
     def gradients(d_y):
       _, pull_back = linearized(branch, y, packed)
-      d_x = not_differentiable(settled(lambda d_x: d_y - pull_back(d_x), d_y, 0., "the gradient"), d_y, y, *flat)
+      d_x = not_differentiable(settled(lambda d_x: d_y - pull_back(d_x), d_y, False, "the gradient"), d_y, y, *flat)
       _, pull_back_to_weights = with_pull_back(lambda packed: branch(y, packed), (copied(packed),))
       d_packed, = pull_back_to_weights(-d_x)
       return d_x, *tf.nest.flatten(d_packed)
@@ -51,27 +53,43 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
   return run(x, *tf.nest.flatten(weights))
 
 
-def _settled(step, start, unit, tolerance, max_iterations, what):
-  """The fixed point of `step` for each event, from `start`; `unit` is added to its largest number in the tolerance."""
-  axes = list(range(1, start.shape.rank))
+# Steps of a contraction do become smaller in so many. So many times the tolerance, they may be nothing but rounding
+# errors.
+_LONG = 50
+_NEAR = 30.
 
-  def move(y, moves, distance):
+
+def _settled(step, start, has_unit, tolerance, max_iterations, what):
+  """The fixed point of `step` for each event, from `start`.
+
+  The tolerance is relative to its largest number; with `has_unit`, to that or the largest of `start`, and 1.
+  """
+  axes = list(range(1, start.shape.rank))
+  largest = lambda values: tf.reduce_max(tf.abs(values), axes)
+  size = (lambda y: 1. + tf.maximum(largest(y), largest(start))) if has_unit else largest
+
+  def is_settled(distance, least, num_since):
+    return (distance <= tolerance) | (least <= _NEAR * tolerance) & (num_since >= _LONG)
+
+  def move(y, moves, distance, least, num_since):
     y_next = step(y)
-    distance_next = tf.math.divide_no_nan(
-        tf.reduce_max(tf.abs(y_next - y), axes), unit + tf.reduce_max(tf.abs(y_next), axes))
+    distance_next = tf.math.divide_no_nan(largest(y_next - y), size(y_next))
     y = tf.where(tf.reshape(moves, [-1] + [1] * len(axes)), y_next, y)
     distance = tf.where(moves, distance_next, distance)
+    num_since = tf.where(distance < least, 0, num_since + 1)
+    least = tf.minimum(least, distance)
     # What has become NaN or infinite will not come back.
-    return y, moves & (distance > tolerance) & tf.math.is_finite(distance), distance
+    return (y, moves & ~is_settled(distance, least, num_since) & tf.math.is_finite(distance), distance, least,
+            num_since)
 
   count = tf.shape(start)[:1]
-  y, _, distance = tf.while_loop(
+  infinite = tf.fill(count, tf.constant(np.inf, start.dtype))
+  y, _, distance, *history = tf.while_loop(
       lambda _, moves, *__: tf.reduce_any(moves), move,
-      (start, tf.fill(count, True), tf.fill(count, tf.constant(np.inf, start.dtype))),
-      maximum_iterations=max_iterations)
-  is_done = distance <= tolerance
+      (start, tf.fill(count, True), infinite, infinite, tf.zeros(count, tf.int32)), maximum_iterations=max_iterations)
+  is_done = is_settled(distance, *history)
   # Of a gradient that is not finite there is none, which is no error: as everywhere, and as of second derivatives.
-  is_excused = not unit and ~tf.reduce_all(tf.math.is_finite(start), axes)
+  is_excused = not has_unit and ~tf.reduce_all(tf.math.is_finite(start), axes)
   message = [f"{what} must be reached in `max_iterations` = {max_iterations}, to a relative {tolerance:g}: the network "
              "must contract, and its inputs be finite. Received: the last step of each event moved it by", distance]
   with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_done | is_excused), message)]):

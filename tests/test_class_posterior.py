@@ -144,6 +144,30 @@ def test_gradients_of_a_step(name, options):
       np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-4)
 
 
+def _glow_of_contexts():
+  glow = tfp_glow.GlowBijector(small_models.SHAPE, 1, 1, 4, num_classes=NUM_CLASSES, seed=0, context_shape=(5,))
+  perturb(glow, scale=0.1)
+  return glow
+
+
+@pytest.mark.parametrize("make", [FLOWS["a pass for each class"],
+                                  pytest.param(_glow_of_contexts, marks=pytest.mark.slow)])
+def test_gradients_of_images_and_contexts(make):
+  """Users may have a network of their own make the contexts; in graphs as eagerly."""
+  model = tfp_glow.FlowModel(make(), num_bits=None)
+
+  def find():
+    images, context = tf.constant(MIDPOINTS, tf.float32), tf.constant(VECTORS)
+    with tf.GradientTape() as tape:
+      tape.watch([images, context])
+      bits = model(images, tf.constant(PARTLY), context)
+    return tape.gradient(bits, [images, context])
+
+  for found, expected in zip(tf.function(find)(), find()):
+    expected = np.asarray(expected)[UNKNOWN]
+    np.testing.assert_allclose(np.asarray(found)[UNKNOWN], expected, rtol=1e-3, atol=1e-4 * np.abs(expected).max())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name, jit_compile", [("relabelled", True), ("a pass for each class", False)])
 def test_replicas(name, jit_compile):

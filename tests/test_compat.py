@@ -17,6 +17,7 @@ import tensorflow_probability as tfp
 
 import tfp_glow
 from tfp_glow._core import _compat, gradients
+from tfp_glow.networks import elsewhere
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -263,6 +264,31 @@ def test_a_deferred_tensor_whose_parts_are_not_to_be_had(name, tmp_path):
   vars(scale)["hidden"] = vars(scale).pop(name)
   with pytest.raises(ValueError, match=f"`tfp.util.DeferredTensor` must have.*Received:.*{name}"):
     _compat.parts_of_deferred_tensor(scale)
+
+
+# What operations are given.
+
+
+def test_variables_that_functional_models_read_are_seen():
+  inputs, variable = keras.Input([2]), tf.Variable(1.)
+  assert elsewhere.is_read_by(keras.Model(inputs, inputs * variable))
+  assert not elsewhere.is_read_by(keras.Model(inputs, inputs * 2.))
+
+
+def test_networks_of_which_it_is_not_known_may_read_anything(monkeypatch):
+  monkeypatch.setattr(keras.Operation, "__getattribute__", _without("_inbound_nodes"))
+  with pytest.raises(NotImplementedError, match="`keras` must be.*`_inbound_nodes`.*Received: 3"):
+    _compat.given_in_graphs_to(keras.layers.Activation("relu"))
+  assert elsewhere.is_read_by(keras.layers.Activation("relu"))
+
+
+def _without(missing):
+  def get(obj, name):
+    if name == missing:
+      raise AttributeError(name)
+    return object.__getattribute__(obj, name)
+
+  return get
 
 
 # What is kept from tracking.

@@ -1,6 +1,7 @@
 """Conditional flows: what a context reaches, and that answers are those for the context that is given."""
 
 import functools
+import types
 
 import keras
 import numpy as np
@@ -232,9 +233,11 @@ def test_another_context_has_another_answer(make, in_graph):
   assert np.abs(other - IMAGES).max() > 1e-2
 
 
+@pytest.mark.parametrize("make_variable", [tf.Variable, functools.partial(keras.Variable, dtype="float64")],
+                         ids=["TensorFlow", "Keras"])
 @pytest.mark.parametrize("in_graph", [False, True], ids=["eager", "graph"])
-def test_a_context_that_is_changed_in_place(in_graph):
-  flow, context = _glow(), tf.Variable(_context(VECTOR))
+def test_a_context_that_is_changed_in_place(in_graph, make_variable):
+  flow, context = _glow(), make_variable(_context(VECTOR))
 
   def run(y):
     z = flow.inverse(y, context=context)
@@ -293,7 +296,33 @@ def _reads_function(condition):
   return keras.layers.Lambda(tf.function(lambda inputs: inputs * condition), dtype="float64")
 
 
-READERS = {"attribute": _reads_attribute, "closure": _reads_closure, "activation": _reads_activation,
+def _reads_operand(condition):
+  inputs = keras.Input([8], dtype="float64")
+  return keras.Model(inputs, inputs * condition)
+
+
+SETTINGS = types.ModuleType("settings")
+
+
+def _reads_module(condition):
+  SETTINGS.condition = condition
+  return keras.layers.Lambda(lambda inputs: inputs * SETTINGS.condition, dtype="float64")
+
+
+class Slots:
+  """Has no `__dict__`."""
+  __slots__ = ["condition"]
+
+
+def _reads_part_of(held, condition):
+  held.condition = condition
+  return keras.layers.Lambda(lambda inputs: inputs * held.condition, dtype="float64")
+
+
+READERS = {"operand of a functional model": _reads_operand, "module": _reads_module,
+           "slot": lambda condition: _reads_part_of(Slots(), condition),
+           "tf.Module": lambda condition: _reads_part_of(tf.Module(), condition),
+           "attribute": _reads_attribute, "closure": _reads_closure, "activation": _reads_activation,
            "tf.function": _reads_function, "global": lambda _: _ReadsGlobal(dtype="float64"),
            "object": lambda _: _ReadsObject()}
 
@@ -314,6 +343,34 @@ def test_networks_of_keras_are_remembered():
               tfp_glow.networks.CouplingNetwork(8, 4), _two_inputs(8)]
   networks[0].build([None, 3])
   assert not any(map(elsewhere.is_read_by, networks))
+
+
+def test_no_network_is_searched_where_there_is_nothing_to_remember(monkeypatch):
+  """It takes time, of large networks much."""
+  flow, searched = _glow(), []
+  monkeypatch.setattr(elsewhere, "is_read_by", lambda network: searched.append(network) or False)
+  z = flow.inverse(tf.constant(IMAGES), context=_context(VECTOR))
+  assert not searched
+  np.testing.assert_array_equal(flow.forward(z, context=_context(VECTOR)), IMAGES)  # The answer itself.
+  assert searched
+
+
+@pytest.mark.parametrize("context, message", [
+    (np.zeros([3, 2, 1]), r"`context` must have shape .*Received: \(3, 2, 1\)"),
+    (np.zeros([4, 4, 2]), r"`context` must have shape .*Received: \(4, 4, 2\)")])
+def test_contexts_of_latents_that_do_not_fit(context, message):
+  glow = _glow(IMAGE, num_classes=2)
+  for call in (lambda z: glow.class_features(z, [0, 1, 1], context),
+               lambda z: glow.relabelled(z, [0, 1, 1], [[0], [0], [0]], context)):
+    with pytest.raises(ValueError, match=message):
+      call(tf.zeros([3, 16], tf.float64))
+
+
+def test_one_context_for_all_latents():
+  glow, context = _glow(num_classes=2), _context(VECTOR)
+  z = glow.inverse(IMAGES, labels=[0, 1, 1], context=context[0])
+  found = [glow.class_features(z, [0, 1, 1], one) for one in (context[0], np.stack([context[0]] * 3))]
+  np.testing.assert_allclose(*found, atol=1e-12)
 
 
 # Sizes.
@@ -405,8 +462,10 @@ def test_contexts_that_do_not_fit(context, message):
 
 
 def test_dicts_that_do_not_fit():
-  with pytest.raises(ValueError, match=r"`context` of `glow` must be a dict with the keys \['i', 'v'\].*Received"):
-    _glow(SHAPES["both"]).inverse(IMAGES, context={"v": np.zeros([3, 2])})
+  flow, context = _glow(SHAPES["both"]), _context(SHAPES["both"])
+  for wrong in ({"v": context["v"]}, context | {"more": context["v"]}, context["v"], types.MappingProxyType(context)):
+    with pytest.raises(ValueError, match=r"`context` of `glow` must be a dict with the keys \['i', 'v'\].*Received"):
+      flow.inverse(IMAGES, context=wrong)
 
 
 def test_context_where_there_is_none():

@@ -15,6 +15,7 @@ from context_flows import DICTS, IMAGES, LABELS, MIDPOINTS, VECTORS
 
 import tfp_glow
 from tfp_glow import callbacks, pictures
+from tfp_glow.storage.signatures import signatures as make_signatures
 
 tfd = tfp.distributions
 pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
@@ -287,6 +288,12 @@ def test_saved_model(tmp_path, name, context):
     signatures["log_prob"](images=images, **given | {last: given[last][:1]})
 
 
+def test_inputs_have_names_that_tensorflow_takes():
+  likelihood = _model(context_shape={"my pose": (2,), "a/b-c": (3,)})._likelihood
+  specs = make_signatures(likelihood)["log_prob"].input_signature
+  assert {spec.name for spec in specs} == {"images", "context_my_pose", "context_a_b_c"}
+
+
 @pytest.mark.slow
 def test_warm_up_requests_have_contexts(tmp_path):
   prediction_log_pb2 = pytest.importorskip("tensorflow_serving.apis.prediction_log_pb2")
@@ -338,6 +345,25 @@ def test_callbacks_refuse_contexts_that_do_not_fit(tmp_path):
 
 
 # Of a Glow.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_built", [True, False])
+def test_frozen_networks_stay_as_they_are(tmp_path, is_built):
+  network = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(2)])
+  if is_built:
+    network.build([None, 5])
+  network.layers[0].trainable = False
+  glow = tfp_glow.GlowBijector(small_models.SHAPE, 1, 1, 4, context_shape=(5,), context_network=network, seed=0)
+  perturb(glow)
+  glow.mark_initialized()
+  model = small_models.compiled(tfp_glow.FlowModel(glow), run_eagerly=True)
+  before = [v.numpy() for v in network.variables]
+  model.train_on_batch(IMAGES, {"context": VECTORS})
+  assert [bool(np.any(v != old)) for v, old in zip(network.variables, before)] == [False, False, True, True]
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  assert len(loaded.trainable_variables) == len(model.trainable_variables) == len(glow.trainable_variables) - 2
 
 
 @pytest.mark.slow

@@ -102,7 +102,7 @@ def test_gradients_through_the_fixed_point_are_those_of_the_implicit_function(na
       lambda z: d_y * block.forward(z), tf.constant(target), block.network)
   size = x.shape[1:].num_elements()
   copies = tf.repeat(y, size, axis=0)
-  outputs, pull_back = gradients.linearized(block._branch, copies, block._weights(None))
+  outputs, pull_back = gradients.linearized(block._branch, copies, lipschitz.fold(block.network))
   del outputs
   jacobian = tf.reshape(pull_back(tf.reshape(tf.eye(size, batch_shape=[len(x)], dtype=x.dtype), copies.shape)),
                         [-1, size, size])
@@ -110,7 +110,7 @@ def test_gradients_through_the_fixed_point_are_those_of_the_implicit_function(na
   by_hand = by_hand.reshape(x.shape)
   np.testing.assert_allclose(found[0], by_hand, atol=1e-10)
   expected = residual_reference.gradients_of(
-      lambda y: -by_hand * block._branch(y, block._weights(None)), y, block.network)
+      lambda y: -by_hand * block._branch(y, lipschitz.fold(block.network)), y, block.network)
   for a, b in zip(found[1:], expected[1:], strict=True):
     np.testing.assert_allclose(a, b, atol=1e-10)
 

@@ -128,9 +128,8 @@ def _only_if(weights, predicate, x):
 
 
 def _stacked_if(weights, predicate, x):
-  del x
-  function = lambda number: weights**2 * tf.cast(number, tf.float32)
-  return gradients.stacked_if(predicate, function, -tf.ones([3, 3]))
+  function = lambda number, x: weights**2 * x * tf.cast(number, tf.float32)
+  return gradients.stacked_if(predicate, function, -tf.ones([3, 3]), x)
 
 
 @pytest.mark.parametrize("options", [None, {}, pytest.param({"jit_compile": True}, marks=pytest.mark.slow)])
@@ -149,7 +148,7 @@ def test_what_is_evaluated_again(weights, options):
   cases = {
       (_only_if, True): ([4., -36., 24.], [4., -24., 12.], [4., 18., 48.]),
       (_only_if, False): ([-1., -2., -3.], [0., 0., 0.], [0., 0., 0.]),
-      (_stacked_if, True): ([[0., 0., 0.], [1., 8., 0.75], [2., 16., 1.5]], [0., 0., 0.], [6., -24., 9.]),
+      (_stacked_if, True): ([[0., 0., 0.], [2., 24., 3.], [4., 48., 6.]], [3., 24., 2.25], [12., -72., 36.]),
       (_stacked_if, False): ([[-1., -2., -3.]] * 3, [0., 0., 0.], [0., 0., 0.])}
   for (function, predicate), (value, of_x, of_weights) in cases.items():
     found, (d_x, d_weights) = run(function, tf.constant(predicate))

@@ -26,7 +26,7 @@ def test_estimates_and_neumann_gradients_of_the_reference(name, num_terms):
   block, reference, x = residual_reference.exact_block(name)
   probe = tf.constant(residual_reference.image(reference["probe"]))
   estimator = log_dets.SeriesEstimator(num_terms, None, "gaussian")
-  estimate = lambda x: estimator.evaluate(block._branch, x, block._weights(None), probe, num_terms)[1]
+  estimate = lambda x: estimator.evaluate(block._branch, x, lipschitz.fold(block.network), probe, num_terms)[1]
   np.testing.assert_allclose(estimate(x), reference[f"basic_fixedprobe_n{num_terms}"], rtol=1e-7)
   found = residual_reference.gradients_of(estimate, x, block.network)
   key = f"neumann_fixedprobe_n{num_terms}_"
@@ -41,7 +41,7 @@ def test_estimates_and_neumann_gradients_of_the_reference(name, num_terms):
 def test_the_power_series_converges_to_the_exact_log_det(name, bounds):
   """With traces in place of their estimates, from a probe along each dimension."""
   block, reference, x = residual_reference.exact_block(name)
-  size, weights = x.shape[1:].num_elements(), block._weights(None)
+  size, weights = x.shape[1:].num_elements(), lipschitz.fold(block.network)
   probes = tf.reshape(tf.eye(size, dtype=x.dtype), [size, *x.shape[1:]])
   copies, exact = tf.repeat(x[:1], size, axis=0), block.inverse_log_det_jacobian(x[0])
   for num_terms, bound in bounds.items():
@@ -63,7 +63,7 @@ def test_tail_probabilities_of_the_reference(roulette, key):
 @pytest.mark.parametrize("roulette", ["poisson", "geometric"])
 def test_spread_of_a_draw_is_that_of_the_reference(roulette):
   block, reference, x = residual_reference.exact_block("fc")
-  estimator, weights = log_dets.SeriesEstimator(2, roulette, "gaussian"), block._weights(None)
+  estimator, weights = log_dets.SeriesEstimator(2, roulette, "gaussian"), lipschitz.fold(block.network)
   draw = tf.function(lambda seed: estimator(block._branch, tf.tile(x, [64, 1]), weights, seed)[1])
   draws = np.concatenate([np.reshape(draw(tf.constant([5, i])), [64, 6]) for i in range(60)])
   np.testing.assert_allclose(draws.std(0), reference[f"rr_{roulette}_single_draw_std"], rtol=0.1)
@@ -97,7 +97,7 @@ def steep_block():
 
 def statistics(estimate, copies):
   """Log-dets `[3]`, and eight random projections of the gradient of their weighted sum by inputs and weights."""
-  x, weights = tf.repeat(X, copies, axis=0), steep_block()._weights(None)
+  x, weights = tf.repeat(X, copies, axis=0), lipschitz.fold(steep_block().network)
   sources = [x, *tf.nest.flatten(weights)]
   with tf.GradientTape() as tape:
     tape.watch(sources)
@@ -263,7 +263,7 @@ def test_gradients_for_unequal_weights_are_those_of_the_events_one_by_one(name):
   weights = RNG.standard_normal([len(x)])
 
   def estimate(x, rows=slice(None)):
-    return estimator.evaluate(block._branch, x, block._weights(None), probe[rows], 8)[1]
+    return estimator.evaluate(block._branch, x, lipschitz.fold(block.network), probe[rows], 8)[1]
 
   found = residual_reference.gradients_of(lambda x: weights * estimate(x), x, block.network)
   by_event = [residual_reference.gradients_of(lambda x, i=i: estimate(x, slice(i, i + 1)), x[i:i + 1], block.network)
@@ -283,7 +283,7 @@ def test_gradients_flow_through_value_and_log_det_together():
   def loss(evaluate, copies):
 
     def of_x(x):
-      y, log_det = evaluate(block._branch, tf.repeat(x, copies, axis=0), block._weights(None))
+      y, log_det = evaluate(block._branch, tf.repeat(x, copies, axis=0), lipschitz.fold(block.network))
       return (tf.reduce_sum(tf.sin(y), -1) + tf.repeat(tf.range(6, dtype=x.dtype), copies) * log_det) / copies
 
     return residual_reference.gradients_of(of_x, x, block.network)

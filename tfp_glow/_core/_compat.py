@@ -237,6 +237,29 @@ def parts_of_deferred_tensor(value):
                      f"Received: {error}") from error
 
 
+def given_in_graphs_to(operation):
+  """What an operation of Keras is given in each of the functional models that it is a part of: a list.
+
+  Why: `x * variable` in such a model is an operation that is given the variable, which is no part of the model then.
+
+  Touches: `_inbound_nodes` of `keras.Operation`, and their `arguments`.
+
+  Missing: an error, of which the caller makes that nobody knows: what such networks computed is not remembered.
+
+  Args:
+    operation: `keras.Operation`, layers among them.
+
+  Raises:
+    NotImplementedError: if they are missing.
+  """
+  try:
+    return [(node.arguments.args, node.arguments.kwargs) for node in operation._inbound_nodes]
+  except AttributeError as error:
+    raise NotImplementedError(
+        "`keras` must be a version whose operations have the `_inbound_nodes` of Keras 3. "
+        f"Received: {keras.__version__}, {error}") from error
+
+
 def untracked(module, value):
   """A value that may be assigned to an attribute of a `tf.Module` without being tracked, or wrapped, as a part of it.
 

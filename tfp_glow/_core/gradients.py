@@ -137,7 +137,7 @@ def only_if(predicate, function, otherwise, *inputs):
 
   Args:
     predicate: Bool scalar.
-    function: Callable, from `inputs` to a floating tensor; it may read variables.
+    function: Callable, from `inputs` to a floating tensor; it may read variables. Other tensors get no gradients.
     otherwise: Tensor of the shape and dtype of what the function returns. It gets no gradients.
     *inputs: Floating tensors.
 
@@ -151,15 +151,16 @@ def only_if(predicate, function, otherwise, *inputs):
   return _chosen(predicate, lambda: again(*inputs), otherwise, pull_back, [*inputs, *again.values()])
 
 
-def stacked_if(predicate, function, otherwise):
+def stacked_if(predicate, function, otherwise, *inputs):
   """As `only_if`, of what a function of a number returns for each of 0, 1, ..., stacked, one after the other.
 
   So gradients need the memory of one evaluation. Nor are they those of a loop, of which XLA knows no shapes.
 
   Args:
     predicate: Bool scalar.
-    function: Callable, from an int32 scalar to a floating tensor. Gradients are those of variables that it reads.
+    function: Callable, from an int32 scalar and `inputs` to a floating tensor; it may read variables.
     otherwise: Tensor of the shape and dtype of the result, the first of its sizes known. It gets no gradients.
+    *inputs: Floating tensors.
 
   Returns:
     Tensor.
@@ -167,20 +168,21 @@ def stacked_if(predicate, function, otherwise):
   count = otherwise.shape[0]
   numbers = tf.range(count)
   if not tf.inside_function():
-    return tf.cond(predicate, lambda: tf.stack([function(number) for number in numbers]), lambda: otherwise)
-  again = _Again(function, numbers[0])
+    return tf.cond(predicate, lambda: tf.stack([function(number, *inputs) for number in numbers]), lambda: otherwise)
+  again = _Again(function, numbers[0], *inputs)
 
   def pull_back(d_value, *sources):
 
     def add(number, *totals):
-      found = again.pull_back(d_value[number], number)[1:]
+      found = again.pull_back(d_value[number], number, *sources[:len(inputs)])[1:]
       return number + 1, *(total + _shaped_like(total, gradient) for total, gradient in zip(totals, found))
 
     start = [0, *map(tf.zeros_like, sources)]
     return tf.while_loop(lambda number, *_: number < count, add, start, parallel_iterations=1)[1:]
 
-  value = lambda: tf.map_fn(again, numbers, fn_output_signature=otherwise.dtype, parallel_iterations=1)
-  return _chosen(predicate, value, otherwise, pull_back, again.values())
+  value = lambda: tf.map_fn(lambda number: again(number, *inputs), numbers, fn_output_signature=otherwise.dtype,
+                            parallel_iterations=1)
+  return _chosen(predicate, value, otherwise, pull_back, [*inputs, *again.values()])
 
 
 def _chosen(predicate, value, otherwise, pull_back, sources):

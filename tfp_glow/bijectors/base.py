@@ -364,8 +364,6 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     return self._summed((done or self._evaluate(inputs, inverse, kwargs))[1], inputs, event_ndims, inverse)
 
   def _recall(self, inputs, inverse, kwargs, way_back_only=False):
-    if not self.can_be_recalled:
-      return None
     evaluate = lambda inputs: self._evaluate(inputs, inverse, kwargs)
     return recall.recall(self, inputs, inverse, kwargs, evaluate, way_back_only)
 

@@ -58,7 +58,7 @@ def converted(context, shapes, dtype, name):
   if context is None:
     raise ValueError(f"`context` of `{name}` must be given, as `bijector_kwargs={{'context': context}}`, of shape "
                      f"{as_public(shapes)} after that of the batch. Received: None")
-  is_dict = isinstance(context, abc.Mapping)
+  is_dict = isinstance(context, dict)
   if is_dict != isinstance(shapes, abc.Mapping) or is_dict and context.keys() != shapes.keys():
     expected = f"a dict with the keys {sorted(shapes)}" if isinstance(shapes, abc.Mapping) else "one tensor"
     raise ValueError(f"`context` of `{name}` must be {expected}. "

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat, numerics
 from tfp_glow._core.validation import check_choice, check_counts, check_seed, checked_event_shape
-from tfp_glow.bijectors import context_features, contexts
+from tfp_glow.bijectors import batching, context_features, contexts
 from tfp_glow.bijectors.actnorm import ActNorm
 from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
@@ -165,7 +165,8 @@ class GlowBijector(WholeFlow):
     Raises:
       ValueError: if the shape of `z` does not fit, or labels or context are missing or too many.
     """
-    condition = self._condition_of_top(context) | ({} if labels is None else {"labels": labels})
+    z = self._convert(z, "z", inverse=False)
+    condition = self._condition_of_top(context, z) | ({} if labels is None else {"labels": labels})
     return tf.reduce_mean(self.top.forward(self.split_latent(z)[-1], **condition), axis=[-3, -2])
 
   def relabelled(self, z: tf.Tensor, labels: tf.Tensor, new_labels: tf.Tensor,
@@ -186,7 +187,7 @@ class GlowBijector(WholeFlow):
       ValueError: if the shape of `z` does not fit, or labels or context are missing or too many.
     """
     *parts, top = self.split_latent(z)
-    condition = self._condition_of_top(context)
+    condition = self._condition_of_top(context, z)
     values, log_det = self.top.forward_and_log_det(top, labels=labels, **condition)
     count = tf.shape(new_labels)[1]
     repeated = lambda tensor: tf.repeat(tensor, count, axis=0)
@@ -200,10 +201,13 @@ class GlowBijector(WholeFlow):
     leaving = [tf.TensorShape([h, w, c // 2]) for h, w, c in self._block_shapes[:-1]]
     return leaving + [tf.TensorShape(self._block_shapes[-1])]
 
-  def _condition_of_top(self, context):
-    """What the top prior is given of an argument that nobody has checked, a dict."""
-    if self._own_context_shapes is not None:
-      return self._conditions(contexts.converted(context, self._own_context_shapes, self.dtype, self.name))[-1]
+  def _condition_of_top(self, context, z):
+    """What the top prior is given of an argument for latents `z` that nobody has checked, a dict."""
+    shapes = self._own_context_shapes
+    if shapes is not None:
+      context = contexts.converted(context, shapes, self.dtype, self.name)
+      condition, _ = batching.flat_arguments({"context": context}, tf.shape(z)[:-1], z.shape[:-1], shapes)
+      return self._conditions(**condition)[-1]
     if context is not None:
       raise ValueError(f"`context` must be None: `{self.name}` was made without `context_shape`. Received: {context!r}")
     return {}

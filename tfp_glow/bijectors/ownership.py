@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import keras
+import tensorflow as tf
 
 from tfp_glow._core import _compat
 
@@ -74,6 +75,14 @@ class VariableOwner:
     """
     for variable, value in zip(self._variables_of_update(), self._update()):
       variable.assign(value)
+
+  def frozen_variables(self) -> list[tf.Variable]:
+    """Those of networks that are not to be trained: of layers with `trainable = False`.
+
+    Returns:
+      List of `tf.Variable`s, which do not know it themselves.
+    """
+    return [variable.value for variable in self._keras_variables() if not variable.trainable]
 
   def noise_seeds(self) -> list[keras.Variable]:
     """The seeds of what estimates of log-dets draw.

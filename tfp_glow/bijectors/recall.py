@@ -101,7 +101,7 @@ def recall(bijector, inputs, inverse, kwargs, evaluate, way_back_only):
   answers = [] if given_to is None else [given_to.again(bijector, inverse, kwargs)]
   answers += [done.back(bijector, inverse, kwargs) for done in getattr(inputs, _RETURNED_BY, ())]
   answer = next((answer for answer in answers if answer is not None), None)
-  if answer is None:
+  if answer is None or not bijector.can_be_recalled:  # In this order: few calls follow a pass, and networks are large.
     return None
   value, log_det = _with_gradients_of(evaluate, bijector, inputs, answer)
   # What a composition asks next: another bijector's way on from here.
@@ -170,6 +170,8 @@ class _Weights:
 
 def _frozen(value):
   """The value of an argument as it is now: an array, a list or a variable may be changed in place."""
+  if isinstance(value, keras.Variable):
+    value = value.value
   if isinstance(value, tf.Variable):
     # In a graph, it is seen that it is written.
     return value if tf.inside_function() else np.array(value.numpy())

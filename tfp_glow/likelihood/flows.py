@@ -51,6 +51,11 @@ def are_initialized(distribution):
   return all(are_initialized(component) for component in _components(distribution))
 
 
+def frozen_variables(distribution):
+  """The `tf.Variable`s of all flows in a distribution that are not to be trained, though they do not know it."""
+  return sum([owner.frozen_variables() for owner in _owners(distribution)], [])
+
+
 def after_update(distribution):
   """Has bijectors follow an update of the weights, wherever they are in a distribution."""
   for owner in _owners(distribution):

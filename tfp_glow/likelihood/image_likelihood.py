@@ -170,21 +170,26 @@ class ImageLikelihood:
     They are zeros unless they are needed, and take no time then.
     """
     base, num_classes, count = self.distribution.distribution, self.spec.num_classes, tf.shape(values)[0]
+    context = {key: condition[key] for key in condition.keys() & {"context"}}
+    with_context = lambda parts: condition | tf.nest.pack_sequence_as(context, parts)
 
-    def by_latents(z, log_det):
+    def by_latents(z, log_det, *parts):
       flow = latent_side_of(self._flow)
-      z, more = classes.relabelled(flow, z, _taken_by(flow, condition), num_classes)
+      z, more = classes.relabelled(flow, z, _taken_by(flow, with_context(parts)), num_classes)
       return tf.ensure_shape(base.log_prob(z) + more + log_det[:, tf.newaxis], [None, num_classes])
 
-    def of_class(label):
-      z, log_det = self._pass(values, condition | {"labels": tf.fill([count], label)}, training)
+    def of_class(label, values, *parts):
+      z, log_det = self._pass(values, with_context(parts) | {"labels": tf.fill([count], label)}, training)
       return base.log_prob(z) + log_det
 
+    # Inputs have gradients, where users ask for those of images, or have a network of their own make the contexts.
+    parts = tf.nest.flatten(context)
     with precision.of_evaluation(training):
       if classes.act_on_latents_alone(self._flow, z.shape.rank - 1):
-        return gradients.only_if(are_needed, by_latents, tf.zeros([count, num_classes], values.dtype), z, log_det)
+        none = tf.zeros([count, num_classes], values.dtype)
+        return gradients.only_if(are_needed, by_latents, none, z, log_det, *parts)
       none = tf.zeros([num_classes, count], values.dtype)
-      return tf.transpose(gradients.stacked_if(are_needed, of_class, none))
+      return tf.transpose(gradients.stacked_if(are_needed, of_class, none, values, *parts))
 
   def _pass(self, values, condition, training=False):
     """Latents of dequantized images, and the log-det `[N]` of all that is one event."""
@@ -255,6 +260,11 @@ class ImageLikelihood:
     """Data-dependent initialisation of all flows in the distribution, from dequantized images and their contexts."""
     condition = {} if context is None else _arguments_of(self._flow, values, {"context": context})
     flows.initialize(self.distribution, values, condition)
+
+  @property
+  def frozen_variables(self):
+    """The `tf.Variable`s of all flows in the distribution that are not to be trained."""
+    return flows.frozen_variables(self.distribution)
 
   @property
   def is_initialized(self):

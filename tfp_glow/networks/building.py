@@ -65,7 +65,11 @@ def outputs_of(network, inputs, dtype):
   """
   _rebuild_lower_inputs(network, dtype)
   with tf.init_scope(), precision.full(), computing_in_full(lower_layers_of(network, dtype), dtype):
-    return network(inputs)
+    outputs = network(inputs)
+  for layer in layers_of(network):
+    if not layer.trainable:
+      layer.trainable = False  # Of the variables that there are now, too.
+  return outputs
 
 
 def check_stateless(network, inputs, name="network"):

@@ -397,8 +397,9 @@ def fold(network, shift=None):
   if type(network) is keras.Sequential:  # A subclass may do more.
     folded = [fold(layer) for layer in network.layers]
     if shift is not None:
-      kernel, bias = folded[network.layers.index(first_linear_map(network))]
-      folded[network.layers.index(first_linear_map(network))] = [kernel, bias + tf.cast(shift, bias.dtype)]
+      first = network.layers.index(first_linear_map(network))
+      kernel, bias = folded[first]
+      folded[first] = [kernel, bias + tf.cast(shift, bias.dtype)]
     return _merge(network.layers, folded)
   if isinstance(network, (_Lipschitz, LipSwish)):
     return network.fold()

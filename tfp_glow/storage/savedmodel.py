@@ -37,12 +37,12 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
   ```
 
   `N` may be anything. A class-conditional model takes `labels`, int32 [N], as well, a conditional one `context`, of the
-  dtype of its flow, [N] + context_shape; of a dict of contexts each is an input, `context_` and its name. In
-  `interpolate` they are those of both images of a pair, in `sample` there is one for each sample. `serving_default` is
-  `log_prob`. Images are dequantized at the midpoints of their bins, so that answers are deterministic; `log_prob` is in
-  nats per image. `interpolate` goes on the straight lines between latents, at equal distances. A distribution without
-  latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample` only. One whose bijector estimates log-dets has
-  `log_det_estimator() -> log_det_estimator`, too: a string, says how.
+  dtype of its flow, [N] + context_shape; of a dict of contexts each is an input, `context_` and its name, with `_` for
+  all that is no letter or digit. In `interpolate` they are those of both images of a pair, in `sample` there is one for
+  each sample. `serving_default` is `log_prob`. Images are dequantized at the midpoints of their bins, so that answers
+  are deterministic; `log_prob` is in nats per image. `interpolate` goes on the straight lines between latents, at equal
+  distances. A distribution without latents (no `tfd.TransformedDistribution`) has `log_prob` and `sample` only. One
+  whose bijector estimates log-dets has `log_det_estimator() -> log_det_estimator`, too: a string, says how.
 
   #### Example
 

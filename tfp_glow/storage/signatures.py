@@ -1,5 +1,7 @@
 """The signatures of a SavedModel: graphs that check what they are given."""
 
+import re
+
 import tensorflow as tf
 
 
@@ -104,7 +106,9 @@ def _condition_specs(spec):
   specs = {} if spec.num_classes is None else {"labels": tf.TensorSpec([None], tf.int32, "labels")}
   of_context = lambda shape, name: tf.TensorSpec([None, *shape], spec.dtype, name)
   if isinstance(spec.context_shape, dict):
-    specs["context"] = {key: of_context(shape, f"context_{key}") for key, shape in spec.context_shape.items()}
+    # TensorFlow takes such names alone for those of inputs.
+    name = lambda key: "context_" + re.sub("[^A-Za-z0-9_]", "_", key)
+    specs["context"] = {key: of_context(shape, name(key)) for key, shape in spec.context_shape.items()}
   elif spec.context_shape is not None:
     specs["context"] = of_context(spec.context_shape, "context")
   return specs

@@ -120,8 +120,9 @@ class FlowModel(KeptInFiles):
                        f"variable does not count). Received: {distribution!r}")
     super().__init__(likelihood, int(seed), weight_y, classifier, likelihood_weight, name)
     # Keras trains `keras.Variable`s; these share the storage of the distribution's.
-    self._adopted = [keras.Variable(v, trainable=v.trainable, dtype=v.dtype.name, name=_keras_name(v))
-                     for v in distribution.variables]
+    frozen = {id(v) for v in likelihood.frozen_variables}
+    self._adopted = [keras.Variable(v, trainable=v.trainable and id(v) not in frozen, dtype=v.dtype.name,
+                                    name=_keras_name(v)) for v in distribution.variables]
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
     self._encode = _function(self._likelihood.encode)
     self._decode = _function(self._likelihood.decode)

@@ -68,8 +68,8 @@ def _settled(step, start, has_unit, tolerance, max_iterations, what):
   largest = lambda values: tf.reduce_max(tf.abs(values), axes)
   size = (lambda y: 1. + tf.maximum(largest(y), largest(start))) if has_unit else largest
 
-  def is_settled(distance, least, num_since):
-    return (distance <= tolerance) | (least <= _NEAR * tolerance) & (num_since >= _LONG)
+  def is_settled(distance, num_since):
+    return (distance <= tolerance) | (distance <= _NEAR * tolerance) & (num_since >= _LONG)
 
   def move(y, moves, distance, least, num_since):
     y_next = step(y)
@@ -79,15 +79,15 @@ def _settled(step, start, has_unit, tolerance, max_iterations, what):
     num_since = tf.where(distance < least, 0, num_since + 1)
     least = tf.minimum(least, distance)
     # What has become NaN or infinite will not come back.
-    return (y, moves & ~is_settled(distance, least, num_since) & tf.math.is_finite(distance), distance, least,
-            num_since)
+    moves &= ~is_settled(distance, num_since) & tf.math.is_finite(distance)
+    return y, moves, distance, least, num_since
 
   count = tf.shape(start)[:1]
   infinite = tf.fill(count, tf.constant(np.inf, start.dtype))
-  y, _, distance, *history = tf.while_loop(
+  y, _, distance, _, num_since = tf.while_loop(
       lambda _, moves, *__: tf.reduce_any(moves), move,
       (start, tf.fill(count, True), infinite, infinite, tf.zeros(count, tf.int32)), maximum_iterations=max_iterations)
-  is_done = is_settled(distance, *history)
+  is_done = is_settled(distance, num_since)
   # Of a gradient that is not finite there is none, which is no error: as everywhere, and as of second derivatives.
   is_excused = not has_unit and ~tf.reduce_all(tf.math.is_finite(start), axes)
   message = [f"{what} must be reached in `max_iterations` = {max_iterations}, to a relative {tolerance:g}: the network "

@@ -56,7 +56,7 @@ def test_of_a_further_step_of_flow(what):
 
 def test_nothing_is_kept_for_gradients_that_nobody_asks_for():
   counts = _executed("log_prob", 3)
-  assert counts["Conv2D"] and not any(kind.startswith("TensorList") for kind in counts)
+  assert any("Conv2D" in kind for kind in counts) and not any(kind.startswith("TensorList") for kind in counts)
 
 
 def test_a_graph_for_evaluation_alone_keeps_nothing():

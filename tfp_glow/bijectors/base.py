@@ -100,11 +100,11 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   def _initialize(self, y, **condition):
     """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
-    return self._inverse_and_log_det(y, **condition)[0]
+    return self._inverse_and_log_det(y, **self.any_condition(y) | condition)[0]
 
   def _initialize_back(self, x, **condition):
     """As `_initialize`, for `Invert`: of the batch `x` on the latent side; returns what `forward` now makes of it."""
-    return self._forward_and_log_det(x, **condition)[0]
+    return self._forward_and_log_det(x, **self.any_condition(x) | condition)[0]
 
   def _depends_on_variables_only(self):
     """Whether passes depend on nothing but inputs, arguments, and variables of `_add_variable`, `_adopt` and children.
@@ -208,8 +208,6 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
       raise ValueError("`y` must be a batch of at least one event, with finite values only. "
                        f"Received: shape {y.shape}" + (" with NaN or infinite values" if flat.shape[0] else ""))
     condition = self._flat_arguments(self._inverse_and_log_det, kwargs, y)
-    if self.num_classes is not None:
-      condition.setdefault("labels", self.any_condition(flat)["labels"])
     with precision.of_evaluation(is_training=False):
       self._initialize(flat, **condition)
     self.mark_initialized()

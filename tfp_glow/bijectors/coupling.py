@@ -126,19 +126,19 @@ class _Coupling(OnePassBijector):
     """
     return _CouplingStep(self)
 
-  def _forward_and_log_det(self, x, **condition):
-    return self.as_step().run(x, inverse=False, **condition)
+  def _forward_and_log_det(self, x, context=None):
+    return self.as_step().run(x, inverse=False, context=context)
 
-  def _inverse_and_log_det(self, y, **condition):
-    return self.as_step().run(y, inverse=True, **condition)
+  def _inverse_and_log_det(self, y, context=None):
+    return self.as_step().run(y, inverse=True, context=context)
 
-  def _initialize(self, y, **condition):
-    return self._initialize_network(y, inverse=True, **condition)
+  def _initialize(self, y, context=None):
+    return self._initialize_network(y, context, inverse=True)
 
-  def _initialize_back(self, x, **condition):
-    return self._initialize_network(x, inverse=False, **condition)
+  def _initialize_back(self, x, context=None):
+    return self._initialize_network(x, context, inverse=False)
 
-  def _initialize_network(self, values, inverse, context=None):
+  def _initialize_network(self, values, context, inverse):
     self.build(values.shape[1:])
     kept, changed = tf.split(values, [values.shape[-1] // 2, -1], axis=-1)
     with self.network_in_its_precision():

@@ -253,10 +253,12 @@ class GlowBijector(WholeFlow):
 
   def _initialize(self, y, labels=None, context=None):
     """Block after block; the top prior keeps its values, whatever the labels."""
+    labels = self.any_condition(y).get("labels") if labels is None else labels
     run_block = lambda block, y, condition: (block._initialize(y, **condition), 0.)
     return self._encode(y, labels, context, run_block)[0]
 
   def _initialize_back(self, x, labels=None, context=None):
+    labels = self.any_condition(x).get("labels") if labels is None else labels
     run_block = lambda block, y, condition: (block._initialize_back(y, **condition), 0.)
     return self._decode(x, labels, context, run_block)[0]
 

@@ -71,11 +71,11 @@ class GlowStep(Sequence):
     """
     return _FusedStep(self)
 
-  def _forward_and_log_det(self, x, **condition):
-    return self.as_step().run(x, inverse=False, **condition)
+  def _forward_and_log_det(self, x, context=None):
+    return self.as_step().run(x, inverse=False, context=context)
 
-  def _inverse_and_log_det(self, y, **condition):
-    return self.as_step().run(y, inverse=True, **condition)
+  def _inverse_and_log_det(self, y, context=None):
+    return self.as_step().run(y, inverse=True, context=context)
 
 
 class _FusedStep(Step):

@@ -129,10 +129,10 @@ class Step:
     """
     raise NotImplementedError
 
-  def run(self, inputs, inverse, **kwargs):
+  def run(self, inputs, inverse, context):
     """All parts, of one step alone: value and log-det of its bijector."""
     weights, constant = self.prepare(lambda v: tf.convert_to_tensor(v.value), inputs.shape[1:], inverse)
-    outputs, log_det = self.apply(self.enter(inputs), weights, inverse, **kwargs)
+    outputs, log_det = self.apply(self.enter(inputs), weights, inverse, context=context)
     return self.leave(outputs), log_det + constant
 
 

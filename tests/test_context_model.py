@@ -398,3 +398,31 @@ def test_hybrid_model(tmp_path):
   signatures = tf.saved_model.load(tmp_path / "model").signatures
   served = signatures["class_probabilities"](images=tf.constant(IMAGES), context=tf.constant(VECTORS))
   np.testing.assert_allclose(served["class_probabilities"], found, rtol=1e-5)
+
+
+# Layers of context networks.
+
+
+def test_layers_that_are_adapted_are_refused():
+  """Their numbers would be lost in files."""
+  layer = keras.layers.Normalization()
+  layer.adapt(VECTORS)
+  make = lambda network: tfp_glow.GlowBijector(
+      small_models.SHAPE, 1, 1, 2, context_shape=(5,), context_network=network, seed=0)
+  with pytest.raises(ValueError, match=r"no layers that learn by `adapt`.*Received: 'normalization.*' in 'sequential"):
+    make(keras.Sequential([layer, keras.layers.Dense(3)]))
+  make(keras.layers.Normalization(mean=np.ravel(layer.mean), variance=np.ravel(layer.variance)))
+
+
+@pytest.mark.slow
+def test_layers_are_frozen_and_unfrozen_by_compile():
+  network = keras.Sequential([keras.Input([5]), keras.layers.Dense(3)])
+  glow = tfp_glow.GlowBijector(small_models.SHAPE, 1, 1, 2, context_shape=(5,), context_network=network, seed=0)
+  model = tfp_glow.FlowModel(glow)
+  for is_trainable in (True, False, True):
+    network.trainable = is_trainable
+    model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
+    before = [v.numpy() for v in network.variables]
+    for _ in range(2):  # At first nothing depends on the context, and so has no gradients.
+      model.train_on_batch(IMAGES, {"context": VECTORS})
+    assert is_trainable == any(np.any(v.numpy() != value) for v, value in zip(network.variables, before))

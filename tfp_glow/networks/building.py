@@ -63,6 +63,7 @@ def outputs_of(network, inputs, dtype):
   Returns:
     What the network does.
   """
+  _check_keeps_what_it_knows(network)
   _rebuild_lower_inputs(network, dtype)
   with tf.init_scope(), precision.full(), computing_in_full(lower_layers_of(network, dtype), dtype):
     outputs = network(inputs)
@@ -70,6 +71,17 @@ def outputs_of(network, inputs, dtype):
     if not layer.trainable:
       layer.trainable = False  # Of the variables that there are now, too.
   return outputs
+
+
+def _check_keeps_what_it_knows(network):
+  """Raises `ValueError` for layers that hold what `adapt` has found where neither files nor updates reach it."""
+  for layer in layers_of(network):
+    given = [getattr(layer, name, None) for name in ("input_mean", "input_bin_boundaries")]
+    if hasattr(layer, "finalize_state") and all(value is None for value in given):
+      raise ValueError(
+          "`network` must have no layers that learn by `adapt`, of which files would not know: give them their "
+          "numbers, as in `keras.layers.Normalization(mean=np.ravel(layer.mean), variance=np.ravel(layer.variance))`. "
+          f"Received: {layer.name!r} in {network.name!r}")
 
 
 def check_stateless(network, inputs, name="network"):

@@ -120,9 +120,9 @@ class FlowModel(KeptInFiles):
                        f"variable does not count). Received: {distribution!r}")
     super().__init__(likelihood, int(seed), weight_y, classifier, likelihood_weight, name)
     # Keras trains `keras.Variable`s; these share the storage of the distribution's.
-    frozen = {id(v) for v in likelihood.frozen_variables}
-    self._adopted = [keras.Variable(v, trainable=v.trainable and id(v) not in frozen, dtype=v.dtype.name,
-                                    name=_keras_name(v)) for v in distribution.variables]
+    self._frozen_by_layers = _ids(likelihood.frozen_variables)
+    self._adopted = [keras.Variable(v, trainable=v.trainable and id(v) not in self._frozen_by_layers,
+                                    dtype=v.dtype.name, name=_keras_name(v)) for v in distribution.variables]
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
     self._encode = _function(self._likelihood.encode)
     self._decode = _function(self._likelihood.decode)
@@ -153,7 +153,7 @@ class FlowModel(KeptInFiles):
     return self._likelihood.spec.context_shape
 
   def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
-    """As `keras.Model.compile`; the loss is fixed.
+    """As `keras.Model.compile`; the loss is fixed. What layers of networks now have as `trainable` takes effect.
 
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
@@ -172,6 +172,7 @@ class FlowModel(KeptInFiles):
       if value is not None:
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
                          f"Received: {key}={value!r}")
+    self._follow_frozen_layers()
     options = {"jit_compile": jit_compile, **kwargs}
     has_replicas = self._has_replicas()
     if jit_compile not in (True, False, "auto"):
@@ -186,6 +187,14 @@ class FlowModel(KeptInFiles):
     self.uses_xla = jit_compile != "auto" and bool(jit_compile)
     self._xla_functions = {}
     self._compile_options = options
+
+  def _follow_frozen_layers(self):
+    """Trains what has been unfrozen since the last time, and no more what has been frozen."""
+    before, self._frozen_by_layers = self._frozen_by_layers, _ids(self._likelihood.frozen_variables)
+    for variable, adopted in zip(self.distribution.variables, self._adopted):
+      is_frozen = id(variable) in self._frozen_by_layers
+      if is_frozen != (id(variable) in before):
+        adopted.trainable = not is_frozen
 
   def adapt(self, data: Any) -> None:
     """Data-dependent initialisation from one batch, of all flows in the distribution, wherever they are.
@@ -623,6 +632,10 @@ def _function(function):
 
   evaluate.__wrapped__ = in_a_graph
   return evaluate
+
+
+def _ids(variables):
+  return frozenset(map(id, variables))
 
 
 def _keras_name(variable):

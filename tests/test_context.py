@@ -459,6 +459,11 @@ def test_contexts_that_do_not_fit(context, message):
     _glow().inverse(IMAGES, context=context)
 
 
+def test_contexts_that_are_not_finite():
+  with pytest.raises(tf.errors.InvalidArgumentError, match="`context` of `glow` must be finite"):
+    _glow(perturbed=False, validate_args=True).inverse(IMAGES, context=np.full([3, 2], np.nan))
+
+
 def test_dicts_that_do_not_fit():
   flow, context = _glow(SHAPES["both"]), _context(SHAPES["both"])
   for wrong in ({"v": context["v"]}, context | {"more": context["v"]}, context["v"], types.MappingProxyType(context)):

@@ -454,6 +454,10 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     arguments = {key: value for key, value in kwargs.items() if key != "training" or takes_any or key in known}
     if shapes is not None:
       arguments["context"] = contexts.converted(arguments.get("context"), shapes, self.dtype, self.name)
+      if self.validate_args:
+        message = f"`context` of `{self.name}` must be finite."
+        arguments["context"] = tf.nest.map_structure(
+            lambda part: tf.debugging.check_numerics(part, message), arguments["context"])
     return arguments
 
   def _flat_arguments(self, function, kwargs, inputs):

@@ -56,9 +56,9 @@ def converted(context, shapes, dtype, name):
     ValueError: if it is `None`, or a dict where there is one shape only, or else not a dict with the right keys.
   """
   if context is None:
-    raise ValueError(f"`context` of `{name}` must be given, as `bijector_kwargs={{'context': context}}` (in a "
-                     f"`tfb.Chain`, `{{'{name}': {{'context': context}}}}`), of shape {as_public(shapes)} after that of "
-                     "the batch. Received: None")
+    raise ValueError(
+        f"`context` of `{name}` must be given, as `bijector_kwargs={{'context': context}}` (in a `tfb.Chain`, "
+        f"`{{'{name}': {{'context': context}}}}`), of shape {as_public(shapes)} after that of the batch. Received: None")
   is_dict = isinstance(context, dict)
   if is_dict != isinstance(shapes, abc.Mapping) or is_dict and context.keys() != shapes.keys():
     expected = f"a dict with the keys {sorted(shapes)}" if isinstance(shapes, abc.Mapping) else "one tensor"

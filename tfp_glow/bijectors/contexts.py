@@ -58,7 +58,7 @@ def converted(context, shapes, dtype, name):
   if context is None:
     raise ValueError(
         f"`context` of `{name}` must be given, as `bijector_kwargs={{'context': context}}` (in a `tfb.Chain`, "
-        f"`{{'{name}': {{'context': context}}}}`), of shape {as_public(shapes)} after that of the batch. Received: None")
+        f"`{{'{name}': {{'context': context}}}}`), and have shape [..., *{as_public(shapes)}]. Received: None")
   is_dict = isinstance(context, dict)
   if is_dict != isinstance(shapes, abc.Mapping) or is_dict and context.keys() != shapes.keys():
     expected = f"a dict with the keys {sorted(shapes)}" if isinstance(shapes, abc.Mapping) else "one tensor"

@@ -400,6 +400,11 @@ def test_hybrid_model(tmp_path):
   np.testing.assert_allclose(served["class_probabilities"], found, rtol=1e-5)
 
 
+def test_keys_that_are_none_of_a_context():
+  with pytest.raises(ValueError, match=r"must have the key 'context'\. Received: the keys \['contexts'\]"):
+    _models("vector").fit(IMAGES, {"contexts": VECTORS}, verbose=0)
+
+
 # Layers of context networks.
 
 

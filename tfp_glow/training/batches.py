@@ -66,6 +66,9 @@ def check_data(spec, x, y, batch_size, kwargs):
   images, condition = unpack(specs)
   spec.check_images(images)
   condition = spec.taken(condition)
+  keys = [key for part in (specs if isinstance(specs, tuple) else [specs]) if isinstance(part, dict) for key in part]
+  if keys and spec.context_shape is not None and "context" not in condition:
+    raise ValueError(f"`context` must be given: a batch must have the key 'context'. Received: the keys {sorted(keys)}")
   labels, context = condition.get("labels"), condition.get("context")
   spec.check_labels(labels)
   spec.check_context(context)

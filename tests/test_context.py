@@ -197,7 +197,7 @@ def test_context_network_is_evaluated_once_a_pass(make):
 @each_flow
 @pytest.mark.slow
 def test_initialisation_is_that_of_the_context(make):
-  """Normalised after it, all channels have mean 0 and deviation 1 with the contexts they were initialised with."""
+  """Once the context acts, what is set from data is another for another context; and there must be one."""
   flow, context = make(perturbed=False), _context(VECTOR)
   rng = np.random.default_rng(0)
   for variable in flow.trainable_variables:  # Those that are not set from data, so that the context acts.

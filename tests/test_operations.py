@@ -56,7 +56,9 @@ def test_of_a_further_step_of_flow(what):
 
 def test_nothing_is_kept_for_gradients_that_nobody_asks_for():
   counts = _executed("log_prob", 3)
-  assert any("Conv2D" in kind for kind in counts) and not any(kind.startswith("TensorList") for kind in counts)
+  # (Whatever TensorFlow's libraries make of them, two in each step.)
+  assert sum(count for kind, count in counts.items() if "Conv2D" in kind) == 6
+  assert not any(kind.startswith("TensorList") for kind in counts)
 
 
 def test_a_graph_for_evaluation_alone_keeps_nothing():

@@ -44,6 +44,7 @@ class ContextFeatures:
     what = "`context_shape`" if network is None else "The outputs of `context_network`"
     for shape in self._shapes if sizes else []:
       _check_fits(shape, sizes, what)
+    self._squeezes = {block: Squeeze(block, dtype) for block in {_block(shape, sizes) for shape in self._shapes}}
 
   @property
   def variables(self):
@@ -105,7 +106,8 @@ class ContextFeatures:
     """An image no larger than the first level; of a vector, one of a single position."""
     if part.shape.rank == 2:
       return part[:, tf.newaxis, tf.newaxis]
-    return Squeeze(_block(part.shape[1:], self._sizes), self._dtype).inverse(part)
+    block = _block(part.shape[1:], self._sizes)
+    return part if block == 1 else self._squeezes[block]._inverse_and_log_det(part)[0]
 
 
 def check_no_network(context_network):

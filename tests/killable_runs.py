@@ -10,7 +10,7 @@ import tensorflow_probability as tfp
 
 import tfp_glow
 
-NUM_EPOCHS, STEPS_PER_EPOCH = 60, 2
+NUM_EPOCHS, STEPS_PER_EPOCH = 60, 6
 
 
 def train(folder, result):
@@ -37,6 +37,6 @@ def train(folder, result):
 
 
 def _fit(model, state, epochs):
-  images = tfp_glow.data.load_images("digits", "train", 720, epochs=epochs, skip_batches=state.num_batches)
+  images = tfp_glow.data.load_images("digits", "train", 240, epochs=epochs, skip_batches=state.num_batches)
   model.fit(images, steps_per_epoch=STEPS_PER_EPOCH - state.num_batches, initial_epoch=epochs.start,
             epochs=epochs.stop, verbose=0, callbacks=[state, tfp_glow.callbacks.StopOnPreemption(state)])

@@ -20,6 +20,7 @@ The folder then holds:
   reconstructions.png   images of the test split, encoded and decoded
   test_images/          these images, each in a file, as examples/serve.py can show them
   training_curve.png    bits per dimension, epoch by epoch
+  report.html           all of these pictures, the numbers and the settings on one page, for a browser
   results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
 
 Ctrl-C ends the training, and all of these are made of what has been learned until then; a second Ctrl-C ends at once.
@@ -38,6 +39,7 @@ import math
 import os
 import pathlib
 import platform
+import shlex
 import shutil
 import signal
 import sys
@@ -48,6 +50,7 @@ import keras
 import numpy as np
 import options
 import run_pictures
+import run_report
 import tensorflow as tf
 import tensorflow_probability as tfp
 import training_data
@@ -58,7 +61,7 @@ from tfp_glow import callbacks, data
 from tfp_glow.training import replicas
 
 WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json"
-OUTPUTS = (WEIGHTS, SAVED_MODEL, *run_pictures.FILES, RESULTS)
+OUTPUTS = (WEIGHTS, SAVED_MODEL, *run_pictures.FILES, run_report.REPORT, RESULTS)
 STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
 
 # What may change when a run goes on.
@@ -76,7 +79,11 @@ WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.Can
 
 def main():
   """Parses the command line, trains, saves; returns the exit code."""
-  return run(parse_args(), training_data.load_splits, make_model, save_results, OUTPUTS)
+  args = parse_args()
+  exit_code = run(args, training_data.load_splits, make_model, save_results, OUTPUTS)
+  if exit_code == 0:
+    print_next_commands(args)
+  return exit_code
 
 
 def run(args, *parts, **kwargs):
@@ -359,7 +366,7 @@ def keep_best(model, validation_images, checkpoint):
 
 def save_results(model, test_images, history, results, start, args, save_pictures=run_pictures.save_pictures,
                  outputs=OUTPUTS):
-  """Writes pictures, SavedModel and, last, the numbers: `results` and what is added to them here."""
+  """Writes pictures, SavedModel, the report and, last, the numbers: `results` and what is added to them here."""
   results = {
       **results,
       "num_parameters": sum(math.prod(v.shape) for v in model.trainable_variables),
@@ -369,9 +376,19 @@ def save_results(model, test_images, history, results, start, args, save_picture
   save_pictures(model, test_images, history, results["bits_per_dim"], args.output, args.seed)
   model.export(args.output / SAVED_MODEL)
   results["seconds"] = round(time.monotonic() - start, 1)
+  run_report.save_report(args.output, results, outputs)
   (args.output / RESULTS).write_text(json.dumps(results, indent=2) + "\n")
   print(f"Test bits per dim: {results['bits_per_dim']:.4f}, after {results['seconds']:.0f} s. In {args.output}: "
         f"{', '.join(outputs)}")
+
+
+def print_next_commands(args):
+  """Says where to look, and what to do with a trained Glow."""
+  folder = shlex.quote(str(args.output))
+  print(f"""Open {args.output / run_report.REPORT} in a browser. Then, for example:
+  python examples/edit_latents.py {folder}
+  python examples/serve.py {folder}/{SAVED_MODEL} --images {folder}/{run_pictures.TEST_IMAGES}
+  python examples/train_glow.py --data FOLDER_OF_PHOTOS --image-size 32 --num-blocks 3 --output photos""")
 
 
 def evaluate(model, images):

@@ -17,6 +17,7 @@ The folder then holds what train_glow.py leaves of images. Of a density:
   densities.png         the density of the data, that of the model, and those of --beside
   density.npy           that of the model, for the picture of another run
   training_curve.png    bits per dimension, epoch by epoch
+  report.html           all of these pictures, the numbers and the settings on one page, for a browser
   results.json          bits per dimension of test points, their mean log-density in nats, settings, seconds, versions
 
 Ctrl-C, and runs that have not finished, are as with train_glow.py.
@@ -30,6 +31,7 @@ import sys
 import densities
 import keras
 import options
+import run_report
 import train_glow
 import training_data
 from residual_presets import PRESETS
@@ -37,7 +39,8 @@ from residual_presets import PRESETS
 import tfp_glow
 from tfp_glow import networks
 
-OUTPUTS_OF_DENSITIES = (train_glow.WEIGHTS, train_glow.SAVED_MODEL, *densities.FILES, train_glow.RESULTS)
+OUTPUTS_OF_DENSITIES = (train_glow.WEIGHTS, train_glow.SAVED_MODEL, *densities.FILES, run_report.REPORT,
+                        train_glow.RESULTS)
 # Of what images and densities need different ones of.
 DEFAULTS = {"epochs": (45, 200), "batch_size": (64, 500), "num_dense_blocks": (2, 16), "num_dense_hidden": (64, 128)}
 OF_IMAGES = {"num_scales": 2, "num_blocks": [4], "num_hidden": 64, "squeeze_first": False, "factor_out": False,

@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import gc
 import pathlib
+import shutil
 import warnings
 
 import keras
@@ -132,3 +133,20 @@ def flow(shared_flow):
   """The same, with its old weights again for the next test."""
   yield shared_flow
   shared_flow.assign(shared_flow.old)
+
+
+@pytest.fixture(scope="session")
+def browser():
+  """Debian's Chromium, without a display."""
+  webdriver = pytest.importorskip("selenium.webdriver")
+  chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+  if not (chromium and driver):
+    pytest.skip("needs a browser: apt-get install chromium chromium-driver")
+  options = webdriver.ChromeOptions()
+  options.binary_location = chromium
+  options.add_argument("--headless=new")
+  options.add_argument("--disable-dev-shm-usage")  # Which is small in containers.
+  if os.geteuid() == 0:
+    options.add_argument("--no-sandbox")  # As root there is none.
+  with webdriver.Chrome(options, webdriver.ChromeService(driver)) as running:
+    yield running

@@ -9,36 +9,21 @@ The picture of it in the README is drawn anew, with the model that two commands 
 import contextlib
 import os
 import pathlib
-import shutil
 import threading
 
 import image_files
 import pytest
 import served_models
 import waitress
-from selenium import webdriver
+from selenium.webdriver import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 serve = served_models.load_script()
-CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 SECONDS = 120  # Until something that should happen must have happened, on the slowest machine.
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(
-    not (CHROMIUM and DRIVER), reason="needs a browser: apt-get install chromium chromium-driver")]
-
-
-@pytest.fixture(scope="module")
-def browser():
-  options = webdriver.ChromeOptions()
-  options.binary_location = CHROMIUM
-  options.add_argument("--headless=new")
-  options.add_argument("--disable-dev-shm-usage")  # Which is small in containers.
-  if os.geteuid() == 0:
-    options.add_argument("--no-sandbox")  # As root there is none.
-  with webdriver.Chrome(options, webdriver.ChromeService(DRIVER)) as driver:
-    yield driver
+pytestmark = pytest.mark.slow
 
 
 @contextlib.contextmanager
@@ -112,7 +97,7 @@ class Page:
 
   def press(self, *keys):
     for key in keys:
-      webdriver.ActionChains(self.browser).send_keys(key).perform()
+      ActionChains(self.browser).send_keys(key).perform()
 
   def answer(self, path, **body):
     """What the server answers to somebody else."""

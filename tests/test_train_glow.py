@@ -4,6 +4,7 @@ import argparse
 import functools
 import json
 import math
+import pathlib
 import signal
 import sys
 import types
@@ -22,6 +23,7 @@ import tfp_glow
 from tfp_glow import callbacks, data
 
 TINY = example_runs.TINY
+ROOT = pathlib.Path(__file__).parent.parent
 
 slow = pytest.mark.slow
 
@@ -87,8 +89,12 @@ def test_run_leaves_everything(finished):
   printed, folder = finished
   check_outputs(folder)
   assert "Epoch 2/2" in printed and "val_bits_per_dim" in printed
-  assert f"Test bits per dim: {results(folder)['bits_per_dim']:.4f}" in printed.splitlines()[-1]
-  assert str(folder) in printed.splitlines()[-1]
+  result, where, *next_commands = printed.splitlines()[-5:]
+  assert f"Test bits per dim: {results(folder)['bits_per_dim']:.4f}" in result
+  assert str(folder) in result and str(folder / "report.html") in where
+  for command in next_commands:
+    _, script, *_ = command.split()
+    assert (ROOT / script).exists() and command.startswith("  python examples/")
 
 
 @slow

@@ -5,7 +5,6 @@ import pathlib
 import re
 
 from mkdocs.structure.files import File
-from pygments import formatters
 
 ROOT = pathlib.Path(__file__).parent.parent
 PACKAGE = ROOT / "tfp_glow"
@@ -19,7 +18,6 @@ def on_files(files, config):
       "tfp_glow", [f"tfp_glow.{name}" for name in names if not is_module(name) and not name.startswith("_")])}
   pages |= {f"reference/{name}.md": reference(f"tfp_glow.{name}") for name in modules}
   pages |= {name: with_links((ROOT / name).read_text(encoding="utf-8")) for name in ("CHANGELOG.md", "CONTRIBUTING.md")}
-  pages["highlight.css"] = formatters.HtmlFormatter().get_style_defs(".highlight")
   for path, content in pages.items():
     files.append(File.generated(config, path, content=content))
   return files

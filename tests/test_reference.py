@@ -89,24 +89,58 @@ def test_layouts_of_docstrings(monkeypatch):
   assert value.docstring.value == text.replace("  - first", "    - first").replace("  line", "    line")
 
 
-@pytest.mark.slow
-def test_reference_is_built_without_warnings(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+  """The folder of the documentation, which is built without warnings."""
   if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings_handlers") is None:
     pytest.skip("needs MkDocs and mkdocstrings: pip install -e .[docs]")
-  done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--site-dir", tmp_path / "site"], cwd=ROOT,
+  folder = tmp_path_factory.mktemp("site")
+  done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--site-dir", folder], cwd=ROOT,
                         capture_output=True, text=True, check=False)
   assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
-  site = tmp_path / "site"
-  pages = {path.relative_to(site).parent.as_posix(): path.read_text(encoding="utf-8")
-           for path in site.rglob("index.html")}
-  assert {".", "CHANGELOG", "CONTRIBUTING", "architecture", "coming_from", "distributed", "troubleshooting",
-          "reference", "reference/data"} <= pages.keys()
+  return folder
+
+
+def _pages(site):
+  return {path.relative_to(site).parent.as_posix(): path.read_text(encoding="utf-8")
+          for path in site.rglob("index.html")}
+
+
+@pytest.mark.slow
+def test_site_has_all_pages_and_names(site):
+  pages = _pages(site)
+  assert {".", "CHANGELOG", "CONTRIBUTING", "reference", "reference/data"} <= pages.keys()
+  assert {path.stem for path in (ROOT / "docs").glob("*.md")} <= pages.keys()
+  links = {(site / link).resolve() for link in re.findall(r'href="([^":#?]*)[#"]', pages["."])}
+  missing = {name for name in pages if (site / name).resolve() not in links}
+  assert not missing, "not in the navigation of mkdocs.yml"
   anchors = set(re.findall(r'id="(tfp_glow[\w.]*)"', "".join(pages.values())))
   assert NAMES.keys() <= anchors
-  for name, page in pages.items():
+
+
+@pytest.mark.slow
+def test_site_understands_docstrings_and_markdown(site):
+  for name, page in _pages(site).items():
     # What is left of sections of docstrings and of Markdown, where they are not understood.
     fault = re.search(r"<p>\s*(Args|Returns|Raises|Attributes|References):", page)
     assert not fault, f"{name}: {page[fault.start():][:500]}"
     text = html.unescape(re.sub(r"<(code|style|script)\b.*?</\1>|<[^>]+>", "", page, flags=re.S))
     fault = re.search(r"```|\*\*\w|^ *[-*] \w|^\|.*\|$|:::", text, re.M)
     assert not fault, f"{name}: {text[max(0, fault.start() - 200):][:500]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
+def test_pages_fit_into_a_browser(site, browser, width, scheme):
+  """A wide window, and a telephone: nothing but tables and code is wider than the page, and all pictures are there."""
+  metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+  browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+  browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {
+      "features": [{"name": "prefers-color-scheme", "value": scheme}]})
+  for page in sorted(site.rglob("index.html")):
+    browser.get(page.as_uri())
+    name = page.relative_to(site)
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width, name
+    broken = browser.execute_script(
+        "return [...document.images].filter(image => !image.naturalWidth).map(image => image.src)")
+    assert not broken, name

@@ -11,6 +11,8 @@ from tfp_glow.likelihood.image_spec import UNKNOWN
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.training import divergence, sources
 
+_WEIGHTS = "every image counts the same; draw images in proportion to their weights instead"
+
 
 def unpack(batch):
   """Images of a batch, and what came with them.
@@ -27,13 +29,13 @@ def unpack(batch):
     ValueError: if the batch has weights, or is a dict without `"image"`.
   """
   x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-  if sample_weight is not None:
-    raise ValueError("`sample_weight` must be None: every image counts the same. Received: a batch with weights")
   given = y if isinstance(y, dict) else {"label": y}
   if isinstance(x, dict):
     if "image" not in x:
       raise ValueError(f"A batch that is a dict must have the key 'image'. Received: {sorted(x)}")
     x, given = x["image"], given | x
+  if sample_weight is not None or "sample_weight" in given:
+    raise ValueError(f"`sample_weight` must be None: {_WEIGHTS}. Received: a batch with weights")
   found = {"labels": given.get("label"), "context": given.get("context")}
   return x, {key: value for key, value in found.items() if value is not None}
 
@@ -56,7 +58,8 @@ def check_data(spec, x, y, batch_size, kwargs):
     raise ValueError(f"`batch_size` must be a positive `int`, or None. Received: {batch_size!r}")
   for key in ("sample_weight", "class_weight"):
     if kwargs.get(key) is not None:
-      raise ValueError(f"`{key}` must be None: every image counts the same. Received: {key}={kwargs[key]!r}")
+      received = f"shape {np.shape(kwargs[key])}" if np.ndim(kwargs[key]) else repr(kwargs[key])
+      raise ValueError(f"`{key}` must be None: {_WEIGHTS}. Received: {key} of {received}")
   source = sources.source_of(x, y, batch_size)
   specs = source.specs()
   if specs is None:

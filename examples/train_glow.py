@@ -23,12 +23,12 @@ The folder then holds:
   report.html           all of these pictures, the numbers and the settings on one page, for a browser
   results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
 
-Ctrl-C ends the training, and all of these are made of what has been learned until then; a second Ctrl-C ends at once.
+Ctrl-C ends the training; all of these are then made from what has been learned so far. A second Ctrl-C ends at once.
 
-Until it has finished, the folder also holds training_state/, written after each epoch, and best_until_now.weights.h5:
-the same command goes on from there, however the run was ended, and comes to the same weights as if it had not been.
-SIGTERM, by which clusters announce that they take a machine away, has the state written after the batch at hand; the
-exit code is 143 then, and 138 where another worker was lost: the run is to be started again. The folder cluster/ has
+Until the run has finished, the folder also holds training_state/, written after each epoch, and
+best_until_now.weights.h5. The same command resumes from there, however the run was ended, and leads to the same weights
+as an uninterrupted run. After SIGTERM, by which clusters announce that they take a machine away, the state is written
+after the current batch. The exit code then is 143, or 138 if another worker was lost: start the run again. The folder cluster/ has
 scripts for SLURM and Kubernetes.
 """
 
@@ -99,7 +99,7 @@ def run(args, *parts, **kwargs):
 
 
 def run_alone(args, load_splits, make_model, save_results, outputs, jit_compile="auto"):
-  """Trains and saves, or goes on with that.
+  """Trains and saves, or resumes that.
 
   Args:
     args: The settings.
@@ -218,7 +218,7 @@ def training_state(args):
 
 
 def prepare_output(args, keep_best_until_now, outputs=OUTPUTS):
-  """Makes the folder, and clears it of the results of an earlier run, lest those of two lie side by side."""
+  """Makes the folder, and clears it of the results of an earlier run, so that two runs are not mixed."""
   try:
     (args.output / STATE).mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
   except OSError as error:
@@ -246,9 +246,9 @@ class BestWeights(keras.callbacks.ModelCheckpoint):
 class AveragesValidated(keras.callbacks.Callback):
   """Has moving averages in the place of the weights from the beginning of validation to the end of the epoch.
 
-  Callbacks that keep averages come before it, those that keep what training goes on with after it.
+  Callbacks that save averages come before it, those that save the state of training after it.
 
-  (`keras.callbacks.SwapEMAWeights` adds and subtracts to swap the two, and training goes on with what rounding leaves.)
+  (`keras.callbacks.SwapEMAWeights` adds and subtracts to swap the two, and training continues with rounding errors.)
   """
 
   def on_test_begin(self, logs=None):

@@ -119,7 +119,7 @@ class _Unsummed:
 
 
 def knows_replicas(optimizer, variables):
-  """Whether `handle_here` and `first_replica` are to be had, for an optimizer and the variables that it updates.
+  """Whether `handle_here` and `first_replica` work for an optimizer and the variables that it updates.
 
   Args:
     optimizer: Keras optimizer, built.
@@ -244,7 +244,7 @@ def given_in_graphs_to(operation):
 
   Touches: `_inbound_nodes` of `keras.Operation`, and their `arguments`.
 
-  Missing: an error, of which the caller makes that nobody knows: what such networks computed is not remembered.
+  Missing: an error, after which the caller does not remember what such networks computed.
 
   Args:
     operation: `keras.Operation`, layers among them.

@@ -22,7 +22,7 @@ def checked_path(name, path):
 def written_as_a_whole(path):
   """Gives a path to write a file or a folder to, which becomes `path` in the end, in place of what is there.
 
-  Until then, and after an error for good, there is what was there before. The path given has the ending of `path`.
+  Until then, and if there is an error, what was there before stays. The path given has the ending of `path`.
 
   Args:
     path: Of any file system that TensorFlow knows. Where it is a link, what it leads to is replaced.

@@ -42,8 +42,8 @@ def bounded(log_scale, bound=MAX_LOG_SCALE):
 def activation_statistics(x):
   """The shift and the raw log-scale after which `(x + shift) * exp(3 * log_scale)` has mean 0 and variance 1.
 
-  Of a channel that is constant but for rounding (a batch of one image that has come down to one position, for example)
-  nothing is known of the deviation: its scale is 1. Scaled up step after step, other batches would overflow.
+  A channel that is constant up to rounding (in a batch of one image that is reduced to one position, for example) tells
+  nothing about the deviation, and gets scale 1. A larger scale, step after step, would make other batches overflow.
 
   Args:
     x: Tensor `[..., C]`.

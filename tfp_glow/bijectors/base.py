@@ -38,10 +38,10 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   evaluations, `experimental_sample_and_log_prob` three, and gradients further ones: within `tfp_glow.Chain` and
   `tfp_glow.Invert` they are one each.
 
-  Passes of classes from outside of this package are not remembered: nobody knows what else they depend on. So within
-  `tfb.Chain` they take more evaluations, and log-dets are those of the way back. Where they depend on nothing but
-  inputs, arguments, and variables of `_add_variable`, `_adopt` and `_add_child`, the class may say so: its
-  `_depends_on_variables_only` then returns `True`.
+  Passes of classes from outside of this package are not remembered, because they may depend on anything. Within
+  `tfb.Chain` they thus take more evaluations, and log-dets are computed in the opposite direction. If a class depends
+  only on inputs, arguments, and variables of `_add_variable`, `_adopt` and `_add_child`, its
+  `_depends_on_variables_only` should return `True`.
 
   References:
     The contract is that of distrax (https://github.com/google-deepmind/distrax).

@@ -279,7 +279,7 @@ class _OfTFP(OnePassBijector):
     return getattr(self.bijector, "initialized", not hasattr(self.bijector, "initialize"))
 
   def _depends_on_variables_only(self):
-    # Keras, by which passes are computed again, knows no variables of TFP, and nobody knows what functions hold.
+    # Passes are recomputed by Keras, which knows no variables of TFP; and functions may hold anything.
     return (type(self.bijector).__module__.startswith("tensorflow_probability.") and not self.bijector.variables
             and not any(map(callable, self.bijector.parameters.values())))
 

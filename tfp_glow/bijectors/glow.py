@@ -85,8 +85,8 @@ class GlowBijector(WholeFlow):
       learn_top: Python `bool`: whether the Gaussian of the top latent is learned.
       gradient: `"autodiff"` is the faster; `"reversible"` needs memory for the activations of one step of each block
         only, whatever `num_steps_per_block`. See `Scan`.
-      seed: Python `int`: same seed, same initial values (but for those of your own `network_fn`). `None`: others each
-        time (after `keras.utils.set_random_seed`, the same).
+      seed: Python `int`: the same seed gives the same initial values, except in networks of your own `network_fn`.
+        `None`: new values each time (the same ones after `keras.utils.set_random_seed`).
       dtype: Floating dtype of parameters, images and latents. Default: Keras' `floatx`.
       validate_args: Python `bool`: a non-finite input is an error, at a cost.
       name: Python `str`.

@@ -126,7 +126,7 @@ class SeriesEstimator:
 
   its terms weighted as those of the value, from the vector-Jacobian products of which `weighted` is a sum. The authors'
   code computes that gradient in the forward pass, which leaves no need to evaluate anything again, but takes all events
-  to have the same `d_log_det`. Here it may be any. Second derivatives are not to be had: they are NaN.
+  to have the same `d_log_det`. Here it may be any. Second derivatives are not available: they are NaN.
 
   References:
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), sections 3.1, 3.2 and appendix C.

@@ -46,7 +46,7 @@ class VariableOwner:
     return sum([child._keras_variables() for child in self._children], list(self._own_keras_variables))
 
   def copy(self, **override_parameters_kwargs):
-    """Not to be had: TFP's way, to call the constructor again, would lose the weights.
+    """Raises an error: TFP copies by calling the constructor again, which would lose the weights.
 
     Args:
       **override_parameters_kwargs: As TFP's.

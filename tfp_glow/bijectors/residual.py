@@ -32,7 +32,7 @@ class InvertibleResidualBlock(OnePassBijector):
   `forward` has no closed form: it iterates `y <- x - network(y)` (`fixed_point.solve`) until that moves by no more than
   rounding errors. Should it not, that is an error, or NaN where XLA compiles it. A log-det is NaN where its computation
   shows that the network does not contract (an estimate: in no norm of an order from 1 to infinity; an exact one: in no
-  norm at all). It does not always show. Second derivatives of `forward` and of estimated log-dets are not to be had:
+  norm at all). It does not always show. Second derivatives of `forward` and of estimated log-dets are not available:
   they are NaN.
 
   With a context, a learned map of it is added to the outputs of the network's first linear map, where it changes the

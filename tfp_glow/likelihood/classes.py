@@ -1,4 +1,4 @@
-"""Images whose class nobody knows: their density is the mean of those of all classes."""
+"""Images of unknown class: their density is the mean of those of all classes."""
 
 import math
 

@@ -4,7 +4,7 @@ import tensorflow as tf
 
 from tfp_glow.likelihood import dequantize
 
-# The label of an image whose class nobody knows.
+# The label of an image of unknown class.
 UNKNOWN = -1
 
 

@@ -109,7 +109,7 @@ def _read(prefix, image_shape, ema):
 def _damage_named(prefix):
   try:
     yield
-  except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader is not of one mind.
+  except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader raises all of them.
     raise ValueError("`path` must be a whole checkpoint, but a file of it is damaged or missing: "
                      f"{error}. Received: {prefix}") from error
 

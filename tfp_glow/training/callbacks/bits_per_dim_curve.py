@@ -15,11 +15,11 @@ _CURVES = {"bits_per_dim": "training", "val_bits_per_dim": "validation"}
 class BitsPerDimCurve(FolderWriter):
   """Bits per dimension of all epochs until now, of training and validation, drawn anew after each.
 
-  `bits_per_dim.png` is the curve, `bits_per_dim.csv` its numbers. A run that is gone on with (`initial_epoch`) keeps
-  the epochs before; one from the beginning replaces them.
+  `bits_per_dim.png` is the curve, `bits_per_dim.csv` its numbers. A resumed run (`initial_epoch`) keeps
+  the earlier epochs; a run from the beginning replaces them.
 
-  Training's are the means over an epoch, while weights improve: they lag behind validation's by about half an epoch. Of
-  several workers (`tf.distribute`) the chief alone draws.
+  Training's numbers are means over an epoch, during which the weights improve. They lag behind validation's by about
+  half an epoch. With several workers (`tf.distribute`) only the chief draws.
 
   A drawing takes 0.07 s of CPU time: 6% of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide).
 

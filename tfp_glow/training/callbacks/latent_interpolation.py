@@ -16,12 +16,12 @@ from tfp_glow.training.callbacks.picture import Picture
 class LatentInterpolation(Picture):
   """The way from image to image through latent space, after each epoch.
 
-  A row for each pair of neighbours: from the first image to the second, from the second to the third, and so on. The
-  ends of a row are the images themselves, as far as `num_bits` keeps them. `interpolations_0000.png` is of the flow
-  before training, `interpolations_0012.png` after 12 epochs; a run that is gone on with (`initial_epoch`) goes on with
-  the names.
+  There is a row for each pair of neighbours: from the first image to the second, from the second to the third, and so
+  on. The ends of a row are the images themselves, as far as `num_bits` keeps them. `interpolations_0000.png` shows the
+  flow before training, `interpolations_0012.png` after 12 epochs. A resumed run (`initial_epoch`) continues the
+  numbering.
 
-  Of several workers (`tf.distribute`) the chief alone draws, while the others wait at the next step.
+  With several workers (`tf.distribute`) only the chief draws, while the others wait at the next step.
 
   Of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide) five images take 2% of the CPU time; once, before
   training, one or two seconds for building the graphs.

@@ -13,7 +13,7 @@ from tfp_glow.training.callbacks.folder_writer import FolderWriter
 class Picture(FolderWriter):
   """Rows of images as a PNG file, and for TensorBoard: before training, and after every so many epochs.
 
-  Files are numbered by epochs: those of a run that is gone on with (`initial_epoch`) go on, too.
+  Files are numbered by epochs. A resumed run (`initial_epoch`) continues the numbering.
   """
 
   def __init__(self, name, folder, every, log_dir):

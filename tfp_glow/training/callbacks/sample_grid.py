@@ -19,12 +19,12 @@ _MAX_CLASSES = 10
 class SampleGrid(Picture):
   """Samples from the same noise after each epoch: one sees the same images improve.
 
-  A row for each temperature; of a class-conditional model a row for each temperature and class. A column has the same
-  noise in all rows, and of a conditional model the same context. `samples_0000.png` is of the flow before training,
-  `samples_0012.png` after 12 epochs; a run that is gone on with (`initial_epoch`) goes on with the names. Training
-  comes to the same weights as without the callback.
+  There is a row for each temperature; a class-conditional model has a row for each temperature and class. A column has
+  the same noise in all rows, and the same context if the model takes one. `samples_0000.png` shows the flow before
+  training, `samples_0012.png` after 12 epochs. A resumed run (`initial_epoch`) continues the numbering. Training leads
+  to the same weights as without the callback.
 
-  Of several workers (`tf.distribute`) the chief alone draws, while the others wait at the next step.
+  With several workers (`tf.distribute`) only the chief draws, while the others wait at the next step.
 
   Of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide) the default takes 2% of the CPU time; once,
   before training, about a second for building the graph.

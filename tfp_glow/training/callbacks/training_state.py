@@ -134,7 +134,7 @@ class TrainingState(keras.callbacks.Callback):
       # All of it: TensorFlow compares checksums as it reads.
       reader = tf.train.load_checkpoint(prefix)
       tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader is not of one mind.
+    except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader raises all of them.
       remedy = f"to go on from epoch {_name_of(*complete[-2])}" if len(complete) > 1 else "to begin anew"
       raise ValueError(f"`folder` must hold a whole training state, but the last one is damaged: {error}. Delete the "
                        f"files {prefix}.* {remedy}. Received: {self._folder}") from error

@@ -28,8 +28,8 @@ Ctrl-C ends the training; all of these are then made from what has been learned 
 Until the run has finished, the folder also holds training_state/, written after each epoch, and
 best_until_now.weights.h5. The same command resumes from there, however the run was ended, and leads to the same weights
 as an uninterrupted run. After SIGTERM, by which clusters announce that they take a machine away, the state is written
-after the current batch. The exit code then is 143, or 138 if another worker was lost: start the run again. The folder cluster/ has
-scripts for SLURM and Kubernetes.
+after the current batch. The exit code then is 143, or 138 if another worker was lost: start the run again. The folder
+cluster/ has scripts for SLURM and Kubernetes.
 """
 
 import atexit

@@ -64,8 +64,8 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
     path: Folder to write, `~` for the home folder. It is there when all of it has been written; a SavedModel that was
       there before is replaced.
     num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data.
-    warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself, with
-      these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
+    warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself,
+      with these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
 
   Raises:
     TypeError: if `path` is no path, or `distribution` is neither a distribution nor a bijector of TFP.

@@ -579,8 +579,8 @@ class FlowModel(KeptInFiles):
 
     Args:
       path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
-      warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself, with
-        these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
+      warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself,
+        with these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
 
     Raises:
       TypeError: if `path` is no path.

@@ -32,6 +32,8 @@ from presets import PRESETS
 RESIDUAL_FLOW = ("--data=cifar10", "--image-size=32", "--num-scales=3", "--num-blocks=16", "--num-hidden=512",
                  "--num-dense-blocks=4", "--num-dense-hidden=128")
 
+GREY = ("digits", "fashion_mnist", "mnist")  # Data of one channel; of all others there are three.
+
 
 def main():
   run.run_sections(__doc__, {"glow": _glow, "residual_flow": _residual_flow}, _add_arguments)
@@ -104,7 +106,7 @@ def train(script, options, num_steps):
   with tempfile.TemporaryDirectory() as unused:  # The examples refuse a folder with the results of an earlier run.
     sys.argv = [f"{script}.py", *options, "--batch-size=1", f"--output={unused}"]
     args = example.parse_args()
-  model = example.make_model(args, (args.image_size, args.image_size, 3))
+  model = example.make_model(args, (args.image_size, args.image_size, 1 if args.data in GREY else 3))
   train_glow.compile_model(model, args, steps_per_epoch=1)
   batches = _batches(args, model)
   model.adapt(batches)

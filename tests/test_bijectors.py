@@ -78,6 +78,31 @@ def test_actnorm_normalises_the_batch_it_was_initialised_from():
   np.testing.assert_allclose(x, (y + actnorm.shift.numpy()) * np.exp(3. * actnorm.log_scale.numpy()), rtol=1e-4)
 
 
+def _actnorm_step(actnorm):
+  return tfp_glow.GlowStep(actnorm, tfp_glow.InvertibleConv1x1(3, seed=0, dtype="float64"),
+                           tfp_glow.AffineCoupling(bijector_cases.coupling_network(4, "float64"), dtype="float64"))
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda actnorm: actnorm, _actnorm_step,
+    lambda actnorm: tfp_glow.Scan(lambda k: _actnorm_step(actnorm), 1, [4, 4, 3], dtype="float64"),
+], ids=["alone", "step", "scan"])
+def test_the_factor_of_log_scales_is_one_of_parameters_alone(wrap):
+  y = RNG.normal([1., -5., 30.], [0.1, 2., 10.], [16, 4, 4, 3])
+  found, variables = [], []
+  for factor in (1., 3.):
+    flow = wrap(tfp_glow.ActNorm(3, dtype="float64", log_scale_factor=factor))
+    flow.initialize(y)
+    x, log_det = tf.function(flow.inverse_and_log_det)(y)
+    found.append((x, log_det, flow.forward(tf.identity(x) + 1.)))
+    variables.append([v.numpy() for v in flow.variables if "actnorm_log_scale" in v.name])
+  log_scale, a_third = map(np.squeeze, variables)
+  assert log_scale.shape == (3,)
+  np.testing.assert_allclose(log_scale, 3. * a_third, rtol=1e-12)
+  for a, b in zip(*found):
+    np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("y, match", [
     (np.zeros([0, 4, 4, 3], np.float32), "at least one event"),
     (np.full([2, 4, 4, 3], np.nan, np.float32), "NaN"),
@@ -349,6 +374,8 @@ def test_a_network_of_lower_precision_does_not_lower_that_of_the_flow(coupling):
     (lambda: tfp_glow.ActNorm(0), "`num_channels`"), (lambda: tfp_glow.InvertibleConv1x1(2.5), "`num_channels`"),
     (lambda: tfp_glow.ActNorm(2, event_ndims=0), "`event_ndims`"),
     (lambda: tfp_glow.ActNorm(2, dtype="int32"), "`dtype`"),
+    (lambda: tfp_glow.ActNorm(2, log_scale_factor=0.), "`log_scale_factor`"),
+    (lambda: tfp_glow.ResidualFlowBijector(2, 0, log_scale_factor="3"), "`log_scale_factor`"),
     (lambda: tfp_glow.ChannelPermutation([0, 0]), "`indices`"),
     (lambda: tfp_glow.ChannelPermutation([1, 2]), "`indices`"),
     (lambda: tfp_glow.Squeeze(0), "`block_size`"), (lambda: tfp_glow.Squeeze(2.), "`block_size`"),

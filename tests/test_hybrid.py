@@ -153,6 +153,21 @@ def test_initialisation():
   assert max(np.abs(variable - value).max() for variable, value in zip(flow.trainable_variables, before)) > 0.1
 
 
+def test_the_factor_of_log_scales_is_one_of_parameters_alone():
+  features = [np.random.default_rng(0).normal(2., 3., [8, 2, 2, 3]).astype(np.float32)]
+  heads, logits = [], []
+  for factor in (1., 3.):
+    classifier = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(_classifier(log_scale_factor=factor)))
+    classifier.build([[None, 2, 2, 3]])
+    classifier.initialize(features)
+    heads.append(classifier.heads[0].log_scale.numpy())
+    logits.append(classifier(features))
+  np.testing.assert_allclose(heads[0], 3. * heads[1], rtol=1e-5)
+  assert np.abs(heads[0]).max() > 0.1
+  np.testing.assert_allclose(*logits, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_saved(tmp_path):
   """What is loaded has the same classifier, and trains on as the other."""
@@ -264,7 +279,8 @@ def test_arguments_that_are_refused():
       tfp_glow.FlowModel(**{"distribution": flow, "classifier": _classifier(), **kwargs})
   for match, kwargs in (("`sources` must be a sequence", {"sources": ()}), ("`sources`", {"sources": (-1,)}),
                         ("`sources`", {"sources": 1}), ("`num_channels`", {"num_channels": 0}),
-                        ("`num_classes`", {"num_classes": 0.5}), ("`seed`", {"seed": -1})):
+                        ("`num_classes`", {"num_classes": 0.5}), ("`seed`", {"seed": -1}),
+                        ("`log_scale_factor`", {"log_scale_factor": np.inf})):
     with pytest.raises(ValueError, match=f"{match}.*Received"):
       tfp_glow.ScaleClassifier(**{"num_classes": 3, **kwargs})
   built = _classifier()

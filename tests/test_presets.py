@@ -1,4 +1,7 @@
-"""The presets of `examples/train_glow.py`: what they set, what is built of it at full size, and that each starts."""
+"""The presets of `examples/train_glow.py`: what they set, what is built of it at full size, and that each starts.
+
+Those of `train_residual_flow.py` are in `test_residual_presets.py`, but for what is the same of both.
+"""
 
 import json
 import math
@@ -12,8 +15,10 @@ import numpy as np
 import pytest
 import threadpoolctl
 import train_glow
+import train_residual_flow
 from PIL import Image
 from presets import PRESETS
+from residual_presets import PRESETS as RESIDUAL_PRESETS
 
 import tfp_glow
 
@@ -36,10 +41,10 @@ imagenet32_conditional | imagenet_resized/32x32     |  32 | 512 | 3 | 48 | addit
 _ROWS = [re.split(r" *\| *", line) for line in _TABLE.splitlines() if "|" in line]
 
 
-def parse(monkeypatch, *options):
+def parse(monkeypatch, *options, script=train_glow):
   """The settings of a command line."""
-  monkeypatch.setattr(sys, "argv", ["train_glow.py", *map(str, options)])
-  return train_glow.parse_args()
+  monkeypatch.setattr(sys, "argv", ["train.py", *map(str, options)])
+  return script.parse_args()
 
 
 @pytest.fixture(autouse=True)
@@ -93,18 +98,24 @@ def test_the_ablation_is_a_matter_of_options(permutation, coupling, monkeypatch)
   assert ablated == {**original, "permutation": permutation, "coupling": coupling}
 
 
-def test_presets_set_nothing_but_options(monkeypatch):
-  known = vars(parse(monkeypatch))
-  for preset in PRESETS.values():
+of_both_scripts = pytest.mark.parametrize(
+    "script, presets", [(train_glow, PRESETS), (train_residual_flow, RESIDUAL_PRESETS)], ids=["Glow", "residual flow"])
+
+
+@of_both_scripts
+def test_presets_set_nothing_but_options(script, presets, monkeypatch):
+  known = vars(parse(monkeypatch, script=script))
+  for preset in presets.values():
     assert preset.options().keys() <= known.keys()
 
 
-def test_help_names_the_presets(monkeypatch, capsys):
+@of_both_scripts
+def test_help_names_the_presets(script, presets, monkeypatch, capsys):
   with pytest.raises(SystemExit) as ending:
-    parse(monkeypatch, "--help")
+    parse(monkeypatch, "--help", script=script)
   assert ending.value.code == 0
   shown = capsys.readouterr().out
-  assert all(name in shown for name in PRESETS)
+  assert all(name in shown for name in presets)
 
 
 @pytest.mark.parametrize("options, message", [

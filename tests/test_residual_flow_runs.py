@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 import small_models
+import tensorflow as tf
 import tensorflow_probability as tfp
 from small_models import points, residual_flow
 
@@ -51,6 +52,31 @@ def test_a_run_goes_on_as_if_it_had_not_been_ended(tmp_path):
   for before, after in zip(start, state_of(whole), strict=True):
     assert (before != after).any()
   assert all(seeds[..., 1].max() >= 2 for seeds in state_of(whole) if seeds.dtype == np.int32)
+
+
+@pytest.mark.parametrize("run_eagerly", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_norms_are_measured_after_updates_alone(run_eagerly, monkeypatch):
+  """Not after each of the batches that make one, whose estimates have other noise nevertheless."""
+  num_measured, original = tf.Variable(0), LipschitzDense.next_vectors
+
+  def counted(layer):
+    num_measured.assign_add(1)
+    return original(layer)
+
+  monkeypatch.setattr(LipschitzDense, "next_vectors", counted)
+  network = keras.Sequential([LipschitzDense(2, seed=0)])
+  block = tfp_glow.InvertibleResidualBlock(network, event_ndims=1, seed=0)
+  block.build([2])
+  model = tfp_glow.FlowModel(
+      tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), [2]), block), num_bits=None)
+  model.compile(keras.optimizers.Adam(0.1, gradient_accumulation_steps=3), run_eagerly=run_eagerly)
+  model.adapt(points(8))
+  at_start, kernel = int(num_measured), network.layers[0].kernel.numpy()
+  for batch in range(1, 8):
+    model.train_on_batch(points(8))
+    assert int(num_measured) - at_start == batch // 3
+    assert (network.layers[0].kernel.numpy() != kernel).any() == (batch >= 3)
+    assert block.noise_seeds()[0].numpy()[1] == batch
 
 
 # Precision.

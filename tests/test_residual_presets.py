@@ -101,20 +101,6 @@ def test_options_take_precedence_wherever_they_are(monkeypatch):
   assert (args.num_blocks, args.data, args.ema, args.image_size) == ([3, 1, 2], "some_images", 0.9, 64)
 
 
-def test_presets_set_nothing_but_options(monkeypatch):
-  known = vars(parse(monkeypatch))
-  for preset in PRESETS.values():
-    assert preset.options().keys() <= known.keys()
-
-
-def test_help_names_the_presets(monkeypatch, capsys):
-  with pytest.raises(SystemExit) as ending:
-    parse(monkeypatch, "--help")
-  assert ending.value.code == 0
-  shown = capsys.readouterr().out
-  assert all(name in shown for name in PRESETS)
-
-
 @pytest.mark.parametrize("options, message", [
     (["--preset=svhn"], "--preset: invalid choice: 'svhn'"),
     (["--preset=mnist", "--image-size=30"], "divisible by 2 ** (num_scales - 1) = 4, as every scale but the first"),

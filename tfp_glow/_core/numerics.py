@@ -39,14 +39,15 @@ def bounded(log_scale, bound=MAX_LOG_SCALE):
   return clip(log_scale)
 
 
-def activation_statistics(x):
-  """The shift and the raw log-scale after which `(x + shift) * exp(3 * log_scale)` has mean 0 and variance 1.
+def activation_statistics(x, factor=LOG_SCALE_FACTOR):
+  """The shift and the raw log-scale after which `(x + shift) * exp(factor * log_scale)` has mean 0 and variance 1.
 
   A channel that is constant up to rounding (in a batch of one image that is reduced to one position, for example) tells
   nothing about the deviation, and gets scale 1. A larger scale, step after step, would make other batches overflow.
 
   Args:
     x: Tensor `[..., C]`.
+    factor: Python `float`.
 
   Returns:
     shift: Tensor `[C]`.
@@ -55,7 +56,7 @@ def activation_statistics(x):
   axes = list(range(x.shape.rank - 1))
   shift = -tf.reduce_mean(x, axes)
   deviation = tf.sqrt(tf.reduce_mean(tf.square(x + shift), axes))
-  log_scale = -tf.math.log(deviation + 1e-6) / LOG_SCALE_FACTOR
+  log_scale = -tf.math.log(deviation + 1e-6) / factor
   is_constant = deviation <= 1e-6 * (1. + tf.abs(shift))
   return shift, tf.where(is_constant, tf.zeros_like(log_scale), log_scale)
 
@@ -105,9 +106,9 @@ def _clipped(x, bound):
   return tf.raw_ops.ClipByValue(t=x, clip_value_min=-bound, clip_value_max=bound)
 
 
-def log_scale_of(parameter):
-  """What a variable `log_scale` stands for: 3 times it, within bounds."""
-  return bounded(LOG_SCALE_FACTOR * parameter)
+def log_scale_of(parameter, factor=LOG_SCALE_FACTOR):
+  """What a variable `log_scale` stands for: `factor` times it, within bounds."""
+  return bounded(factor * parameter)
 
 
 def before_channels(x, num_dims):

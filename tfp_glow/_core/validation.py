@@ -33,6 +33,13 @@ def check_fractions(bound=1., **arguments):
       raise ValueError(f"`{name}` must be a number above 0 and below {bound:g}. Received: {value!r}")
 
 
+def check_positive(**arguments):
+  """Raises `ValueError` for an argument that is not a positive number, and finite."""
+  for name, value in arguments.items():
+    if not is_number(value) or not 0. < value < math.inf:
+      raise ValueError(f"`{name}` must be a positive number. Received: {value!r}")
+
+
 def check_bools(**arguments):
   """Raises `ValueError` for an argument that is not a `bool`, of Python or NumPy."""
   for name, value in arguments.items():

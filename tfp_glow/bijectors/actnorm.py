@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfp_glow._core.numerics import activation_statistics, log_scale_of
+from tfp_glow._core.numerics import LOG_SCALE_FACTOR, activation_statistics, log_scale_of
+from tfp_glow._core.validation import check_positive
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import channels_event_shape, num_positions
 
@@ -13,8 +14,8 @@ class ActNorm(OnePassBijector):
   """Per-channel affine map whose parameters are initialised from data.
 
   ```none
-  inverse(y) = (y + shift) * exp(3 * log_scale)
-  inverse log-det = num_positions * sum(3 * log_scale)
+  inverse(y) = (y + shift) * exp(log_scale_factor * log_scale)
+  inverse log-det = num_positions * sum(log_scale_factor * log_scale)
   ```
 
   where `num_positions` is `H * W` for images.
@@ -24,7 +25,7 @@ class ActNorm(OnePassBijector):
   """
 
   def __init__(self, num_channels: int, event_ndims: int = 3, dtype: tf.DType | str | None = None,
-               validate_args: bool = False, name: str = "actnorm"):
+               validate_args: bool = False, name: str = "actnorm", log_scale_factor: float = LOG_SCALE_FACTOR):
     """Creates the identity, until `initialize`.
 
     Args:
@@ -33,14 +34,19 @@ class ActNorm(OnePassBijector):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
+      log_scale_factor: Python `float`, positive: how fast the scale is learned beside the shift, by an optimizer whose
+        steps do not depend on the size of gradients, such as Adam.
 
     Raises:
-      ValueError: if `num_channels` or `event_ndims` is not a positive `int`.
+      ValueError: if `num_channels` or `event_ndims` is not a positive `int`, or `log_scale_factor` not a positive
+        number.
     """
     parameters = dict(locals())
     event_shape = channels_event_shape(num_channels, event_ndims)
+    check_positive(log_scale_factor=log_scale_factor)
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
+    self.log_scale_factor = float(log_scale_factor)
     self.shift = self._add_variable("shift", tf.zeros([num_channels], self.dtype))
     self.log_scale = self._add_variable("log_scale", tf.zeros([num_channels], self.dtype))
 
@@ -54,18 +60,18 @@ class ActNorm(OnePassBijector):
 
   def _values(self, event_shape):
     """Shift, log-scale, and the log-det of `inverse`."""
-    log_scale = log_scale_of(tf.convert_to_tensor(self.log_scale.value))
+    log_scale = log_scale_of(tf.convert_to_tensor(self.log_scale.value), self.log_scale_factor)
     log_det = num_positions(event_shape, log_scale.dtype) * tf.reduce_sum(log_scale)
     return tf.convert_to_tensor(self.shift.value), log_scale, log_det
 
   def _initialize(self, y):
-    shift, log_scale = activation_statistics(y)
+    shift, log_scale = activation_statistics(y, self.log_scale_factor)
     self.shift.assign(shift)
     self.log_scale.assign(log_scale)
     return self._inverse_and_log_det(y)[0]
 
   def _initialize_back(self, x):
-    shift, log_scale = activation_statistics(x)
-    self.shift.assign(-shift * tf.exp(log_scale_of(log_scale)))
+    shift, log_scale = activation_statistics(x, self.log_scale_factor)
+    self.shift.assign(-shift * tf.exp(log_scale_of(log_scale, self.log_scale_factor)))
     self.log_scale.assign(-log_scale)
     return self._forward_and_log_det(x)[0]

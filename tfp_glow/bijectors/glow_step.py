@@ -104,7 +104,7 @@ class _FusedStep(Step):
   def _matrix(self, value, inverse):
     """The `halves.affine_matrix` of actnorm and permutation, and their log-det at one position."""
     actnorm = self._bijector.actnorm
-    shift, log_scale = value(actnorm.shift), log_scale_of(value(actnorm.log_scale))
+    shift, log_scale = value(actnorm.shift), log_scale_of(value(actnorm.log_scale), actnorm.log_scale_factor)
     matrix, log_det = self._bijector.permutation.matrix(value, inverse)
     log_det_actnorm = tf.reduce_sum(log_scale, -1)
     if inverse:

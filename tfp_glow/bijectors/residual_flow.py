@@ -117,7 +117,7 @@ class ResidualFlowBijector(WholeFlow, Sequence):
                activation: str | abc.Callable[[tf.Tensor], tf.Tensor] = "lip_swish",
                learn_orders: bool | str = False,
                context_shape: abc.Sequence[int] | abc.Mapping[str, abc.Sequence[int]] | None = None,
-               context_network: keras.Layer | None = None):
+               context_network: keras.Layer | None = None, log_scale_factor: float = numerics.LOG_SCALE_FACTOR):
     """Creates the bijector.
 
     Args:
@@ -155,6 +155,7 @@ class ResidualFlowBijector(WholeFlow, Sequence):
         `bijector_kwargs={"context": context}`; see `InvertibleResidualBlock`. The first scale is that of the image, or
         of what it is squeezed to first. Fully connected blocks are given images flattened.
       context_network: As of `GlowBijector`.
+      log_scale_factor: Of each `ActNorm`. The default is Glow's; in the authors' code it is 1.
 
     Raises:
       TypeError: if `activation` is not as above, or `context_network` not a Keras layer.
@@ -173,13 +174,13 @@ class ResidualFlowBijector(WholeFlow, Sequence):
     check_activation(activation, dtype)
     context_shapes = contexts.checked_context_shape(context_shape)
     features = _context_features(context_shapes, context_network, shape, num_scales, squeeze_first, dtype)
-    make = _Maker(coefficient, activation, learn_orders, dtype, seed, features, dict(
+    make = _Maker(coefficient, activation, learn_orders, dtype, seed, features, log_scale_factor, dict(
         log_det=log_det, num_terms=num_terms, num_eval_terms=num_eval_terms, roulette=roulette, probe=probe))
     first, event_shape = _entrance(shape, logit_alpha, mean_and_deviation, dtype), shape
     if squeeze_first:
       first.append(Squeeze(dtype=dtype, name="squeeze_first"))
       event_shape = first[-1].inverse_event_shape(shape)
-    first.append(ActNorm(event_shape[-1], shape.rank, dtype))
+    first.append(make.actnorm(event_shape))
     segments, shapes = make.scales(event_shape, num_blocks, num_hidden, factor_out)
     if num_scales:
       segments[-1].append(Flatten(shapes[-1], dtype))
@@ -290,13 +291,14 @@ def _half(shape):
 class _Maker:
   """Makes the steps of a flow, with a seed for each."""
 
-  def __init__(self, coefficient, activation, learn_orders, dtype, seed, features, estimator):
+  def __init__(self, coefficient, activation, learn_orders, dtype, seed, features, log_scale_factor, estimator):
     self._coefficient = coefficient
     self._activation = activation
     self._learn_orders = learn_orders
     self._dtype = dtype
     self._rng = numerics.generator(seed)
     self._features = features
+    self._log_scale_factor = log_scale_factor
     self._estimator = estimator
 
   def scales(self, event_shape, num_blocks, num_hidden, factor_out):
@@ -333,7 +335,11 @@ class _Maker:
     block = InvertibleResidualBlock(keras.Sequential(network[is_first:]), event_ndims=event_shape.rank,
                                     seed=self._draw_seed(), dtype=self._dtype,
                                     context_shape=self._context_shape(event_shape), **self._estimator)
-    return ResidualStep(block, ActNorm(event_shape[-1], event_shape.rank, self._dtype))
+    return ResidualStep(block, self.actnorm(event_shape))
+
+  def actnorm(self, event_shape):
+    """An `ActNorm` of events of this shape."""
+    return ActNorm(event_shape[-1], event_shape.rank, self._dtype, log_scale_factor=self._log_scale_factor)
 
   def _context_shape(self, event_shape):
     if self._features is None:

@@ -3,6 +3,7 @@
 import contextlib
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow._core import _compat
@@ -62,6 +63,12 @@ def after_update(distribution):
     owner.after_update()
 
 
+def draw_other_noise(distribution):
+  """Has estimates of log-dets move on to other noise, as after an update."""
+  for seed in _noise_seeds(distribution):
+    seed.assign(tf.convert_to_tensor(seed.value) + [0, 1])
+
+
 @contextlib.contextmanager
 def other_estimates(distribution, draw):
   """In which estimates of log-dets draw other noise; the weights stay.
@@ -70,7 +77,7 @@ def other_estimates(distribution, draw):
     distribution: `tfd.Distribution`.
     draw: Python `int`, a number for each noise. 0: the noise that they have at present.
   """
-  seeds = sum([owner.noise_seeds() for owner in _owners(distribution)], [])
+  seeds = _noise_seeds(distribution)
   before = [seed.numpy() for seed in seeds]
   try:
     if draw:
@@ -80,6 +87,10 @@ def other_estimates(distribution, draw):
   finally:
     for seed, value in zip(seeds, before):
       seed.assign(value)
+
+
+def _noise_seeds(distribution):
+  return sum([owner.noise_seeds() for owner in _owners(distribution)], [])
 
 
 def _learns(distribution):

@@ -275,6 +275,10 @@ class ImageLikelihood:
     """Has bijectors follow an update of the weights, wherever they are in the distribution."""
     flows.after_update(self.distribution)
 
+  def draw_other_noise(self):
+    """Has estimates of log-dets move on to other noise, as after an update."""
+    flows.draw_other_noise(self.distribution)
+
   def walk(self, values, condition=None):
     """`OnePassBijector.walk` of dequantized images, through all that lies between them and the innermost latents.
 

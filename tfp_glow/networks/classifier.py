@@ -9,9 +9,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.numerics import activation_statistics, at_least_one, before_channels, generator, log_scale_of
+from tfp_glow._core.numerics import (
+  LOG_SCALE_FACTOR,
+  activation_statistics,
+  at_least_one,
+  before_channels,
+  generator,
+  log_scale_of,
+)
 from tfp_glow._core.products import conv2d, matmul
-from tfp_glow._core.validation import check_counts, check_seed, is_int
+from tfp_glow._core.validation import check_counts, check_positive, check_seed, is_int
 from tfp_glow.networks.building import value_of
 
 
@@ -26,10 +33,10 @@ class _Head(NamedTuple):
     """The convolution alone, `[N, h, w, num_channels]`."""
     return tf.nn.bias_add(conv2d(image, value_of(self.kernel)), value_of(self.bias))
 
-  def means(self, image):
+  def means(self, image, log_scale_factor):
     """`[N, num_channels]`."""
     # The actnorm is folded into the convolution: weights are fewer than activations.
-    scale = tf.exp(log_scale_of(value_of(self.log_scale)))
+    scale = tf.exp(log_scale_of(value_of(self.log_scale), log_scale_factor))
     bias = (value_of(self.bias) + value_of(self.shift)) * scale
     sums = tf.nn.bias_add(conv2d(image, value_of(self.kernel) * before_channels(scale, 3)), bias)
     return tf.reduce_mean(tf.nn.relu(sums), axis=[1, 2])
@@ -40,7 +47,7 @@ class ScaleClassifier(keras.layers.Layer):
   """The classifier of a hybrid model, which sees features of every scale of a flow; see `FlowModel`.
 
   ```none
-  head:    relu((conv3x3(features) + bias + shift) * exp(3 * log_scale)), its mean over all positions
+  head:    relu((conv3x3(features) + bias + shift) * exp(log_scale_factor * log_scale)), its mean over all positions
   logits:  linear map of the heads' means, one behind the other
   ```
 
@@ -66,7 +73,7 @@ class ScaleClassifier(keras.layers.Layer):
   """
 
   def __init__(self, num_classes: int, num_channels: int = 256, sources: Sequence[int] | None = None,
-               seed: int | None = None, **kwargs: Any):
+               seed: int | None = None, *, log_scale_factor: float = LOG_SCALE_FACTOR, **kwargs: Any):
     """Creates the classifier.
 
     Args:
@@ -77,6 +84,7 @@ class ScaleClassifier(keras.layers.Layer):
         last but one does, and nothing sees the last latent: of three scales `(0, 1, 1)`.)
       seed: Python `int` of the initial values; `None`: others each time (after `keras.utils.set_random_seed`, the
         same).
+      log_scale_factor: Python `float`, positive, as of `ActNorm`. The default is Glow's; in the authors' code it is 1.
       **kwargs: Of `keras.layers.Layer`. A `FlowModel` has it compute in the dtype of its flow.
 
     Raises:
@@ -84,6 +92,7 @@ class ScaleClassifier(keras.layers.Layer):
     """
     check_counts(num_classes=num_classes, num_channels=num_channels)
     check_seed(seed)
+    check_positive(log_scale_factor=log_scale_factor)
     if sources is not None and not (isinstance(sources, Sequence) and sources and all(is_int(s, 0) for s in sources)):
       raise ValueError("`sources` must be a sequence of indices of features, `int`s of at least 0, or None. "
                        f"Received: {sources!r}")
@@ -92,6 +101,7 @@ class ScaleClassifier(keras.layers.Layer):
     self.num_channels = num_channels
     self.sources = None if sources is None else tuple(map(int, sources))
     self.seed = seed
+    self.log_scale_factor = float(log_scale_factor)
 
   def build(self, input_shape):
     num_inputs = self._num_inputs(input_shape)
@@ -135,7 +145,7 @@ class ScaleClassifier(keras.layers.Layer):
     count, may_be_empty = tf.shape(images[0])[0], not images[0].shape[0]
     if may_be_empty:
       images = [at_least_one(image) for image in images]
-    means = tf.concat([head.means(image) for head, image in zip(self.heads, images)], axis=-1)
+    means = tf.concat([head.means(image, self.log_scale_factor) for head, image in zip(self.heads, images)], axis=-1)
     logits = matmul(means, value_of(self.kernel)) + value_of(self.bias)
     return logits[:count] if may_be_empty else logits
 
@@ -146,7 +156,7 @@ class ScaleClassifier(keras.layers.Layer):
       features: List of tensors `[N, h, w, c]`, as in a call.
     """
     for head, image in zip(self.heads, self._seen(features)):
-      shift, log_scale = activation_statistics(head.sums(image))
+      shift, log_scale = activation_statistics(head.sums(image), self.log_scale_factor)
       head.shift.assign(shift)
       head.log_scale.assign(log_scale)
     self.mark_initialized()
@@ -166,7 +176,8 @@ class ScaleClassifier(keras.layers.Layer):
 
   def get_config(self):
     return {**super().get_config(), "num_classes": self.num_classes, "num_channels": self.num_channels,
-            "sources": self.sources and list(self.sources), "seed": self.seed}
+            "sources": self.sources and list(self.sources), "seed": self.seed,
+            "log_scale_factor": self.log_scale_factor}
 
   def _add_head(self, name, rng, num_inputs):
     fan_in, channels = 9 * num_inputs, [self.num_channels]

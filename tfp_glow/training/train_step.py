@@ -100,9 +100,24 @@ class FlowSteps(_compat.BuiltModel):
     terms, gradients, largest = self._compiled(self._share)(*batch)
     are_finite = self._are_finite(terms, largest)
     with self._checked(tf.cast(~tf.reduce_all(are_finite), terms.dtype), are_finite, batch):
+      num_updates = self._num_updates()
       self._compiled(self._apply)(gradients, tf.reduce_sum(largest))
-      self._likelihood.after_update()
+      self._follow(num_updates)
     return terms, tf.ones_like(terms[:, 0])
+
+  def _num_updates(self):
+    """So far; `None` if each batch makes one."""
+    inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+    return tf.convert_to_tensor(inner.iterations) if inner.gradient_accumulation_steps else None
+
+  def _follow(self, num_updates_before):
+    """Has bijectors follow the weights. Of several batches that make an update, each has noise of its own."""
+    if num_updates_before is None:
+      self._likelihood.after_update()
+      return
+    nothing = lambda function: lambda: (function(), ())[1]
+    tf.cond(self._num_updates() > num_updates_before, nothing(self._likelihood.after_update),
+            nothing(self._likelihood.draw_other_noise))
 
   def _step_of_replica(self, batch):
     """The same of one of several: two functions that are traced once for all of them, and what is between.

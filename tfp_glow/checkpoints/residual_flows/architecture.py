@@ -122,7 +122,7 @@ def flow_arguments(architecture, options):
           "squeeze_first": architecture.squeeze_first, "factor_out": architecture.factor_out,
           "activation": _ACTIVATIONS[options.get("act", "swish")], "coefficient": options["coeff"],
           "num_terms": options["n_exact_terms"], "roulette": options["n_dist"],
-          "learn_orders": "per_position" if architecture.learn_orders else False}
+          "learn_orders": "per_position" if architecture.learn_orders else False, "log_scale_factor": 1.}
 
 
 def likelihood_weight(architecture, options, num_dims):

@@ -42,7 +42,7 @@ def classifier_layout(classifier):
   for index, head in enumerate(classifier.heads):
     prefix = f"classification_heads.{index}"
     rows += [(head.kernel, [f"{prefix}.0.weight"], _kernel), (head.bias, [f"{prefix}.0.bias"], np.asarray),
-             (head.shift, [f"{prefix}.1.bias"], np.asarray), (head.log_scale, [f"{prefix}.1.weight"], _log_scale)]
+             (head.shift, [f"{prefix}.1.bias"], np.asarray), (head.log_scale, [f"{prefix}.1.weight"], np.asarray)]
   return rows + [(classifier.kernel, ["logit_layer.weight"], np.transpose),
                  (classifier.bias, ["logit_layer.bias"], np.asarray)]
 
@@ -65,8 +65,7 @@ def parts_of(flow):
 def _actnorm_rows(actnorm, modules):
   order = _channels_last(modules[0]) if modules[0].kind == "dense actnorm" else _AS_IT_IS
   return [(actnorm.shift, [f"{module.prefix}.bias" for module in modules], lambda bias: bias[order]),
-          (actnorm.log_scale, [f"{module.prefix}.weight" for module in modules],
-           lambda weight: _log_scale(weight[order]))]
+          (actnorm.log_scale, [f"{module.prefix}.weight" for module in modules], lambda weight: weight[order])]
 
 
 def _block_rows(block, modules):
@@ -91,11 +90,6 @@ def _block_rows(block, modules):
       if isinstance(order, LearnedOrder):
         orders.setdefault(id(order), (order.logit, keys(index, name), _logit_of_order))
   return rows + list(orders.values())
-
-
-def _log_scale(weight):
-  """Theirs has no factor 3 in the exponent."""
-  return weight.astype(np.float64) / 3.
 
 
 def _kernel(weight):

@@ -14,6 +14,7 @@ from tfp_glow.checkpoints.contents import assign, differences, listed
 from tfp_glow.checkpoints.residual_flows import architecture as architectures
 from tfp_glow.checkpoints.residual_flows.layout import classifier_layout, flow_layout
 from tfp_glow.checkpoints.residual_flows.power_iteration import norms_in_use, update_as_authors
+from tfp_glow.checkpoints.residual_flows.training_state import compile_to_resume, trained_keys, training_state
 from tfp_glow.checkpoints.torch_file import read_torch_file
 from tfp_glow.likelihood import dequantize
 from tfp_glow.networks.classifier import ScaleClassifier
@@ -36,14 +37,20 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
   With `ema` the weights are the moving averages, with the norms that the authors' evaluation takes. These may be too
   small: a warning says how many layers are above their bound, and by how much. A call of
   `model.distribution.bijector.after_update()`, as in each training step, measures the norms anew, and so brings the
-  layers there; the numbers of the model then change a little. Without `ema` weights and norms are those in the file.
+  layers there; the numbers of the model then change a little.
+
+  Without `ema` weights and norms are those in the file, and the model is compiled: training is resumed where it
+  stopped, with Keras' Adam, its moments and number of updates, the learning rate of the options (a warm-up that has not
+  ended is not resumed), the bound of 1 on the length of all gradients together, as many batches in an update, and the
+  moving averages. As always, Keras puts these in the place of the weights when `fit` ends. Another optimizer takes a
+  `compile` of your own. From the same gradients Adam takes the same step as in the authors' code, but for learned
+  orders: these follow the loss here, there the norms alone. Their moments start from 0, and their gradients count in
+  the length that is bounded. Norms are measured to a thousandth after each update, there less exactly. Estimates of
+  log-dets are unbiased and noise is uniform, whatever the options said.
 
   Latents are vectors of images that are flattened channels last, as all in this package; `split_latent` of the bijector
   gives them back as images. The heads of a classifier come along: the model then is a hybrid one, see `FlowModel`, with
   the weight of the likelihood that it was trained with.
-
-  Training goes on with a new optimizer, unbiased estimates and uniform noise, whatever the options said. Learned orders
-  then follow the loss; in the authors' code they follow the norms alone.
 
   The logit of MNIST's models leaves black and white pixels so little room that values in float32, which here lie around
   0, cannot tell how black a pixel is: their latents are off by up to 0.01. In float64
@@ -56,17 +63,19 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
     path: The file. `~` is the home folder.
     image_shape: `(H, W, C)` of an image.
     num_bits: Python `int`, 1 .. 8, bits of the images that the model was trained with.
-    ema: Python `bool`: whether to take the exponential moving averages of the weights in place of the weights.
+    ema: Python `bool`: whether to take the exponential moving averages of the weights, to use the model, or the
+      weights and the state of the optimizer, to resume its training.
     log_det: See `InvertibleResidualBlock`; `"exact"` is for tiny images.
 
   Returns:
-    `FlowModel`; its distribution's bijector is a `ResidualFlowBijector`.
+    `FlowModel`, compiled without `ema`; its distribution's bijector is a `ResidualFlowBijector`.
 
   Raises:
     FileNotFoundError: if there is no file at `path`.
     TypeError: if `path` is neither a string nor an `os.PathLike`.
     ValueError: if the file is damaged, of something else, or would have code run; tensors of the model are missing or
-      unexpected, or not finite; its options make a model that is not of the paper; or another argument does not fit.
+      unexpected, or not finite; without `ema`, the state of the optimizer does not fit them; its options make a model
+      that is not of the paper; or another argument does not fit.
 
   References:
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019).
@@ -74,7 +83,8 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
   image_shape = checked_event_shape("image_shape", image_shape)
   dequantize.check_num_bits(num_bits)
   check_bools(ema=ema)
-  state, options = _checked_contents(read_torch_file(path), ema, path)
+  contents = read_torch_file(path)
+  state, options = _checked_contents(contents, ema, path)
   shapes = {key: tuple(np.shape(value)) for key, value in state.items()}
   architecture = architectures.infer_architecture(shapes, image_shape)
   if architecture is None:
@@ -82,12 +92,13 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
                      f"transforms.0.chain.2.nnet.0.weight. Received: {path}, which holds {listed(sorted(shapes), 5)}")
   _check_fits(image_shape, num_bits, architecture, options)
   _check_tensors(shapes, architecture, options, image_shape, path)
-  return _make_model(state, architecture, options, image_shape, num_bits, ema, log_det, path)
+  training = None if ema else _checked_training(contents, state, options, path)
+  return _make_model(state, architecture, options, image_shape, num_bits, training, log_det, path)
 
 
 def _checked_contents(contents, ema, path):
   """The state dict, with moving averages in it for `ema`, and the options of the command line, a dict."""
-  required = {"state_dict", "args"} | ({"ema"} if ema else set())
+  required = {"state_dict", "args", "ema"} | (set() if ema else {"optimizer_state_dict"})
   if not isinstance(contents, dict) or not required <= contents.keys():
     found = listed(sorted(map(str, contents)), 10) if isinstance(contents, dict) else type(contents).__name__
     raise ValueError(f"`path` must be a checkpoint of the authors' Residual Flows: a dict with {sorted(required)}. "
@@ -104,21 +115,40 @@ def _checked_contents(contents, ema, path):
     raise ValueError(f"`path` must be a model of the paper: {error}, in {path}") from error
   if not all(isinstance(key, str) for key in state):
     raise ValueError(f"`path` must hold a state dict with names for keys. Received: {path}")
-  state = {key: value for key, value in state.items() if isinstance(value, np.ndarray)}
-  return (state | _averages(contents["ema"], state, path) if ema else state), options
+  _check_arrays("state_dict", state, path)
+  averages = _averages(contents["ema"], state, path)[0]
+  return (state | {key: value for key, value in averages.items() if key in state} if ema else state), options
+
+
+def _check_arrays(name, values, path):
+  """Raises `ValueError` for what the reader did not make arrays of; left out, it could make another model."""
+  others = [f"{key} ({getattr(value, 'name', type(value).__name__)})" for key, value in values.items()
+            if not isinstance(value, np.ndarray)]
+  if others:
+    raise ValueError(f"`path` must hold plain tensors in `{name}`. Received: {path}, with {listed(others, 5)}")
 
 
 def _averages(ema, state, path):
-  averages = getattr(ema, "state", {})
-  averages = averages.get("shadow_params") if isinstance(averages, dict) else None
+  """Dict from the keys of all parameters to their moving averages, and the decay of these."""
+  recorded = getattr(ema, "state", None)
+  averages = recorded.get("shadow_params") if isinstance(recorded, dict) else None
   if not isinstance(averages, dict):
-    raise ValueError("`path` must hold moving averages, `shadow_params`, for `ema=True`. "
+    raise ValueError("`path` must hold moving averages, `shadow_params`. "
                      f"Received: {path}, with {type(averages).__name__}")
-  missing = [key for key in state if key.endswith((".weight", ".bias", ".beta")) and key not in averages]
+  missing = [key for key in trained_keys(state) if key not in averages]
   if missing:
-    raise ValueError("`path` must hold a moving average of each weight for `ema=True`. "
-                     f"Received: {path}, without {listed(missing)}")
-  return {key: value for key, value in averages.items() if key in state}
+    raise ValueError(f"`path` must hold a moving average of each weight. Received: {path}, without {listed(missing)}")
+  _check_arrays("shadow_params", averages, path)
+  return averages, recorded.get("decay")
+
+
+def _checked_training(contents, state, options, path):
+  averages, decay = _averages(contents["ema"], state, path)
+  try:
+    return training_state(contents["optimizer_state_dict"], decay, averages, state, options)
+  except ValueError as error:
+    raise ValueError("`path` must hold a state of training that fits its weights, for `ema=False`: "
+                     f"{error}. Received: {path}") from error
 
 
 def _check_fits(image_shape, num_bits, architecture, options):
@@ -147,7 +177,7 @@ def _check_tensors(shapes, architecture, options, image_shape, path):
                      f"Received: {path}")
 
 
-def _make_model(state, architecture, options, image_shape, num_bits, ema, log_det, path):
+def _make_model(state, architecture, options, image_shape, num_bits, training, log_det, path):
   arguments = architectures.flow_arguments(architecture, options)
   if architecture.normalization == "statistics":
     arguments["mean_and_deviation"] = tuple(state[f"init_layer.{name}"].tolist() for name in ("mean", "std"))
@@ -155,15 +185,18 @@ def _make_model(state, architecture, options, image_shape, num_bits, ema, log_de
   hybrid = {}
   if architecture.num_classes is not None:
     hybrid["classifier"] = ScaleClassifier(
-        architecture.num_classes, architecture.num_class_channels, _sources(architecture), seed=0)
+        architecture.num_classes, architecture.num_class_channels, _sources(architecture), seed=0,
+        log_scale_factor=1.)
     hybrid["likelihood_weight"] = architectures.likelihood_weight(architecture, options, int(np.prod(image_shape)))
   model = FlowModel(flow, num_bits, **hybrid)
   try:
-    rows = flow_layout(flow, architecture, image_shape)
-    assign(rows + (classifier_layout(model.classifier) if hybrid else []), state)
+    rows = flow_layout(flow, architecture, image_shape) + (classifier_layout(model.classifier) if hybrid else [])
+    assign(rows, state)
+    if training is not None:
+      compile_to_resume(model, rows, training)
   except ValueError as error:
     raise ValueError(f"`path` must hold weights that a model can have: {error} Received: {path}") from error
-  if ema:
+  if training is None:
     update_as_authors(flow, options.get("sn_tol") or 1e-3, options.get("n_lipschitz_iters"))
   flow.mark_initialized()
   if hybrid:

@@ -1,0 +1,54 @@
+"""The models of `tests/reference/residual_flow_checkpoints`, and numbers of the authors' code for them."""
+
+import functools
+import pathlib
+import warnings
+
+import numpy as np
+
+import tfp_glow
+from tfp_glow.checkpoints.residual_flows import architecture as architectures
+from tfp_glow.checkpoints.residual_flows.layout import classifier_layout, flow_layout
+from tfp_glow.checkpoints.torch_file import read_torch_file
+
+FOLDER = pathlib.Path(__file__).parent / "reference" / "residual_flow_checkpoints"
+NAMES = ("m1", "m3", "m5", "m7")
+
+
+@functools.cache
+def reference(name):
+  """Numbers of the authors' code."""
+  return dict(np.load(FOLDER / name / "model.npz"))
+
+
+def channels_last(images):
+  return np.moveaxis(images, -3, -1)
+
+
+def values_of(name, dtype="float32"):
+  """The dequantized images, as flows here take them."""
+  return channels_last(reference(name)["in_dequant"]).astype(dtype) - np.array(0.5, dtype)
+
+
+def image_shape(name):
+  return values_of(name).shape[1:]
+
+
+def load_model(name, file="model.pth", **kwargs):
+  with warnings.catch_warnings():
+    warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ layers")
+    return tfp_glow.load_residual_flow_checkpoint(FOLDER / name / file, image_shape(name), **kwargs)
+
+
+@functools.cache
+def contents(name):
+  """What is in the file, and what the loader makes of it."""
+  found = read_torch_file(FOLDER / name / "model.pth")
+  shapes = {key: np.shape(value) for key, value in found["state_dict"].items()}
+  return found, architectures.infer_architecture(shapes, image_shape(name))
+
+
+def layout(name, model):
+  """Where the tensors of the file are in the model: `(variable, keys, convert)`s."""
+  rows = flow_layout(model.distribution.bijector, contents(name)[1], image_shape(name))
+  return rows if model.classifier is None else rows + classifier_layout(model.classifier)

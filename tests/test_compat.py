@@ -395,6 +395,36 @@ def test_functions_that_may_be_copied(monkeypatch):
   assert function(tf.constant(3.)) == 6. and not _is_not_copied(function)
 
 
+# What is trained.
+
+
+def test_variables_are_frozen_and_unfrozen():
+  for variable in (tf.Variable(1.), tf.Variable(1., trainable=False)):
+    was_trainable = variable.trainable
+    for value in (False, True, False):
+      _compat.set_trainable(variable, value)
+      assert variable.trainable == value and _compat.was_made_trainable(variable) == was_trainable
+      with tf.GradientTape() as tape:
+        loss = 2. * variable
+      assert (tape.gradient(loss, variable) is not None) == value
+
+
+def test_copies_of_replicas_are_frozen():
+  with distributed_runs.mirrored(2).scope():
+    variable = tf.Variable(1.)
+  _compat.set_trainable(variable, False)
+  assert not any(copy.trainable for copy in [variable, *variable.values])
+
+
+def test_variables_that_cannot_be_frozen(monkeypatch):
+  actnorm = tfp_glow.ActNorm(2)
+  monkeypatch.setattr(type(actnorm.shift.value), "trainable", property(lambda self: self._of_another_name))
+  for variable in actnorm.variables:
+    variable._of_another_name = True
+  with pytest.raises(NotImplementedError, match=r"the `_trainable` of TensorFlow 2, .*Received: .*`actnorm_shift"):
+    actnorm.trainable = False
+
+
 # Nowhere else.
 
 # What TensorFlow, TFP and TFDS ask subclasses to override.
@@ -442,7 +472,8 @@ def _classes(module, tree):
 
 # What bijectors of this package call of one another; and what a class reads of another of its kind.
 _BETWEEN_BIJECTORS = {"_forward_and_log_det", "_inverse_and_log_det", "_initialize", "_initialize_back", "_walk",
-                      "_depends_on_variables_only", "_keras_variables", "_variables_of_update", "_update"}
+                      "_depends_on_variables_only", "_keras_variables", "_variables_of_update", "_update", "_sources",
+                      "_set_trainable"}
 _BETWEEN_OTHERS = {"bijectors.recall": {"_bijector"}, "data.decoded_once": {"_num_bytes"}}
 
 

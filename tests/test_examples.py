@@ -41,7 +41,7 @@ def record(script, monkeypatch, name):
   return returned
 
 
-@pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos", "out_of_distribution"])
+@pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos", "out_of_distribution", "vae"])
 def test_help(name, monkeypatch, capsys):
   script = load(name)
   monkeypatch.setattr(sys, "argv", [f"{name}.py", "--help"])
@@ -51,7 +51,7 @@ def test_help(name, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("option", ["--seed=-1", "--batch-size=0", "--num-steps=x", "--learning-rate=nan"])
-@pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos", "out_of_distribution"])
+@pytest.mark.parametrize("name", ["bare_gradient_tape", "custom_network", "own_photos", "out_of_distribution", "vae"])
 def test_bad_options(name, option, monkeypatch, capsys):
   script = load(name)
   monkeypatch.setattr(sys, "argv", [f"{name}.py", option])
@@ -146,6 +146,38 @@ def test_out_of_distribution(monkeypatch, capsys):
   assert table["noise"][0] > 0.95
   assert table["darker"][0] < 0.2  # The weakness.
   assert f"noise {table['noise'][0]:19.3f}" in capsys.readouterr().out
+
+
+@slow
+def test_vae(monkeypatch, capsys, eagerly):
+  script = load("vae")
+  monkeypatch.setattr(script, "NUM_ESTIMATES", 2)
+  priors = record(script, monkeypatch, "make_prior")
+  before, make_prior = [], script.make_prior
+  monkeypatch.setattr(script, "make_prior", lambda args: before.append(
+      [v.numpy() for v in make_prior(args).distribution.trainable_variables]) or priors[-1])
+  bounds = run(script, monkeypatch, "--epochs=2", "--batch-size=256", "--learning-rate=1e-2")
+  assert bounds.keys() == {"standard normal", "glow"} and all(bound < UNIFORM for bound in bounds.values())
+  assert all(np.any(v.numpy() != old) for v, old in zip(
+      priors[0].distribution.trainable_variables, before[0], strict=True))
+  assert f"glow: {bounds['glow']:.3f} bits per dim" in capsys.readouterr().out
+
+
+def test_the_bound_of_the_vae_is_one():
+  """Of a decoder that looks at no latents the bound is the log-probability minus the divergence from the prior."""
+  script = load("vae")
+  model = script.VAE()
+  images = np.random.default_rng(0).integers(0, 256, [3, 8, 8, 1], dtype=np.uint8)
+  for variable in model.trainable_variables:
+    variable.assign(tf.zeros_like(variable))
+  model(np.repeat(images, 300, axis=0))
+  deviation = np.log(2.) + 1e-3
+  edges = (np.arange(17) - 1. - 8.) / (16. * deviation)  # Of the bins of the levels, under the logistic distribution.
+  cdf = 1. / (1. + np.exp(-edges))
+  cdf[0], cdf[-1] = 0., 1.
+  log_prob = np.log(np.diff(cdf))[images // 16].sum((1, 2, 3)).mean()
+  divergence = 32 * (0.5 * deviation**2 - 0.5 - np.log(deviation))
+  np.testing.assert_allclose(model.losses[0], (divergence - log_prob) / (64 * np.log(2.)), rtol=3e-3)
 
 
 def test_odd_images_of_clothes(monkeypatch):

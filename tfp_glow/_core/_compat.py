@@ -22,6 +22,8 @@ except ImportError:
 
 # Where a graph keeps the gradients of its operations.
 _GRADIENTS = "_tfp_glow_gradients"
+# Where a variable keeps its first `trainable`.
+_MADE_TRAINABLE = "_tfp_glow_made_trainable"
 
 
 def forget_with_its_graph(operation):
@@ -275,6 +277,40 @@ def untracked(module, value):
     value: Anything.
   """
   return getattr(module, "_no_dependency", lambda value: value)(value)
+
+
+def set_trainable(variable, value):
+  """Has a `tf.Variable` be one that is trained, or one that is not.
+
+  Why: gradient tapes, `tf.Module` and TFP ask a variable for its `trainable`, which has no setter.
+
+  Touches: `_trainable` of `tf.Variable`, of each replica's copy where there are several.
+
+  Missing: an error; nothing can be frozen.
+
+  Args:
+    variable: `tf.Variable`, or what `tf.distribute` makes of one.
+    value: Python `bool`.
+
+  Raises:
+    NotImplementedError: if it is missing.
+  """
+  setattr(variable, _MADE_TRAINABLE, was_made_trainable(variable))
+  for copy in variable.values if isinstance(variable, tf.distribute.DistributedValues) else [variable]:
+    copy._trainable = value
+  if variable.trainable != value:
+    raise NotImplementedError(
+        "`tensorflow` must be a version whose variables have the `_trainable` of TensorFlow 2, to freeze or unfreeze "
+        f"them. Received: {tf.__version__}, in which `{variable.name}` stays as it is")
+
+
+def was_made_trainable(variable):
+  """Whether a `tf.Variable` is a parameter: trained, unless `set_trainable` has frozen it.
+
+  Args:
+    variable: `tf.Variable`.
+  """
+  return getattr(variable, _MADE_TRAINABLE, variable.trainable)
 
 
 def forget_compositions_of(bijector):

@@ -65,13 +65,15 @@ class ActNorm(OnePassBijector):
     return tf.convert_to_tensor(self.shift.value), log_scale, log_det
 
   def _initialize(self, y):
-    shift, log_scale = activation_statistics(y, self.log_scale_factor)
-    self.shift.assign(shift)
-    self.log_scale.assign(log_scale)
+    if self.trainable:
+      shift, log_scale = activation_statistics(y, self.log_scale_factor)
+      self.shift.assign(shift)
+      self.log_scale.assign(log_scale)
     return self._inverse_and_log_det(y)[0]
 
   def _initialize_back(self, x):
-    shift, log_scale = activation_statistics(x, self.log_scale_factor)
-    self.shift.assign(-shift * tf.exp(log_scale_of(log_scale, self.log_scale_factor)))
-    self.log_scale.assign(-log_scale)
+    if self.trainable:
+      shift, log_scale = activation_statistics(x, self.log_scale_factor)
+      self.shift.assign(-shift * tf.exp(log_scale_of(log_scale, self.log_scale_factor)))
+      self.log_scale.assign(-log_scale)
     return self._forward_and_log_det(x)[0]

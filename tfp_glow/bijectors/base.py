@@ -99,7 +99,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
     raise NotImplementedError(f"{type(self).__name__} must implement `_inverse_and_log_det`.")
 
   def _initialize(self, y, **condition):
-    """Sets parameters from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it."""
+    """Sets parameters, but frozen ones, from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it.
+    """
     return self._inverse_and_log_det(y, **self.any_condition(y) | condition)[0]
 
   def _initialize_back(self, x, **condition):
@@ -186,7 +187,8 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
   def initialize(self, y: tf.Tensor | np.ndarray, **kwargs: Any) -> None:
     """Data-dependent initialisation, layer after layer, from one batch of data.
 
-    An explicit act, as `adapt` of Keras' `Normalization`: never inside `forward` or `inverse`.
+    An explicit act, as `adapt` of Keras' `Normalization`: never inside `forward` or `inverse`. Frozen parts keep their
+    values.
 
     Args:
       y: Tensor `[...] + event_shape` on the data side, a batch of typical data.
@@ -424,6 +426,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   @tf.autograph.experimental.do_not_convert
   def _evaluate(self, inputs, inverse, kwargs, needs_log_det=True):
+    self.follow_layers()
     function = self._inverse_and_log_det if inverse else self._forward_and_log_det
     arguments = self._own_arguments(function, kwargs)
     if not needs_log_det and _takes(function, _NEEDS_LOG_DET):

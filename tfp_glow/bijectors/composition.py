@@ -274,6 +274,30 @@ class _OfTFP(OnePassBijector):
                      inverse_event_shape=[None] * event_ndims, dtype=bijector.dtype or dtype, name=bijector.name)
     self.bijector = bijector
 
+  def _owners(self):
+    """The outermost bijectors of this package in it."""
+    owners = [part for part in self.bijector.submodules if isinstance(part, OnePassBijector)]
+    within = {id(part) for owner in owners for part in owner.submodules}
+    return [owner for owner in owners if id(owner) not in within]
+
+  def _set_trainable(self, value):
+    super()._set_trainable(value)
+    for owner in self._owners():
+      owner._set_trainable(value)
+    for source, variable in self._sources():
+      if source is variable and _compat.was_made_trainable(variable):
+        _compat.set_trainable(variable, value)
+
+  def _sources(self):
+    found = sum([owner._sources() for owner in self._owners()], [])
+    owned = {id(variable) for owner in self._owners() for variable in owner.variables}
+    return found + [(variable, variable) for variable in self.bijector.variables if id(variable) not in owned]
+
+  def be_followed_by(self, follower):
+    super().be_followed_by(follower)
+    for owner in self._owners():
+      owner.be_followed_by(follower)
+
   @property
   def initialized(self):
     return getattr(self.bijector, "initialized", not hasattr(self.bijector, "initialize"))

@@ -141,8 +141,10 @@ class _Coupling(OnePassBijector):
   def _initialize_network(self, values, context, inverse):
     self.build(values.shape[1:])
     kept, changed = tf.split(values, [values.shape[-1] // 2, -1], axis=-1)
+    is_trained = any(variable.trainable for variable in self.network.variables)
+    initialize = getattr(self.network, "initialize", self.network) if is_trained else self.network
     with self.network_in_its_precision():
-      h = getattr(self.network, "initialize", self.network)(kept if context is None else [kept, context])
+      h = initialize(kept if context is None else [kept, context])
     changed, _ = self.transform(changed, self.groups(h), inverse)
     return tf.concat([kept, changed], axis=-1)
 

@@ -25,6 +25,9 @@ class Scan(OnePassBijector):
 
   `inverse` (data to latent) runs the steps in order, `forward` in reverse.
 
+  What is frozen in the `template` is frozen in all steps. A step that is to be frozen alone must be a bijector of its
+  own, beside a `Scan` of the others, in a `Chain`.
+
   References:
     `flowjax.bijections.Scan` (https://github.com/danielward27/flowjax).
   """
@@ -72,8 +75,11 @@ class Scan(OnePassBijector):
       for array, value in zip(arrays, draw(k)):
         array[k] = value
     self._stacks = _compat.untracked(self, [
-        self._add_variable(variable.path.replace("/", "_"), array, variable.trainable, variable.aggregation)
+        self._add_variable(variable.path.replace("/", "_"), array, _compat.was_made_trainable(variable.value),
+                           variable.aggregation)
         for variable, array in zip(self._template_variables, arrays)])
+    self.follow_layers()
+    self.template.be_followed_by(self.follow_layers)
 
   _passes_arguments_on = True
 
@@ -97,8 +103,19 @@ class Scan(OnePassBijector):
 
   @property
   def template(self) -> OnePassBijector:
-    """The step that is traced. The values of its own variables mean nothing; see `stacked`."""
+    """The step that is traced. The values of its own variables mean nothing; see `stacked`.
+
+    What is frozen in it (see `trainable`) is frozen in all steps.
+    """
     return self._step.bijector
+
+  def _set_trainable(self, value):
+    super()._set_trainable(value)
+    self.template._set_trainable(value)
+
+  def _sources(self):
+    sources = {id(variable): source for source, variable in self.template._sources()}
+    return [(sources[id(variable)], stack) for variable, stack in zip(self._template_variables, self._stacks)]
 
   @property
   def num_steps(self) -> int:

@@ -43,6 +43,10 @@ class WholeFlow(OnePassBijector):
     self._context_features = _compat.untracked(self, features)
     self._adopt(features.variables)
 
+  def _layers(self):
+    network = None if self._context_features is None else self._context_features.network
+    return super()._layers() + ([] if network is None else [network])
+
   @property
   def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
     return contexts.as_public(self._own_context_shapes)
@@ -63,7 +67,7 @@ class WholeFlow(OnePassBijector):
     signature = inspect.signature(type(self).__init__).parameters
     given = [f"{key}={value!r}" for key, value in self.parameters.items()
              if key in signature and key not in ("name", "dtype") and value is not signature[key].default]
-    count = sum(math.prod(v.shape) for v in self.trainable_variables)
+    count = sum(math.prod(v.shape) for v in self.variables if _compat.was_made_trainable(v))
     shapes = [tuple(self.event_shape_of(inverse)) for inverse in (True, False)]
     return (f"<{type(self).__name__} {self.name!r}: {', '.join(given)}; {shapes[0]} to {shapes[1]}, "
             f"{count:,} parameters, {self.dtype.name}>")

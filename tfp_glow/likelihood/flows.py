@@ -52,9 +52,32 @@ def are_initialized(distribution):
   return all(are_initialized(component) for component in _components(distribution))
 
 
-def frozen_variables(distribution):
-  """The `tf.Variable`s of all flows in a distribution that are not to be trained, though they do not know it."""
-  return sum([owner.frozen_variables() for owner in _owners(distribution)], [])
+def follow_layers(distribution):
+  """Has the variables of all flows in a distribution follow what layers of networks have as `trainable`.
+
+  Raises `ValueError` for a `trainable` of something that would not heed it.
+  """
+  for part in [distribution, *distribution.submodules]:
+    if "trainable" in vars(part) and type(part).__module__.startswith("tensorflow_probability."):
+      raise ValueError("`trainable` must be that of a part of this package: bijectors and distributions of TFP know no "
+                       "such thing. Put them into `tfp_glow.Chain`, or make their `tf.Variable`s with "
+                       f"`trainable=False`. Received: trainable={part.trainable!r} of {part!r}")
+  for owner in _owners(distribution):
+    owner.follow_layers()
+
+
+def be_followed_by(distribution, follower):
+  """Has a method called whenever a variable of a flow in a distribution is frozen or unfrozen."""
+  for owner in _owners(distribution):
+    owner.be_followed_by(follower)
+
+
+def freeze(distribution, variables):
+  """Freezes some of the `tf.Variable`s in a distribution, of flows or not."""
+  for owner in _owners(distribution):
+    owner.freeze(variables)
+  for variable in variables:
+    _compat.set_trainable(variable, False)
 
 
 def after_update(distribution):

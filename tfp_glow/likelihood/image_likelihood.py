@@ -261,10 +261,13 @@ class ImageLikelihood:
     condition = {} if context is None else _arguments_of(self._flow, values, {"context": context})
     flows.initialize(self.distribution, values, condition)
 
-  @property
-  def frozen_variables(self):
-    """The `tf.Variable`s of all flows in the distribution that are not to be trained."""
-    return flows.frozen_variables(self.distribution)
+  def follow_layers(self):
+    """Has the variables of all flows follow what layers of networks have as `trainable`."""
+    flows.follow_layers(self.distribution)
+
+  def be_followed_by(self, follower):
+    """Has a method called whenever a variable of a flow in the distribution is frozen or unfrozen."""
+    flows.be_followed_by(self.distribution, follower)
 
   @property
   def is_initialized(self):

@@ -163,7 +163,7 @@ class ActNormConv2D(_Folding):
     return self.run(self._with_ones(inputs), *self.fold())
 
   def initialize(self, inputs: tf.Tensor) -> tf.Tensor:
-    """Sets `shift` and `log_scale` from the batch `inputs`; returns the outputs.
+    """Sets `shift` and `log_scale`, unless frozen, from the batch `inputs`; returns the outputs.
 
     Args:
       inputs: Tensor `[N, H, W, channels]`.
@@ -171,6 +171,8 @@ class ActNormConv2D(_Folding):
     Returns:
       Tensor `[N, H, W, filters]`.
     """
+    if not (self.shift.trainable or self.log_scale.trainable):
+      return self(inputs)
     weights = self._fold(value_of(self.kernel), tf.zeros_like(self.shift), tf.ones_like(self.shift))
     shift, log_scale = activation_statistics(self._convolve(self._with_ones(inputs), *weights, tf.identity))
     self.shift.assign(shift)

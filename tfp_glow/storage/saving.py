@@ -127,7 +127,7 @@ class _Encoder:
 
   def _encode_object(self, value, path):
     if _is_variable(value):
-      return "variable", {"value": self.encode(value.numpy(), path), "trainable": value.trainable,
+      return "variable", {"value": self.encode(value.numpy(), path), "trainable": _compat.was_made_trainable(value),
                           "name": value.name.split(":")[0]}
     name = _name_of(type(value))
     if name is not None:

@@ -15,7 +15,7 @@ import scipy.special
 import tensorflow as tf
 import tensorflow_probability as tfp
 
-from tfp_glow._core import precision, validation
+from tfp_glow._core import _compat, precision, validation
 from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.likelihood.standard_normal import with_standard_normal
@@ -115,14 +115,17 @@ class FlowModel(KeptInFiles):
     weight_y = batches.checked_weight_y(weight_y, likelihood)
     likelihood_weight = batches.checked_likelihood_weight(likelihood_weight, classifier, weight_y, likelihood)
     likelihood.build()
-    if not distribution.trainable_variables:
+    if not any(map(_compat.was_made_trainable, distribution.variables)):
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
                        f"variable does not count). Received: {distribution!r}")
     super().__init__(likelihood, int(seed), weight_y, classifier, likelihood_weight, name)
-    # Keras trains `keras.Variable`s; these share the storage of the distribution's.
-    self._frozen_by_layers = _ids(likelihood.frozen_variables)
-    self._adopted = [keras.Variable(v, trainable=v.trainable and id(v) not in self._frozen_by_layers,
-                                    dtype=v.dtype.name, name=_keras_name(v)) for v in distribution.variables]
+    # Keras trains `keras.Variable`s; these share the storage of the distribution's. Keras orders them by what may be
+    # trained, and files hold them in that order: it must not depend on what is frozen at present.
+    self._adopted = [keras.Variable(v, trainable=_compat.was_made_trainable(v), dtype=v.dtype.name,
+                                    name=_keras_name(v)) for v in distribution.variables]
+    self._are_trained = self._are_trained_as_compiled = (True,) * len(self._adopted)
+    likelihood.be_followed_by(self._follow_parts)
+    self._follow_layers()
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
     self._encode = _function(self._likelihood.encode)
     self._decode = _function(self._likelihood.decode)
@@ -153,7 +156,7 @@ class FlowModel(KeptInFiles):
     return self._likelihood.spec.context_shape
 
   def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
-    """As `keras.Model.compile`; the loss is fixed. What layers of networks now have as `trainable` takes effect.
+    """As `keras.Model.compile`; the loss is fixed. What the parts of flows now have as `trainable` takes effect.
 
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
@@ -172,7 +175,8 @@ class FlowModel(KeptInFiles):
       if value is not None:
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
                          f"Received: {key}={value!r}")
-    self._follow_frozen_layers()
+    self._follow_layers()
+    self._are_trained_as_compiled = self._are_trained
     options = {"jit_compile": jit_compile, **kwargs}
     has_replicas = self._has_replicas()
     if jit_compile not in (True, False, "auto"):
@@ -188,13 +192,28 @@ class FlowModel(KeptInFiles):
     self._xla_functions = {}
     self._compile_options = options
 
-  def _follow_frozen_layers(self):
-    """Trains what has been unfrozen since the last time, and no more what has been frozen."""
-    before, self._frozen_by_layers = self._frozen_by_layers, _ids(self._likelihood.frozen_variables)
-    for variable, adopted in zip(self.distribution.variables, self._adopted):
-      is_frozen = id(variable) in self._frozen_by_layers
-      if is_frozen != (id(variable) in before):
-        adopted.trainable = not is_frozen
+  def _follow_layers(self):
+    self._likelihood.follow_layers()
+    self._follow_parts()
+
+  def _follow_parts(self):
+    """Trains what in the distribution has been unfrozen since the last time, and nothing that is frozen."""
+    before, self._are_trained = self._are_trained, tuple(v.trainable for v in self.distribution.variables)
+    for adopted, was_trained, is_trained in zip(self._adopted, before, self._are_trained):
+      if not (was_trained and is_trained):
+        adopted.trainable = is_trained
+
+  def _check_trains_as_compiled(self):
+    self._follow_layers()
+    pairs = zip(self.distribution.variables, self._are_trained, self._are_trained_as_compiled)
+    changed = [f"{v.name} {'un' if now else ''}frozen" for v, now, then in pairs if now != then]
+    if changed:
+      raise ValueError("`trainable` of a part of the distribution must not change after `compile`, which settles what "
+                       f"is trained: compile the model again. Received: {', '.join(changed[:3])}"
+                       + (f" and {len(changed) - 3} others" if len(changed) > 3 else ""))
+    if not self.trainable_variables:
+      raise ValueError("`trainable` must be True of a part of the model, or there is nothing to train. "
+                       f"Received: {self.name!r}, of which all is frozen")
 
   def adapt(self, data: Any) -> None:
     """Data-dependent initialisation from one batch, of all flows in the distribution, wherever they are.
@@ -252,9 +271,11 @@ class FlowModel(KeptInFiles):
     Raises:
       FloatingPointError: if the loss or a gradient of a training step is not finite. The message names the step, the
         quantity and the layer where it began; weights and optimizer are left as they were before that step.
-      ValueError: if `x` is empty or does not fit, or the model is not compiled.
+      ValueError: if `x` is empty or does not fit, the model is not compiled, or a part of it has been frozen or
+        unfrozen since.
     """
     self._check_is_compiled("fit")
+    self._check_trains_as_compiled()
     batches.check_data(self._data_spec, x, y, batch_size, kwargs)
     if kwargs.get("validation_data") is not None:
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
@@ -309,6 +330,7 @@ class FlowModel(KeptInFiles):
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
     """
     self._check_is_compiled("train_on_batch")
+    self._check_trains_as_compiled()
     batches.check_data(self._data_spec, x, y, None, kwargs)
     if self._needs_adapt():
       self._adapt(x if y is None else (x, y), anew=False)
@@ -399,6 +421,7 @@ class FlowModel(KeptInFiles):
       layer_range: Ignored: the parts of a flow are no layers of Keras.
     """
     del positions, layer_range
+    self._follow_layers()
     rows = summary.rows_of(self.distribution, [*self.layers, *self.weights], with_weights=expand_nested)
     optimizer_variables = self.optimizer.variables if self.compiled else []
     text = summary.text_of(f'Model: "{self.name}"', rows, summary.totals_of(self.weights, optimizer_variables),
@@ -632,10 +655,6 @@ def _function(function):
 
   evaluate.__wrapped__ = in_a_graph
   return evaluate
-
-
-def _ids(variables):
-  return frozenset(map(id, variables))
 
 
 def _keras_name(variable):

@@ -5,7 +5,8 @@ import os
 
 import keras
 
-from tfp_glow._core import files
+from tfp_glow._core import _compat, files
+from tfp_glow.likelihood import flows
 from tfp_glow.storage import saving
 from tfp_glow.training.train_step import FlowSteps
 
@@ -67,9 +68,11 @@ class KeptInFiles(FlowSteps):
 
     A subclass whose constructor has other arguments adds them to what this returns.
     """
+    self._likelihood.follow_layers()
     config = {"distribution": saving.distribution_to_config(self.distribution), "num_bits": self.num_bits,
               "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name,
-              "frozen": [index for index, v in enumerate(self.variables) if not v.trainable]}
+              "frozen": [index for index, v in enumerate(self.variables) if not v.trainable],
+              "frozen_parts": [index for index, v in enumerate(self.distribution.variables) if _is_frozen(v)]}
     if self._is_hybrid:
       config |= {"classifier": saving.keras_config(self.classifier, "classifier"),
                  "likelihood_weight": self._likelihood_weight}
@@ -81,11 +84,13 @@ class KeptInFiles(FlowSteps):
     config = dict(config, distribution=saving.distribution_from_config(config["distribution"]))
     if config.get("classifier") is not None:
       config["classifier"] = keras.saving.deserialize_keras_object(config["classifier"])
-    is_trainable, frozen = config.pop("trainable", True), config.pop("frozen", [])
+    is_trainable, *frozen = (config.pop(key, default) for key, default in (
+        ("trainable", True), ("frozen", []), ("frozen_parts", [])))
     model = cls(**config)
+    flows.freeze(model.distribution, [model.distribution.variables[index] for index in frozen[1]])
     if not is_trainable:
       model.trainable = False
-    for index in frozen:
+    for index in frozen[0]:
       model.variables[index].trainable = False
     return model
 
@@ -102,3 +107,7 @@ class KeptInFiles(FlowSteps):
     self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
     if config["is_built"]:  # Then the file holds its variables.
       self._build_optimizer()
+
+
+def _is_frozen(variable):
+  return _compat.was_made_trainable(variable) and not variable.trainable

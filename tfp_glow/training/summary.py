@@ -95,7 +95,7 @@ def _of_parts(module, shape, counter, depth):
       shape = _shape_after(part, shape)
   if counter.with_weights and isinstance(getattr(module, "network", None), keras.Layer):
     rows += [Row(depth, _weight_name(weight, counter.num_steps), "weight", None,
-                 *_count([weight.value], counter.seen, counter.num_steps)) for weight in module.network.weights]
+                 *_count([weight], counter.seen, counter.num_steps)) for weight in module.network.weights]
   return rows
 
 

@@ -1,0 +1,404 @@
+"""Parts of a flow that are frozen: by `trainable` of bijectors, and of the layers of their networks."""
+
+import distributed_runs
+import keras
+import numpy as np
+import pytest
+import small_models
+import tensorflow as tf
+import tensorflow_probability as tfp
+from bijector_cases import perturb
+
+import tfp_glow
+from tfp_glow import callbacks
+
+tfb, tfd = tfp.bijectors, tfp.distributions
+SHAPE = (4, 4, 1)
+IMAGES = small_models.images(24, SHAPE)
+VALUES = IMAGES.astype(np.float32) / 256. - 0.5
+
+
+def _glow(**kwargs):
+  glow = tfp_glow.GlowBijector(SHAPE, 2, 2, 4, **{"seed": 0, **kwargs})
+  perturb(glow)  # Or many gradients would be zero.
+  glow.mark_initialized()
+  return glow
+
+
+def _distribution(bijector):
+  return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), [16]), bijector)
+
+
+def _compiled(model, optimizer=None):
+  return small_models.compiled(model, optimizer, run_eagerly=True)
+
+
+def _names(variables):
+  return [v.name for v in variables]
+
+
+def _moved(model, train):
+  """The names of the variables that training changes."""
+  before = [v.numpy() for v in model.distribution.variables]
+  train(model)
+  return {v.name for v, old in zip(model.distribution.variables, before) if np.any(v.numpy() != old)}
+
+
+def _fit(model):
+  model.fit(IMAGES, batch_size=12, shuffle=False, verbose=0)
+
+
+# What can be frozen, and of which variables it is said to be.
+
+
+def _freeze_networks(glow):
+  for block in glow.blocks:
+    block.template.coupling.network.trainable = False  # Keras' own.
+
+
+def _set(part):
+  def freeze(glow):
+    part(glow).trainable = False
+  return freeze
+
+
+FROZEN = {
+    "level": (_set(lambda glow: glow.blocks[0]), lambda name: name.startswith("block0")),
+    "actnorms of a level": (_set(lambda glow: glow.blocks[1].template.actnorm),
+                            lambda name: name.startswith("block1") and "_actnorm_" in name),
+    "couplings of a level": (_set(lambda glow: glow.blocks[1].template.coupling),
+                             lambda name: name.startswith("block1") and "_network_" in name),
+    "networks": (_freeze_networks, lambda name: "_network_" in name),
+    "split": (_set(lambda glow: glow.splits[0]), lambda name: "split0" in name),
+    "top": (_set(lambda glow: glow.top), lambda name: name.startswith("top"))}
+
+
+def _gradients(distribution):
+  """By the names of all variables; `None` of those that have none."""
+  with tf.GradientTape() as tape:
+    loss = tf.reduce_mean(distribution.log_prob(VALUES))
+  gradients = tape.gradient(loss, distribution.variables)
+  return {v.name: None if g is None else g.numpy() for v, g in zip(distribution.variables, gradients)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient", ["autodiff", "reversible"])
+@pytest.mark.parametrize("freeze, is_frozen", FROZEN.values(), ids=FROZEN)
+def test_frozen_parts_have_no_gradients_and_others_have_the_same(freeze, is_frozen, gradient):
+  glow = _glow(gradient=gradient)
+  distribution = _distribution(glow)
+  expected = _gradients(distribution)
+  trained = _names(distribution.trainable_variables)
+  freeze(glow)
+  found = _gradients(distribution)
+  assert 0 < len([name for name in trained if is_frozen(name)]) < len(trained)
+  assert {name for name in trained if found[name] is None} == {name for name in trained if is_frozen(name)}
+  for name in trained:
+    if not is_frozen(name):
+      np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-6, err_msg=name)
+  left = [name for name in trained if not is_frozen(name)]
+  assert _names(distribution.trainable_variables) == _names(glow.trainable_variables) == left
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("freeze, is_frozen", FROZEN.values(), ids=FROZEN)
+def test_frozen_parts_do_not_move(freeze, is_frozen):
+  glow = _glow()
+  freeze(glow)
+  model = tfp_glow.FlowModel(glow)
+  trained = set(_names(v for v in glow.variables if v.trainable))
+  optimizer = keras.optimizers.AdamW(1e-2, weight_decay=0.1, use_ema=True, ema_momentum=0.5)
+  _compiled(model, optimizer)
+  assert _moved(model, _fit) == trained and not any(map(is_frozen, trained))
+  count = len(model.trainable_variables)
+  assert count == len(trained)
+  assert len(optimizer.variables) == 2 + 3 * count  # Steps, rate; of each variable two moments and its average.
+
+
+@pytest.mark.slow
+def test_graphs_and_xla_keep_frozen_parts():
+  model = tfp_glow.FlowModel(_glow(gradient="reversible"))
+  glow = model.distribution.bijector
+  glow.blocks[0].trainable = False
+  small_models.compiled(model, jit_compile=True)
+  moved = _moved(model, _fit)
+  assert moved == set(_names(glow.trainable_variables)) and not any(name.startswith("block0") for name in moved)
+
+
+@pytest.mark.slow
+def test_the_frozen_are_as_on_one_device_on_replicas():
+  weights = []
+  for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
+    with strategy.scope():
+      glow = tfp_glow.GlowBijector(SHAPE, 1, 1, 4, seed=0)
+      model = tfp_glow.FlowModel(glow)
+      model.adapt(IMAGES)
+      glow.blocks[0].template.coupling.trainable = False
+      small_models.compiled(model, keras.optimizers.Adam(1e-2, epsilon=1e-4))
+    moved = _moved(model, lambda model: model.fit(IMAGES, batch_size=8, shuffle=False, verbose=0))
+    assert moved and not any("_network_" in name for name in moved)
+    weights.append(distributed_runs.values_of(model))
+  for a, b in zip(*weights, strict=True):
+    np.testing.assert_allclose(a, b, atol=1e-5)
+  for variable in model.distribution.variables:
+    np.testing.assert_array_equal(*(copy.numpy() for copy in variable.values), err_msg=variable.name)
+
+
+# As in Keras.
+
+
+def test_unfreezing_has_all_trained_that_was_before():
+  glow = _glow()
+  expected = _names(glow.trainable_variables)
+  assert glow.trainable and glow.blocks[0].trainable
+  glow.trainable = False
+  assert not glow.trainable_variables and not glow.blocks[0].trainable and not glow.top.trainable
+  assert not glow.blocks[0].template.coupling.network.trainable
+  glow.top.trainable = True
+  assert glow.trainable and not glow.blocks[0].trainable
+  glow.trainable = True  # Also where it is `True` of a part already.
+  assert _names(glow.trainable_variables) == expected and glow.blocks[0].trainable
+
+
+def test_what_is_none_of_the_two():
+  with pytest.raises(ValueError, match="`trainable` must be a `bool`. Received: 'no'"):
+    _glow().trainable = "no"
+
+
+def test_what_has_nothing_to_train_remembers():
+  squeeze = tfp_glow.Squeeze()
+  squeeze.trainable = False
+  assert not squeeze.trainable
+
+
+@pytest.mark.slow
+def test_the_model_must_be_compiled_again():
+  model = _compiled(tfp_glow.FlowModel(_glow()))
+  block = model.distribution.bijector.blocks[1]
+  block.trainable = False
+  for train in (_fit, lambda model: model.train_on_batch(IMAGES)):
+    with pytest.raises(ValueError, match=r"compile the model again\. Received: block1_\S+ frozen, .* and \d+ others"):
+      train(model)
+  assert len(model.predict(IMAGES, verbose=0)) == len(IMAGES)
+  block.trainable = True
+  _fit(model)
+  block.template.coupling.network.trainable = False
+  with pytest.raises(ValueError, match=r"compile the model again\. Received: block1_\S*network\S* frozen"):
+    _fit(model)
+  _compiled(model)
+  assert not any("block1" in name and "network" in name for name in _moved(model, _fit))
+
+
+def test_compositions_of_tfp_have_no_such_thing():
+  chain = tfb.Chain([_glow()])
+  model = tfp_glow.FlowModel(chain)
+  chain.trainable = False  # Python lets anybody do so.
+  with pytest.raises(ValueError, match="`trainable` must be that of a part of this package.*Received: .*chain"):
+    model.compile()
+
+
+def test_the_model_knows_at_once():
+  model = tfp_glow.FlowModel(_glow())
+  count = len(model.trainable_variables)
+  model.distribution.bijector.top.trainable = False
+  assert len(model.trainable_variables) == count - 3
+  lines = []
+  model.summary(print_fn=lines.append, show_trainable=True)
+  assert next(line for line in lines if "top (TopPrior)" in line).endswith("no")
+  assert next(line for line in lines if "split0" in line).endswith("yes")
+
+
+def test_a_model_of_which_nothing_is_trained():
+  glow = _glow()
+  glow.trainable = False
+  model = _compiled(tfp_glow.FlowModel(glow))
+  assert np.all(np.isfinite(model.predict(IMAGES, verbose=0)))
+  with pytest.raises(ValueError, match="nothing to train"):
+    _fit(model)
+
+
+# Networks of one's own, and other bijectors.
+
+
+def test_networks_that_are_frozen_before_they_are_built():
+  network = keras.Sequential([keras.layers.Dense(3), keras.layers.Dense(4)])
+  coupling = tfp_glow.AffineCoupling(network, event_ndims=1)
+  coupling.trainable = False
+  coupling.build([4])
+  assert len(coupling.variables) == 4 and not coupling.trainable_variables
+  network.layers[1].trainable = True
+  assert _names(coupling.trainable_variables) == _names(v.value for v in network.layers[1].variables)
+
+
+def test_layers_of_networks_in_a_loop_of_ones_own():
+  network = keras.Sequential([keras.Input([2]), keras.layers.Dense(3), keras.layers.Dense(4)])
+  coupling = tfp_glow.AffineCoupling(network, event_ndims=1)
+  network.layers[0].trainable = False
+  with tf.GradientTape() as tape:
+    loss = tf.reduce_sum(coupling.inverse_and_log_det(np.ones([3, 4], np.float32))[1])
+  gradients = tape.gradient(loss, coupling.variables)
+  assert [g is None for g in gradients] == [True, True, False, False]
+
+
+def test_variables_of_tfp_in_a_chain():
+  shift = tf.Variable(0.5)
+  inner = _glow()
+  chain = tfp_glow.Chain([tfb.Shift(shift), tfb.Invert(tfb.Invert(inner))])
+  model = tfp_glow.FlowModel(chain)
+  chain.trainable = False
+  assert not chain.trainable and not shift.trainable and not inner.trainable and not inner.trainable_variables
+  assert not model.trainable_variables and not model.distribution.trainable_variables
+  chain.trainable = True
+  assert shift.trainable and len(model.trainable_variables) == len(inner.trainable_variables) + 1
+
+
+@pytest.mark.slow
+def test_residual_blocks():
+  flow = small_models.residual_flow()
+  model = tfp_glow.FlowModel(small_models.of_standard_normal(flow), num_bits=None)
+  points = small_models.points()
+  model.adapt(points)
+  part = next(part for part in flow.parts if part.trainable and part.trainable_variables)
+  part.trainable = False
+  small_models.compiled(model, run_eagerly=True)
+  before = [v.numpy() for v in part.variables]
+  others = [v.numpy() for v in model.distribution.trainable_variables]
+  model.fit(points, batch_size=32, verbose=0)
+  assert all(np.any(v.numpy() != old) for v, old in zip(model.distribution.trainable_variables, others))
+  parameters = [(v.numpy(), old) for v, old in zip(part.variables, before) if "noise_seed" not in v.name]
+  for value, old in parameters:
+    np.testing.assert_allclose(value, old, atol=1e-3)
+
+
+def test_a_step_alone_is_a_bijector_of_its_own():
+  """The way that the documentation names."""
+  def make_step(seed):
+    network = tfp_glow.networks.CouplingNetwork(4, 4, seed=seed)
+    return tfp_glow.GlowStep(tfp_glow.ActNorm(4), tfp_glow.InvertibleConv1x1(4, seed=seed),
+                             tfp_glow.AffineCoupling(network))
+
+  first, others = make_step(0), tfp_glow.Scan(lambda k: make_step(1 + k), 2, [2, 2, 4])
+  first.build([2, 2, 4])
+  chain = tfp_glow.Chain([tfp_glow.Squeeze(), first, others])
+  first.trainable = False
+  assert _names(chain.trainable_variables) == _names(others.trainable_variables) and others.trainable_variables
+
+
+# Data-dependent initialisation.
+
+
+def test_frozen_parts_keep_their_values_when_others_are_initialised():
+  glow = tfp_glow.GlowBijector(SHAPE, 2, 2, 4, seed=0)
+  glow.initialize(VALUES)
+  glow.blocks[0].trainable = False
+  before = [v.numpy() for v in glow.blocks[0].variables]
+  glow.initialize(3. * VALUES + 1.)
+  for value, old in zip(glow.blocks[0].variables, before):
+    np.testing.assert_array_equal(value, old)
+  # The next level follows what the first one makes of these images.
+  last = [value for name, value, _ in glow.walk(3. * VALUES + 1.) if name == "block1, step of flow 0, actnorm"]
+  np.testing.assert_allclose(np.mean(last[0], axis=(0, 1, 2)), 0., atol=1e-4)
+  np.testing.assert_allclose(np.std(last[0], axis=(0, 1, 2)), 1., rtol=1e-2)
+
+
+@pytest.mark.parametrize("invert", [False, True])
+def test_frozen_layers_keep_their_values(invert):
+  values = np.random.default_rng(0).normal(2., 3., [50, 2, 2, 4]).astype(np.float32)
+  network = tfp_glow.networks.CouplingNetwork(4, 4, seed=0)
+  for part in (tfp_glow.ActNorm(4), tfp_glow.AffineCoupling(network)):
+    part.trainable = False
+    if hasattr(part, "build"):
+      part.build([2, 2, 4])
+    before = [v.numpy() for v in part.variables]
+    (tfp_glow.Invert(part) if invert else part).initialize(values)
+    for value, old in zip(part.variables, before):
+      np.testing.assert_array_equal(value, old)
+
+
+# Files.
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_frozen_first", [True, False])
+def test_frozen_parts_in_files(is_frozen_first, tmp_path):
+  glow = _glow()
+  glow.blocks[0].trainable = not is_frozen_first
+  model = tfp_glow.FlowModel(glow)
+  glow.blocks[0].trainable = False
+  _compiled(model)
+  _fit(model)
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  np.testing.assert_array_equal(loaded.log_prob(IMAGES), model.log_prob(IMAGES))
+  found = loaded.distribution.bijector
+  assert not found.blocks[0].trainable and not found.blocks[0].trainable_variables and found.blocks[1].trainable
+  for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=a.path)
+  assert _moved(loaded, _fit) == _moved(model, _fit)
+  np.testing.assert_array_equal(loaded.log_prob(IMAGES), model.log_prob(IMAGES))
+  found.blocks[0].trainable = True
+  _compiled(loaded)
+  assert any(name.startswith("block0") for name in _moved(loaded, _fit))
+
+
+@pytest.mark.slow
+def test_unfrozen_parts_in_files(tmp_path):
+  """Frozen at first: neither weights nor what the optimizer keeps of them change places."""
+  glow = _glow()
+  glow.blocks[0].trainable = False
+  model = tfp_glow.FlowModel(glow)
+  glow.blocks[0].trainable = True
+  _compiled(model)
+  _fit(model)
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  for each in (model, loaded):
+    _fit(each)
+  np.testing.assert_array_equal(loaded.log_prob(IMAGES), model.log_prob(IMAGES))
+
+
+@pytest.mark.slow
+def test_a_context_network_that_is_frozen_in_the_end(tmp_path):
+  vectors = np.random.default_rng(0).standard_normal([24, 3]).astype(np.float32)
+  network = keras.Sequential([keras.Input([3]), keras.layers.Dense(3), keras.layers.Dense(3)])
+  glow = tfp_glow.GlowBijector(SHAPE, 1, 1, 4, seed=0, context_shape=(3,), context_network=network)
+  perturb(glow)
+  model = tfp_glow.FlowModel(glow)
+  network.layers[0].trainable = False
+  _compiled(model)
+  model.fit(IMAGES, {"context": vectors}, verbose=0)
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  np.testing.assert_array_equal(loaded.log_prob(IMAGES, context=vectors), model.log_prob(IMAGES, context=vectors))
+  assert len(loaded.trainable_variables) == len(model.trainable_variables) == len(glow.trainable_variables)
+
+
+@pytest.mark.slow
+def test_variables_of_tfp_in_files(tmp_path):
+  chain = tfp_glow.Chain([tfb.Shift(tf.Variable(tf.zeros(SHAPE))), _glow()])
+  model = tfp_glow.FlowModel(chain)
+  chain.trainable = False
+  chain.parts[1].blocks[1].trainable = True
+  model.save(tmp_path / "model.keras")
+  loaded = keras.models.load_model(tmp_path / "model.keras")
+  np.testing.assert_array_equal(loaded.log_prob(IMAGES), model.log_prob(IMAGES))
+  names = lambda model: _names(model.distribution.trainable_variables)
+  assert names(loaded) == names(model) and len(names(model)) == len(loaded.trainable_variables)
+
+
+@pytest.mark.slow
+def test_a_run_with_frozen_parts_goes_on(tmp_path):
+  def run(folder, epochs):
+    glow = _glow()
+    glow.blocks[0].trainable = False
+    model = _compiled(tfp_glow.FlowModel(glow), keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5))
+    state = callbacks.TrainingState(folder)
+    model.fit(IMAGES, batch_size=12, shuffle=False, initial_epoch=state.restore(model), epochs=epochs, verbose=0,
+              callbacks=[state])
+    return model
+
+  run(tmp_path / "parts", 1)
+  found, expected = run(tmp_path / "parts", 2), run(tmp_path / "whole", 2)
+  for a, b in zip(found.weights + found.optimizer.variables, expected.weights + expected.optimizer.variables,
+                  strict=True):
+    np.testing.assert_array_equal(a, b, err_msg=a.path)

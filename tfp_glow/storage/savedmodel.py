@@ -28,7 +28,8 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
   Its signatures, and the tensors that they take and return:
 
   ```none
-  log_prob(images) -> log_prob, bits_per_dim            images [N, H, W, C], uint8 (floating for continuous data)
+  log_prob(images) -> log_prob, bits_per_dim            images [N, H, W, C], uint8; of more than 8 bits uint16,
+                                                        for continuous data floating
   encode(images) -> latent                              latent [N, H * W * C]
   decode(latent) -> images
   sample(num_samples, temperature, seed) -> images      int32 [], float32 [], int32 [2]
@@ -63,7 +64,8 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
       `tfb.Bijector` that knows the shape of its latents, e.g. `GlowBijector(...)`: these are standard normal then.
     path: Folder to write, `~` for the home folder. It is there when all of it has been written; a SavedModel that was
       there before is replaced.
-    num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data.
+    num_bits: Python `int`, 1 .. 8, bits kept of uint8 images, or 9 .. 16, those of uint16 images; `None`: continuous
+      data. As of `FlowModel`.
     warm_up_batch_sizes: Python `int`s: TensorFlow Serving, before it answers anybody, will call each signature with so
       many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
 

@@ -170,21 +170,19 @@ def test_images_come_back(num_bits, shape, dtype):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("as_dataset", [False, True])
-def test_training_and_evaluation(as_dataset):
+def test_training_and_evaluation():
   images = deep(32)
-  data = tf.data.Dataset.from_tensor_slices(images).batch(16) if as_dataset else images
-  model = small_models.compiled(model_of(), run_eagerly=False)
-  history = model.fit(data, batch_size=None if as_dataset else 16, epochs=8, verbose=0).history["bits_per_dim"]
-  assert history[-1] < history[0] - 0.5
+  data = tf.data.Dataset.from_tensor_slices(images).batch(16)
+  model = small_models.compiled(model_of(num_steps_per_block=1), run_eagerly=False)
+  history = model.fit(data, epochs=8, verbose=0).history["bits_per_dim"]
+  assert history[-1] < history[0] - 0.2
   bits = model.evaluate(data, return_dict=True, verbose=0)["bits_per_dim"]
-  np.testing.assert_allclose(evaluation.bits_per_dim(model, data, verbose=0).mean, bits, rtol=1e-5)
+  np.testing.assert_allclose(evaluation.bits_per_dim(model, images, verbose=0).mean, bits, rtol=1e-5)
   np.testing.assert_allclose(np.mean(model.predict(data, verbose=0)), bits, rtol=1e-5)
-  of_bytes = small_models.compiled(model_of(8), run_eagerly=False)
-  of_bytes.fit((images >> 8).astype(np.uint8), batch_size=16, epochs=8, verbose=0)
-  # The lowest 8 bits are noise, and take 8 bits.
-  fewer = of_bytes.evaluate((images >> 8).astype(np.uint8), return_dict=True, verbose=0)["bits_per_dim"]
-  np.testing.assert_allclose(bits, fewer + 8., atol=0.05)
+  # The lowest 8 bits are noise, and take 8 bits: of the upper ones alone the same density has so many fewer.
+  of_bytes = tfp_glow.FlowModel(model.distribution, 8)
+  fewer = evaluation.bits_per_dim(of_bytes, (images >> 8).astype(np.uint8), verbose=0).mean
+  np.testing.assert_allclose(bits, fewer + 8., atol=0.01)
 
 
 @pytest.mark.slow
@@ -279,7 +277,7 @@ def test_tiles_are_of_bytes():
 
 @pytest.mark.parametrize("num_bits, images, match", [
     (8, deep(), r"`images` must be uint8, .* make the model with `num_bits` in 9 \.\. 16, .*Received: uint16"),
-    (16, deep().astype(np.uint8), r"`images` must be uint16, values 0 \.\. 65535, .* for uint8 .* in 1 \.\. 8\)"),
+    (16, deep().astype(np.uint8), r"`images` must be uint16, values 0 \.\. 65535, .*for uint8 .* in 1 \.\. 8\)"),
     (12, deep().astype(np.int32), r"`images` must be uint16, values 0 \.\. 4095, .*Received: int32"),
     (16, deep().astype(np.float32), "`images` must be uint16.*Received: float32"),
     (None, deep(), "`images` must be floating.*Received: uint16")])

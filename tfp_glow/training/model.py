@@ -573,7 +573,7 @@ class FlowModel(KeptInFiles):
     images = batches.checked_images(spec, images)
     return images, batches.checked_condition(spec, labels, context, len(images), may_be_unknown)
 
-  def export(self, path, warm_up_batch_sizes=()):
+  def export(self, path, warm_up_batch_sizes=(), *, for_lite=False):
     """Writes a SavedModel that needs nothing but TensorFlow to serve, as `tfp_glow.export.export_distribution` does.
 
     That of a hybrid model has one signature more, `class_probabilities(images) -> class_probabilities`; also of a
@@ -583,17 +583,18 @@ class FlowModel(KeptInFiles):
       path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
       warm_up_batch_sizes: Python `int`s: TensorFlow Serving, before it answers anybody, will call each signature with
         so many images, for it is slow at first. Needs the package `tensorflow-serving-api`.
+      for_lite: Python `bool`: whether the signatures are made of operations that TensorFlow Lite has itself.
 
     Raises:
       TypeError: if `path` is no path.
-      ValueError: if `warm_up_batch_sizes` are not as above.
+      ValueError: if `warm_up_batch_sizes` or `for_lite` are not as above.
       FileExistsError: if there is something else than a SavedModel at `path`.
       ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
       OSError: if `path` cannot be written.
     """
     classifier = self._class_probabilities_of if self._is_hybrid else None
     variables = [v.value for v in self.classifier.variables] if self._is_hybrid else []
-    savedmodel.export(self._likelihood, path, warm_up_batch_sizes, classifier, variables)
+    savedmodel.export(self._likelihood, path, warm_up_batch_sizes, for_lite, classifier, variables)
 
   def _has_replicas(self):
     return self.distribute_strategy.num_replicas_in_sync > 1

@@ -1,5 +1,7 @@
 """Images in memory and in files, for the tests of `tfp_glow.data`."""
 
+import struct
+
 import numpy as np
 from PIL import Image
 
@@ -30,3 +32,31 @@ def fill(folder, count, size=8, channels=(3,), start=0):
 
 def keys(images):
   return {image.tobytes() for image in images}
+
+
+def write_tiff(path, image, sample_format=1, photometry=1):
+  """Writes a TIFF file of as many bands as the array `[H, W, C]` has, all of which but the first are of no colour.
+
+  Args:
+    path: `pathlib.Path`.
+    image: Array.
+    sample_format: Python `int`: 1 for unsigned, 2 for signed numbers, 3 for floats.
+    photometry: Python `int`: 0 where 0 is white, 1 where it is black, 2 for RGB.
+  """
+  height, width, num_bands = image.shape
+  content = image.astype(image.dtype.newbyteorder("<")).tobytes()
+  tags = {256: ("I", [width]), 257: ("I", [height]), 258: ("H", [8 * image.itemsize] * num_bands), 259: ("H", [1]),
+          262: ("H", [photometry]), 273: ("I", [8]), 277: ("H", [num_bands]), 278: ("I", [height]),
+          279: ("I", [len(content)]), 338: ("H", [0] * max(num_bands - (3 if photometry == 2 else 1), 0)),
+          339: ("H", [sample_format] * num_bands)}
+  header, places = content, b""
+  tags = {tag: value for tag, value in tags.items() if value[1]}
+  for tag, (kind, values) in sorted(tags.items()):
+    packed = struct.pack(f"<{len(values)}{kind}", *values)
+    if len(packed) > 4:  # Then it stands before the list, and the list says where.
+      header, packed = header + packed, struct.pack("<I", 8 + len(header))
+    places += struct.pack("<HHI", tag, {"H": 3, "I": 4}[kind], len(values)) + packed.ljust(4, b"\0")
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_bytes(b"II*\0" + struct.pack("<I", 8 + len(header)) + header + struct.pack("<H", len(tags)) + places
+                   + b"\0\0\0\0")
+  return path

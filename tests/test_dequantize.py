@@ -34,13 +34,13 @@ def test_bits_per_dim_of_the_uniform_distribution_is_the_number_of_bits():
   np.testing.assert_allclose(dequantize.bits_per_dim(log_prob, 12), [5.])
 
 
-@pytest.mark.parametrize("num_bits", [0, 9, 8., True, "8"])
+@pytest.mark.parametrize("num_bits", [0, 17, 8., True, "8"])
 @pytest.mark.parametrize("function", [
     dequantize.check_num_bits, lambda num_bits: dequantize.dequantize(ALL_VALUES, num_bits),
     lambda num_bits: dequantize.quantize(tf.zeros([1]), num_bits),
     lambda num_bits: dequantize.discrete_log_prob(tf.zeros([1]), 12, num_bits)])
 def test_num_bits_is_checked(function, num_bits):
-  with pytest.raises(ValueError, match=f"`num_bits` must be an `int` in 1 .. 8. Received: {num_bits!r}$"):
+  with pytest.raises(ValueError, match=f"`num_bits` must be an `int` in 1 .. 16. Received: {num_bits!r}$"):
     function(num_bits)
 
 

@@ -473,7 +473,7 @@ def test_within_a_strategy(tmp_path):
 
 
 def test_arguments_are_checked_before_anything_is_read(tmp_path):
-  for kwargs, match in (({"num_bits": 9}, "`num_bits` must be an `int` in 1 .. 8. Received: 9"),
+  for kwargs, match in (({"num_bits": 17}, "`num_bits` must be an `int` in 1 .. 16. Received: 17"),
                         ({"ema": "no"}, "`ema` must be a `bool`. Received: 'no'")):
     with pytest.raises(ValueError, match=match):
       tfp_glow.load_original_checkpoint(tmp_path / "not_there", SHAPE, **kwargs)

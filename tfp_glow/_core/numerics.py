@@ -5,6 +5,7 @@ import random
 import numpy as np
 import tensorflow as tf
 
+from tfp_glow._core import precision
 from tfp_glow._core.gradients import custom_gradient
 
 # The original trains `log_scale / 3` in place of `log_scale`, which makes its updates three times as large.
@@ -101,8 +102,10 @@ def within_reach_pull_back(inputs, clipped, d_outputs):
 
 
 def _clipped(x, bound):
-  """`tf.clip_by_value`, as one operation."""
+  """`tf.clip_by_value`, as one operation; TensorFlow Lite has none."""
   bound = tf.constant(bound, x.dtype)
+  if precision.is_lite():
+    return tf.maximum(tf.minimum(x, bound), -bound)
   return tf.raw_ops.ClipByValue(t=x, clip_value_min=-bound, clip_value_max=bound)
 
 

@@ -28,9 +28,11 @@ class Mode(NamedTuple):
   Attributes:
     is_training: Python `bool`: by their dtype policies, and with what products the device has.
     device_rounds: Python `bool`: otherwise: the device's products of float32 numbers are not those of float32.
+    is_lite: Python `bool`: what is traced is for TensorFlow Lite, and made of operations that it has itself.
   """
   is_training: bool
   device_rounds: bool
+  is_lite: bool = False
 
 
 def mode():
@@ -41,6 +43,11 @@ def mode():
 def is_full():
   """Whether networks must compute in full precision."""
   return mode() is not None and not mode().is_training
+
+
+def is_lite():
+  """Whether what is traced is for TensorFlow Lite."""
+  return mode() is not None and mode().is_lite
 
 
 @contextlib.contextmanager
@@ -77,14 +84,18 @@ def entered(new_mode):
 def full():
   """Full precision, in training, too."""
   with switched_off() if tf.executing_eagerly() else contextlib.nullcontext():
-    with entered(Mode(False, _products_are_rounded() if mode() is None else mode().device_rounds)):
+    with entered(Mode(False, _products_are_rounded()) if mode() is None else mode()._replace(is_training=False)):
       yield
 
 
 @contextlib.contextmanager
-def for_other_processes():
-  """For what is traced to be run elsewhere, where TensorFlow's switch may be as it likes: on devices as those here."""
-  with entered(Mode(False, _may_round())):
+def for_other_processes(is_lite=False):
+  """For what is traced to be run elsewhere, where TensorFlow's switch may be as it likes: on devices as those here.
+
+  Args:
+    is_lite: Python `bool`: by TensorFlow Lite, on devices that round nothing.
+  """
+  with entered(Mode(False, _may_round() and not is_lite, is_lite)):
     yield
 
 

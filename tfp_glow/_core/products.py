@@ -34,10 +34,15 @@ def with_rows(product, like):
   return tf.reshape(product, [-1, *sizes[1:], product.shape[-1]])
 
 
+def flow_dtype(dtype):
+  """That of the flow's own products: float64, which no device rounds; but TensorFlow Lite has no products of it."""
+  return dtype if precision.is_lite() else tf.float64
+
+
 def flow_matmul(a, b, transpose_a=False, transpose_b=False, dtype=None):
   """`tf.matmul` of matrices of the flow itself, which are small: exact in float32, in training, too.
 
-  In float64, which no device rounds; those that are used often are best kept in it.
+  In `flow_dtype`; those that are used often are best kept in it.
 
   Args:
     a: Floating matrix.
@@ -46,7 +51,8 @@ def flow_matmul(a, b, transpose_a=False, transpose_b=False, dtype=None):
     transpose_b: Python `bool`.
     dtype: Of the product, `None` for that of `a`.
   """
-  product = tf.matmul(tf.cast(a, tf.float64), tf.cast(b, tf.float64), transpose_a, transpose_b)
+  wide = flow_dtype(a.dtype)
+  product = tf.matmul(tf.cast(a, wide), tf.cast(b, wide), transpose_a, transpose_b)
   return tf.cast(product, dtype or a.dtype)
 
 

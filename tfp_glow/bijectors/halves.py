@@ -12,7 +12,7 @@ by, and what carries the bias of a product: an affine map of the channels is one
 import numpy as np
 import tensorflow as tf
 
-from tfp_glow._core.products import channel_product, flow_matmul, rows, with_rows
+from tfp_glow._core.products import channel_product, flow_dtype, flow_matmul, rows, with_rows
 from tfp_glow.networks.glow import append_ones
 
 
@@ -47,14 +47,14 @@ def affine_matrix(matrix, bias):
     bias: Tensor `[..., C]`.
 
   Returns:
-    float64 tensor: see `flow_matmul`.
+    Tensor of `flow_dtype`: see `flow_matmul`.
   """
   where, size = matrix.shape[-1] // 2, matrix.shape[-1] + 1
   of_kept, of_changed = tf.split(matrix, [where, -1], axis=-2)
-  affine = tf.cast(tf.concat([of_kept, tf.expand_dims(bias, -2), of_changed], axis=-2), tf.float64)
+  affine = tf.cast(tf.concat([of_kept, tf.expand_dims(bias, -2), of_changed], axis=-2), flow_dtype(bias.dtype))
   to_kept, to_changed = tf.split(affine, [where, -1], axis=-1)
   to_ones = np.broadcast_to(np.eye(size)[:, where:where + 1], matrix.shape[:-2].as_list() + [size, 1])
-  return tf.concat([to_kept, tf.constant(to_ones), to_changed], axis=-1)
+  return tf.concat([to_kept, tf.constant(to_ones, affine.dtype), to_changed], axis=-1)
 
 
 def product(halves, matrix):

@@ -7,7 +7,7 @@ def fit(image, image_size, shorter_side, place):
   """Shrinks, cuts out a square, zero-pads to `image_size`; see `load_images`.
 
   Args:
-    image: uint8 tensor `[H, W, C]`, or `[B, H, W, C]`.
+    image: uint8 or uint16 tensor `[H, W, C]`, or `[B, H, W, C]`.
     image_size: Python `int`; None: the image stays as it is.
     shorter_side: Python `int` or None.
     place: Tensor `[2]` of numbers in [0, 1), from top and left to bottom and right; None: the middle.
@@ -24,7 +24,7 @@ def _shrink(image, shorter_side):
   size = tf.shape(image)[-3:-1]
   shorter = tf.reduce_min(size)
   size = (size * tf.minimum(shorter, shorter_side) + shorter // 2) // shorter
-  return tf.saturate_cast(tf.round(tf.image.resize(image, size, antialias=True)), tf.uint8)
+  return tf.saturate_cast(tf.round(tf.image.resize(image, size, antialias=True)), image.dtype)
 
 
 def _cut(image, image_size, place):
@@ -47,8 +47,8 @@ def crop_and_fit(image, image_size):
   shrunk = minimum(side, image_size)
   # To an equal size (padding follows) the resize returns the values unchanged.
   if not is_static or shrunk < side:
-    image = tf.image.resize(image, [shrunk, shrunk], antialias=True)
-    image = tf.saturate_cast(tf.round(image), tf.uint8)
+    resized = tf.image.resize(image, [shrunk, shrunk], antialias=True)
+    image = tf.saturate_cast(tf.round(resized), image.dtype)
   before = (image_size - shrunk) // 2
   after = image_size - shrunk - before
   return tf.pad(image, [*[[0, 0]] * (image.shape.rank - 3), [before, after], [before, after], [0, 0]])

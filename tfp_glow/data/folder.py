@@ -13,13 +13,15 @@ from tfp_glow.data.decoded_once import DecodedOnce
 from tfp_glow.data.source import Held, or_validation, require
 
 _SPLITS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def source(folder, split, image_size, shorter_side, with_labels, cut_at_random):
+def source(folder, split, image_size, shorter_side, with_labels, cut_at_random, *, dtype):
   """The image files of a folder; see `load_images`."""
   require("PIL.Image", "a folder of images", folder)
   files = _scan(folder)
+  if dtype == np.uint16:
+    _check_are_deep(files)
   splits = {file.split for file in files}
   if _split_folders(folder):
     split = or_validation(split, splits)
@@ -35,12 +37,12 @@ def source(folder, split, image_size, shorter_side, with_labels, cut_at_random):
     return tf.data.Dataset.from_tensors((numbers,) if labels is None else (numbers, labels[numbers]))
 
   def read(number, place=None):
-    return image_file.read(chosen[number].path, image_size, shorter_side, place, num_channels)
+    return image_file.read(chosen[number].path, image_size, shorter_side, place, num_channels, dtype)
 
   read_once = DecodedOnce(read)
 
   def read_batch(numbers, *places):
-    images = np.empty([len(numbers), *size, num_channels], np.uint8)
+    images = np.empty([len(numbers), *size, num_channels], dtype)
     for i, number in enumerate(numbers):
       images[i] = read(number, places[0][i]) if places else read_once(number)
     return images
@@ -48,7 +50,7 @@ def source(folder, split, image_size, shorter_side, with_labels, cut_at_random):
   def decode(numbers, places):
     # Not stateful: they may run in parallel even where TensorFlow is asked to be deterministic.
     inputs = [numbers, places] if cut_at_random else [numbers]
-    images = tf.numpy_function(read_batch, inputs, tf.uint8, stateful=False)
+    images = tf.numpy_function(read_batch, inputs, dtype, stateful=False)
     return tf.ensure_shape(images, [*numbers.shape, *size, num_channels])
 
   return Held(len(chosen), hold, decode)
@@ -95,6 +97,16 @@ def _check_readable(files, received):
   if broken:
     raise ValueError(f"`name_or_folder` must contain only readable images, but {len(broken)} of {len(files)} are not: "
                      f"{'; '.join(broken[:10])}. {received}")
+
+
+def _check_are_deep(files):
+  """That 16 bits can be read of each."""
+  shallow = [file.path for file in files if not file.is_deep]
+  if shallow:
+    raise ValueError("`dtype` must be 'uint8' for a folder with files that are neither PNG files of 16 bits nor TIFF "
+                     f"files of 16 bits and one channel, but {len(shallow)} of {len(files)} are not: "
+                     f"{', '.join(shallow[:10])}; uint16 images from elsewhere are read from an `.npz` file. "
+                     "Received: dtype='uint16'")
 
 
 def _check_splits(files, received):

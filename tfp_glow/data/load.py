@@ -1,7 +1,7 @@
 """`load_images`, and `num_classes` of what it loads.
 
-`load_images` returns a `tf.data.Dataset` of uint8 images `[B, H, W, C]`, which `FlowModel.fit` takes as it is. The
-optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when a source needs them.
+`load_images` returns a `tf.data.Dataset` of uint8 or uint16 images `[B, H, W, C]`, which `FlowModel.fit` takes as it
+is. The optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when a source needs them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
                 shorter_side: int | None = None, with_labels: bool = False, seed: int = 0,
                 data_dir: str | os.PathLike | None = None, shuffle: bool | None = None, drop_remainder: bool = False,
                 epochs: range | None = None, skip_batches: int = 0,
-                input_context: tf.distribute.InputContext | None = None) -> tf.data.Dataset:
+                input_context: tf.distribute.InputContext | None = None,
+                dtype: str | type | np.dtype | tf.DType | None = None) -> tf.data.Dataset:
   """Loads images as a shuffled, batched and prefetched `tf.data.Dataset`.
 
   There are four kinds of sources:
@@ -29,19 +30,24 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     min(16 v, 255): at 5 bits and more all levels stay distinct, at 4 bits level 16 shares the bin of level 15. The
     splits (80/10/10, every class in proportion) are fixed, whatever the seed. Sizes: as for TFDS.
   * A folder: any `pathlib.Path`; a string that names an existing path (which wins over a TFDS name) or starts with
-    `"."`, `"~"` or `"/"`. Its jpg, jpeg, png, bmp and gif files are found recursively, except hidden ones, checked
-    before anything is returned, and decoded only when the pipeline needs them.
+    `"."`, `"~"` or `"/"`. Its jpg, jpeg, png, bmp, gif, tif and tiff files are found recursively, except hidden ones,
+    checked before anything is returned, and decoded only when the pipeline needs them.
     - Splits: sub-folders `train`, `validation` (or `val`) and `test` are used where there are two of them or nothing
       else. Otherwise a hash of its bytes assigns each file (80/10/10), so that copies of an image share a split and
       new files move no others. An image in two split sub-folders is an error.
     - Labels: the sub-folders of the folder (or of its split sub-folders), sorted by name, are classes 0, 1, ....
     - Sizes: cropped centrally to a square, then resized up or down with antialiasing. Without `image_size` all images
       must have one size.
-    - Channels: 3; but 1 if every image of the folder is stored as grey. Transparency is composited on white, 16-bit
-      grey keeps its upper 8 bits, the EXIF orientation of a JPEG is applied, of an animation the first frame is used.
-  * An `.npz` file in Keras' layout, by a path that ends so: uint8 `x_train`, `x_test` `[N, H, W, C]` or `[N, H, W]`
-    (one channel), and integer `y_train`, `y_test`, where there are labels. Splits: `"train"` and `"test"`, or parts of
-    them as of TFDS (`"train[:90%]"`). Sizes: as for TFDS.
+    - Channels: 3; but 1 if every image of the folder is stored as grey. A palette becomes its colours, CMYK becomes RGB
+      without a colour profile, `(255 - C) (255 - K) / 255` and so on. Transparency is composited on white, be it that
+      of a channel, of a palette or of one colour. The orientation that a JPEG or TIFF file says is applied. Of an
+      animation or a TIFF file of several pages the first one is used.
+    - Bits: files of 16 bits keep their upper 8, unless `dtype` is uint16. Then all files must be PNG files of 16 bits,
+      or TIFF files of 16 bits and one channel, and keep all of them. TIFF files of floats, of signed or 12-bit or
+      32-bit numbers, and of more than four bands are errors: put such images into an `.npz` file.
+  * An `.npz` file in Keras' layout, by a path that ends so: uint8 or uint16 `x_train`, `x_test` `[N, H, W, C]` (any
+    number of channels) or `[N, H, W]` (one channel), and integer `y_train`, `y_test`, where there are labels. Splits:
+    `"train"` and `"test"`, or parts of them as of TFDS (`"train[:90%]"`). Sizes: as for TFDS.
   * Any other string: a TFDS name such as `"cifar10"`, downloaded and prepared under `data_dir` on first use;
     `"fashion_mnist"` without network where Debian's package `dataset-fashion-mnist` is installed.
     - Sizes: larger images are cropped centrally to a square and resized down with antialiasing; smaller ones are not
@@ -80,10 +86,12 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
       together get the batches of one process, each image once. Each decodes its share alone, and of shuffled images
       it reads no other records of TFDS, but for a few where two shares meet, and data sets that are not kept. It does
       read the whole of an `.npz` file, and every file of a folder once, to check it. None: all images.
+    dtype: uint8 or uint16, of the images. uint16 values are those of the files, 0 .. 65535 for a model with
+      `num_bits=16`. None: those of an `.npz` file as they are, else uint8.
 
   Returns:
-    A `tf.data.Dataset` of uint8 batches `[B, H, W, C]` with static height, width and channels, or of pairs of these and
-    labels. Its length is known, but for a share of several replicas.
+    A `tf.data.Dataset` of batches `[B, H, W, C]`, uint8 or uint16, with static height, width and channels, or of pairs
+    of these and labels. Its length is known, but for a share of several replicas.
 
   Raises:
     ValueError: If an argument is not as above, the split does not exist or is empty, a file is not a readable image,
@@ -112,13 +120,17 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
                                         and input_context.input_pipeline_id < input_context.num_input_pipelines):
     raise ValueError("`input_context` must be a `tf.distribute.InputContext` of one of its pipelines, or None. "
                      f"Received: input_context={input_context!r}")
+  dtype = _checked_dtype(dtype)
   share = order.share_of(batch_size, input_context)
   cut_at_random = shuffle and shorter_side is not None
   how = split, image_size, shorter_side, with_labels, cut_at_random
   if _is_npz(name_or_folder):
-    source = npz.source(_expanded(name_or_folder), *how)
+    source = npz.source(_expanded(name_or_folder), *how, dtype=dtype)
   elif _is_folder(name_or_folder):
-    source = folder.source(_expanded(name_or_folder), *how)
+    source = folder.source(_expanded(name_or_folder), *how, dtype=dtype or np.uint8)
+  elif dtype == np.uint16:
+    raise ValueError(f"`dtype` must be 'uint8' or None for {name_or_folder!r}: images of 16 bits come from folders and "
+                     "`.npz` files. Received: dtype='uint16'")
   elif name_or_folder == "digits":
     source = digits.source(*how)
   else:
@@ -156,6 +168,19 @@ def _check_sizes(batch_size, image_size, shorter_side):
   if shorter_side is not None and (image_size is None or shorter_side < image_size):
     raise ValueError("`shorter_side` must be at least `image_size`, which must be given with it, or None. "
                      f"Received: image_size={image_size!r}, shorter_side={shorter_side!r}")
+
+
+def _checked_dtype(dtype):
+  """NumPy's uint8 or uint16, or `None`."""
+  if dtype is None:
+    return None
+  try:
+    found = tf.as_dtype(dtype).as_numpy_dtype
+  except TypeError:
+    found = None
+  if found not in (np.uint8, np.uint16):
+    raise ValueError(f"`dtype` must be 'uint8', 'uint16' or None. Received: dtype={dtype!r}")
+  return found
 
 
 def _is_npz(name_or_folder):

@@ -12,25 +12,26 @@ _SPLITS = ("train", "test")
 _PART = re.compile(r"(\w+)(?:\[(\d*)(%?):(\d*)(%?)\])?")
 
 
-def source(path, split, image_size, shorter_side, with_labels, cut_at_random):
+def source(path, split, image_size, shorter_side, with_labels, cut_at_random, *, dtype):
   """The images of a file; see `load_images`."""
-  return held_arrays(*load(path, split, with_labels), image_size, shorter_side, cut_at_random)
+  return held_arrays(*load(path, split, with_labels, dtype), image_size, shorter_side, cut_at_random)
 
 
-def load(path, split, with_labels):
+def load(path, split, with_labels, dtype=None):
   """Reads the images of a split, or of a part of one.
 
   Args:
     path: `pathlib.Path`.
     split: Python `str`: `"train"` or `"test"`, or a part of them as of TFDS: `"train[:90%]"`, `"train[1000:]"`.
     with_labels: Python `bool`.
+    dtype: NumPy dtype that images must have, uint8 or uint16; `None`: either.
 
   Returns:
-    images: uint8 array `[N, H, W, C]`.
+    images: uint8 or uint16 array `[N, H, W, C]`.
     labels: int64 array `[N]`, or `None`.
 
   Raises:
-    ValueError: if there is no such split, it is empty, or the file is not as above.
+    ValueError: if there is no such split, it is empty, images are of another dtype, or the file is not as above.
     FileNotFoundError: if there is no file.
   """
   part = _PART.fullmatch(split)
@@ -42,9 +43,13 @@ def load(path, split, with_labels):
                      f"test, with 'train[:90%]' to train. Received: split={split!r}")
   if images.ndim == 3:
     images = images[..., np.newaxis]
-  if images.dtype != np.uint8 or images.ndim != 4:
-    raise ValueError(f"`name_or_folder` must hold uint8 images [N, H, W] or [N, H, W, C] as 'x_{name}'. "
-                     f"Received: {images.dtype}, shape {images.shape}, in {str(path)!r}")
+  images = images.astype(images.dtype.newbyteorder("="), copy=False)  # TensorFlow knows no other order of bytes.
+  if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4:
+    raise ValueError("`name_or_folder` must hold uint8 images (or uint16 ones) [N, H, W] or [N, H, W, C] as "
+                     f"'x_{name}'. Received: {images.dtype}, shape {images.shape}, in {str(path)!r}")
+  if dtype is not None and images.dtype != dtype:
+    raise ValueError(f"`dtype` must be None or {images.dtype.name!r} for {str(path)!r}, whose 'x_{name}' is of that. "
+                     f"Received: dtype={np.dtype(dtype).name!r}")
   if with_labels:
     labels = _checked_labels(labels, len(images), path)
   places = slice(*(_place(part[i], part[i + 1], len(images)) for i in (2, 4)))

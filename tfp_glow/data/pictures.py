@@ -37,7 +37,8 @@ def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
     raise ValueError("`rows` must be arrays [n, H, W, C] of images of one size. "
                      f"Received: shapes {[row.shape for row in rows]}")
   if any(row.dtype != np.uint8 for row in rows):
-    raise TypeError(f"`rows` must be uint8. Received: {sorted({row.dtype.name for row in rows})}")
+    of_more = " (of `n` bits: `(images >> (n - 8)).astype(np.uint8)`)" * any(row.dtype == np.uint16 for row in rows)
+    raise TypeError(f"`rows` must be uint8{of_more}. Received: {sorted({row.dtype.name for row in rows})}")
   height, width, num_channels = rows[0].shape[1:]
   zoom = max(1, TILE_SIZE // height)
   height, width = zoom * height, zoom * width

@@ -20,7 +20,7 @@ class Held(NamedTuple):
 
   num_images: int
   hold: Callable[[np.ndarray], tf.data.Dataset]  # increasing numbers -> an element, `(held,)` or `(held, labels)`
-  decode: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]  # `held` and places of crops -> uint8 images [B, H, W, C]
+  decode: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]  # `held` and places of crops -> images [B, H, W, C]
 
 
 class Stream(NamedTuple):
@@ -36,7 +36,7 @@ def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
   """The `Held` of images in memory.
 
   Args:
-    images: uint8 array `[N, H, W, C]`.
+    images: uint8 or uint16 array `[N, H, W, C]`.
     labels: int64 array `[N]`, or `None`.
     image_size: See `load_images`, as the next.
     shorter_side: See there.
@@ -46,7 +46,7 @@ def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
   num_images, *image_shape = images.shape
   # Padding takes no time.
   is_reduced = image_size is not None and (shorter_side or image_size) < min(image_shape[:2]) and not cut_at_random
-  num_bytes = image_shape[-1] * (image_size or 0)**2
+  num_bytes = images.itemsize * image_shape[-1] * (image_size or 0)**2
   is_kept = is_reduced and decoded_once.is_room_for(num_images * num_bytes)
 
   def hold(numbers):
@@ -59,7 +59,8 @@ def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
 
   def decode(held, places):
     if cut_at_random:
-      return tf.map_fn(lambda pair: resize(pair[0], place=pair[1]), (held, places), fn_output_signature=tf.uint8)
+      return tf.map_fn(lambda pair: resize(pair[0], place=pair[1]), (held, places),
+                       fn_output_signature=images.dtype)
     return held if is_kept else resize(held, place=None)
 
   return Held(num_images, hold, decode)

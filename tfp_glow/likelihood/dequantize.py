@@ -1,7 +1,14 @@
-"""Between uint8 images and continuous values; bits per dimension.
+"""Between uint8 or uint16 images and continuous values; bits per dimension.
 
 An image of `n` bits has `2 ** n` levels. Level `k` stands for the bin `[k, k + 1) / 2 ** n - 1 / 2` of width `2 ** -n`;
 all bins together are `[-1/2, 1/2)`.
+
+Images of up to 8 bits are uint8 with values 0 .. 255: what has fewer bits leaves out the lowest ones. Images of 9 to 16
+bits are uint16 with values `0 .. 2 ** n - 1`, as cameras, scanners and satellites write them.
+
+A level and a place in its bin share the 24 bits of a float32, for values are multiples of `2 ** -24`: 65,536 places in
+each of the bins of 8 bits, 256 in each of those of 16. Noise has no more places than that, so no sum is rounded, and no
+value comes into another bin.
 """
 
 from __future__ import annotations
@@ -21,67 +28,112 @@ EVALUATION = -1
 INITIALIZATION = -2**31
 
 
+# Of uint8 and of uint16 images.
+_MAX_BITS_OF_BYTES, _MAX_BITS = 8, 16
+# Significant bits of a float32.
+_PRECISION = 24
+
+
 def check_num_bits(num_bits):
-  """Raises `ValueError` unless `num_bits` is an `int` in 1 .. 8."""
-  if not is_int(num_bits, 1, 9):
-    raise ValueError(f"`num_bits` must be an `int` in 1 .. 8. Received: {num_bits!r}")
+  """Raises `ValueError` unless `num_bits` is an `int` in 1 .. 16."""
+  if not is_int(num_bits, 1, _MAX_BITS + 1):
+    raise ValueError(f"`num_bits` must be an `int` in 1 .. {_MAX_BITS}. Received: {num_bits!r}")
+
+
+def image_dtype(num_bits):
+  """uint8, for more than 8 bits uint16."""
+  return tf.uint8 if num_bits <= _MAX_BITS_OF_BYTES else tf.uint16
+
+
+def largest_value(num_bits):
+  """That an image may have, a Python `int`: 255, for more than 8 bits `2 ** num_bits - 1`."""
+  return 2**max(num_bits, _MAX_BITS_OF_BYTES) - 1
 
 
 def dequantize(images: tf.Tensor | np.ndarray, num_bits: int, noise: float | tf.Tensor = 0.5,
                dtype: tf.DType = tf.float32) -> tf.Tensor:
-  """From uint8 images to values in their bins.
+  """From images to values in their bins.
 
   Args:
-    images: uint8 tensor, 0 .. 255; with fewer than 8 bits the lowest bits are dropped.
-    num_bits: Python `int`, 1 .. 8.
-    noise: Where in its bin each value lies, 0 up to 1 (excluded). The default is the midpoint.
+    images: uint8 tensor, 0 .. 255; with fewer than 8 bits the lowest bits are dropped. With more than 8 bits a uint16
+      tensor, `0 .. 2 ** num_bits - 1`.
+    num_bits: Python `int`, 1 .. 16.
+    noise: Where in its bin each value lies, 0 up to 1 (excluded). The default is the midpoint. With more than 8 bits it
+      is rounded to what `dtype` can tell apart within the bin: of 16 bits in float32, to multiples of 1/256.
     dtype: Floating dtype of the result.
 
   Returns:
-    Tensor of the shape of `images`, in `[-1/2, 1/2)`.
+    Tensor of the shape of `images`, in `[-1/2, 1/2)`; NaN where a uint16 value has more than `num_bits` bits.
 
   Raises:
     ValueError: if `num_bits` is not as above.
   """
   check_num_bits(num_bits)
-  levels = tf.floor(tf.cast(images, dtype) / 2.**(8 - num_bits))
-  return (levels + tf.cast(noise, dtype)) / 2.**num_bits - 0.5
+  levels = tf.floor(tf.cast(images, dtype) / 2.**_num_dropped_bits(num_bits))
+  noise = tf.cast(noise, dtype)
+  if num_bits > _MAX_BITS_OF_BYTES:
+    # A larger one would be rounded up, into the next bin.
+    noise = tf.minimum(noise, tf.constant(1. - 2.**-(_precision(dtype) - num_bits), dtype))
+  if _MAX_BITS_OF_BYTES < num_bits < _MAX_BITS:
+    # XLA leaves out the assertions that images have no more bits.
+    levels = tf.where(levels > largest_value(num_bits), tf.constant(np.nan, dtype), levels)
+  return (levels + noise) / 2.**num_bits - 0.5
 
 
 def quantize(values: tf.Tensor | np.ndarray, num_bits: int) -> tf.Tensor:
-  """From values to the uint8 images whose bins they lie in; values beyond the bins become 0 and 255.
+  """From values to the images whose bins they lie in; values beyond the bins become the darkest and the brightest.
 
   Args:
     values: Floating tensor.
-    num_bits: Python `int`, 1 .. 8.
+    num_bits: Python `int`, 1 .. 16.
 
   Returns:
     uint8 tensor of the shape of `values`: with fewer than 8 bits, multiples of `2 ** (8 - num_bits)`; and 255, as in
-    the original, where a value lies beyond the brightest bin.
+    the original, where a value lies beyond the brightest bin. With more than 8 bits a uint16 tensor,
+    `0 .. 2 ** num_bits - 1`.
 
   Raises:
     ValueError: if `num_bits` is not as above.
   """
   check_num_bits(num_bits)
   levels = tf.floor((values + 0.5) * 2.**num_bits)
-  return tf.cast(tf.clip_by_value(levels * 2.**(8 - num_bits), 0., 255.), tf.uint8)
+  images = tf.clip_by_value(levels * 2.**_num_dropped_bits(num_bits), 0., float(largest_value(num_bits)))
+  return tf.cast(images, image_dtype(num_bits))
+
+
+def _num_dropped_bits(num_bits):
+  """The lowest bits of an image that the model does not see."""
+  return max(_MAX_BITS_OF_BYTES - num_bits, 0)
+
+
+def _precision(dtype):
+  """Significant bits of a floating dtype."""
+  return 53 if tf.as_dtype(dtype) == tf.float64 else _PRECISION
 
 
 def image_noise(images: tf.Tensor | np.ndarray, seed: Sequence[int] | tf.Tensor,
-                dtype: tf.DType = tf.float32) -> tf.Tensor:
+                dtype: tf.DType = tf.float32, num_bits: int = 8) -> tf.Tensor:
   """Uniform noise that depends on the seed and on the image, but not on the company in which the image comes.
 
   So a result does not change with the size of the batch, the order of the data or the number of replicas, and yet the
   noise of two images is independent (but for copies of one image).
 
   Args:
-    images: uint8 tensor `[N] + event_shape`.
+    images: uint8 or uint16 tensor `[N] + event_shape`.
     seed: Integer tensor `[2]`.
     dtype: Floating dtype of the result.
+    num_bits: Python `int`, 1 .. 16, of the images: with more than 8 there are fewer values of noise in float32.
 
   Returns:
-    Tensor of the shape of `images`, in `(0, 1)`: multiples of `2 ** -16`, which with 8 bits before them fit a float32.
+    Tensor of the shape of `images`, in `(0, 1)`: odd multiples of `2 ** -16`, which with 8 bits before them fit a
+    float32. With `n` bits of more than 8, of `2 ** -(24 - n)`, unless `dtype` is float64.
+
+  Raises:
+    ValueError: if `num_bits` is not as above.
   """
+  check_num_bits(num_bits)
+  images = tf.convert_to_tensor(images)
+  num_noise_bits = min(15, _precision(dtype) - 1 - num_bits)
   event_shape = tf.shape(images)[1:]
   # The same numbers on every device, and under XLA, which would choose another generator.
   fold_in = functools.partial(tf.random.experimental.stateless_fold_in, alg="philox")
@@ -94,7 +146,7 @@ def image_noise(images: tf.Tensor | np.ndarray, seed: Sequence[int] | tf.Tensor,
   for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
     bits = tf.bitwise.bitwise_xor(bits, _shift_right(bits, shift)) * factor
   # No value may round up into the next bin.
-  return (tf.cast(_shift_right(bits, 49), dtype) + 0.5) / 2.**15
+  return (tf.cast(_shift_right(bits, 64 - num_noise_bits), dtype) + 0.5) / 2.**num_noise_bits
 
 
 def _shift_right(bits, count):
@@ -112,7 +164,7 @@ def discrete_log_prob(log_prob: tf.Tensor | np.ndarray, num_dims: int, num_bits:
   Args:
     log_prob: Tensor, nats.
     num_dims: Number of values in an image.
-    num_bits: Python `int`, 1 .. 8, or `None` for continuous data, which keeps its log-density.
+    num_bits: Python `int`, 1 .. 16, or `None` for continuous data, which keeps its log-density.
 
   Returns:
     Tensor of the shape of `log_prob`, nats.

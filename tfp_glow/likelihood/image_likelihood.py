@@ -24,7 +24,7 @@ class ImageLikelihood:
 
     Args:
       distribution: `tfd.Distribution` over one image (or vector): fully defined event shape, no batch shape.
-      num_bits: Python `int`, 1 .. 8, for uint8 images; `None` for continuous data.
+      num_bits: Python `int`, 1 .. 8 for uint8 images, 9 .. 16 for uint16 ones; `None` for continuous data.
 
     Raises:
       TypeError: if `distribution` is not a TFP distribution.
@@ -100,17 +100,18 @@ class ImageLikelihood:
     images, spec = self.spec.checked_images(images), self.spec
     if spec.num_bits is None:
       return images
-    noise = 0.5 if noise_seed is None else dequantize.image_noise(images, noise_seed, spec.dtype)
+    noise = 0.5 if noise_seed is None else dequantize.image_noise(
+        images, noise_seed, spec.dtype, spec.num_bits)
     return dequantize.dequantize(images, spec.num_bits, noise, spec.dtype)
 
   def to_images(self, values):
-    """The inverse of `to_values`, whatever the noise was; values for uint8 images must be finite."""
+    """The inverse of `to_values`, whatever the noise was; values for images of bits must be finite."""
     if self.spec.num_bits is None:
       return values
     # A NaN would become a black pixel, and nobody would know.
     num_odd = tf.math.count_nonzero(~tf.math.is_finite(values))
-    message = ("Images must be finite to be uint8: weights, latents or temperature are not sound. "
-               "Received: so many numbers that are not:")
+    message = (f"Images must be finite to be {self.spec.image_dtype.name}: weights, latents or temperature are not "
+               "sound. Received: so many numbers that are not:")
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(num_odd, 0), [message, num_odd])]):
       return dequantize.quantize(values, self.spec.num_bits)
 

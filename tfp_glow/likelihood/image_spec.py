@@ -21,7 +21,7 @@ class ImageSpec:
     Args:
       event_shape: `tf.TensorShape` of one image, all of it known.
       dtype: Floating dtype of the values that the model computes with.
-      num_bits: Python `int`, 1 .. 8, for uint8 images; `None` for continuous data.
+      num_bits: Python `int`, 1 .. 8 for uint8 images, 9 .. 16 for uint16 ones; `None` for continuous data.
       num_classes: Python `int`; `None`: the images have no classes.
       context_shape: Tuple of `int`s, the shape of the context of one image, or a dict of them by names; `None`: the
         images have none.
@@ -39,31 +39,65 @@ class ImageSpec:
 
   @property
   def image_dtype(self):
-    """uint8, or that of the values for continuous data."""
-    return self.dtype if self.num_bits is None else tf.uint8
+    """uint8, uint16 for more than 8 bits, or that of the values for continuous data."""
+    return self.dtype if self.num_bits is None else dequantize.image_dtype(self.num_bits)
 
   def checked_images(self, images):
     """Images as a tensor of the right dtype, with the static shape `[N] + event_shape`.
 
     Raises:
       TypeError: if the dtype does not fit `num_bits`.
-      ValueError: if the shape is not `[N] + event_shape`.
+      ValueError: if the shape is not `[N] + event_shape`, or values have more bits than the model.
     """
     if images is None:
       raise TypeError("`images` must be an array or tensor. Received: None")
     images = tf.convert_to_tensor(images)
     self.check_images(images)
-    return tf.ensure_shape(tf.cast(images, self.image_dtype), [None] + self.event_shape.as_list())
+    images = tf.ensure_shape(tf.cast(images, self.image_dtype), [None] + self.event_shape.as_list())
+    if not self._may_have_too_many_bits:
+      return images
+    if tf.executing_eagerly():
+      self.check_values(images.numpy())
+      return images
+    largest = tf.reduce_max(tf.cast(images, tf.int32))
+    is_right = largest <= dequantize.largest_value(self.num_bits)
+    with tf.control_dependencies([tf.debugging.Assert(is_right, [self._range_message(), largest])]):
+      return tf.identity(images)
 
   def check_images(self, images):
     """Checks anything with a `dtype` and a `shape`; raises as `checked_images`."""
     dtype, shape = tf.as_dtype(images.dtype), tf.TensorShape(images.shape)
-    if dtype != tf.uint8 if self.num_bits else not dtype.is_floating:
-      wanted = ("uint8, values 0 .. 255, whatever `num_bits`" if self.num_bits else
-                "floating, as the model was made with `num_bits=None`")
-      raise TypeError(f"`images` must be {wanted}. Received: {dtype.name}")
+    if dtype != self.image_dtype if self.num_bits else not dtype.is_floating:
+      raise TypeError(f"`images` must be {self._wanted(dtype)}. Received: {dtype.name}")
     if not shape.is_compatible_with(tf.TensorShape([None]).concatenate(self.event_shape)):
       raise ValueError(f"`images` must have shape {[None] + self.event_shape.as_list()}. Received: {shape}")
+
+  def check_values(self, images):
+    """Raises `ValueError` of an array whose values have more bits than the model."""
+    if self._may_have_too_many_bits and images.size and images.max() > dequantize.largest_value(self.num_bits):
+      raise ValueError(f"{self._range_message()} {images.max()}")
+
+  @property
+  def _may_have_too_many_bits(self):
+    """Whether not all values of the dtype of images are such of the model."""
+    return self.num_bits is not None and dequantize.largest_value(self.num_bits) < self.image_dtype.max
+
+  def _range_message(self):
+    return (f"`images` must have {self.num_bits} bits, values 0 .. {dequantize.largest_value(self.num_bits)}, as the "
+            f"model was made with `num_bits={self.num_bits}`; those of 16 bits lose the lowest by `images >> "
+            f"{16 - self.num_bits}`. Received: values up to")
+
+  def _wanted(self, found):
+    """What images should be that are of another dtype."""
+    if self.num_bits is None:
+      return "floating, as the model was made with `num_bits=None`"
+    if self.image_dtype == tf.uint8:
+      of_more = (" up to 8 (for images of more bits make the model with `num_bits` in 9 .. 16, or reduce them: "
+                 "`(images >> 8).astype(np.uint8)` of 16 bits)")
+      return "uint8, values 0 .. 255, whatever `num_bits`" + of_more * (found.is_integer and found.size > 1)
+    largest = dequantize.largest_value(self.num_bits)
+    return (f"uint16, values 0 .. {largest}, as the model was made with `num_bits={self.num_bits}` (for uint8 images "
+            "make it with `num_bits` in 1 .. 8)")
 
   def taken(self, condition):
     """Of what came with images that which the model takes: data may hold more, which is not used."""

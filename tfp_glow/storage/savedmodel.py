@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow._core import files, gradients, precision
-from tfp_glow._core.validation import is_int
+from tfp_glow._core.validation import check_bools, is_int
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.likelihood.standard_normal import with_standard_normal
 from tfp_glow.storage import warm_up
@@ -22,13 +22,14 @@ _FILES = {"saved_model.pb", "fingerprint.pb", "variables", "assets", "assets.ext
 
 def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijectors.Bijector,
                         path: str | os.PathLike, num_bits: int | None = 8,
-                        warm_up_batch_sizes: Sequence[int] = ()) -> None:
+                        warm_up_batch_sizes: Sequence[int] = (), *, for_lite: bool = False) -> None:
   """Writes a SavedModel of a distribution over images; `FlowModel.export` does, too.
 
   Its signatures, and the tensors that they take and return:
 
   ```none
-  log_prob(images) -> log_prob, bits_per_dim            images [N, H, W, C], uint8 (floating for continuous data)
+  log_prob(images) -> log_prob, bits_per_dim            images [N, H, W, C], uint8; of more than 8 bits uint16,
+                                                        for continuous data floating
   encode(images) -> latent                              latent [N, H * W * C]
   decode(latent) -> images
   sample(num_samples, temperature, seed) -> images      int32 [], float32 [], int32 [2]
@@ -63,33 +64,39 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
       `tfb.Bijector` that knows the shape of its latents, e.g. `GlowBijector(...)`: these are standard normal then.
     path: Folder to write, `~` for the home folder. It is there when all of it has been written; a SavedModel that was
       there before is replaced.
-    num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data.
+    num_bits: Python `int`, 1 .. 8, bits kept of uint8 images, or 9 .. 16, those of uint16 images; `None`: continuous
+      data. As of `FlowModel`.
     warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself,
       with these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
+    for_lite: Python `bool`: whether `log_prob`, `encode` and `decode` of a Glow, or of a composition of its layers, are
+      made of operations that TensorFlow Lite has itself, so that its converter needs no others. They are in float32
+      throughout; else the flow's own products are in float64. docs/serving.md has the conversion.
 
   Raises:
     TypeError: if `path` is no path, or `distribution` is neither a distribution nor a bijector of TFP.
-    ValueError: if `distribution` is not over one event, or of latents of unknown shape, or `num_bits` or
-      `warm_up_batch_sizes` are not as above.
+    ValueError: if `distribution` is not over one event, or of latents of unknown shape, or `num_bits`,
+      `warm_up_batch_sizes` or `for_lite` are not as above.
     FileExistsError: if there is something else than a SavedModel at `path`.
     ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
     OSError: if `path` cannot be written.
   """
-  export(ImageLikelihood(with_standard_normal(distribution), num_bits), path, warm_up_batch_sizes)
+  export(ImageLikelihood(with_standard_normal(distribution), num_bits), path, warm_up_batch_sizes, for_lite)
 
 
-def export(likelihood, path, warm_up_batch_sizes, class_probabilities=None, variables=()):
+def export(likelihood, path, warm_up_batch_sizes, for_lite, class_probabilities=None, variables=()):
   """As `export_distribution`, of an `ImageLikelihood`, and of a classifier if there is one.
 
   Args:
     likelihood: `ImageLikelihood`.
     path: As of `export_distribution`.
     warm_up_batch_sizes: As of `export_distribution`.
+    for_lite: As of `export_distribution`.
     class_probabilities: Callable, from images and a condition to a tensor `[N, num_classes]`; `None`: there is no
       classifier.
     variables: List of `tf.Variable`s of the classifier.
   """
   path = _checked_path(path)
+  check_bools(for_lite=for_lite)
   sizes = list(warm_up_batch_sizes) if np.iterable(warm_up_batch_sizes) else [None]
   if not all(map(is_int, sizes)):
     raise ValueError(f"`warm_up_batch_sizes` must be positive `int`s. Received: {warm_up_batch_sizes!r}")
@@ -99,7 +106,7 @@ def export(likelihood, path, warm_up_batch_sizes, class_probabilities=None, vari
   try:
     with files.written_as_a_whole(path) as folder:
       tf.io.gfile.makedirs(folder)  # Now, not when all has been traced, if it cannot be.
-      _save([*likelihood.distribution.variables, *variables], functions, folder)
+      _save([*likelihood.distribution.variables, *variables], functions, folder, for_lite)
       if sizes:
         warm_up.write_requests(apis, functions, sizes, folder)
   except (tf.errors.OpError, OSError) as error:
@@ -107,10 +114,10 @@ def export(likelihood, path, warm_up_batch_sizes, class_probabilities=None, vari
         f"`path` must be a folder that can be written, but writing it failed: {error}. Received: {path}") from error
 
 
-def _save(variables, functions, folder):
+def _save(variables, functions, folder, for_lite):
   module = tf.Module()
   module.variables_ = variables
-  with gradients.left_out(), precision.for_other_processes():  # Here the functions are traced.
+  with gradients.left_out(), precision.for_other_processes(for_lite):  # Here the functions are traced.
     tf.saved_model.save(module, folder, signatures=dict(functions, serving_default=functions["log_prob"]))
 
 

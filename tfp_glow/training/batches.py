@@ -68,6 +68,8 @@ def check_data(spec, x, y, batch_size, kwargs):
     raise ValueError(f"`x` must hold at least one image. Received: {x!r}")
   images, condition = unpack(specs)
   spec.check_images(images)
+  if isinstance(images, np.ndarray):
+    spec.check_values(images)
   condition = spec.taken(condition)
   keys = [key for part in (specs if isinstance(specs, tuple) else [specs]) if isinstance(part, dict) for key in part]
   if keys and spec.context_shape is not None and "context" not in condition:

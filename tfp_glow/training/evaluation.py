@@ -40,8 +40,9 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
                  num_estimates: int = 1) -> BitsPerDim:
   """Upper bounds of the bits per dimension that discrete images take.
 
-  The probability of a uint8 image is the integral of the model's density over the image's bin, the expectation of
-  `p(u) = density(image + u)` over uniform noise `u` (in units in which a bin has volume 1). With `K` draws of the noise
+  The probability of a uint8 or uint16 image is the integral of the model's density over the image's bin, the
+  expectation of `p(u) = density(image + u)` over uniform noise `u` (in units in which a bin has volume 1). With `K`
+  draws of the noise
 
   ```none
   average:               -1/K sum_k log2 p(u_k) / D                 what `evaluate` computes, with less noise

@@ -32,7 +32,7 @@ class FlowModel(KeptInFiles):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
   The loss is the mean number of bits per dimension, which is reported as the metric `bits_per_dim`, too. Batches are
-  uint8 images `[N, H, W, C]`, and what is known of them:
+  uint8 images `[N, H, W, C]`, or uint16 ones of more than 8 bits, and what is known of them:
 
   ```none
   images
@@ -47,7 +47,7 @@ class FlowModel(KeptInFiles):
   The label -1 says that the class of an image is unknown. A class-conditional distribution then gives it the mean of
   its densities in all classes, so that partly labelled data can be trained on, and evaluated.
 
-  uint8 images are dequantized by noise that is uniform in each value's bin: a function of the seed, the step and the
+  Such images are dequantized by noise that is uniform in each value's bin: a function of the seed, the step and the
   image, so that runs are reproducible, whatever the number of replicas. `evaluate` and `predict` always use the same
   noise, and give the same number twice.
 
@@ -93,7 +93,9 @@ class FlowModel(KeptInFiles):
     Args:
       distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`; or a
         `tfb.Bijector` that knows the shape of its latents, e.g. `GlowBijector(...)`: these are standard normal then.
-      num_bits: Python `int`, 1 .. 8, bits kept of the uint8 images; `None`: continuous data, not dequantized.
+      num_bits: Python `int`. 1 .. 8: bits kept of uint8 images, values 0 .. 255, of which fewer than 8 leave out the
+        lowest. 9 .. 16: bits of uint16 images, values `0 .. 2 ** num_bits - 1`; larger ones are an error, and 16-bit
+        images lose their lowest bits by `images >> (16 - num_bits)`. `None`: continuous data, not dequantized.
       seed: Python `int` of the dequantization noise.
       weight_y: Python `float` of at least 0, the classifier's part in the loss (the original's is 0.01); 0: there is no
         classifier. Needs a bijector that has `num_classes` and `class_features`, as `GlowBijector` does.
@@ -142,7 +144,7 @@ class FlowModel(KeptInFiles):
 
   @property
   def num_bits(self) -> int | None:
-    """Bits kept of uint8 images, `None` for continuous data."""
+    """Bits kept of images, `None` for continuous data."""
     return self._likelihood.spec.num_bits
 
   @property
@@ -435,7 +437,7 @@ class FlowModel(KeptInFiles):
     """Log-probability of each image.
 
     Args:
-      images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+      images: Tensor `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
       labels: Integer tensor `[N]` for class-conditional models. Where it is -1 the class is unknown, and the
         probability of the image is the mean of those in all classes.
       noise_seed: Python `int` of the dequantization noise, or a pair of them; `None`: no noise, but the midpoints of
@@ -471,7 +473,7 @@ class FlowModel(KeptInFiles):
     of others, one for each class. No classifier has a part in it: that is `class_probabilities`.
 
     Args:
-      images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+      images: Tensor `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
       prior: Probabilities `[num_classes]`; `None`: all classes are as likely.
       context: As in `log_prob`.
 
@@ -495,7 +497,7 @@ class FlowModel(KeptInFiles):
     """What the classifier makes of images, at the midpoints of their bins.
 
     Args:
-      images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+      images: Tensor `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
       context: As in `log_prob`.
 
     Returns:
@@ -522,7 +524,7 @@ class FlowModel(KeptInFiles):
     """Latents of images, at the midpoints of their bins.
 
     Args:
-      images: Tensor `[N, H, W, C]`, uint8, or floating for continuous data.
+      images: Tensor `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
       labels: Integer tensor `[N]` for class-conditional models.
       context: As in `log_prob`.
 
@@ -546,7 +548,7 @@ class FlowModel(KeptInFiles):
       context: As in `log_prob`.
 
     Returns:
-      NumPy array `[N, H, W, C]`, uint8, or floating for continuous data.
+      NumPy array `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
 
     Raises:
       TypeError: if the distribution has no latents, or the dtype of `labels` or `context` does not fit.
@@ -577,7 +579,7 @@ class FlowModel(KeptInFiles):
         the first dimension is that of all samples.
 
     Returns:
-      NumPy array `[num_samples, H, W, C]`, uint8, or floating for continuous data.
+      NumPy array `[num_samples, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
 
     Raises:
       TypeError: if the dtype of `labels` or `context` does not fit.
@@ -594,7 +596,7 @@ class FlowModel(KeptInFiles):
     images = batches.checked_images(spec, images)
     return images, batches.checked_condition(spec, labels, context, len(images), may_be_unknown)
 
-  def export(self, path, warm_up_batch_sizes=()):
+  def export(self, path, warm_up_batch_sizes=(), *, for_lite=False):
     """Writes a SavedModel that needs nothing but TensorFlow to serve, as `tfp_glow.export.export_distribution` does.
 
     That of a hybrid model has one signature more, `class_probabilities(images) -> class_probabilities`; also of a
@@ -604,17 +606,18 @@ class FlowModel(KeptInFiles):
       path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
       warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself,
         with these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
+      for_lite: Python `bool`: whether the signatures are made of operations that TensorFlow Lite has itself.
 
     Raises:
       TypeError: if `path` is no path.
-      ValueError: if `warm_up_batch_sizes` are not as above.
+      ValueError: if `warm_up_batch_sizes` or `for_lite` are not as above.
       FileExistsError: if there is something else than a SavedModel at `path`.
       ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
       OSError: if `path` cannot be written.
     """
     classifier = self._class_probabilities_of if self._is_hybrid else None
     variables = [v.value for v in self.classifier.variables] if self._is_hybrid else []
-    savedmodel.export(self._likelihood, path, warm_up_batch_sizes, classifier, variables)
+    savedmodel.export(self._likelihood, path, warm_up_batch_sizes, for_lite, classifier, variables)
 
   def _has_replicas(self):
     return self.distribute_strategy.num_replicas_in_sync > 1

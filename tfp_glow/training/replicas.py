@@ -177,8 +177,9 @@ def gathered(batch):
 
   def gather(values):
     dtype = strategy.experimental_local_results(values)[0].dtype
-    # There are no collective operations of bytes.
-    wide = strategy.run(lambda own: tf.cast(own, tf.int32) if dtype == tf.uint8 else tf.identity(own), args=(values,))
+    # There are no collective operations of bytes, nor of two.
+    widen = (lambda own: tf.cast(own, tf.int32)) if dtype in (tf.uint8, tf.uint16) else tf.identity
+    wide = strategy.run(widen, args=(values,))
     return tf.cast(strategy.gather(wide, axis=0), dtype)
 
   return tf.nest.map_structure(gather, batch)

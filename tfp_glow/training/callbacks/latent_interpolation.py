@@ -49,7 +49,7 @@ class LatentInterpolation(Picture):
 
     Args:
       folder: Where the PNG files go; it is made if it is not there.
-      images: uint8 array or eager tensor `[N, H, W, C]`, two images or more.
+      images: Array or eager tensor `[N, H, W, C]`, uint8 or uint16 as the model takes them, two images or more.
       labels: For class-conditional models, integers `[N]`. On the way from one class to another, the first half of a
         row has the label of its beginning, the rest that of its end.
       num_steps: Python `int`, at least 2: images in a row, its ends included.
@@ -60,7 +60,7 @@ class LatentInterpolation(Picture):
 
     Raises:
       ValueError: if an argument is not as above, or, before training, the model cannot take it.
-      TypeError: before training, if `images` are not uint8, or `context` is not floating.
+      TypeError: before training, if `images` are not of the model's dtype, or `context` is not floating.
       ImportError: if there is a `log_dir`, but no TensorBoard.
     """
     super().__init__("interpolations", folder, every, log_dir)

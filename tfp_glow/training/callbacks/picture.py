@@ -41,14 +41,14 @@ class Picture(FolderWriter):
     self._writer = None
 
   def _rows(self):
-    """The images: a list of uint8 arrays `[n, H, W, C]`."""
+    """The images: a list of arrays `[n, H, W, C]` as the model makes them."""
     raise NotImplementedError
 
   def on_train_begin(self, logs=None):
     super().on_train_begin(logs)
     num_channels = self.model.distribution.event_shape[-1]
     if self.model.num_bits is None or num_channels not in (1, 3):
-      raise ValueError("`model` must be of uint8 images with 1 or 3 channels to be seen in pictures. "
+      raise ValueError("`model` must be of uint8 images, or uint16 ones, with 1 or 3 channels to be seen in pictures. "
                        f"Received: num_bits={self.model.num_bits}, {num_channels} channels")
 
   def on_train_end(self, logs=None):
@@ -75,10 +75,14 @@ class Picture(FolderWriter):
       self._draw(num_epochs)
 
   def _draw(self, num_epochs):
-    picture = pictures.tile(self._rows())
+    picture = pictures.tile([self._as_bytes(row) for row in self._rows()])
     path = self._folder / f"{self._name}_{num_epochs:04}.png"
     path.write_bytes(tf.io.encode_png(picture).numpy())
     if self._writer is not None:
       with self._writer.as_default(step=num_epochs):
         tf.summary.image(self._name, picture[np.newaxis])
       self._writer.flush()
+
+  def _as_bytes(self, images):
+    """Of more than 8 bits the upper ones."""
+    return (images >> max(self.model.num_bits - 8, 0)).astype(np.uint8)

@@ -65,7 +65,8 @@ def _with_at_most(name, most, function):
 def cheaply(eagerly, monkeypatch):
   """One batch of whatever is loaded, one step of flow at each level, and no graphs."""
   for cls, name in ((tfp_glow.GlowBijector, "num_steps_per_block"),
-                    (tfp_glow.ResidualFlowBijector, "num_blocks_per_scale")):
+                    (tfp_glow.ResidualFlowBijector, "num_blocks_per_scale"),
+                    (tfp_glow.VectorFlowBijector, "num_steps")):
     monkeypatch.setattr(cls, "__init__", _with_at_most(name, 1, cls.__init__))
   load_images = tfp_glow.data.load_images
   monkeypatch.setattr(tfp_glow.data, "load_images", lambda *args, **kwargs: load_images(*args, **kwargs).take(1))

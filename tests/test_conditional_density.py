@@ -49,7 +49,8 @@ def _vectors(num_steps=3, dtype="float64"):
   return tfp_glow.VectorFlowBijector(2, num_steps, 16, seed=0, dtype=dtype, context_shape=(3,))
 
 
-FLOWS = {"couplings": _couplings, "vector flow": _vectors, "residual flow": _residual, "context network": _with_a_network}
+FLOWS = {"couplings": _couplings, "vector flow": _vectors, "residual flow": _residual,
+         "context network": _with_a_network}
 
 
 @functools.cache
@@ -98,7 +99,8 @@ def test_posterior_of_a_linear_gaussian_simulator(make, num_batches, most_nats, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, side", [("couplings", 30.), ("vector flow", 30.), ("residual flow", 6.), ("context network", 8.)])
+@pytest.mark.parametrize("name, side", [
+    ("couplings", 30.), ("vector flow", 30.), ("residual flow", 6.), ("context network", 8.)])
 def test_integral_over_the_plane(name, side):
   """So smooth functions that vanish at the border are summed with hardly any error."""
   flow, line = _perturbed(name), np.linspace(-side, side, 301)

@@ -125,7 +125,7 @@ def _context_features(context_shape, context_network, dtype):
 def _checked_num_dims(output_shape):
   sizes = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
   if len(sizes) != 1 or not is_int(sizes[0], least=2):
-    raise ValueError("`output_shape` must be D or (D,), an `int` of at least 2: couplings change one half of a vector by "
-                     "the other (`ResidualFlowBijector(1, num_scales=0)` is a flow of single numbers). "
+    raise ValueError("`output_shape` must be D or (D,), an `int` of at least 2: couplings change one half of a vector "
+                     "by the other (`ResidualFlowBijector(1, num_scales=0)` is a flow of single numbers). "
                      f"Received: {output_shape!r}")
   return int(sizes[0])

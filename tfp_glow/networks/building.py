@@ -13,9 +13,9 @@ _POLICIES = threading.RLock()
 
 
 def policy_of(dtype):
-  """That of the networks of a flow: Keras' global dtype policy, if its variables are of `dtype`; else the name of `dtype`.
+  """That of the networks of a flow: Keras' global one, if its variables are of `dtype`; else the name of `dtype`.
 
-  It may compute in less.
+  Such a policy may compute in less.
 
   Args:
     dtype: `tf.DType`.

@@ -124,6 +124,8 @@ class FlowModel(KeptInFiles):
     self._frozen_by_layers = _ids(likelihood.frozen_variables)
     self._adopted = [keras.Variable(v, trainable=v.trainable and id(v) not in self._frozen_by_layers,
                                     dtype=v.dtype.name, name=_keras_name(v)) for v in distribution.variables]
+    for adopted, variable in zip(self._adopted, distribution.variables):
+      adopted.constraint = variable.constraint  # The masks of an autoregressive network, say.
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
     self._encode = _function(self._likelihood.encode)
     self._decode = _function(self._likelihood.decode)

@@ -428,10 +428,10 @@ def test_train_on_batch_names_what_is_not_finite():
 @pytest.mark.slow
 def test_masks_of_networks_are_kept():
   """Those of autoregressive networks of TFP are constraints of variables: without them, log-dets would be wrong."""
-  network = tfp.bijectors.AutoregressiveNetwork(2, event_shape=[3], hidden_units=[8], activation="tanh")
-  flow = tfp.bijectors.MaskedAutoregressiveFlow(network)
-  base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [3])
-  model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, flow), num_bits=None)
+  network = tfb.AutoregressiveNetwork(2, event_shape=[3], hidden_units=[8], activation="tanh")
+  flow = tfb.MaskedAutoregressiveFlow(network)
+  base = tfd.Sample(tfd.Normal(0., 1.), [3])
+  model = tfp_glow.FlowModel(tfd.TransformedDistribution(base, flow), num_bits=None)
   model.compile(keras.optimizers.Adam(1e-2))
   rows = np.random.default_rng(0).standard_normal([64, 3]).astype(np.float32)
   before = [weight.numpy() for weight in network.trainable_variables]

@@ -143,6 +143,13 @@ def _standardization(dtype):
   return bijector
 
 
+def _whitening(dtype):
+  bijector = tfp_glow.Whitening(3, dtype=dtype)
+  mixing = np.array([[1., 0.5, -1.], [0., 0.3, 2.], [0., 0., 1.]])
+  bijector.initialize((np.random.default_rng(0).standard_normal([20, 3]) @ mixing).astype(dtype))
+  return bijector
+
+
 def _vector_flow(num_dims, **kwargs):
   """Whose columns are standardised, and nothing else is initialised."""
   def construct(dtype):
@@ -249,6 +256,7 @@ CASES = [
         coefficient=0.3, learn_orders=True), [2, 2, 1], [4]),
     Case("normalization", lambda dtype: tfp_glow.Normalization([0.5, -1.], [2., 0.1], dtype=dtype), [2, 3, 2]),
     Case("standardization", _standardization, [3]),
+    Case("whitening", _whitening, [3]),
     Case("vector_flow", _vector_flow(3), [3]),
     Case("vector_flow_reversible", _vector_flow(4, gradient="reversible"), [4]),
     Case("own_chain", _own_chain, [2, 2, 3]),

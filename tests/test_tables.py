@@ -43,7 +43,7 @@ def test_tables_are_continuous():
 
 def test_parameters_of_autoregressive_networks():
   """About as many as the masks let through."""
-  network = tables.tfb.AutoregressiveNetwork(2, [30], [40, 40])
+  network = tables.tfb.AutoregressiveNetwork(2, event_shape=[30], hidden_units=[40, 40])
   network(np.zeros([1, 30], np.float32))
   weights = network.get_weights()
   assert tables._size_of_network(30, 40) == pytest.approx(sum(np.count_nonzero(w) if w.ndim == 2 else w.size

@@ -88,6 +88,34 @@ def test_before_another_flow():
   np.testing.assert_allclose(model.log_prob(rows), expected, atol=1e-9)
 
 
+# Whitening.
+
+
+@pytest.mark.parametrize("count, share", [(400, 1e-4), (8, 0.0025), (2, 0.04)])
+def test_whitened_rows_have_the_density_of_their_gaussian(count, share):
+  rows = (table(count, "float64") - MEANS) / DEVIATIONS
+  flow = tfp_glow.Whitening(4, dtype="float64")
+  flow.initialize(rows)
+  covariance = np.cov(rows.T, bias=True)
+  expected = (1. - share) * covariance + share * np.trace(covariance) / 4. * np.eye(4)
+  np.testing.assert_allclose(flow.factor.numpy() @ flow.factor.numpy().T, expected, rtol=1e-10, atol=1e-12)
+  z, log_det = flow.inverse_and_log_det(rows)
+  np.testing.assert_allclose(log_det + stats.norm.logpdf(z).sum(1),
+                             stats.multivariate_normal.logpdf(rows, np.zeros(4), expected), rtol=1e-9)
+
+
+def test_columns_that_whitening_must_not_stretch():
+  """One that is constant, two that are the same, and a single row."""
+  rows = np.random.default_rng(0).standard_normal([100, 3]) * [1., 0., 1.]
+  rows = np.c_[rows, rows[:, :1]]
+  flow = tfp_glow.Whitening(4, dtype="float64")
+  flow.initialize(rows)
+  np.testing.assert_allclose(flow.factor[1], [0., 1., 0., 0.], atol=1e-12)
+  assert np.abs(np.linalg.inv(flow.factor)).max() < 110.
+  flow.initialize(rows[:1])
+  np.testing.assert_allclose(flow.factor, np.eye(4))
+
+
 # Densities in the units of the columns.
 
 
@@ -99,6 +127,8 @@ def test_at_the_start_it_is_a_gaussian_in_the_units_of_the_columns():
   factor = (np.stack(corners) - origin) / DEVIATIONS
   expected = stats.multivariate_normal.logpdf((rows - origin) / DEVIATIONS, np.zeros(4), factor.T @ factor)
   np.testing.assert_allclose(model.log_prob(rows), expected - np.log(DEVIATIONS).sum(), atol=1e-6)
+  best = stats.multivariate_normal.logpdf(rows / DEVIATIONS, rows.mean(0) / DEVIATIONS, np.cov((rows / DEVIATIONS).T))
+  assert np.mean(expected) == pytest.approx(np.mean(best), abs=0.1)  # That of the data.
 
 
 @pytest.mark.slow
@@ -178,8 +208,8 @@ def test_seeds():
 
 def test_a_network_of_your_own():
   flow = flow_of(5, network_fn=lambda units: dense(units, "float32"))
-  assert isinstance(flow.parts[1].template.coupling.network, keras.Sequential)
-  assert flow.parts[1].template.coupling.network.output_shape[-1] == 2 * 3  # Shift and scale of three numbers.
+  assert isinstance(flow.parts[-1].template.coupling.network, keras.Sequential)
+  assert flow.parts[-1].template.coupling.network.output_shape[-1] == 2 * 3  # Shift and scale of three numbers.
 
 
 @functools.cache

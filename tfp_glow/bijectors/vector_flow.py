@@ -15,6 +15,7 @@ from tfp_glow.bijectors.coupling import AffineCoupling
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.standardization import Standardization
 from tfp_glow.bijectors.step_maker import step_maker
+from tfp_glow.bijectors.whitening import Whitening
 from tfp_glow.bijectors.whole_sequence import WholeSequence
 from tfp_glow.networks import building
 from tfp_glow.networks.dense import DenseCouplingNetwork
@@ -24,13 +25,14 @@ class VectorFlowBijector(WholeSequence):
   """Glow of vectors, such as rows of a table, from a latent vector of the same size.
 
   ```none
-  inverse: standardise each column; then K steps of flow: actnorm, an invertible linear map (the 1x1 convolution of
-           Glow), and an affine coupling, whose network is a small dense one.
+  inverse: standardise each column, and make columns uncorrelated; then K steps of flow: actnorm, an invertible linear
+           map (the 1x1 convolution of Glow), and an affine coupling, whose network is a small dense one.
   ```
 
-  The latent is standard normal where the model is right. Mean and deviation of each column are measured by
-  `initialize`, which `FlowModel.adapt(table)` calls, and stay as they are in training. They are part of the log-det: so
-  densities are those of the columns in their own units.
+  The latent is standard normal where the model is right. Means, deviations and correlations of columns are measured by
+  `initialize`, which `FlowModel.adapt(table)` calls, and stay as they are in training, which so begins at the Gaussian
+  of the data. (See `Standardization` and `Whitening`.) They are part of the log-det: densities are those of the columns
+  in their own units.
 
   #### Example
 
@@ -99,7 +101,7 @@ class VectorFlowBijector(WholeSequence):
     make_step, redraw = step_maker(
         num_dims, AffineCoupling, "conv1x1", network_fn, make_network, numerics.generator(seed), dtype,
         None if features is None else [features.num_flat], event_ndims=1)
-    parts = [Standardization(num_dims, dtype=dtype),
+    parts = [Standardization(num_dims, dtype=dtype), Whitening(num_dims, dtype),
              Scan(make_step, num_steps, [num_dims], gradient, redraw, dtype, name="steps")]
     super().__init__(parts, forward_event_shape=[num_dims], inverse_event_shape=[num_dims], dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)

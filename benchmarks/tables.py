@@ -13,7 +13,8 @@ Each of the four is fitted on the same training rows. The flows are trained by t
 `Whitening` has made uncorrelated, and stop early, at the best bits per dimension of the validation rows; the number of
 components of the mixture, and whether their covariances are full or diagonal, are those that suit the validation rows
 best. The autoregressive flow is `tfb.MaskedAutoregressiveFlow` with `tfb.AutoregressiveNetwork`s, in `FlowModel` as
-well; its networks are as wide as gives it about as many parameters as the other flow has, masked ones not counted.
+well; its networks are as wide as gives it about as many parameters as the other flow has, masked ones not counted. They
+have tanh in them: with relu, scales are unbounded, and one test row had a log-density of -1e18.
 """
 
 import argparse
@@ -113,7 +114,7 @@ def _autoregressive(train, validation, test, args):
   width = min(range(1, 1000), key=lambda width: abs(size(width) - aim))
   rng, layers = np.random.default_rng(args.seed), [tfp_glow.Whitening(num_dims)]
   for _ in range(args.num_steps):
-    network = tfb.AutoregressiveNetwork(2, event_shape=[num_dims], hidden_units=[width] * 2, activation="relu")
+    network = tfb.AutoregressiveNetwork(2, event_shape=[num_dims], hidden_units=[width] * 2, activation="tanh")
     layers += [tfb.MaskedAutoregressiveFlow(network), tfb.Permute(rng.permutation(num_dims).astype(np.int32))]
   base = tfd.Sample(tfd.Normal(0., 1.), [num_dims])
   flow = tfd.TransformedDistribution(base, tfp_glow.Chain(layers[:-1]))

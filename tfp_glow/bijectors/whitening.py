@@ -51,7 +51,8 @@ class Whitening(OnePassBijector):
 
   def _inverse_and_log_det(self, y):
     factor = tf.convert_to_tensor(self.factor.value)
-    return flow_matmul(y, _inverse(tf.cast(factor, tf.float64)), transpose_b=True), self._log_det_of_inverse(factor)
+    rows = tf.linalg.triangular_solve(tf.cast(factor, tf.float64), tf.transpose(tf.cast(y, tf.float64)))
+    return tf.cast(tf.transpose(rows), self.dtype), self._log_det_of_inverse(factor)
 
   def _log_det_of_inverse(self, factor):
     return -tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)))
@@ -61,12 +62,10 @@ class Whitening(OnePassBijector):
     return self._inverse_and_log_det(y)[0]
 
   def _initialize_back(self, x):
-    self.factor.assign(tf.cast(_inverse(tf.linalg.cholesky(_covariance(x))), self.dtype))
+    factor = tf.linalg.cholesky(_covariance(x))
+    inverse = tf.linalg.triangular_solve(factor, tf.eye(factor.shape[-1], dtype=factor.dtype))
+    self.factor.assign(tf.cast(inverse, self.dtype))
     return self._forward_and_log_det(x)[0]
-
-
-def _inverse(factor):
-  return tf.linalg.triangular_solve(factor, tf.eye(factor.shape[-1], dtype=factor.dtype))
 
 
 def _covariance(values):

@@ -40,7 +40,6 @@ from scipy import stats
 from simulators import SIMULATORS, draw
 
 import tfp_glow
-from tfp_glow import networks
 
 WEIGHTS, POSTERIORS, RANKS = "model.weights.h5", "posteriors.png", "ranks.png"
 OUTPUTS = (WEIGHTS, POSTERIORS, RANKS, output_folder.RESULTS)
@@ -102,24 +101,9 @@ def make_model(simulator, args):
     flow = tfp_glow.ResidualFlowBijector(
         (2,), num_scales=0, num_dense_blocks=args.num_steps, num_dense_hidden=args.num_hidden, log_det="exact",
         seed=args.seed, context_shape=context_shape)
-    return tfp_glow.FlowModel(flow, num_bits=None)
-
-  def make_step(_):
-    network = make_network(simulator.num_numbers, args.num_hidden)
-    coupling = tfp_glow.AffineCoupling(network, event_ndims=1, context_shape=context_shape)
-    return tfp_glow.GlowStep(
-        tfp_glow.ActNorm(2, event_ndims=1), tfp_glow.ChannelPermutation([1, 0], event_ndims=1), coupling)
-
-  return tfp_glow.FlowModel(tfp_glow.Scan(make_step, args.num_steps, [2]), num_bits=None)
-
-
-def make_network(num_numbers, num_hidden):
-  """Of a coupling: from the parameter that stays, and an observation, to shift and scale of the other one."""
-  parameter, observation = keras.Input([1]), keras.Input([num_numbers])
-  hidden = keras.layers.Concatenate()([parameter, observation])
-  for _ in range(2):
-    hidden = keras.layers.Dense(num_hidden, "gelu")(hidden)
-  return keras.Model([parameter, observation], networks.ZeroDense(2)(hidden))
+  else:
+    flow = tfp_glow.VectorFlowBijector(2, args.num_steps, args.num_hidden, seed=args.seed, context_shape=context_shape)
+  return tfp_glow.FlowModel(flow, num_bits=None)
 
 
 def fit(model, simulator, args):

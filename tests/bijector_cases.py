@@ -137,6 +137,30 @@ def _scan_of_blocks(dtype):
   return tfp_glow.Scan(lambda k: residual_block(3, dtype, seed=k), 2, [3], dtype=dtype)
 
 
+def _standardization(dtype):
+  bijector = tfp_glow.Standardization(3, dtype=dtype)
+  bijector.initialize(np.random.default_rng(0).normal([1., -20., 3.], [0.3, 2., 1.], [20, 3]).astype(dtype))
+  return bijector
+
+
+def _whitening(dtype):
+  bijector = tfp_glow.Whitening(3, dtype=dtype)
+  mixing = np.array([[1., 0.5, -1.], [0., 0.3, 2.], [0., 0., 1.]])
+  bijector.initialize((np.random.default_rng(0).standard_normal([20, 3]) @ mixing).astype(dtype))
+  return bijector
+
+
+def _vector_flow(num_dims, **kwargs):
+  """Whose columns are standardised, and nothing else is initialised."""
+  def construct(dtype):
+    flow = tfp_glow.VectorFlowBijector(num_dims, 2, 4, seed=0, dtype=dtype, **kwargs)
+    flow.parts[0].mean.assign(np.linspace(-1., 2., num_dims))
+    flow.parts[0].deviation.assign(np.linspace(0.5, 2., num_dims))
+    return flow
+
+  return construct
+
+
 def _chain(dtype):
   return tfb.Chain([
       tfp_glow.ActNorm(3, dtype=dtype), tfp_glow.InvertibleConv1x1(3, seed=1, dtype=dtype),
@@ -231,6 +255,10 @@ CASES = [
         (2, 2, 1), 1, 1, 3, num_dense_blocks=0, logit_alpha=None, log_det="exact", seed=0, dtype=dtype,
         coefficient=0.3, learn_orders=True), [2, 2, 1], [4]),
     Case("normalization", lambda dtype: tfp_glow.Normalization([0.5, -1.], [2., 0.1], dtype=dtype), [2, 3, 2]),
+    Case("standardization", _standardization, [3]),
+    Case("whitening", _whitening, [3]),
+    Case("vector_flow", _vector_flow(3), [3]),
+    Case("vector_flow_reversible", _vector_flow(4, gradient="reversible"), [4]),
     Case("own_chain", _own_chain, [2, 2, 3]),
     Case("own_chain_classes", _own_chain_of_classes, [2, 2, 2], [8], num_classes=3),
     Case("own_invert", lambda dtype: tfp_glow.Invert(glow_step(4, dtype)), [2, 2, 4]),

@@ -193,7 +193,9 @@ def test_errors(make, error, match):
      "coupling='additive'; (4, 4, 1) to (16,), "),
     (lambda: tfp_glow.ResidualFlowBijector((2, 2, 1), 2, 1, 4, num_dense_blocks=0),
      "<ResidualFlowBijector 'residual_flow': output_shape=(2, 2, 1), num_scales=2, num_blocks_per_scale=1, "
-     "num_hidden=4, num_dense_blocks=0; (2, 2, 1) to (4,), ")])
+     "num_hidden=4, num_dense_blocks=0; (2, 2, 1) to (4,), "),
+    (lambda: tfp_glow.VectorFlowBijector(3, 2, 4),
+     "<VectorFlowBijector 'vector_flow': output_shape=3, num_steps=2, num_hidden=4; (3,) to (3,), ")])
 def test_repr_of_a_whole_flow_shows_its_size(make, wanted):
   flow = make()
   count = sum(int(np.prod(variable.shape)) for variable in flow.trainable_variables)

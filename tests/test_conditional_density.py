@@ -45,7 +45,12 @@ def _with_a_network():
   return _residual(context_network=keras.Sequential([dense(8), dense(5)]))
 
 
-FLOWS = {"couplings": _couplings, "residual flow": _residual, "context network": _with_a_network}
+def _vectors(num_steps=3, dtype="float64"):
+  return tfp_glow.VectorFlowBijector(2, num_steps, 16, seed=0, dtype=dtype, context_shape=(3,))
+
+
+FLOWS = {"couplings": _couplings, "vector flow": _vectors, "residual flow": _residual,
+         "context network": _with_a_network}
 
 
 @functools.cache
@@ -64,7 +69,8 @@ each_flow = pytest.mark.parametrize("name", FLOWS)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("make, num_batches, most_nats, most_difference", [
-    (_couplings, 1500, 0.006, 0.2), (_residual, 1000, 0.002, 0.1)], ids=["couplings", "residual flow"])
+    (_couplings, 1500, 0.006, 0.2), (_vectors, 1500, 0.006, 0.2), (_residual, 1000, 0.002, 0.1)],
+                         ids=["couplings", "vector flow", "residual flow"])
 def test_posterior_of_a_linear_gaussian_simulator(make, num_batches, most_nats, most_difference):
   """Bounds are about twice what was measured.
 
@@ -93,7 +99,8 @@ def test_posterior_of_a_linear_gaussian_simulator(make, num_batches, most_nats, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, side", [("couplings", 30.), ("residual flow", 6.), ("context network", 8.)])
+@pytest.mark.parametrize("name, side", [
+    ("couplings", 30.), ("vector flow", 30.), ("residual flow", 6.), ("context network", 8.)])
 def test_integral_over_the_plane(name, side):
   """So smooth functions that vanish at the border are summed with hardly any error."""
   flow, line = _perturbed(name), np.linspace(-side, side, 301)

@@ -63,10 +63,12 @@ def _with_at_most(name, most, function):
 
 @pytest.fixture
 def cheaply(eagerly, monkeypatch):
-  """One batch of whatever is loaded, one step of flow at each level, and no graphs."""
+  """One batch of whatever is loaded, one step of flow at each level, two epochs, and no graphs."""
   for cls, name in ((tfp_glow.GlowBijector, "num_steps_per_block"),
-                    (tfp_glow.ResidualFlowBijector, "num_blocks_per_scale")):
+                    (tfp_glow.ResidualFlowBijector, "num_blocks_per_scale"),
+                    (tfp_glow.VectorFlowBijector, "num_steps")):
     monkeypatch.setattr(cls, "__init__", _with_at_most(name, 1, cls.__init__))
+  monkeypatch.setattr(tfp_glow.FlowModel, "fit", _with_at_most("epochs", 2, tfp_glow.FlowModel.fit))
   load_images = tfp_glow.data.load_images
   monkeypatch.setattr(tfp_glow.data, "load_images", lambda *args, **kwargs: load_images(*args, **kwargs).take(1))
 

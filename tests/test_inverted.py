@@ -68,7 +68,8 @@ def test_each_block_of_a_glow_is_normalised():
 
 @pytest.mark.parametrize("name", [
     "squeeze", "affine_coupling", "additive_coupling_odd", "glow_step_vector", "scan", "residual_vector",
-    "residual_flow_vector", "own_chain", "own_chain_classes", "own_invert", "chain_of_glow"])
+    "residual_flow_vector", "standardization", "whitening", "vector_flow", "own_chain", "own_chain_classes",
+    "own_invert", "chain_of_glow"])
 def test_it_ends_with_what_a_pass_then_returns(name):
   case = CASE[name]
   bijector = as_one_pass(case.make(), event_ndims=len(case.data_shape))

@@ -423,3 +423,24 @@ def test_train_on_batch_names_what_is_not_finite():
   model.distribution.trainable_variables[0].assign(np.nan * model.distribution.trainable_variables[0])
   with pytest.raises(FloatingPointError, match="step 1: the parameter"):
     model.train_on_batch(IMAGES)
+
+
+@pytest.mark.slow
+def test_masks_of_networks_are_kept():
+  """Those of autoregressive networks of TFP are constraints of variables: without them, log-dets would be wrong."""
+  network = tfb.AutoregressiveNetwork(2, event_shape=[3], hidden_units=[8], activation="tanh")
+  flow = tfb.MaskedAutoregressiveFlow(network)
+  base = tfd.Sample(tfd.Normal(0., 1.), [3])
+  model = tfp_glow.FlowModel(tfd.TransformedDistribution(base, flow), num_bits=None)
+  model.compile(keras.optimizers.Adam(1e-2))
+  rows = np.random.default_rng(0).standard_normal([64, 3]).astype(np.float32)
+  before = [weight.numpy() for weight in network.trainable_variables]
+  model.fit(rows @ np.float32([[1., 1., 0.], [0., 1., 1.], [0., 0., 1.]]), epochs=3, verbose=0)
+  assert all(np.any(weight != value) for weight, value in zip(network.trainable_variables, before))
+  y = tf.constant(rows[:5])
+  with tf.GradientTape(persistent=True) as tape:
+    tape.watch(y)
+    z = flow.inverse(y)
+  jacobians = tape.batch_jacobian(z, y, experimental_use_pfor=False)
+  np.testing.assert_allclose(flow.inverse_log_det_jacobian(y, 1), np.linalg.slogdet(jacobians)[1], atol=1e-5)
+  assert not np.any(np.triu(jacobians, 1))

@@ -25,7 +25,7 @@ COPIED = {
     "glow": _glow, "actnorm": lambda: tfp_glow.ActNorm(3),
     "coupling": lambda: tfp_glow.AffineCoupling(tfp_glow.networks.CouplingNetwork(2, 4)),
     "residual flow": lambda: tfp_glow.ResidualFlowBijector((2,), 0, num_dense_blocks=1, num_dense_hidden=3),
-    "in a chain": lambda: tfp_glow.Chain([_glow()])}
+    "vector flow": lambda: tfp_glow.VectorFlowBijector(2, 1, 3), "in a chain": lambda: tfp_glow.Chain([_glow()])}
 
 
 @pytest.mark.parametrize("copied", [pickle.dumps, copy.copy, copy.deepcopy])

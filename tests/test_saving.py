@@ -119,6 +119,8 @@ _VECTOR_FLOWS = {
     "deferred tensors": lambda: tfd.MultivariateNormalDiag(
         tfp.util.DeferredTensor(_variable(4), square),
         tfp.util.DeferredTensor(_variable(4), tfb.Exp(), name="deviation")),
+    "vector flow": lambda: _flow(tfp_glow.VectorFlowBijector(4, 2, 4, gradient="reversible", seed=1)),
+    "standardisation": lambda: _flow(tfp_glow.Chain([tfp_glow.Standardization(4), tfb.Shift(_variable(4))])),
     "mixture": lambda: tfd.MixtureSameFamily(
         tfd.Categorical(logits=_variable(2)), tfd.MultivariateNormalDiag(_variable(2, 4), tf.ones([2, 4]))),
     "linear operator": lambda: tfd.MultivariateNormalLinearOperator(

@@ -30,6 +30,7 @@ _MAKE = {
     "reversed channels": lambda: _glow(permutation="reverse", coupling="additive", learn_top=False),
     "residual flow": lambda: small_models.of_standard_normal(
         tfp_glow.ResidualFlowBijector((4, 4, 2), 2, 2, 8, 2, 8)),
+    "vector flow": lambda: small_models.of_standard_normal(tfp_glow.VectorFlowBijector((3,), 2, 4)),
     "chain": lambda: tfd.TransformedDistribution(
         tfd.MultivariateNormalDiag(tf.Variable(tf.zeros(64))),
         tfb.Chain([tfb.Shift(tf.Variable(tf.zeros([8, 8, 1]))), tfb.Tanh(), _glow().bijector])),
@@ -72,7 +73,7 @@ def test_numbers_add_up(name, with_weights):
   for index, row in enumerate(rows):
     below = sum(part.num_parameters for part in _below(rows, index))
     own = row.num_parameters - below
-    if row.kind in ("GlowBijector", "ResidualFlowBijector"):
+    if row.kind in ("GlowBijector", "ResidualFlowBijector", "VectorFlowBijector"):
       assert own == 1  # Whether it was initialised.
     elif row.kind == "InvertibleResidualBlock":  # Of whose own variables some are in no network.
       assert own >= 0

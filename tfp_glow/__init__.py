@@ -19,6 +19,9 @@ from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.residual_flow import ResidualFlowBijector, ResidualStep
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
+from tfp_glow.bijectors.standardization import Standardization
+from tfp_glow.bijectors.vector_flow import VectorFlowBijector
+from tfp_glow.bijectors.whitening import Whitening
 from tfp_glow.checkpoints.openai_glow import load_original_checkpoint
 from tfp_glow.checkpoints.residual_flows import load_residual_flow_checkpoint
 from tfp_glow.networks.classifier import ScaleClassifier
@@ -28,7 +31,7 @@ from tfp_glow.version import __version__
 __all__ = [
     "ActNorm", "AdditiveCoupling", "AffineCoupling", "Chain", "ChannelPermutation", "FactorOut", "FlowModel",
     "GlowBijector", "GlowStep", "Invert", "InvertibleConv1x1", "InvertibleResidualBlock", "Logit", "Normalization",
-    "OnePassBijector", "ResidualFlowBijector", "ResidualStep", "ScaleClassifier", "Scan", "Squeeze", "TopPrior",
-    "callbacks", "data", "dequantize", "evaluation", "export", "latent", "lipschitz", "load_original_checkpoint",
-    "load_residual_flow_checkpoint", "networks", "pictures", "__version__",
+    "OnePassBijector", "ResidualFlowBijector", "ResidualStep", "ScaleClassifier", "Scan", "Squeeze", "Standardization",
+    "TopPrior", "VectorFlowBijector", "Whitening", "callbacks", "data", "dequantize", "evaluation", "export", "latent",
+    "lipschitz", "load_original_checkpoint", "load_residual_flow_checkpoint", "networks", "pictures", "__version__",
 ]

@@ -12,15 +12,13 @@ import tensorflow as tf
 from tfp_glow._core import _compat, numerics
 from tfp_glow._core.validation import check_choice, check_counts, check_seed, checked_event_shape
 from tfp_glow.bijectors import batching, context_features, contexts
-from tfp_glow.bijectors.actnorm import ActNorm
-from tfp_glow.bijectors.conv1x1 import InvertibleConv1x1, lu_factors, random_rotation
 from tfp_glow.bijectors.coupling import AdditiveCoupling, AffineCoupling
 from tfp_glow.bijectors.factor_out import FactorOut, TopPrior
-from tfp_glow.bijectors.glow_step import GlowStep
-from tfp_glow.bijectors.permutation import ChannelPermutation
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
+from tfp_glow.bijectors.step_maker import step_maker
 from tfp_glow.bijectors.whole_flow import WholeFlow
+from tfp_glow.networks import building
 from tfp_glow.networks.glow import CouplingNetwork
 
 _COUPLINGS = {"affine": AffineCoupling, "additive": AdditiveCoupling}
@@ -118,12 +116,14 @@ class GlowBijector(WholeFlow):
     self._num_steps_per_block = num_steps_per_block
     self._block_shapes = _compat.untracked(self, _block_shapes((height, width, channels), num_glow_blocks))
     feature_shapes = self._make_context_features(context_shape, context_network)
-    rng = numerics.generator(seed)
+    rng, policy = numerics.generator(seed), building.policy_of(self.dtype)
+    make_network = lambda num_outputs, num_groups, seed: CouplingNetwork(
+        num_outputs, num_hidden, num_groups, seed, dtype=policy, name="network")
     self.blocks = []
     self.splits = []
     for block, event_shape in enumerate(self._block_shapes):
-      make_step, redraw = _step_maker(event_shape[-1], _COUPLINGS[coupling], permutation, network_fn, num_hidden, rng,
-                                      self.dtype, feature_shapes[block])
+      make_step, redraw = step_maker(event_shape[-1], _COUPLINGS[coupling], permutation, network_fn, make_network, rng,
+                                     self.dtype, feature_shapes[block])
       self.blocks.append(self._add_child(
           Scan(make_step, num_steps_per_block, event_shape, gradient, redraw, self.dtype, name=f"block{block}")))
       if block < num_glow_blocks - 1:
@@ -272,46 +272,6 @@ class GlowBijector(WholeFlow):
         y, noise, log_det = self.splits[index].split(y, **conditions[index])
         yield self.splits[index].name, noise, log_det
     yield (self.top.name, *self.top._inverse_and_log_det(y, labels, **conditions[-1]))
-
-
-def _step_maker(num_channels, coupling, permutation, network_fn, num_hidden, rng, dtype, context_shape):
-  """The `make_step` and the `redraw` of a block (see `Scan`)."""
-  num_changed = num_channels - num_channels // 2
-  num_outputs = 2 * num_changed if coupling is AffineCoupling else num_changed
-  draw_seed = lambda: int(rng.integers(2**30))
-
-  def make_network():
-    if network_fn is not None:
-      return network_fn(num_outputs)
-    return CouplingNetwork(num_outputs, num_hidden, num_outputs // num_changed, draw_seed(),
-                           dtype=_network_policy(dtype), name="network")
-
-  def draw_indices():
-    if permutation == "reverse":
-      return np.arange(num_channels)[::-1]
-    return numerics.generator(draw_seed()).permutation(num_channels)
-
-  def make_step(k):
-    del k
-    permute = (InvertibleConv1x1(num_channels, draw_seed(), dtype=dtype) if permutation == "conv1x1" else
-               ChannelPermutation(draw_indices(), dtype=dtype))
-    return GlowStep(ActNorm(num_channels, dtype=dtype), permute,
-                    coupling(make_network(), dtype=dtype, context_shape=context_shape))
-
-  def redraw(step):
-    values = {"indices": draw_indices()} if permutation != "conv1x1" else lu_factors(
-        random_rotation(num_channels, draw_seed()), num_channels)
-    drawn = [(getattr(step.permutation, key), value) for key, value in values.items()]
-    drawn = {id(variable): value for variable, value in drawn + step.coupling.network.redraw(draw_seed())}
-    return [drawn.get(id(variable), np.zeros(variable.shape)) for variable in step._keras_variables()]
-
-  return make_step, redraw if network_fn is None else None
-
-
-def _network_policy(dtype):
-  """Keras' global dtype policy, if it may compute in less than the flow's precision but keeps variables in that."""
-  policy = keras.config.dtype_policy()
-  return policy if policy.variable_dtype == dtype.name else dtype.name
 
 
 def _block_shapes(output_shape, num_blocks):

@@ -26,7 +26,7 @@ from tfp_glow.bijectors.normalization import Normalization, checked_statistics
 from tfp_glow.bijectors.residual import InvertibleResidualBlock
 from tfp_glow.bijectors.scan import Scan
 from tfp_glow.bijectors.squeeze import Squeeze
-from tfp_glow.bijectors.whole_flow import WholeFlow
+from tfp_glow.bijectors.whole_sequence import WholeSequence
 from tfp_glow.networks.activations import activation_layer, check_activation
 from tfp_glow.networks.lipschitz import LearnedOrder, LipschitzConv2D, LipschitzDense
 
@@ -69,7 +69,7 @@ class ResidualStep(Sequence):
     self.block.build(event_shape)
 
 
-class ResidualFlowBijector(WholeFlow, Sequence):
+class ResidualFlowBijector(WholeSequence):
   """A residual flow, from a latent vector to an image or a vector.
 
   ```none
@@ -195,28 +195,8 @@ class ResidualFlowBijector(WholeFlow, Sequence):
     if features is not None:
       self._take_context(context_shapes, features)
 
-  def _forward_and_log_det(self, x, context=None, **kwargs):
-    return super()._forward_and_log_det(x, **self._condition(context), **kwargs)
-
-  def _inverse_and_log_det(self, y, context=None, **kwargs):
-    return super()._inverse_and_log_det(y, **self._condition(context), **kwargs)
-
-  def _initialize(self, y, context=None):
-    return super()._initialize(y, **self._condition(context))
-
-  def _initialize_back(self, x, context=None):
-    return super()._initialize_back(x, **self._condition(context))
-
-  def _walk(self, y, context=None, **kwargs):
-    yield from super()._walk(y, **self._condition(context), **kwargs)
-
-  def _condition(self, context):
-    """Keyword arguments of the parts, which each choose features of their size."""
-    if context is None:
-      return {}
-    features = self._context_features
-    parts = features.parts(context)
-    return {"context": [*features.of_levels(parts), features.flat(parts)]}
+  def _context_of_parts(self, features, parts):
+    return [*features.of_levels(parts), features.flat(parts)]  # They each choose those of their size.
 
   def _latent_shapes(self):
     if not self.parameters["factor_out"]:

@@ -12,6 +12,18 @@ from tfp_glow._core import precision
 _POLICIES = threading.RLock()
 
 
+def policy_of(dtype):
+  """That of the networks of a flow: Keras' global one, if its variables are of `dtype`; else the name of `dtype`.
+
+  Such a policy may compute in less.
+
+  Args:
+    dtype: `tf.DType`.
+  """
+  policy = keras.config.dtype_policy()
+  return policy if policy.variable_dtype == dtype.name else dtype.name
+
+
 def is_built(network, name="network"):
   """Whether all variables of a network exist; raises `TypeError`, which names it, for what is not a Keras layer."""
   if not isinstance(network, keras.layers.Layer):

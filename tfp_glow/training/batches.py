@@ -11,6 +11,8 @@ from tfp_glow.likelihood.image_spec import UNKNOWN
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.training import divergence, sources
 
+# A batch of a table, which may be in any order, says little of its columns, and rows are small.
+_NUM_ROWS_TO_ADAPT = 10_000
 _WEIGHTS = "every image counts the same; draw images in proportion to their weights instead"
 
 
@@ -160,6 +162,16 @@ def check_finite(name, values):
   """Raises `ValueError` if the argument called `name` holds NaN or infinite values."""
   if not bool(tf.reduce_all(tf.math.is_finite(values))):
     raise ValueError(f"`{name}` must be finite. Received: {divergence.describe(values)}")
+
+
+def size_to_adapt(spec, batch_size):
+  """How many events of arrays initialise a flow, at most.
+
+  Args:
+    spec: `ImageSpec`.
+    batch_size: Python `int`, or `None` for that of Keras.
+  """
+  return max(batch_size or 0, _NUM_ROWS_TO_ADAPT) if spec.event_shape.rank == 1 else batch_size
 
 
 def first_batch(x, y=None, batch_size=None, name="x"):

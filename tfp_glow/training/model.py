@@ -32,7 +32,8 @@ class FlowModel(KeptInFiles):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
   The loss is the mean number of bits per dimension, which is reported as the metric `bits_per_dim`, too. Batches are
-  uint8 images `[N, H, W, C]`, or uint16 ones of more than 8 bits, and what is known of them:
+  uint8 images `[N, H, W, C]`, uint16 ones of more than 8 bits, or with `num_bits=None` floating values, such as the rows
+  of a table, and what is known of them:
 
   ```none
   images
@@ -125,6 +126,8 @@ class FlowModel(KeptInFiles):
     # trained, and files hold them in that order: it must not depend on what is frozen at present.
     self._adopted = [keras.Variable(v, trainable=_compat.was_made_trainable(v), dtype=v.dtype.name,
                                     name=_keras_name(v)) for v in distribution.variables]
+    for adopted, variable in zip(self._adopted, distribution.variables):
+      adopted.constraint = variable.constraint  # The masks of an autoregressive network, say.
     self._are_trained = self._are_trained_as_compiled = (True,) * len(self._adopted)
     likelihood.be_followed_by(self._follow_parts)
     self._follow_layers()
@@ -259,6 +262,8 @@ class FlowModel(KeptInFiles):
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
 
+    If `x` is an array of vectors, it initialises from the first 10,000 of them, or as many as there are.
+
     Args:
       x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`; of several workers also what
         `strategy.distribute_datasets_from_function` makes of `load_images`, of which each reads its share.
@@ -284,7 +289,7 @@ class FlowModel(KeptInFiles):
       batches.check_data(self._data_spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
     if self._needs_adapt():
       with self.distribute_strategy.scope():
-        batch, x = batches.first_batch(x, y, batch_size)
+        batch, x = batches.first_batch(x, y, batches.size_to_adapt(self._likelihood.spec, batch_size))
       self._adapt(batch, anew=False)
     self._build_optimizer()
     if isinstance(x, _DATASETS):

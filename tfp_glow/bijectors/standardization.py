@@ -1,0 +1,93 @@
+"""Standardisation by the mean and the deviation of data."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from tfp_glow.bijectors.base import OnePassBijector
+from tfp_glow.bijectors.channels import channels_event_shape, num_positions
+
+
+class Standardization(OnePassBijector):
+  """Per-channel affine map that makes data of mean 0 and variance 1: columns of tables, in whatever units they are.
+
+  ```none
+  inverse(y) = (y - mean) / deviation
+  inverse log-det = -num_positions * sum(log(deviation))
+  ```
+
+  `initialize` measures mean and deviation, and training leaves them as they are; `FlowModel.adapt(table)` calls it.
+  Before that, it is the identity. As the log-det is part of it, densities of a flow behind it are those of the data as
+  they are, in their own units. `Normalization` is given its numbers instead, `ActNorm` trains them.
+
+  The deviation of a channel that is constant, but for rounding, is taken for 1: data say nothing of its scale.
+
+  #### Example
+
+  ```python
+  import numpy as np
+  import tfp_glow
+
+  table = np.random.default_rng(0).normal([5., 1e6], [1e-3, 1e4], [100, 2]).astype(np.float32)
+  flow = tfp_glow.ResidualFlowBijector(2, num_scales=0, num_dense_blocks=2, num_dense_hidden=16, log_det="exact")
+  model = tfp_glow.FlowModel(tfp_glow.Chain([tfp_glow.Standardization(2), flow]), num_bits=None)
+  model.adapt(table)
+  ```
+  """
+
+  def __init__(self, num_channels: int, event_ndims: int = 1, dtype: tf.DType | str | None = None,
+               validate_args: bool = False, name: str = "standardization"):
+    """Creates the identity, until `initialize`.
+
+    Args:
+      num_channels: Python `int`, the size of the last dimension.
+      event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
+      dtype: See `OnePassBijector`.
+      validate_args: See `OnePassBijector`.
+      name: Python `str`.
+
+    Raises:
+      ValueError: if `num_channels` or `event_ndims` is not a positive `int`.
+    """
+    parameters = dict(locals())
+    event_shape = channels_event_shape(num_channels, event_ndims)
+    super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
+                     validate_args=validate_args, parameters=parameters, name=name)
+    self.mean = self._add_variable("mean", tf.zeros([num_channels], self.dtype), trainable=False)
+    self.deviation = self._add_variable("deviation", tf.ones([num_channels], self.dtype), trainable=False)
+
+  def _forward_and_log_det(self, x):
+    mean, deviation, log_det = self._values(x.shape[1:])
+    return x * deviation + mean, -log_det
+
+  def _inverse_and_log_det(self, y):
+    mean, deviation, log_det = self._values(y.shape[1:])
+    return (y - mean) / deviation, log_det
+
+  def _values(self, event_shape):
+    """Mean, deviation, and the log-det of `inverse`."""
+    mean, deviation = (tf.convert_to_tensor(variable.value) for variable in (self.mean, self.deviation))
+    return mean, deviation, -num_positions(event_shape, self.dtype) * tf.reduce_sum(tf.math.log(deviation))
+
+  def _initialize(self, y):
+    self._assign(*_statistics(y))
+    return self._inverse_and_log_det(y)[0]
+
+  def _initialize_back(self, x):
+    mean, deviation = _statistics(x)
+    self._assign(-mean / deviation, 1. / deviation)
+    return self._forward_and_log_det(x)[0]
+
+  def _assign(self, mean, deviation):
+    self.mean.assign(tf.cast(mean, self.dtype))
+    self.deviation.assign(tf.cast(deviation, self.dtype))
+
+
+def _statistics(values):
+  """Mean and deviation `[C]` of values `[..., C]`, in float64: sums of many numbers lose too much in float32."""
+  limits, axes = np.finfo(values.dtype.as_numpy_dtype), list(range(values.shape.rank - 1))
+  values = tf.cast(values, tf.float64)
+  mean, deviation = tf.reduce_mean(values, axes), tf.math.reduce_std(values, axes)
+  least = tf.maximum(float(limits.eps) * tf.abs(mean), float(limits.tiny))
+  return mean, tf.where(deviation > least, deviation, tf.ones_like(deviation))

@@ -1,4 +1,4 @@
-"""Tables of measured numbers: shown as Markdown, and kept in `docs/results`, of which `docs/tables.py` makes the pages'.
+"""Tables of measured numbers: printed as Markdown, and kept in `docs/results`, from where `docs/tables.py` takes them.
 
 A file is named as its table. It has the command that measured it, the date, the machine, versions, columns and rows.
 """

@@ -20,15 +20,15 @@ import pathlib
 import re
 import sys
 
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
 import results
 
+ROOT = pathlib.Path(__file__).parent.parent
 _MARK = re.compile(r"<!-- results: (.+?) -->\n.*?<!-- end -->", re.S)
 _START, _END = "<!-- results: ", "<!-- end -->"
 _CALLS = ("training step", "log_prob", "sample")
 
-# Columns and rows. A tuple in a row stands for the cell of a file, in the row and the column of these names; of a median
+# Columns and rows. A tuple in a row stands for the cell of a file in the row and the column of these names. Of a median
 # with its range it is the median.
 COMPOSED = {
     "summary": (("data", "here", "published"), (
@@ -40,7 +40,7 @@ COMPOSED = {
         ("CIFAR-10 and the papers' other data sets", "not run", "3.35 (Glow), 3.28 (Residual Flows)"))),
     "summary_speed": (("", *_CALLS), tuple(
         (label, *(("speed", row, column) for column in _CALLS)) for label, row in (
-            ("`tfp_glow`", "`tfp_glow`, autodiff"), ("`tfb.Glow`", "`tfb.Glow`"), ("normflows (PyTorch)", "normflows")))),
+            ("`tfp_glow`", "`tfp_glow`, autodiff"), ("`tfb.Glow`",) * 2, ("normflows (PyTorch)", "normflows")))),
 }
 
 

@@ -56,7 +56,6 @@ needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/f
                                          reason="needs Debian's package dataset-fashion-mnist")
 residual = _load("residual")
 replicas = _load("replicas")
-hybrid = _load("hybrid")
 
 
 for module in ("systems", "residual_systems"):
@@ -175,36 +174,6 @@ def test_tables_hold_ratios_within_a_round(monkeypatch, capsys, saved):
   for row, system in zip(rows, calls):
     assert row.count(f"{shares[system]:.2f} ({shares[system]:.2f} to {shares[system]:.2f})") == 3, row
   assert saved("speed")["rows"][-1] == ["`tfb.Glow`", *3 * ["4.00 (4.00 to 4.00)"]]
-
-
-@pytest.mark.parametrize("section, name, first", [
-    (run._start, "start", ["`tfp_glow`, autodiff", "2.00 (2.00 to 2.00)", "1.00 (1.00 to 1.00)"]),
-    (run._memory, "memory", ["`tfp_glow`, autodiff", *4 * ["12 (2)"], "0.0 %"]),
-    (run._operations, "operations", ["step", "1,234", "1,234"]),
-    (health._invertibility, "invertibility", ["noise", "5.0e-01", "7"]),
-    (replicas._start, "replicas_start", ["1", *2 * ["3.00 (3.00 to 3.00)"], "12.00 (12.00 to 12.00)"])])
-def test_tables_are_saved_as_they_are_shown(section, name, first, monkeypatch, capsys, saved):
-  found = {"start": {"first_step": 2., "later_step": 1.}, "memory": {"peak": 12., "parameters": 2.},
-           "operations": {"step": 1234.}, "invertibility": {"images": {"noise": {"error": 0.5, "changed": 7}}},
-           "replicas": {"seconds": 3., "processor": 3., "peak": 12.}}
-  monkeypatch.setattr(run, "measure", lambda system, measurement, *_: found[measurement])
-  monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow", "normflows"])
-  section(argparse.Namespace(rounds=1, training_steps=1, save=True))
-  kept = saved(name)
-  assert kept["rows"][0] == first
-  assert capsys.readouterr().out.startswith(results.markdown(kept["columns"], kept["rows"]) + "\n")
-
-
-def test_tables_of_hybrid_models(monkeypatch, capsys, saved):
-  numbers = {"num_parameters": 9876, "accuracy": 0.984, "bits_per_dim": 2.281, "steps": 3834}
-  monkeypatch.setattr(hybrid, "_train_all", lambda settings, args: dict.fromkeys(settings, numbers))
-  monkeypatch.setattr(sys, "argv", ["hybrid.py", "--data", "digits", "--seconds", "30", "--save"])
-  hybrid.main()
-  kept = saved("hybrid_digits")
-  assert kept["columns"] == ["digits, 30 s", "weight 0", "weight 1/D", "weight 1"]
-  assert kept["rows"][0] == ["residual, 9,876 parameters", "98.4 %, 3834 steps",
-                             *2 * ["98.4 %, 2.28 bits per dim, 3834 steps"]]
-  assert capsys.readouterr().out == f"\n{results.markdown(kept['columns'], kept['rows'])}\n"
 
 
 @benchmark

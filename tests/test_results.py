@@ -1,6 +1,7 @@
 """Measured numbers: pages show what the files of `docs/results` hold, and scripts write these files."""
 
 import argparse
+import importlib
 import importlib.util
 import json
 import pathlib
@@ -23,6 +24,7 @@ def _load(path):
 
 tables = _load(ROOT / "docs" / "tables.py")
 results = tables.results
+health, hybrid, replicas, run = map(importlib.import_module, ("health", "hybrid", "replicas", "run"))
 FILES = sorted(path.stem for path in (ROOT / "docs" / "results").glob("*.json"))
 
 
@@ -144,6 +146,38 @@ def test_saved_tables_are_read_again_as_they_were_shown(folder, monkeypatch, cap
   results.write("again", found)
   assert (folder / "again.json").read_bytes() == (folder / "new.json").read_bytes()
   assert json.loads((folder / "new.json").read_text(encoding="utf-8")) == found
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.parametrize("section, name, first", [
+    (run._start, "start", ["`tfp_glow`, autodiff", "2.00 (2.00 to 2.00)", "1.00 (1.00 to 1.00)"]),
+    (run._memory, "memory", ["`tfp_glow`, autodiff", *4 * ["12 (2)"], "0.0 %"]),
+    (run._operations, "operations", ["step", "1,234", "1,234"]),
+    (health._invertibility, "invertibility", ["noise", "5.0e-01", "7"]),
+    (replicas._start, "replicas_start", ["1", *2 * ["3.00 (3.00 to 3.00)"], "12.00 (12.00 to 12.00)"])])
+def test_tables_are_saved_as_they_are_shown(section, name, first, monkeypatch, capsys):
+  found = {"start": {"first_step": 2., "later_step": 1.}, "memory": {"peak": 12., "parameters": 2.},
+           "operations": {"step": 1234.}, "invertibility": {"images": {"noise": {"error": 0.5, "changed": 7}}},
+           "replicas": {"seconds": 3., "processor": 3., "peak": 12.}}
+  monkeypatch.setattr(run, "measure", lambda system, measurement, *_: found[measurement])
+  monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow", "normflows"])
+  section(argparse.Namespace(rounds=1, training_steps=1, save=True))
+  kept = results.read(name)
+  assert kept["rows"][0] == first
+  assert capsys.readouterr().out.startswith(results.markdown(kept["columns"], kept["rows"]) + "\n")
+
+
+@pytest.mark.usefixtures("folder")
+def test_tables_of_hybrid_models(monkeypatch, capsys):
+  numbers = {"num_parameters": 9876, "accuracy": 0.984, "bits_per_dim": 2.281, "steps": 3834}
+  monkeypatch.setattr(hybrid, "_train_all", lambda settings, args: dict.fromkeys(settings, numbers))
+  monkeypatch.setattr(sys, "argv", ["hybrid.py", "--data", "digits", "--seconds", "30", "--save"])
+  hybrid.main()
+  kept = results.read("hybrid_digits")
+  assert kept["columns"] == ["digits, 30 s", "weight 0", "weight 1/D", "weight 1"]
+  assert kept["rows"][0] == ["residual, 9,876 parameters", "98.4 %, 3834 steps",
+                             *2 * ["98.4 %, 2.28 bits per dim, 3834 steps"]]
+  assert capsys.readouterr().out == f"\n{results.markdown(kept['columns'], kept['rows'])}\n"
 
 
 @pytest.mark.parametrize("row", [("a",), ("a", "b", "c"), ("a", "b|c"), ("a", "b\nc")])

@@ -1,4 +1,4 @@
-"""The paper's ablation, scaled down: 3 permutations x 2 couplings; prints a table and draws the paper's figure 3.
+"""The paper's ablation, scaled down: 3 permutations x 2 couplings; prints and draws what docs/experiments.md shows.
 
   python benchmarks/ablation.py                          about half an hour on two cores
   python benchmarks/ablation.py --seeds 1 --epochs 2
@@ -21,6 +21,8 @@ import pathlib
 import statistics
 import sys
 
+import results
+
 _PERMUTATIONS = ("reverse", "shuffle", "conv1x1")
 _COUPLINGS = ("additive", "affine")
 _ARCHITECTURE = {"num_glow_blocks": 2, "num_steps_per_block": 8, "num_hidden": 64}
@@ -35,10 +37,11 @@ def main():
   parser.add_argument("--epochs", type=int, default=20, help=f"of {_STEPS_PER_EPOCH} steps (%(default)s)")
   parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("ablation"),
                       help="folder of the figure and of the numbers (%(default)s)")
+  results.add_save(parser)
   args = parser.parse_args()
   args.output.mkdir(parents=True, exist_ok=True)
   curves = _train_all(range(args.seeds), args.epochs, args.output / "ablation.json")
-  _print_table(curves)
+  _show_table(curves).save(args, "ablation")
   _draw(curves, args.output / "ablation.png")
 
 
@@ -94,11 +97,11 @@ def _train(permutation, coupling, seed, num_epochs):
   return curve + [math.nan] * (num_epochs - len(curve))
 
 
-def _print_table(curves):
-  print(f"| test bits per dim, mean of the seeds (range) | {' | '.join(_COUPLINGS)} |\n|---|---|---|")
+def _show_table(curves):
+  table = results.Table("test bits per dim, mean of the seeds (range)", *_COUPLINGS)
   for permutation in _PERMUTATIONS:
-    cells = [_cell([curve[-1] for curve in curves[permutation, coupling]]) for coupling in _COUPLINGS]
-    print(f"| {permutation} | {' | '.join(cells)} |")
+    table.add(permutation, *(_cell([curve[-1] for curve in curves[permutation, coupling]]) for coupling in _COUPLINGS))
+  return table
 
 
 def _cell(ends):

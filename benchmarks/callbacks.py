@@ -1,18 +1,20 @@
-"""What pictures cost while a model trains, in CPU time; prints a table for each call.
+"""What pictures cost while a model trains, in CPU time; prints a table of docs/training.md.
 
   python benchmarks/callbacks.py
   python benchmarks/callbacks.py --data fashion_mnist --image-size 32 --num-blocks 3 --steps 20
 
-The callbacks of "Pictures while it trains" in the README draw after each of some short epochs; 8 steps of flow a level,
+The callbacks of "Pictures while it trains" on that page draw after each of some short epochs; 8 steps of flow a level,
 64 wide, batches of 64. The first epoch, in which TensorFlow builds its graphs, is left out of the medians.
 """
 
 import argparse
+import pathlib
 import statistics
 import tempfile
 import time
 
 import keras
+import results
 import tensorflow_probability as tfp
 
 import tfp_glow
@@ -28,6 +30,7 @@ def main():
   parser.add_argument("--num-blocks", type=int, default=2, help="levels (%(default)s)")
   parser.add_argument("--steps", type=int, default=23, help="training steps of an epoch (%(default)s)")
   parser.add_argument("--epochs", type=int, default=6, help="2 or more (%(default)s)")
+  results.add_save(parser)
   args = parser.parse_args()
   images = data.load_images(args.data, "train", _BATCH_SIZE, args.image_size, seed=0, drop_remainder=True)
   test_images = next(iter(data.load_images(args.data, "test", 5, args.image_size, seed=0)))
@@ -39,11 +42,12 @@ def main():
     clock = _Clock()
     model.fit(images.repeat(), steps_per_epoch=args.steps, epochs=args.epochs, verbose=0, callbacks=[clock, *timed])
   step = statistics.median(clock.epochs[1:]) / args.steps
-  print(f"| a training step: {step:.3f} s of CPU time | before training, s | after an epoch, s | as many steps as |\n"
-        "|---|---|---|---|")
+  table = results.Table(f"a training step: {step:.3f} s of CPU time", "before training, s", "after an epoch, s",
+                        "as many steps as")
   for callback, times in timed.items():
     picture = statistics.median(times.after[1:])
-    print(f"| `{type(callback).__name__}` | {sum(times.before):.2f} | {picture:.3f} | {picture / step:.2f} |")
+    table.add(f"`{type(callback).__name__}`", f"{sum(times.before):.2f}", f"{picture:.3f}", f"{picture / step:.2f}")
+  table.save(args, f"callbacks_{pathlib.Path(args.data).stem}")
 
 
 def _make_model(image_shape, num_blocks):

@@ -1,4 +1,4 @@
-"""Do samples of a class look like that class? Asks a classifier that has seen real images only.
+"""Do samples of a class look like it? A classifier of real images says; prints what docs/conditioning.md shows.
 
   python examples/train_glow.py --conditional --weight-y 0.01 --output by_class
   python benchmarks/class_samples.py by_class
@@ -15,6 +15,7 @@ import pathlib
 import sys
 
 import numpy as np
+import results
 import tensorflow as tf
 from sklearn import svm
 
@@ -31,11 +32,13 @@ def main():
   parser.add_argument("--images", type=int, default=10_000,
                       help="real ones to fit the classifier on, at most (%(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="of the samples (%(default)s)")
+  results.add_save(parser)
   args = parser.parse_args()
-  results = args.run / "results.json"
-  if not results.exists():
+  path = args.run / "results.json"
+  if not path.exists():
     parser.error(f"`run` must be the output folder of examples/train_glow.py. Received: {args.run}")
-  settings = json.loads(results.read_text())["settings"]
+  found = json.loads(path.read_text())
+  settings = found["settings"]
   if not settings.get("conditional"):
     parser.error(f"`run` must have been trained with --conditional. Received: {args.run}")
   splits = training_data.load_splits(argparse.Namespace(**settings))
@@ -43,10 +46,23 @@ def main():
   classifier = svm.SVC(C=10.).fit(*train)
   num_classes = 1 + int(train[1].max())
   sample = tf.saved_model.load(str(args.run / "saved_model")).signatures["sample"]
-  print(f"| images | named rightly |\n|---|---|\n| real test images | {classifier.score(*test):.1%} |")
+  table = results.Table("images", "named rightly")
+  table.add("real test images", f"{classifier.score(*test):.1%}")
   for temperature in _TEMPERATURES:
     features, labels = _samples(sample, num_classes, args.samples, temperature, args.seed)
-    print(f"| samples at temperature {temperature:g} | {classifier.score(features, labels):.1%} |", flush=True)
+    table.add(f"samples at temperature {temperature:g}", f"{classifier.score(features, labels):.1%}")
+  if args.save:
+    _save_row(args, found, [share for _, share in table.rows])
+
+
+def _save_row(args, found, shares):
+  """A row for each run: the page shows several, one below the other."""
+  settings = found["settings"]
+  data, weight = pathlib.Path(settings["data"]).stem, f"{settings['weight_y']:g}"
+  columns = (f"{data}, {settings['num_bits']} bits", "test bits per dim", "real test images",
+             *(f"samples, T = {temperature:g}" for temperature in _TEMPERATURES))
+  row = [f"`--weight-y {weight}`", f"{found['bits_per_dim']:.2f}", *shares]
+  results.save(args, f"class_samples_{data}_{weight}", columns, [row])
 
 
 def _arrays(batches, settings, limit):

@@ -1,4 +1,4 @@
-"""Numerical health under stress, and invertibility after training; prints the tables of the README.
+"""Numerical health under stress, and invertibility after training; prints the tables of docs/health.md.
 
   python benchmarks/health.py                            all of it
   python benchmarks/health.py --only stress --seeds 1    a third of the trainings
@@ -10,11 +10,11 @@ batch size, bits and kind of images; all systems with Adam and with the warm-up,
 Real images are Fashion-MNIST's, which Debian's package `dataset-fashion-mnist` installs.
 """
 
-import collections
 import concurrent.futures
 import os
 import sys
 
+import results
 import run
 
 _BATCH_SIZES = (1, 64)
@@ -41,19 +41,25 @@ def _stress(args):
   measure = lambda system, batch_size: run.measure(
       system, "health", *_ARCHITECTURE, f"--batch_size={batch_size}", f"--calls={args.steps}", f"--seeds={args.seeds}",
       "--bits", *map(str, _BITS), "--rates", *map(str, _RATES))
-  results = collections.defaultdict(list)
+  found = {batch_size: {} for batch_size in _BATCH_SIZES}
   with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     rows = [(label, batch_size, pool.submit(measure, system, batch_size))
             for label, system in contestants.items() for batch_size in _BATCH_SIZES]
     for label, batch_size, row in rows:
-      results[label] += row.result()
+      found[batch_size][label] = row.result()
       print(f"  {label}, batch size {batch_size}: done", file=sys.stderr, flush=True)
-  print(f"| trainings of {args.steps} steps that stay finite | all | and their samples | "
-        + " | ".join(f"rate {rate:g}" for rate in _RATES) + " |\n|---|---|---|" + "---|" * len(_RATES))
-  for label, found in results.items():
-    cells = [_share(found, "trained"), _share(found, "sampled")]
-    cells += [_share([f for f in found if f["learning_rate"] == rate], "sampled") for rate in _RATES]
-    print(f"| {label} | {' | '.join(cells)} |")
+  table = results.Table(f"trainings of {args.steps} steps that stay finite", "all", "and their samples",
+                        *(f"rate {rate:g}" for rate in _RATES))
+  for label in contestants:
+    all_sizes = [f for batch_size in _BATCH_SIZES for f in found[batch_size][label]]
+    table.add(label, _share(all_sizes, "trained"), _share(all_sizes, "sampled"),
+              *(_share([f for f in all_sizes if f["learning_rate"] == rate], "sampled") for rate in _RATES))
+  print()
+  least = found[_BATCH_SIZES[0]]
+  table = results.Table(f"of these with batches of {_BATCH_SIZES[0]}", "losses finite", "samples finite, too")
+  for label in contestants:
+    table.add(label, _share(least[label], "trained"), _share(least[label], "sampled"))
+  table.save(args, "stress")
 
 
 def _share(found, key):
@@ -63,10 +69,11 @@ def _share(found, key):
 def _invertibility(args):
   found = run.measure("tfp_glow", "invertibility", "--num_levels=3", "--num_steps=32", "--num_hidden=32",
                       "--learning_rate=1e-3", f"--calls={args.training_steps}")
-  print(f"| 3 levels of 32 steps, float32, after {args.training_steps} training steps | largest error, of the range of "
-        "pixels | changed pixels |\n|---|---|---|")
+  table = results.Table(f"3 levels of 32 steps, float32, after {args.training_steps} training steps",
+                        "largest error, of the range of pixels", "changed pixels")
   for name, numbers in found["images"].items():
-    print(f"| {name} | {numbers['error']:.1e} | {numbers['changed']} |")
+    table.add(name, f"{numbers['error']:.1e}", numbers["changed"])
+  table.save(args, "invertibility")
 
 
 _SECTIONS = {"stress": _stress, "invertibility": _invertibility}

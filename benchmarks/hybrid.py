@@ -1,4 +1,4 @@
-"""Hybrid models, as in the paper's table 4, scaled down: a density and a classifier in one; prints a table.
+"""Hybrid models, as in the paper's table 4, scaled down: prints tables of docs/residual_flows.md.
 
   python benchmarks/hybrid.py                         about half an hour on two cores
   python benchmarks/hybrid.py --data digits --seconds 30
@@ -20,6 +20,8 @@ import os
 import pathlib
 import sys
 
+import results
+
 _FLOWS = ("residual", "couplings", "couplings with 1x1 convolutions")
 _WEIGHTS = ("0", "1/D", "1")
 _NUM_TEST_IMAGES = 1000
@@ -33,13 +35,14 @@ def main():
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("hybrid.json"),
                       help="the numbers, written after each training (%(default)s)")
+  results.add_save(parser)
   args = parser.parse_args()
   for data in args.data:
     if data != "digits" and not pathlib.Path(data).is_file():
       parser.error(f"--data must be 'digits' or files. Received: {data}")
   found = _train_all(list(itertools.product(args.data, _FLOWS, _WEIGHTS)), args)
   for data in args.data:
-    _print_table(data, args.seconds, found)
+    _show_table(data, args.seconds, found).save(args, f"hybrid_{pathlib.Path(data).stem}")
 
 
 def _train_all(settings, args):
@@ -108,16 +111,17 @@ def _size(flow):
   return sum(v.shape.num_elements() for v in flow.trainable_variables)
 
 
-def _print_table(data, seconds, found):
-  print(f"\n| {pathlib.Path(data).stem}, {seconds:g} s | " + " | ".join(f"weight {weight}" for weight in _WEIGHTS)
-        + " |\n|---|" + "---|" * len(_WEIGHTS))
+def _show_table(data, seconds, found):
+  print()
+  table = results.Table(f"{pathlib.Path(data).stem}, {seconds:g} s", *(f"weight {weight}" for weight in _WEIGHTS))
   for flow in _FLOWS:
     cells = []
     for weight in _WEIGHTS:
       of_this = found[data, flow, weight]
       bits = "" if weight == "0" else f", {of_this['bits_per_dim']:.2f} bits per dim"
       cells.append(f"{100. * of_this['accuracy']:.1f} %{bits}, {of_this['steps']} steps")
-    print(f"| {flow}, {found[data, flow, '1']['num_parameters']:,} parameters | {' | '.join(cells)} |")
+    table.add(f"{flow}, {found[data, flow, '1']['num_parameters']:,} parameters", *cells)
+  return table
 
 
 if __name__ == "__main__":

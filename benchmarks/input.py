@@ -1,4 +1,4 @@
-"""Images a second that `load_images` gives, beside what one would write without it; prints a table for each source.
+"""Images a second that `load_images` gives, beside what one would write without it; prints tables of docs/data.md.
 
   python benchmarks/input.py
   python benchmarks/input.py --only folder --images 5000
@@ -28,6 +28,7 @@ import time
 
 import gpu_common
 import numpy as np
+import results
 import run
 import tensorflow as tf
 
@@ -35,7 +36,9 @@ from tfp_glow import data
 
 _DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
 _TORCH = pathlib.Path(__file__).parent / "input_torch.py"
-_BARE = "bare `tf.data`"
+_OURS, _BARE, _TORCHS = "`load_images`", "bare `tf.data`", "PyTorch's `ImageFolder`"
+_CACHED = f"{_BARE} with `cache()`"
+_PAGE_COLUMNS = ("", "first epoch", "second epoch", f"{_BARE}, first and second", _TORCHS)
 _FOLDER_SIZE = 32
 
 
@@ -57,15 +60,16 @@ def _count(args):
 
 def _arrays(args):
   """Bare: what is shuffled are images, which are then padded or reduced batch by batch."""
-  images = _noise(5 * _count(args), 28)[..., 0]
+  images, rows = _noise(5 * _count(args), 28)[..., 0], []
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "images.npz"
     np.savez(path, x_train=images)
     for size in (None, 32, 16):
-      _compare(f"{len(images)} images in memory", args, size, {
-          "`load_images`": lambda size=size: data.load_images(path, "train", args.batch_size, size),
+      rows.append(_compare(f"{len(images)} images in memory", args, size, {
+          _OURS: lambda size=size: data.load_images(path, "train", args.batch_size, size),
           _BARE: lambda size=size: _bare(tf.data.Dataset.from_tensor_slices(images[..., np.newaxis]).shuffle(
-              len(images)).batch(args.batch_size), size)})
+              len(images)).batch(args.batch_size), size)}))
+  results.save(args, "input_arrays", _PAGE_COLUMNS, rows)
 
 
 def _tfds(args):
@@ -83,11 +87,10 @@ def _tfds(args):
       batches = examples.map(lambda example: example["image"], num_parallel_calls=tf.data.AUTOTUNE)
       return _bare(batches.shuffle(10_000).batch(args.batch_size), size)
 
-    for size in (None, 32, 16):
-      _compare(f"Fashion-MNIST of TFDS, {split}", args, size, {
-          "`load_images`": lambda size=size: data.load_images(
-              "fashion_mnist", split, args.batch_size, size, data_dir=data_dir),
-          _BARE: functools.partial(bare, size)})
+    rows = [_compare(f"Fashion-MNIST of TFDS, {split}", args, size, {
+        _OURS: lambda size=size: data.load_images("fashion_mnist", split, args.batch_size, size, data_dir=data_dir),
+        _BARE: functools.partial(bare, size)}) for size in (None, 32, 16)]
+  results.save(args, "input_tfds", _PAGE_COLUMNS, rows)
 
 
 def _bare(batches, size):
@@ -107,14 +110,15 @@ def _folder(args):
   with tempfile.TemporaryDirectory() as folder:
     _write_files(folder, _count(args))
     contestants = {
-        "`load_images`": lambda: data.load_images(folder, "train", args.batch_size, _FOLDER_SIZE),
+        _OURS: lambda: data.load_images(folder, "train", args.batch_size, _FOLDER_SIZE),
         _BARE: lambda: _bare_files(folder, args, is_cached=False),
-        f"{_BARE} with `cache()`": lambda: _bare_files(folder, args, is_cached=True)}
+        _CACHED: lambda: _bare_files(folder, args, is_cached=True)}
     if importlib.util.find_spec("torchvision") is not None:
-      contestants["PyTorch's `ImageFolder`"] = lambda: functools.partial(_torch, folder, args)
+      contestants[_TORCHS] = lambda: functools.partial(_torch, folder, args)
     else:
-      print("PyTorch's `ImageFolder` is left out: torchvision is not installed.\n")
-    _compare(f"{_count(args)} PNG and JPEG files", args, _FOLDER_SIZE, contestants)
+      print(f"{_TORCHS} is left out: torchvision is not installed.\n")
+    row = _compare(f"{_count(args)} PNG and JPEG files", args, _FOLDER_SIZE, contestants)
+  results.save(args, "input_folder", _PAGE_COLUMNS, [row])
 
 
 def _bare_files(folder, args, is_cached):
@@ -164,9 +168,10 @@ def _workers(args):
       of_all = _seconds(load())
       rounds.append({num_workers: _seconds(load(input_context=tf.distribute.InputContext(num_workers, 0, num_workers)))
                      / of_all for num_workers in (2, 4)})
-  print("| workers | first epoch of a worker's share, times that of all images |\n|---|---|")
+  table = results.Table("workers", "first epoch of a worker's share, times that of all images")
   for num_workers in rounds[0]:
-    print(f"| {num_workers} | {run.spread([r[num_workers] for r in rounds])} |")
+    table.add(num_workers, run.spread([r[num_workers] for r in rounds]))
+  table.save(args, "input_workers")
 
 
 def _needed(args):
@@ -175,19 +180,23 @@ def _needed(args):
   named = {"paper's": gpu_common.PAPER, "small": gpu_common.SMALL} if has_gpu else {"small": gpu_common.SMALL}
   if not has_gpu:
     print("There is no GPU: the CPU needs less, and the paper's model is left out.\n")
-  print("| model of `benchmarks/gpu.py` | step, ms | images/s |\n|---|---|---|")
+  table = results.Table("model of `benchmarks/gpu.py`", "step, ms", "images/s")
   for name, architecture in ({"tiny": gpu_common.TINY} if args.tiny else named).items():
     model = gpu_common.make_model(gpu_common.make_glow(architecture), architecture.num_dims)
     images = gpu_common.noise_images(architecture)
     model.train_on_batch(images)
     seconds = statistics.median(_time(lambda model=model, images=images: model.train_on_batch(images))
                                 for _ in range(2 if args.tiny else 10))
-    print(f"| {name}: {architecture}, batch {architecture.batch_size} | {1e3 * seconds:.0f} "
-          f"| {architecture.batch_size / seconds:.0f} |", flush=True)
+    table.add(f"{name}: {architecture}, batch {architecture.batch_size}", f"{1e3 * seconds:.0f}",
+              f"{architecture.batch_size / seconds:.0f}")
 
 
 def _compare(what, args, size, contestants):
-  """Prints a table of the images a second of each: the first epoch, the second, and the ratio of the latter to ours."""
+  """Prints a table of the images a second of each: the first epoch, the second, and the ratio of the latter to ours.
+
+  Returns:
+    A row of `_PAGE_COLUMNS`.
+  """
   rounds = []
   for _ in run.progress(args.rounds or (1 if args.tiny else 3)):
     found = {}
@@ -198,13 +207,23 @@ def _compare(what, args, size, contestants):
     rounds.append(found)
   ours = next(iter(contestants))
   size = "as they are" if size is None else f"{size}x{size}"
-  print(f"| {what}, {size} | first epoch, images/s | second epoch, images/s | times that of `load_images` |\n"
-        "|---|---|---|---|")
+  table = results.Table(f"{what}, {size}", "first epoch, images/s", "second epoch, images/s",
+                        f"times that of {_OURS}")
+  medians = {}
   for name in contestants:
     first, second = ([r[name][epoch] for r in rounds] for epoch in range(2))
     ratios = [r[name][1] / r[ours][1] for r in rounds]
-    print(f"| {name} | {_thousands(first)} | {_thousands(second)} | {run.spread(ratios)} |", flush=True)
+    table.add(name, _thousands(first), _thousands(second), run.spread(ratios))
+    medians[name] = [_rounded(statistics.median(rates)) for rates in (first, second)]
   print(flush=True)
+  bare, torch = (" and ".join(medians.get(name, [])) for name in (_BARE, _TORCHS))
+  cached = f"; with `cache()` {medians[_CACHED][1]}" if _CACHED in medians else ""
+  return [table.columns[0], *medians[ours], bare + cached, torch]
+
+
+def _rounded(value):
+  """To two digits, or to thousands."""
+  return f"{round(value, -min(3, max(0, len(str(int(value))) - 2))):,.0f}"
 
 
 def _thousands(values):

@@ -1,4 +1,4 @@
-"""What memory a long training takes: whether anything grows. Prints a line after each minute, then a table.
+"""What memory a long training takes: whether anything grows. Prints a line each minute, then a table of docs/speed.md.
 
   python benchmarks/long_run.py                  an hour
   python benchmarks/long_run.py --minutes 10
@@ -16,6 +16,7 @@ import tempfile
 import time
 
 import keras
+import results
 
 import tfp_glow
 from tfp_glow import callbacks, data
@@ -25,6 +26,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--minutes", type=float, default=60., help="(%(default)s)")
   parser.add_argument("--begin", type=float, default=5., help="minutes that do not count (%(default)s)")
+  results.add_save(parser)
   args = parser.parse_args()
   memory = _Memory(60. * args.begin)
   _train(60. * args.minutes, memory)
@@ -32,8 +34,9 @@ def main():
     parser.error(f"--minutes must leave two epochs or more after --begin. Received: {args.minutes:g}")
   count = max(len(memory.megabytes) // 10, 1)
   first, last = (statistics.median(part) for part in (memory.megabytes[:count], memory.megabytes[-count:]))
-  print(f"| epochs | resident memory after {args.begin:g} minutes, MiB | at the end, MiB | ratio |\n|---|---|---|---|\n"
-        f"| {memory.num_epochs} | {first:.0f} | {last:.0f} | {last / first:.3f} |")
+  table = results.Table("epochs", f"resident memory after {args.begin:g} minutes, MiB", "at the end, MiB", "ratio")
+  table.add(memory.num_epochs, f"{first:.0f}", f"{last:.0f}", f"{last / first:.3f}")
+  table.save(args, "long_run")
 
 
 def _train(seconds, memory):

@@ -1,9 +1,10 @@
-"""How long one waits for the answers of the web page of `examples/serve.py`; prints the table of `docs/serving.md`.
+"""How long one waits for the answers of the web page of `examples/serve.py`; prints a table of docs/serving.md.
 
   python benchmarks/page.py output/saved_model --images output/test_images --directions output/edits/directions.npz
 
 The server has a process of its own. This one asks over HTTP what the page asks, all questions in turn, one at a time:
-images are samples of the model, and an edit moves all sliders. Options are those of serve.py, and --calls.
+images are samples of the model, and an edit moves all sliders. Options are those of serve.py, --calls and --save. The
+latter needs the model first, in the output folder of `examples/train_glow.py`: the table is named after its data.
 """
 
 import argparse
@@ -17,14 +18,20 @@ import subprocess
 import sys
 import time
 
+import results
+
 _SCRIPT = pathlib.Path(__file__).parent.parent / "examples" / "serve.py"
 _HOST = "127.0.0.1"
+_ANSWERS = {"/api/model": "names and 24 images", "/api/image": "bits of an image", "/api/edit": "all sliders",
+            "/api/interpolate": "9 images", "/api/sample": "16 images"}
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--calls", type=int, default=50, help="of each question (%(default)s)")
+  results.add_save(parser)
   args, options = parser.parse_known_args()
+  data = _data_of(options, parser) if args.save else None
   with _serving(options) as connection:
     questions = _questions(connection)
     times = {name: [] for name in questions}
@@ -33,9 +40,19 @@ def main():
         start = time.perf_counter()
         _ask(connection, name, body)
         times[name].append(1e3 * (time.perf_counter() - start))
-  print(f"| {args.calls} calls of each | median, ms | worst, ms |\n|---|---|---|")
+  table = results.Table(f"{args.calls} calls of each", "median, ms", "worst, ms")
   for name, found in times.items():
-    print(f"| `{name}` | {statistics.median(found):.0f} | {max(found):.0f} |")
+    table.add(f"`{name}`", f"{statistics.median(found):.0f}", f"{max(found):.0f}")
+  results.save(args, f"page_{data}", ("", data),
+               [[f"{name}: {_ANSWERS[name.strip('`')]}", f"{median} ({worst})"] for name, median, worst in table.rows])
+
+
+def _data_of(options, parser):
+  """What the model was trained on."""
+  path = pathlib.Path(options[0] if options else "").parent / "results.json"
+  if not path.is_file():
+    parser.error(f"--save needs a model in the output folder of examples/train_glow.py. Received: {options}")
+  return pathlib.Path(json.loads(path.read_text(encoding="utf-8"))["settings"]["data"]).stem
 
 
 @contextlib.contextmanager

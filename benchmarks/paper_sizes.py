@@ -1,4 +1,4 @@
-"""What a training step of the papers' models takes here, at their full sizes: seconds, peak memory, parameters.
+"""What a training step of the papers' models takes, at their full sizes; prints the table of docs/experiments.md.
 
   python benchmarks/paper_sizes.py                                  all of them
   python benchmarks/paper_sizes.py --only glow --preset celeba_hq256
@@ -23,6 +23,7 @@ import time
 import zlib
 from concurrent.futures import process
 
+import results
 import run
 
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
@@ -48,30 +49,33 @@ def _add_arguments(parser):
 
 def _glow(args):
   names = args.preset or list(PRESETS)
-  _print_table({name: ("train_glow", (f"--preset={name}", *args.override)) for name in names}, args.steps)
+  models = {name: ("train_glow", (f"--preset={name}", *args.override)) for name in names}
+  _show_table(models, args).save(args, "paper_sizes_glow")
 
 
 def _residual_flow(args):
-  _print_table({"CIFAR-10": ("train_residual_flow", (*RESIDUAL_FLOW, *args.override))}, args.steps)
+  models = {"CIFAR-10": ("train_residual_flow", (*RESIDUAL_FLOW, *args.override))}
+  _show_table(models, args).save(args, "paper_sizes_residual_flow")
 
 
-def _print_table(models, num_steps):
-  print("| batch 1 | parameters | first step, its graph included, s | a further step, s | peak memory, GiB |\n"
-        "|---|---|---|---|---|")
+def _show_table(models, args):
+  table = results.Table("batch 1", "parameters", "first step, its graph included, s", "a further step, s",
+                        "peak memory, GiB")
   unchanged = {}
   for index, (name, (script, options)) in enumerate(models.items(), start=1):
     print(f"  {index} of {len(models)}: {name}", file=sys.stderr, flush=True)
     try:
-      found = measure(script, options, num_steps)
+      found = measure(script, options, args.steps)
     except process.BrokenProcessPool:
-      print(f"| {name} | its process was ended: too little memory? | | | |", flush=True)
+      table.add(name, "its process was ended: too little memory?", "", "", "")
       continue
-    print(f"| {name} | {found['parameters']:,} | {found['first_step']:.0f} | {found['further_step']:.1f} "
-          f"| {found['peak']:.1f} |", flush=True)
+    table.add(name, f"{found['parameters']:,}", f"{found['first_step']:.0f}", f"{found['further_step']:.1f}",
+              f"{found['peak']:.1f}")
     unchanged[name] = found["unchanged"]
   for name, variables in unchanged.items():
     if variables:
       print(f"\nUnchanged in {name}: {', '.join(variables)}")
+  return table
 
 
 def measure(script, options, num_steps):

@@ -9,6 +9,7 @@ import dataclasses
 import pathlib
 import runpy
 
+import results
 import run
 
 _COUNTS = (1, 2, 4, 8)
@@ -88,25 +89,24 @@ def _num_parameters(preset):
 
 
 def _scaling(args):
-  del args
   presets = runpy.run_path(str(_PRESETS))["PRESETS"]
-  print(f"| preset | parameters | MiB a step | batch | one card, s a step | {' | '.join(CLUSTERS)} |")
-  print("|---" * (5 + len(CLUSTERS)) + "|")
+  table = results.Table("preset", "parameters", "MiB a step", "batch", "one card, s a step", *CLUSTERS)
   for name, preset in presets.items():
     num_bytes = 4 * (_num_parameters(preset) + 4)
     seconds = operations(preset) / _OPERATIONS_A_SECOND
     cells = [f"{speed_up(cluster, num_bytes, seconds, preset.batch_size):.1f}" for cluster in CLUSTERS.values()]
-    print(f"| {name} | {num_bytes / 4e6:.1f} million | {num_bytes / 2**20:.0f} | {preset.batch_size} "
-          f"| {preset.batch_size * seconds:.1f} | {' | '.join(cells)} |", flush=True)
+    table.add(name, f"{num_bytes / 4e6:.1f} million", f"{num_bytes / 2**20:.0f}", preset.batch_size,
+              f"{preset.batch_size * seconds:.1f}", *cells)
+  table.save(args, "replicas_scaling")
 
 
 def _start(args):
   """From construction on."""
-  print("| devices | first step, s | processor, s | peak, MiB |\n|---|---|---|---|")
+  table = results.Table("devices", "first step, s", "processor, s", "peak, MiB")
   for count in _COUNTS:
     rounds = [run.measure("tfp_glow", "replicas", f"--replicas={count}", *_MEASURED) for _ in run.progress(args.rounds)]
-    cells = [run.spread([found[key] for found in rounds]) for key in ("seconds", "processor", "peak")]
-    print(f"| {count} | {' | '.join(cells)} |", flush=True)
+    table.add(count, *(run.spread([found[key] for found in rounds]) for key in ("seconds", "processor", "peak")))
+  table.save(args, "replicas_start")
 
 
 def _add_arguments(parser: argparse.ArgumentParser):

@@ -1,4 +1,4 @@
-"""Measures this package against its peers, in one run, and prints the tables of the README.
+"""Measures this package against its peers, in one run; prints the tables of docs/speed.md.
 
   python benchmarks/run.py                          all of it: about an hour and a half on two cores
   python benchmarks/run.py --only speed --rounds 3
@@ -16,6 +16,8 @@ import pathlib
 import statistics
 import subprocess
 import sys
+
+import results
 
 _MEASURE = pathlib.Path(__file__).parent / "measure.py"
 _DEPTHS = (4, 16, 32, 64)
@@ -44,6 +46,7 @@ def run_sections(description, sections, add_arguments):
   parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--only", choices=tuple(sections), action="append", help="of these tables (all)")
   add_arguments(parser)
+  results.add_save(parser)
   args = parser.parse_args()
   for name in args.only or sections:
     print(f"\n### {name}\n", flush=True)
@@ -53,15 +56,15 @@ def run_sections(description, sections, add_arguments):
 def _speed(args):
   """Ratios to the bare convolutions."""
   contestants = {"bare convolutions": ("convolutions", ()),
-                 **{f"tfp_glow, {name}": ("tfp_glow", options) for name, options in _OURS.items()},
-                 "tfp_glow, autodiff, bfloat16 networks": ("tfp_glow", ("--policy=mixed_bfloat16",)),
-                 **{name: (name, ()) for name in peers()}}
+                 **_ours_by_gradient(),
+                 "`tfp_glow`, autodiff, bfloat16 networks": ("tfp_glow", ("--policy=mixed_bfloat16",)),
+                 **_peers_by_label()}
   rounds = [{name: measure(system, "speed", *options) for name, (system, options) in contestants.items()}
             for _ in progress(args.rounds)]
-  print("| 2 levels of 4 steps, 128 wide, batch 16 of 32x32x3 | training step | log_prob | sample |\n|---|---|---|---|")
+  table = results.Table("2 levels of 4 steps, 128 wide, batch 16 of 32x32x3", "training step", "log_prob", "sample")
   for name in contestants:
-    cells = [spread([r[name][key] / r["bare convolutions"][key] for r in rounds]) for key in rounds[0][name]]
-    print(f"| {name} | {' | '.join(cells)} |")
+    table.add(name, *(spread([r[name][key] / r["bare convolutions"][key] for r in rounds]) for key in rounds[0][name]))
+  table.save(args, "speed")
 
 
 def _fit(args):
@@ -80,68 +83,77 @@ def _bfloat16(args):
 
 def _start(args):
   """Seconds to the end of the first training step at the paper's depth, and how they grow with depth."""
-  contestants = {f"tfp_glow, {name}": ("tfp_glow", options) for name, options in _OURS.items()}
-  contestants |= {name: (name, ()) for name in peers()}
+  contestants = _ours_by_gradient() | _peers_by_label()
   num_rounds = min(args.rounds, 3)
   rounds = [{name: measure(system, "start", "--num_levels=3", "--num_steps=32", *options)["first_step"]
              for name, (system, options) in contestants.items()} for _ in progress(num_rounds)]
-  print("| 3 levels of 32 steps | seconds from construction to the end of the first training step "
-        "| ratio to tfp_glow |\n|---|---|---|")
+  table = results.Table("3 levels of 32 steps", "seconds from construction to the end of the first training step",
+                        "ratio to `tfp_glow`, reversible")
   for name in contestants:
-    ratios = [r[name] / r["tfp_glow, reversible"] for r in rounds]
-    print(f"| {name} | {spread([r[name] for r in rounds])} | {spread(ratios)} |")
-  print("\n| tfp_glow, reversible, 2 levels, steps a level | seconds to the first step's end "
-        "| without that step's own time |\n|---|---|---|")
+    ratios = [r[name] / r["`tfp_glow`, reversible"] for r in rounds]
+    table.add(name, spread([r[name] for r in rounds]), spread(ratios))
+  table.save(args, "start")
+  print()
+  depths = results.Table("`tfp_glow`, reversible, 2 levels, steps a level", "seconds to the first step's end",
+                         "without that step's own time")
   for depth in _DEPTHS:
     found = [measure("tfp_glow", "start", f"--num_steps={depth}", *_OURS["reversible"]) for _ in progress(num_rounds)]
-    print(f"| {depth} | {spread([f['first_step'] for f in found])} "
-          f"| {spread([f['first_step'] - f['later_step'] for f in found])} |")
+    depths.add(depth, spread([f["first_step"] for f in found]),
+               spread([f["first_step"] - f["later_step"] for f in found]))
 
 
 def _memory(args):
   """Peak of the process; and how it grows from the least depth, without what four copies of the parameters take."""
-  contestants = {f"tfp_glow, {name}": ("tfp_glow", options) for name, options in _OURS.items()}
-  contestants |= {name: (name, ()) for name in peers()}
-  print(f"| 2 levels, peak MiB (of it parameters, gradients, Adam) | {' | '.join(f'{d} steps' for d in _DEPTHS)} | "
-        "growth of the rest |\n|---|" + "---|" * (len(_DEPTHS) + 1))
-  for name, (system, options) in contestants.items():
+  table = results.Table("2 levels, peak MiB (of it parameters, gradients, Adam)",
+                        *(f"{depth} steps" for depth in _DEPTHS), "growth of the rest")
+  for name, (system, options) in (_ours_by_gradient() | _peers_by_label()).items():
     columns = []
     for depth in _DEPTHS:
       found = [measure(system, "memory", f"--num_steps={depth}", *options) for _ in progress(min(args.rounds, 3))]
       columns.append((statistics.median(f["peak"] for f in found), found[0]["parameters"]))
     first, last = (peak - parameters for peak, parameters in (columns[0], columns[-1]))
     cells = [f"{peak:.0f} ({parameters:.0f})" for peak, parameters in columns]
-    print(f"| {name} | {' | '.join(cells)} | {100. * (last / first - 1.):.1f} % |")
+    table.add(name, *cells, f"{100. * (last / first - 1.):.1f} %")
+  table.save(args, "memory")
 
 
 def _operations(args):
   """What depends on no machine."""
-  del args
   one, three = (measure("tfp_glow", "operations", f"--num_levels={levels}", "--num_hidden=32") for levels in (1, 3))
-  print("| operations that run | 1 level | 3 levels |\n|---|---|---|")
+  table = results.Table("operations that run", "1 level", "3 levels")
   for name, count in one.items():
-    print(f"| {name} | {count:,.0f} | {three[name]:,.0f} |")
+    table.add(name, f"{count:,.0f}", f"{three[name]:,.0f}")
+  table.save(args, "operations")
 
 
 def _quality(args):
   """Test bits per dimension of Fashion-MNIST after the same time: three seeds at the best of the learning rates."""
-  print(f"| Fashion-MNIST padded to 32x32, 8 bits, {args.seconds:.0f} s from construction | bits per dim, three seeds "
-        "| steps | learning rate |\n|---|---|---|---|")
-  contestants = {"tfp_glow": ("tfp_glow", ()),
-                 "tfp_glow, bfloat16 networks": ("tfp_glow", ("--policy=mixed_bfloat16",)),
-                 **{name: (name, ()) for name in peers()}}
+  table = results.Table(f"Fashion-MNIST padded to 32x32, 8 bits, {args.seconds:.0f} s from construction",
+                        "bits per dim, three seeds", "steps", "learning rate")
+  contestants = {"`tfp_glow`": ("tfp_glow", ()),
+                 "`tfp_glow`, bfloat16 networks": ("tfp_glow", ("--policy=mixed_bfloat16",)),
+                 **_peers_by_label()}
   for name, (system, options) in contestants.items():
     found = {rate: _trained(args, system, options, rate) for rate in _LEARNING_RATES}
     finite = {rate: result for rate, result in found.items() if math.isfinite(result["bits_per_dim"])}
     rate = min(finite or found, key=lambda rate: found[rate]["bits_per_dim"])
-    results = [found[rate], *(_trained(args, system, options, rate, seed) for seed in _OTHER_SEEDS)]
-    bits = [result["bits_per_dim"] for result in results]
-    steps = statistics.median(result["steps"] for result in results)
-    print(f"| {name} | {spread(bits)} | {steps} | {rate:g} |", flush=True)
+    trained = [found[rate], *(_trained(args, system, options, rate, seed) for seed in _OTHER_SEEDS)]
+    bits = [result["bits_per_dim"] for result in trained]
+    table.add(name, spread(bits), statistics.median(result["steps"] for result in trained), f"{rate:g}")
+  table.save(args, "quality")
 
 
 def _trained(args, system, options, rate, seed=0):
   return measure(system, "quality", f"--learning_rate={rate}", f"--seconds={args.seconds}", f"--seed={seed}", *options)
+
+
+def _ours_by_gradient():
+  return {f"`tfp_glow`, {name}": ("tfp_glow", options) for name, options in _OURS.items()}
+
+
+def _peers_by_label():
+  """As tables show them."""
+  return {f"`{name}`" if "." in name else name: (name, ()) for name in peers()}
 
 
 def peers():

@@ -1,4 +1,4 @@
-"""The exported SavedModel against the live `FlowModel`; prints the table of `docs/serving.md`.
+"""The exported SavedModel against the live `FlowModel`; prints tables of docs/serving.md.
 
   python benchmarks/serving.py                   load time and latency
   python benchmarks/serving.py --only latency --rounds 9 --num_hidden=512
@@ -11,6 +11,7 @@ Options of the architecture are those of `measure.py`.
 import argparse
 import tempfile
 
+import results
 import run
 
 _BATCH_SIZES = (1, 16)
@@ -20,6 +21,7 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--only", choices=tuple(_SECTIONS), action="append", help="of these (all)")
   parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
+  results.add_save(parser)
   args, architecture = parser.parse_known_args()
   with tempfile.TemporaryDirectory() as folder:
     measure = lambda system, measurement, *options: run.measure(
@@ -29,24 +31,29 @@ def main():
           flush=True)
     for name in args.only or _SECTIONS:
       print(f"\n### {name}\n", flush=True)
-      _SECTIONS[name](measure, args.rounds)
+      _SECTIONS[name](measure, args)
 
 
-def _load(measure, num_rounds):
+def _load(measure, args):
   """Seconds from the file to the first answer."""
-  rounds = _rounds(measure, num_rounds, "load", "--batch_size=1")
-  print("| | `FlowModel`, seconds | SavedModel, seconds | ratio |\n|---|---|---|---|")
-  print(_row("load, and first `log_prob`", rounds, "load"))
+  rounds = _rounds(measure, args.rounds, "load", "--batch_size=1")
+  table = results.Table("", "`FlowModel`, seconds", "SavedModel, seconds", "ratio")
+  table.add("load, and first `log_prob`", *_cells(rounds, "load"))
+  table.save(args, "serving_load")
 
 
-def _latency(measure, num_rounds):
-  """Milliseconds of a call."""
+def _latency(measure, args):
+  """Milliseconds of a call. The page shows the ratios."""
+  columns, ratios = ["times that of `FlowModel`"], {}
   for batch_size in _BATCH_SIZES:
-    rounds = _rounds(measure, num_rounds, "latency", f"--batch_size={batch_size}")
-    print(f"| batch of {batch_size} | `FlowModel`, ms | SavedModel, ms | ratio |\n|---|---|---|---|")
+    rounds = _rounds(measure, args.rounds, "latency", f"--batch_size={batch_size}")
+    columns.append(f"batch of {batch_size}")
+    table = results.Table(columns[-1], "`FlowModel`, ms", "SavedModel, ms", "ratio")
     for name in rounds[0]["FlowModel"]:
-      print(_row(f"`{name}`", rounds, name))
+      table.add(f"`{name}`", *_cells(rounds, name))
+      ratios.setdefault(f"`{name}`", []).append(table.rows[-1][-1])
     print(flush=True)
+  results.save(args, "serving_latency", columns, [[name, *cells] for name, cells in ratios.items()])
 
 
 def _rounds(measure, num_rounds, *options):
@@ -55,10 +62,10 @@ def _rounds(measure, num_rounds, *options):
   return [{system: measure(system, *options) for system in orders[index % 2]} for index in run.progress(num_rounds)]
 
 
-def _row(label, rounds, key):
+def _cells(rounds, key):
   columns = [[r[system][key] for r in rounds] for system in ("FlowModel", "SavedModel")]
   ratios = [served / live for live, served in zip(*columns)]
-  return f"| {label} | {' | '.join(run.spread(values) for values in (*columns, ratios))} |"
+  return [run.spread(values) for values in (*columns, ratios)]
 
 
 _SECTIONS = {"load": _load, "latency": _latency}

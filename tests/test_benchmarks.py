@@ -41,6 +41,7 @@ def _load(name):
   return module
 
 
+results = _load("results")
 run = _load("run")
 health = _load("health")
 serving = _load("serving")
@@ -60,6 +61,13 @@ replicas = _load("replicas")
 for module in ("systems", "residual_systems"):
   _load(module)
 measure_script = _load("measure")
+
+
+@pytest.fixture(name="saved")
+def fixture_saved(tmp_path, monkeypatch):
+  """Reads what `--save` has kept; not among the files of the pages."""
+  monkeypatch.setattr(results, "FOLDER", tmp_path / "saved")
+  return results.read
 
 
 @pytest.fixture(name="measure")
@@ -129,16 +137,19 @@ def test_invertibility(measure):
   assert len(found["images"]) == 5 and all(f["error"] < 1e-3 and f["changed"] == 0 for f in found["images"].values())
 
 
-def test_shares_are_of_all_trainings(monkeypatch, capsys):
-  measure = lambda system, *_: [
-      {"learning_rate": rate, "trained": True, "sampled": system == "FlowModel" or rate < 1e-2}
+def test_shares_are_of_all_trainings(monkeypatch, capsys, saved):
+  measure = lambda system, *options: [
+      {"learning_rate": rate, "trained": "--batch_size=64" in options or system != "tfb.Glow",
+       "sampled": system == "FlowModel" or rate < 1e-2}
       for rate in health._RATES]
   monkeypatch.setattr(run, "measure", measure)
   monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow"])
-  health._stress(argparse.Namespace(seeds=1, steps=1))
-  ours, _, peer = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+  health._stress(argparse.Namespace(seeds=1, steps=1, save=True))
+  ours, _, peer = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:5]
   assert ours.split("|")[2:4] == [" 8 of 8 ", " 8 of 8 "]
-  assert peer.split("|")[2:] == [" 8 of 8 ", " 4 of 8 ", " 2 of 2 ", " 2 of 2 ", " 0 of 2 ", " 0 of 2 ", ""]
+  assert peer.split("|")[2:] == [" 4 of 8 ", " 4 of 8 ", " 2 of 2 ", " 2 of 2 ", " 0 of 2 ", " 0 of 2 ", ""]
+  assert [row[1:] for row in saved("stress")["rows"]] == [
+      ["4 of 4", "4 of 4"], ["4 of 4", "2 of 4"], ["0 of 4", "2 of 4"]]  # Of single images.
 
 
 def test_a_failed_measurement_ends_the_run():
@@ -146,7 +157,7 @@ def test_a_failed_measurement_ends_the_run():
     run.measure("tfp_glow", "nonsense")
 
 
-def test_tables_hold_ratios_within_a_round(monkeypatch, capsys):
+def test_tables_hold_ratios_within_a_round(monkeypatch, capsys, saved):
   shares = {"convolutions": 1., "tfp_glow": 1.5, "tfb.Glow": 4.}
   calls = []
 
@@ -157,11 +168,12 @@ def test_tables_hold_ratios_within_a_round(monkeypatch, capsys):
 
   monkeypatch.setattr(run, "measure", measure)
   monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow"])
-  run._speed(argparse.Namespace(rounds=3))
+  run._speed(argparse.Namespace(rounds=3, save=True))
   assert calls == 3 * ["convolutions", "tfp_glow", "tfp_glow", "tfp_glow", "tfb.Glow"]
   rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
   for row, system in zip(rows, calls):
     assert row.count(f"{shares[system]:.2f} ({shares[system]:.2f} to {shares[system]:.2f})") == 3, row
+  assert saved("speed")["rows"][-1] == ["`tfb.Glow`", *3 * ["4.00 (4.00 to 4.00)"]]
 
 
 @benchmark
@@ -198,11 +210,11 @@ def test_peers_that_diverge_do_not_win(monkeypatch, capsys):
   measure = lambda system, measurement, rate, seconds, seed, *_: {
       "bits_per_dim": bits[f"{float(rate.split('=')[1]):.0e}"] + 0.1 * int(seed.split("=")[1]), "steps": 7}
   monkeypatch.setattr(run, "measure", measure)
-  run._quality(argparse.Namespace(seconds=1.))
+  run._quality(argparse.Namespace(seconds=1., save=False))
   assert capsys.readouterr().out.splitlines()[2].split("|")[2:5] == [" 3.10 (3.00 to 3.20) ", " 7 ", " 0.001 "]
 
 
-def test_tables_of_serving_hold_ratios_within_a_round(monkeypatch, capsys):
+def test_tables_of_serving_hold_ratios_within_a_round(monkeypatch, capsys, saved):
   asked = []
 
   def measure(system, measurement, *options):
@@ -212,11 +224,12 @@ def test_tables_of_serving_hold_ratios_within_a_round(monkeypatch, capsys):
     return {"export": {"FlowModel": 1., "SavedModel": 2.}, "load": {"load": time}}.get(measurement, {"log_prob": time})
 
   monkeypatch.setattr(run, "measure", measure)
-  monkeypatch.setattr(sys, "argv", ["serving.py", "--rounds=2", "--num_hidden=8"])
+  monkeypatch.setattr(sys, "argv", ["serving.py", "--rounds=2", "--save", "--num_hidden=8"])
   serving.main()
   rows = [line for line in capsys.readouterr().out.splitlines() if "`log_prob`" in line]
   assert len(rows) == 3 and all(row.endswith("| 1.50 (1.50 to 1.50) |") for row in rows)
-  assert all("--num_hidden=8" in options for _, _, *options in asked)
+  assert all("--num_hidden=8" in options and "--save" not in options for _, _, *options in asked)
+  assert saved("serving_latency")["rows"] == [["`log_prob`", "1.50 (1.50 to 1.50)", "1.50 (1.50 to 1.50)"]]
   assert [system for system, *_ in asked[1:5]] == ["FlowModel", "SavedModel", "SavedModel", "FlowModel"]
 
 
@@ -326,7 +339,7 @@ def test_figure_of_the_ablation_is_never_empty(tmp_path, monkeypatch, num_epochs
 
 @pytest.mark.slow
 @pytest.mark.parametrize("shift, least, most", [(0, 0.95, 1.), (1, 0., 0.05)])
-def test_classes_of_samples_are_compared_with_those_asked_for(tmp_path, monkeypatch, capsys, shift, least, most):
+def test_classes_of_samples_are_compared_with_those_asked_for(tmp_path, monkeypatch, capsys, saved, shift, least, most):
   """The model draws real images, of the class it is asked for, or of the next one."""
   batches = data.load_images("digits", "train", 2000, with_labels=True, seed=0)
   images, labels = next(iter(batches.as_numpy_iterator()))
@@ -342,11 +355,13 @@ def test_classes_of_samples_are_compared_with_those_asked_for(tmp_path, monkeypa
       labels_asked=labels.numpy(), **{name: value.numpy() for name, value in kwargs.items()})})
   monkeypatch.setattr(tf.saved_model, "load", lambda path: saved_model)
   settings = {"data": "digits", "image_size": None, "shorter_side": None, "data_dir": None, "num_bits": 4,
-              "conditional": True, "batch_size": 64, "max_shift": 0., "seed": 0}
-  (tmp_path / "results.json").write_text(json.dumps({"settings": settings}))
-  monkeypatch.setattr(sys, "argv", ["class_samples.py", str(tmp_path), "--samples=20"])
+              "conditional": True, "batch_size": 64, "max_shift": 0., "seed": 0, "weight_y": 0.01}
+  (tmp_path / "results.json").write_text(json.dumps({"settings": settings, "bits_per_dim": 2.345}))
+  monkeypatch.setattr(sys, "argv", ["class_samples.py", str(tmp_path), "--samples=20", "--save"])
   class_samples.main()
-  shares = [float(line.split("|")[2].strip(" %")) / 100. for line in capsys.readouterr().out.splitlines()[2:]]
+  shown = [line.split("|")[2].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+  assert saved("class_samples_digits_0.01")["rows"] == [["`--weight-y 0.01`", "2.35", *shown]]
+  shares = [float(share.strip("%")) / 100. for share in shown]
   assert len(shares) == 1 + len(class_samples._TEMPERATURES)
   assert shares[0] > 0.95 and all(least <= share <= most for share in shares[1:])
 
@@ -362,15 +377,19 @@ def test_classes_of_samples_need_a_run_by_class(tmp_path, monkeypatch, capsys):
 
 
 @benchmark
-def test_page_is_asked_everything(grey_path, tmp_path, monkeypatch, capfd):
+def test_page_is_asked_everything(grey_path, tmp_path, monkeypatch, capfd, saved):
   np.savez(tmp_path / "directions.npz", **served_models.directions())
-  options = [grey_path, "--directions", tmp_path / "directions.npz", "--calls=2"]
+  (tmp_path / "saved_model").symlink_to(grey_path)
+  (tmp_path / "results.json").write_text(json.dumps({"settings": {"data": "../grey.npz"}}))
+  options = [tmp_path / "saved_model", "--directions", tmp_path / "directions.npz", "--calls=2", "--save"]
   monkeypatch.setattr(sys, "argv", ["page.py", *map(str, options)])
   page.main()
   rows = [line.split("|")[1:-1] for line in capfd.readouterr().out.splitlines()[2:]]
   assert [row[0].strip(" `/") for row in rows] == [f"api/{name}" for name in (
       "model", "image", "edit", "interpolate", "sample")]
   assert all(0 <= int(median) <= int(worst) for _, median, worst in rows)
+  assert [cells[1] for cells in saved("page_grey")["rows"]] == [
+      f"{median.strip()} ({worst.strip()})" for _, median, worst in rows]
 
 
 @benchmark
@@ -379,6 +398,13 @@ def test_page_without_a_model_is_an_error(tmp_path, monkeypatch, capfd):
   with pytest.raises(SystemExit, match=f"serve.py {tmp_path} .*failed"):
     page.main()
   assert "serve.py: error: " in capfd.readouterr().err
+
+
+def test_page_is_saved_for_models_whose_data_are_known_only(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["page.py", str(tmp_path / "saved_model"), "--save"])
+  with pytest.raises(SystemExit):
+    page.main()
+  assert "--save needs a model in the output folder" in capsys.readouterr().err
 
 
 def test_page_is_asked_with_a_class_and_all_sliders(monkeypatch):
@@ -474,6 +500,16 @@ def test_epochs_of_input_take_turns(monkeypatch, capsys):
   assert rows[4].startswith("| process | 1 (1 to 1) |")
 
 
+def test_input_of_the_page_is_in_round_numbers(monkeypatch):
+  rates = {input_script._OURS: 2345., input_script._BARE: 96_543., input_script._CACHED: 193_456.}
+  monkeypatch.setattr(input_script, "_rate", lambda made: rates[made])
+  contestants = {name: lambda name=name: name for name in rates}
+  contestants[input_script._TORCHS] = lambda: lambda: [12., 96.]
+  row = input_script._compare("files", argparse.Namespace(rounds=1, tiny=False), None, contestants)
+  assert row == ["files, as they are", "2,300", "2,300", "97,000 and 97,000; with `cache()` 193,000", "12 and 96"]
+  assert len(row) == len(input_script._PAGE_COLUMNS)
+
+
 def test_callbacks_are_timed_call_by_call():
   seconds = iter([0., 1., 10., 13., 20., 25.])
   callback = types.SimpleNamespace(on_epoch_begin=lambda epoch: None, on_epoch_end=lambda epoch, logs=None: None)
@@ -516,12 +552,12 @@ def test_tables_of_residual_flows(monkeypatch, capsys):
 
   monkeypatch.setattr(run, "measure", measure)
   monkeypatch.setattr(run, "peers", lambda: ["normflows"])
-  residual._speed(argparse.Namespace(rounds=3))
+  residual._speed(argparse.Namespace(rounds=3, save=False))
   assert len(asked) == 12 and all(options[2:5] == (*residual._OPTIONS, "--num_steps=3") for options in asked)
   rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
   assert rows[0] == "| `tfp_glow` | 1.00 (1.00 to 1.00), 20 ms | 1.00 (1.00 to 1.00), 40 ms |"
   assert len(rows) == 4 and all("| 2.00 (2.00 to 2.00), 40 ms |" in row for row in rows[1:])
   del asked[:]
-  residual._blocks(argparse.Namespace(rounds=1))
+  residual._blocks(argparse.Namespace(rounds=1, save=False))
   rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
   assert [row.count("300 MiB") for row in rows] == [3, 0, 0, 0] and all(row.count("600 MiB") == 3 for row in rows[1:])

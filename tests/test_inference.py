@@ -1,0 +1,45 @@
+"""The page on inference, read as a user would: its program runs, and finds the posterior that is known."""
+
+import pathlib
+import re
+
+import numpy as np
+import pytest
+import tensorflow_probability as tfp
+
+PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "inference.md").read_text()
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def names():
+  """What the program of the page has made."""
+  found = {"__name__": "page"}
+  exec(compile("\n".join(re.findall(r"^```py\n(.*?)^```", PAGE, re.M | re.S)), "page", "exec"), found)
+  return found
+
+
+def _check_moments(draws, names, num_effective):
+  """Within five standard errors of the exact mean and covariance, by so many independent draws."""
+  mean, covariance = names["exact_mean"], names["exact_covariance"]
+  deviation = np.sqrt(np.diag(covariance))
+  np.testing.assert_allclose(
+      (draws.mean(axis=0) - mean) / deviation, np.zeros(4), atol=5. / np.sqrt(num_effective))
+  np.testing.assert_allclose((np.cov(draws.T) - covariance) / np.outer(deviation, deviation), np.zeros([4, 4]),
+                             atol=5. * np.sqrt(2. / num_effective))
+
+
+def test_chains_have_the_moments_of_the_posterior(names):
+  chains, num_effective = names["chains"].numpy(), names["num_effective"].numpy().min()
+  assert num_effective > 1500 and 0.8 < names["are_accepted"].numpy().mean() < 1.
+  assert (tfp.mcmc.potential_scale_reduction(chains, independent_chain_ndims=1).numpy() < 1.02).all()
+  _check_moments(chains.reshape(-1, 4), names, 1500)
+
+
+def test_the_surrogate_is_near_the_posterior(names):
+  x, y, losses = names["x"], names["y"], names["losses"].numpy()
+  covariance = x @ x.T + 0.25 * np.eye(40)
+  log_evidence = -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2. * np.pi * covariance)[1])
+  # The bound is below it by the divergence from surrogate to posterior.
+  assert abs(losses[-50:].mean() + log_evidence) < 0.02 < losses[:5].mean() + log_evidence
+  _check_moments(names["approximate"].numpy(), names, 500)

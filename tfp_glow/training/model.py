@@ -32,7 +32,7 @@ class FlowModel(KeptInFiles):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
   The loss is the mean number of bits per dimension, which is reported as the metric `bits_per_dim`, too. Batches are
-  uint8 images `[N, H, W, C]`, uint16 ones of more than 8 bits, or with `num_bits=None` floating values, such as the rows
+  uint8 images `[N, H, W, C]`, uint16 ones of more than 8 bits, or with `num_bits=None` floating values, such as rows
   of a table, and what is known of them:
 
   ```none

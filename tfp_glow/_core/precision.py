@@ -84,7 +84,7 @@ def entered(new_mode):
 def full():
   """Full precision, in training, too."""
   with switched_off() if tf.executing_eagerly() else contextlib.nullcontext():
-    with entered(Mode(False, _products_are_rounded()) if mode() is None else mode()._replace(is_training=False)):
+    with entered(Mode(False, _products_are_rounded()) if mode() is None else Mode(False, *mode()[1:])):
       yield
 
 

@@ -55,10 +55,10 @@ def _stress(args):
     table.add(label, _share(all_sizes, "trained"), _share(all_sizes, "sampled"),
               *(_share([f for f in all_sizes if f["learning_rate"] == rate], "sampled") for rate in _RATES))
   print()
-  least = found[_BATCH_SIZES[0]]
-  table = results.Table(f"of these with batches of {_BATCH_SIZES[0]}", "losses finite", "samples finite, too")
+  table = results.Table(f"trainings of {args.steps} steps", *(
+      f"{what}, batches of {size}" for size in _BATCH_SIZES for what in ("losses finite", "samples finite, too")))
   for label in contestants:
-    table.add(label, _share(least[label], "trained"), _share(least[label], "sampled"))
+    table.add(label, *(_share(found[size][label], key) for size in _BATCH_SIZES for key in ("trained", "sampled")))
   table.save(args, "stress")
 
 

@@ -149,7 +149,7 @@ def test_shares_are_of_all_trainings(monkeypatch, capsys, saved):
   assert ours.split("|")[2:4] == [" 8 of 8 ", " 8 of 8 "]
   assert peer.split("|")[2:] == [" 4 of 8 ", " 4 of 8 ", " 2 of 2 ", " 2 of 2 ", " 0 of 2 ", " 0 of 2 ", ""]
   assert [row[1:] for row in saved("stress")["rows"]] == [
-      ["4 of 4", "4 of 4"], ["4 of 4", "2 of 4"], ["0 of 4", "2 of 4"]]  # Of single images.
+      ["4 of 4"] * 4, ["4 of 4", "2 of 4"] * 2, ["0 of 4", "2 of 4", "4 of 4", "2 of 4"]]
 
 
 def test_a_failed_measurement_ends_the_run():

@@ -98,3 +98,49 @@ def test_where_temperatures_of_levels_have_no_levels():
   assert tfp_glow.FlowModel(tfb.Chain([tfb.Shift(0.5), _glow()])).sample(2, [0.5, 1.]).shape == (2, *SHAPE)
   with pytest.raises(ValueError, match="must be the last, next to the latents"):
     tfp_glow.FlowModel(tfb.Chain([_glow(), tfb.Scale(2.)])).sample(2, [0.5, 1.])
+
+
+@pytest.mark.slow
+def test_samples_of_a_flow_of_two_valued_pixels_are_finite():
+  """Scales would learn to be 0 where data have no spread, and sampling divides by them."""
+  images = 255 * (np.random.default_rng(0).random([256, 4, 4, 1]) < 0.5).astype(np.uint8)
+  model = tfp_glow.FlowModel(tfp_glow.GlowBijector((4, 4, 1), 1, 2, 8, seed=0), num_bits=8)
+  model.compile(keras.optimizers.Adam(3e-2))
+  model.fit(images, batch_size=64, epochs=10, verbose=0)
+  latents = 1.5 * np.random.default_rng(1).standard_normal([256, 16]).astype(np.float32)
+  assert np.isfinite(model.distribution.bijector.forward(latents)).all()
+
+
+def test_a_far_row_costs_much_and_stays_finite():
+  table = np.random.default_rng(0).standard_normal([100, 3]).astype(np.float32)
+  flow = tfp_glow.VectorFlowBijector(3, num_steps=2, num_hidden=8, seed=0)
+  model = tfp_glow.FlowModel(flow, num_bits=None)
+  model.adapt(table)
+  far = model.log_prob(1e4 * table[:2])
+  assert np.isfinite(far).all() and (far < -1e6).all()
+
+
+def test_weights_within_a_batch_are_refused():
+  """A key that nobody reads would be left alone, and nothing weighted."""
+  images = np.zeros([4, 4, 4, 1], np.uint8)
+  model = tfp_glow.FlowModel(tfp_glow.GlowBijector((4, 4, 1), 1, 1, 8), num_bits=8)
+  model.compile(keras.optimizers.Adam(1e-3))
+  with pytest.raises(ValueError, match="`sample_weight` must be None: .*in proportion.*Received: a batch with weights"):
+    model.fit(images, {"sample_weight": np.ones(4)}, verbose=0)
+  with pytest.raises(ValueError, match=r"Received: sample_weight of shape \(4,\)$"):
+    model.fit(images, sample_weight=np.ones(4), verbose=0)
+
+
+def test_gradients_reach_the_network_of_a_base_distribution():
+  """Against a difference of two values."""
+  flow = tfp_glow.VectorFlowBijector(3, num_steps=2, num_hidden=8, seed=0, dtype="float64")
+  x = tf.random.stateless_normal([5, 3], [0, 0], dtype=tf.float64)
+  flow.initialize(x)
+  loc = tf.Variable(tf.zeros([3], tf.float64))
+  loss = lambda: tf.reduce_sum(tfd.TransformedDistribution(
+      tfd.MultivariateNormalDiag(loc * tf.range(1, 6, dtype=tf.float64)[:, None]), flow).log_prob(x))
+  with tf.GradientTape() as tape:
+    value = loss()
+  gradient = tape.gradient(value, loc)
+  loc.assign([1e-6, 0., 0.])
+  np.testing.assert_allclose((loss() - value) / 1e-6, gradient[0], rtol=1e-4)

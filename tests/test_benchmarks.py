@@ -435,8 +435,8 @@ def test_costs_of_callbacks(monkeypatch, capsys):
     ("residual_flow", "CIFAR-10", ("--num-scales=1", "--num-blocks=1", "--num-hidden=4", "--num-dense-blocks=1",
                                    "--num-dense-hidden=5"), architecture_sizes.residual_flow(1, 1, 4, 1, 5)),
     ("residual_flow", "CIFAR-10",
-     ("--preset=mnist", "--data=mnist", "--image-size=28", "--num-scales=1", "--num-blocks=1", "--num-hidden=4",
-      "--num-dense-blocks=1", "--num-dense-hidden=5"),
+     ("--data=mnist", "--image-size=28", "--num-scales=1", "--num-blocks=1", "--num-hidden=4", "--num-dense-blocks=1",
+      "--num-dense-hidden=5"),
      architecture_sizes.residual_flow(1, 1, 4, 1, 5, size=28, channels=1)),
 ])
 def test_paper_sizes(section, name, options, num_parameters, monkeypatch, capsys):

@@ -116,8 +116,8 @@ def _checked_contents(contents, ema, path):
   if not all(isinstance(key, str) for key in state):
     raise ValueError(f"`path` must hold a state dict with names for keys. Received: {path}")
   _check_arrays("state_dict", state, path)
-  averages = _averages(contents["ema"], state, path)[0]
-  return (state | {key: value for key, value in averages.items() if key in state} if ema else state), options
+  averages = _averages(contents["ema"], state, path)[0] if ema else {}
+  return state | {key: value for key, value in averages.items() if key in state}, options
 
 
 def _check_arrays(name, values, path):

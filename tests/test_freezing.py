@@ -200,8 +200,11 @@ def test_compositions_of_tfp_have_no_such_thing():
 def test_the_model_knows_at_once():
   model = tfp_glow.FlowModel(_glow())
   count = len(model.trainable_variables)
-  model.distribution.bijector.top.trainable = False
+  glow = model.distribution.bijector
+  glow.top.trainable = False
   assert len(model.trainable_variables) == count - 3
+  glow.blocks[0].template.actnorm.trainable = False
+  assert len(model.trainable_variables) == len(model.distribution.trainable_variables) == count - 5
   lines = []
   model.summary(print_fn=lines.append, show_trainable=True)
   assert next(line for line in lines if "top (TopPrior)" in line).endswith("no")
@@ -215,6 +218,17 @@ def test_a_model_of_which_nothing_is_trained():
   assert np.all(np.isfinite(model.predict(IMAGES, verbose=0)))
   with pytest.raises(ValueError, match="nothing to train"):
     _fit(model)
+
+
+@pytest.mark.slow
+def test_a_classifier_of_a_frozen_flow():
+  glow = _glow()
+  glow.trainable = False
+  classifier = tfp_glow.ScaleClassifier(num_classes=3, num_channels=4, seed=0)
+  model = _compiled(tfp_glow.FlowModel(glow, classifier=classifier, likelihood_weight=0.))
+  before = [v.numpy() for v in classifier.trainable_variables]
+  assert not _moved(model, lambda model: model.fit(IMAGES, np.arange(24) % 3, verbose=0))
+  assert any(np.any(v.numpy() != old) for v, old in zip(classifier.trainable_variables, before))
 
 
 # Networks of one's own, and other bijectors.
@@ -313,6 +327,18 @@ def test_frozen_layers_keep_their_values(invert):
     (tfp_glow.Invert(part) if invert else part).initialize(values)
     for value, old in zip(part.variables, before):
       np.testing.assert_array_equal(value, old)
+
+
+def test_layers_of_networks_keep_their_values():
+  values = np.random.default_rng(0).normal(2., 3., [50, 2, 2, 4]).astype(np.float32)
+  coupling = tfp_glow.AffineCoupling(tfp_glow.networks.CouplingNetwork(4, 4, seed=0))
+  coupling.build([2, 2, 4])
+  network = coupling.network
+  network.first.trainable = False
+  before = [v.numpy() for v in network.variables]
+  coupling.initialize(values)
+  changed = {v.path for v, old in zip(network.variables, before) if np.any(v.numpy() != old)}
+  assert changed == {network.second.shift.path, network.second.log_scale.path}
 
 
 # Files.

@@ -159,8 +159,8 @@ class VariableOwner:
       if follower is not None:
         follower()
 
-  def freeze(self, variables: Sequence[tf.Variable]) -> None:
-    """Freezes some of its variables, and no others.
+  def freeze_variables(self, variables: Sequence[tf.Variable]) -> None:
+    """Freezes some of its variables, as a file has them; to freeze parts, set their `trainable`.
 
     Args:
       variables: Sequence of `tf.Variable`s; those that are not its own are ignored.

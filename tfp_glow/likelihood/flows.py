@@ -75,7 +75,7 @@ def be_followed_by(distribution, follower):
 def freeze(distribution, variables):
   """Freezes some of the `tf.Variable`s in a distribution, of flows or not."""
   for owner in _owners(distribution):
-    owner.freeze(variables)
+    owner.freeze_variables(variables)
   for variable in variables:
     _compat.set_trainable(variable, False)
 

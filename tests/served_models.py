@@ -73,6 +73,10 @@ def export_continuous(path):
   tfp_glow.FlowModel(small_models.gaussian(), num_bits=None).export(path)
 
 
+def export_deep(path):
+  tfp_glow.FlowModel(small_models.gaussian((4, 4, 1)), num_bits=16).export(path)
+
+
 def directions():
   rng = np.random.default_rng(0)
   return {name: rng.normal(size=np.prod(GREY_SHAPE)).astype(np.float32) for name in ("darker", "3 to 8")}

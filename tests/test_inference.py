@@ -41,5 +41,5 @@ def test_the_surrogate_is_near_the_posterior(names):
   covariance = x @ x.T + 0.25 * np.eye(40)
   log_evidence = -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2. * np.pi * covariance)[1])
   # The bound is below it by the divergence from surrogate to posterior.
-  assert abs(losses[-50:].mean() + log_evidence) < 0.02 < losses[:5].mean() + log_evidence
+  assert abs(losses[-50:].mean() + log_evidence) < 0.05 < losses[:5].mean() + log_evidence
   _check_moments(names["approximate"].numpy(), names, 500)

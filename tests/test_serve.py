@@ -377,6 +377,13 @@ def test_saved_model_must_be_one_of_images(tmp_path):
     serve.ServedModel(tmp_path, [])
 
 
+@pytest.mark.slow
+def test_saved_model_must_be_one_of_bytes(tmp_path):
+  served_models.export_deep(tmp_path)
+  with pytest.raises(ValueError, match=r"must be one of uint8 images .* Received: uint16 \(None, 4, 4, 1\)"):
+    serve.ServedModel(tmp_path, [])
+
+
 def test_directions_must_fit(grey_model, tmp_path):
   def load(**arrays):
     np.savez(tmp_path / "directions.npz", **arrays)

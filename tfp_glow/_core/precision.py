@@ -84,7 +84,8 @@ def entered(new_mode):
 def full():
   """Full precision, in training, too."""
   with switched_off() if tf.executing_eagerly() else contextlib.nullcontext():
-    with entered(Mode(False, _products_are_rounded()) if mode() is None else mode()._replace(is_training=False)):
+    device_rounds = _products_are_rounded() if mode() is None else mode().device_rounds
+    with entered(Mode(False, device_rounds, is_lite())):
       yield
 
 

@@ -14,7 +14,7 @@ Each of the four is fitted on the same training rows. The flows are trained by t
 components of the mixture, and whether their covariances are full or diagonal, are those that suit the validation rows
 best. The autoregressive flow is `tfb.MaskedAutoregressiveFlow` with `tfb.AutoregressiveNetwork`s, in `FlowModel` as
 well; its networks are as wide as gives it about as many parameters as the other flow has, masked ones not counted. They
-have tanh in them: with relu, scales are unbounded, and one test row had a log-density of -1e18.
+have tanh in them: with relu, scales have no bound, and the mean of one fold of breast_cancer was -2e16 nats.
 """
 
 import argparse

@@ -79,7 +79,8 @@ def speed_up(cluster, num_bytes, seconds_of_image, batch_size):
 def _num_parameters(preset):
   """Of two shallow models: it is linear in the depth."""
   import tfp_glow
-  kwargs = {"coupling": preset.coupling, "num_classes": 10 if preset.conditional else None}
+  num_classes = 1000 if preset.data.startswith("imagenet") else 10
+  kwargs = {"coupling": preset.coupling, "num_classes": num_classes if preset.conditional else None}
   counts = []
   for num_steps in (1, 2):
     glow = tfp_glow.GlowBijector((preset.image_size, preset.image_size, 3), preset.num_blocks, num_steps,

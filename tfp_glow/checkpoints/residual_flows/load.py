@@ -44,9 +44,10 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
   ended is not resumed), the bound of 1 on the length of all gradients together, as many batches in an update, and the
   moving averages. As always, Keras puts these in the place of the weights when `fit` ends. Another optimizer takes a
   `compile` of your own. From the same gradients Adam takes the same step as in the authors' code, but for learned
-  orders: these follow the loss here, there the norms alone. Their moments start from 0, and their gradients count in
-  the length that is bounded. Norms are measured to a thousandth after each update, there less exactly. Estimates of
-  log-dets are unbiased and noise is uniform, whatever the options said.
+  orders. These follow the loss here, there the norms alone: their moments start from 0, and their gradients count in
+  the length that is bounded. And until the first update norms are those of the file's vectors in the orders of the
+  weights, which there are taken to be those of the averages. After each update norms are measured to a thousandth,
+  there less exactly. Estimates of log-dets are unbiased and noise is uniform, whatever the options said.
 
   Latents are vectors of images that are flattened channels last, as all in this package; `split_latent` of the bijector
   gives them back as images. The heads of a classifier come along: the model then is a hybrid one, see `FlowModel`, with

@@ -284,14 +284,14 @@ class _OfTFP(OnePassBijector):
     super()._set_trainable(value)
     for owner in self._owners():
       owner._set_trainable(value)
-    for source, variable in self._sources():
+    for source, _, variable in self._sources():
       if source is variable and _compat.was_made_trainable(variable):
         _compat.set_trainable(variable, value)
 
   def _sources(self):
     found = sum([owner._sources() for owner in self._owners()], [])
     owned = {id(variable) for owner in self._owners() for variable in owner.variables}
-    return found + [(variable, variable) for variable in self.bijector.variables if id(variable) not in owned]
+    return found + [(variable,) * 3 for variable in self.bijector.variables if id(variable) not in owned]
 
   def be_followed_by(self, follower):
     super().be_followed_by(follower)

@@ -104,7 +104,7 @@ class VariableOwner:
     Layers of networks have a `trainable` of their own, by Keras, which takes effect when the bijector, or
     `FlowModel.compile`, is called next.
     """
-    parameters = [source for source, variable in self._sources() if _is_parameter(variable)]
+    parameters = [source for source, _, variable in self._sources() if _compat.was_made_trainable(variable)]
     return any(source.trainable for source in parameters) if parameters else self._is_trainable
 
   @trainable.setter
@@ -125,8 +125,8 @@ class VariableOwner:
     self._is_trainable = value
     for layer in self._layers():
       layer.trainable = value
-    for variable in self._own_keras_variables:
-      variable.trainable = value and _is_parameter(variable)
+    for keras_variable, variable in zip(self._own_keras_variables, self._own_variables):
+      keras_variable.trainable = value and _compat.was_made_trainable(variable)
     for child in self._children:
       child._set_trainable(value)
 
@@ -135,21 +135,21 @@ class VariableOwner:
     return [value for value in vars(self).values() if isinstance(value, keras.layers.Layer)]
 
   def _sources(self):
-    """Pairs: what tells by its `trainable` whether a variable is trained, and that variable, mostly the same.
-
-    Variables are `keras.Variable`s, but those of TFP's bijectors.
+    """Triples: what tells by its `trainable` whether a variable is trained; that variable as Keras knows it; and as
+    TensorFlow does. (Not by its `value`: in a `StatelessScope` that is a tensor.) Of TFP's variables all three are one.
     """
-    return sum([child._sources() for child in self._children], [(v, v) for v in self._own_keras_variables])
+    own = [(v, v, variable) for v, variable in zip(self._own_keras_variables, self._own_variables)]
+    return sum([child._sources() for child in self._children], own)
 
   def follow_layers(self) -> None:
     """Has its variables follow what layers of networks now have as `trainable`; each call does."""
     has_changed = False
-    for source, variable in self._sources():
-      value = source.trainable and _is_parameter(variable)
-      if isinstance(variable, keras.Variable):
-        variable.trainable = value
-      if _stored(variable).trainable != value:
-        _compat.set_trainable(_stored(variable), value)
+    for source, keras_variable, variable in self._sources():
+      value = source.trainable and _compat.was_made_trainable(variable)
+      if keras_variable is not variable:
+        keras_variable.trainable = value
+      if variable.trainable != value:
+        _compat.set_trainable(variable, value)
         has_changed = True
     if has_changed:
       self._tell_followers()
@@ -166,8 +166,8 @@ class VariableOwner:
       variables: Sequence of `tf.Variable`s; those that are not its own are ignored.
     """
     ids = set(map(id, variables))
-    for source, variable in self._sources():
-      if id(_stored(variable)) in ids and source is not _stored(variable):
+    for source, _, variable in self._sources():
+      if id(variable) in ids and source is not variable:
         source.trainable = False
     self.follow_layers()
 
@@ -197,13 +197,3 @@ class VariableOwner:
   def _update(self):
     """The values that it assigns to them."""
     return sum([child._update() for child in self._children], [])
-
-
-def _stored(variable):
-  """The `tf.Variable` of a `keras.Variable`, or the `tf.Variable` itself."""
-  return variable.value if isinstance(variable, keras.Variable) else variable
-
-
-def _is_parameter(variable):
-  """Whether a variable is trained, unless it is frozen."""
-  return _compat.was_made_trainable(_stored(variable))

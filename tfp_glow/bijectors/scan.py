@@ -114,8 +114,9 @@ class Scan(OnePassBijector):
     self.template._set_trainable(value)
 
   def _sources(self):
-    sources = {id(variable): source for source, variable in self.template._sources()}
-    return [(sources[id(variable)], stack) for variable, stack in zip(self._template_variables, self._stacks)]
+    sources = {id(keras_variable): source for source, keras_variable, _ in self.template._sources()}
+    return [(sources[id(of_template)], stack, variable) for of_template, stack, variable in zip(
+        self._template_variables, self._stacks, self._own_variables)]
 
   @property
   def num_steps(self) -> int:

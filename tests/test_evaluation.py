@@ -325,8 +325,8 @@ def test_draws_share_no_noise_with_training():
   model, images = tfp_glow.FlowModel(small_models.gaussian(), seed=1), tf.constant(IMAGES)
   draws, original = [], dequantize.image_noise
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(dequantize, "image_noise", lambda images, seed, dtype: (
-        draws.append(tuple(np.array(seed))), original(images, seed, dtype))[1])
+    patch.setattr(dequantize, "image_noise", lambda images, seed, *args: (
+        draws.append(tuple(np.array(seed))), original(images, seed, *args))[1])
     tf.config.run_functions_eagerly(True)
     try:
       bits_per_dim(model, images, num_noise_samples=3, seed=0)

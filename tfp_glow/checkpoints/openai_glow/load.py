@@ -38,7 +38,7 @@ def load_original_checkpoint(path: str | os.PathLike, image_shape: Sequence[int]
     path: Prefix of the checkpoint's files, such as `"logs/model_best_loss.ckpt"`, its file `.index`, or a folder that
       holds one checkpoint (or several, of which its file `checkpoint` names the last). `~` is the home folder.
     image_shape: `(H, W, C)` of an image; `H` and `W` divisible by `2 ** num_levels`.
-    num_bits: Python `int`, 1 .. 8, bits of the images that the model was trained with, the original's `n_bits_x`.
+    num_bits: Python `int`, as of `FlowModel`: the bits of images in training, the original's `n_bits_x`.
     ema: Python `bool`: whether to take the exponential moving averages of the weights in place of the weights.
 
   Returns:

@@ -63,7 +63,7 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
   Args:
     path: The file. `~` is the home folder.
     image_shape: `(H, W, C)` of an image.
-    num_bits: Python `int`, 1 .. 8, bits of the images that the model was trained with.
+    num_bits: Python `int`, as of `FlowModel`: bits of the images that the model was trained with.
     ema: Python `bool`: whether to take the exponential moving averages of the weights, to use the model, or the
       weights and the state of the optimizer, to resume its training.
     log_det: See `InvertibleResidualBlock`; `"exact"` is for tiny images.

@@ -46,4 +46,4 @@ def test_tutorial_is_shown_with_its_outputs(name):
   assert {line.split(" = ")[0] for line in parameters.source.splitlines()} == LITTLE[name].keys()
   outputs = [output for cell in code for output in cell.outputs]
   assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
-  assert sum("image/png" in output.get("data", {}) for output in outputs) >= 3
+  assert sum("image/png" in output.get("data", {}) for output in outputs) >= 2

@@ -41,6 +41,7 @@ class ImageLikelihood:
     self.distribution = distribution
     self._flow = flows.flow_of(distribution)
     self._owners = flows.owners_of(distribution)  # Found once: to walk a distribution takes longer than a small batch.
+    self.variables = ()  # Until `build`.
     self.spec = ImageSpec(distribution.event_shape, distribution.dtype, num_bits,
                           None if self._flow is None else self._flow.num_classes,
                           None if self._flow is None else self._flow.context_shape)

@@ -4,7 +4,6 @@ import json
 import os
 
 import keras
-
 import numpy as np
 
 from tfp_glow._core import files

@@ -30,6 +30,11 @@ class Owned(NamedTuple):
     """Whether it is trained, unless it is frozen."""
     return _compat.was_made_trainable(self.stored)
 
+  @property
+  def can_be_frozen(self):
+    """Whether freezing its bijector means anything to it: it is trained, or measured."""
+    return self.is_parameter or self.source is not self.stored
+
   def sync(self):
     """Has the variable follow the source; returns whether this changes anything."""
     value = self.source.trainable and self.is_parameter
@@ -141,9 +146,11 @@ class VariableOwner:
     Layers of networks have a `trainable` of their own, by Keras, which takes effect when the bijector, or
     `FlowModel.compile`, is called next.
     """
-    parameters = [owned for owned in self._owned() if owned.is_parameter]
-    if parameters:
-      return any(owned.source.trainable for owned in parameters)
+    owned = self._owned()
+    sources = [each.source for each in owned if each.is_parameter] or [
+        each.source for each in owned if each.can_be_frozen]
+    if sources:
+      return any(source.trainable for source in sources)
     return any(child.trainable for child in self._children) if self._children else self._switch.trainable
 
   @trainable.setter
@@ -245,8 +252,7 @@ def frozen_variables(bijector: VariableOwner) -> list[tf.Variable]:
   Returns:
     List of `tf.Variable`s.
   """
-  return [owned.stored for owned in bijector._owned() if not owned.source.trainable and (
-      owned.is_parameter or owned.source is not owned.stored)]
+  return [owned.stored for owned in bijector._owned() if owned.can_be_frozen and not owned.source.trainable]
 
 
 def freeze(bijector: VariableOwner, variables: Sequence[tf.Variable]) -> None:

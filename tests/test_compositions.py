@@ -38,6 +38,7 @@ def test_twice_is_not_once(in_graph):
 def test_parts_of_tfps_bijectors_follow_updates():
   """Those of `tfb.Blockwise`, which is taken for one bijector of TFP's."""
   block = tfp_glow.InvertibleResidualBlock(contraction(2), "russian_roulette", event_ndims=1, seed=0)
+  block.inverse(np.zeros([1, 2], np.float32))
   chain = tfp_glow.Chain([tfb.Blockwise([block, tfb.Identity()], [2, 1])])
   before = block.noise_seeds()[0].numpy()
   chain.after_update()

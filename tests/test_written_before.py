@@ -54,7 +54,7 @@ def test_layers_that_were_frozen_at_first(expected, eagerly, tmp_path):
     found = each.log_prob(images, context=context.astype(np.float32))
     np.testing.assert_allclose(found, expected["frozen_log_prob"], rtol=1e-5)
     assert [v.trainable for v in each.variables if v.shape == (3, 3)] == [False, True]
-  assert [v.path for v in model.trainable_variables] == [v.path for v in of_weights.trainable_variables]
+  assert [v.trainable for v in model.variables] == [v.trainable for v in of_weights.variables]
   model.fit(images, {"context": context.astype(np.float32)}, batch_size=8, verbose=0)
   model.save(tmp_path / "model.keras")
   again = keras.models.load_model(tmp_path / "model.keras")

@@ -116,6 +116,26 @@ def _scan_of_couplings(dtype):
   return tfp_glow.Scan(lambda k: _affine(3, dense, event_ndims=1)(dtype), 2, [3], dtype=dtype)
 
 
+class _Caller(tfp_glow.OnePassBijector):
+  """A step of one's own, which calls its part by the public methods."""
+
+  def __init__(self, dtype):
+    super().__init__(forward_event_shape=[3], inverse_event_shape=[3], dtype=dtype, name="caller")
+    self.inner = self._add_child(tfp_glow.ActNorm(3, event_ndims=1, dtype=dtype))
+
+  def _forward_and_log_det(self, x):
+    return self.inner.forward_and_log_det(x)
+
+  def _inverse_and_log_det(self, y):
+    return self.inner.inverse_and_log_det(y)
+
+
+def _scan_of_chains(dtype):
+  """The vectors of an image are events of one part."""
+  part = lambda event_ndims: tfp_glow.ActNorm(2, event_ndims, dtype=dtype)
+  return tfp_glow.Scan(lambda k: tfp_glow.Chain([part(3), part(1)]), 2, [2, 2, 2], dtype=dtype)
+
+
 def contraction(units, dtype="float32", seed=0):
   layer = functools.partial(tfp_glow.lipschitz.LipschitzDense, coefficient=0.7, dtype=dtype)
   return keras.Sequential([layer(6, seed=seed), tfp_glow.lipschitz.LipSwish(dtype=dtype), layer(units, seed=seed + 1)])
@@ -238,6 +258,8 @@ CASES = [
          [2, 2, 4]),
     Case("scan_vector", _scan_of_couplings, [3]),
     Case("scan_steps_vector", lambda dtype: tfp_glow.Scan(lambda k: _vector_step(dtype), 2, [3], dtype=dtype), [3]),
+    Case("scan_of_callers", lambda dtype: tfp_glow.Scan(lambda k: _Caller(dtype), 2, [3], dtype=dtype), [3]),
+    Case("scan_of_chains", _scan_of_chains, [2, 2, 2]),
     Case("residual", lambda dtype: tfp_glow.InvertibleResidualBlock(
         _contracting_convolutions(2, dtype), "exact", dtype=dtype), [2, 3, 2]),
     Case("residual_vector", lambda dtype: residual_block(3, dtype), [3]),

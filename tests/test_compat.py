@@ -472,8 +472,8 @@ def _classes(module, tree):
 
 # What bijectors of this package call of one another; and what a class reads of another of its kind.
 _BETWEEN_BIJECTORS = {"_forward_and_log_det", "_inverse_and_log_det", "_initialize", "_initialize_back", "_walk",
-                      "_depends_on_variables_only", "_keras_variables", "_variables_of_update", "_update", "_sources",
-                      "_set_trainable"}
+                      "_depends_on_variables_only", "_keras_variables", "_variables_of_update", "_update", "_owned",
+                      "_set_trainable", "_sync_trainable", "_tell_followers", "_add_follower"}
 _BETWEEN_OTHERS = {"bijectors.recall": {"_bijector"}, "data.decoded_once": {"_num_bytes"}}
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_probability as tfp
-from bijector_cases import perturb
+from bijector_cases import contraction, perturb
 
 import tfp_glow
 from tfp_glow.bijectors import recall
@@ -33,6 +33,19 @@ def test_twice_is_not_once(in_graph):
   run = tf.function(twice, autograph=False) if in_graph else twice
   for actual, expected in zip(run(x, lambda y: y), twice(x, tf.identity)):
     np.testing.assert_allclose(actual, expected, rtol=1e-6)
+
+
+def test_parts_of_tfps_bijectors_follow_updates():
+  """Those of `tfb.Blockwise`, which is taken for one bijector of TFP's."""
+  block = tfp_glow.InvertibleResidualBlock(contraction(2), "russian_roulette", event_ndims=1, seed=0)
+  block.inverse(np.zeros([1, 2], np.float32))
+  chain = tfp_glow.Chain([tfb.Blockwise([block, tfb.Identity()], [2, 1])])
+  before = block.noise_seeds()[0].numpy()
+  chain.after_update()
+  assert block.noise_seeds()[0].numpy()[1] == before[1] + 1
+  assert [id(v) for v in chain.noise_seeds()] == [id(v) for v in block.noise_seeds()]
+  chain.trainable = False
+  assert not block.trainable
 
 
 def test_one_bijector_at_two_places():

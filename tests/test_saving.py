@@ -464,6 +464,27 @@ def test_functions_may_also_come_in_custom_objects(tmp_path):
   _assert_equal(_everything_in(loaded), _everything_in(model))
 
 
+@keras.saving.register_keras_serializable("tests")
+def at_least_one(value):
+  return tf.maximum(value, 1.)
+
+
+@pytest.mark.parametrize("constraint", [at_least_one, keras.constraints.NonNeg()])
+def test_constraints_of_variables(constraint, tmp_path):
+  scale = tf.Variable(tf.ones([4]), constraint=constraint)
+  loaded = _saved_and_loaded(tfp_glow.FlowModel(tfd.Independent(tfd.Normal(_variable(4), scale), 1)), tmp_path)
+  found = loaded.distribution.distribution.scale.constraint
+  np.testing.assert_array_equal(found(tf.constant([-1., 2.])), constraint(tf.constant([-1., 2.])))
+  assert [v.constraint for v in loaded.trainable_variables].count(found) == 1
+
+
+def test_constraints_that_cannot_be_saved(tmp_path):
+  scale = tf.Variable(tf.ones([4]), constraint=lambda value: tf.maximum(value, 1.))
+  model = tfp_glow.FlowModel(tfd.Independent(tfd.Normal(_variable(4), scale), 1))
+  with pytest.raises(ValueError, match=r"`distribution\.distribution\.scale\.constraint` must be.*Received: <function"):
+    model.save(tmp_path / "model.keras")
+
+
 # Files that somebody has changed.
 
 

@@ -310,7 +310,7 @@ def was_made_trainable(variable):
   Args:
     variable: `tf.Variable`.
   """
-  return getattr(variable, _MADE_TRAINABLE, variable.trainable)
+  return getattr(variable, _MADE_TRAINABLE) if hasattr(variable, _MADE_TRAINABLE) else variable.trainable
 
 
 def forget_compositions_of(bijector):

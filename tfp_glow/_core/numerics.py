@@ -109,6 +109,17 @@ def _clipped(x, bound):
   return tf.raw_ops.ClipByValue(t=x, clip_value_min=-bound, clip_value_max=bound)
 
 
+def assign_unless_frozen(variable, value):
+  """What data-dependent initialisation does with a variable.
+
+  Args:
+    variable: `keras.Variable`.
+    value: Tensor.
+  """
+  if variable.trainable:
+    variable.assign(value)
+
+
 def log_scale_of(parameter, factor=LOG_SCALE_FACTOR):
   """What a variable `log_scale` stands for: `factor` times it, within bounds."""
   return bounded(factor * parameter)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfp_glow._core.numerics import LOG_SCALE_FACTOR, activation_statistics, log_scale_of
+from tfp_glow._core.numerics import LOG_SCALE_FACTOR, activation_statistics, assign_unless_frozen, log_scale_of
 from tfp_glow._core.validation import check_positive
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import channels_event_shape, num_positions
@@ -65,15 +65,15 @@ class ActNorm(OnePassBijector):
     return tf.convert_to_tensor(self.shift.value), log_scale, log_det
 
   def _initialize(self, y):
-    if self.trainable:
-      shift, log_scale = activation_statistics(y, self.log_scale_factor)
-      self.shift.assign(shift)
-      self.log_scale.assign(log_scale)
+    shift, log_scale = activation_statistics(y, self.log_scale_factor)
+    assign_unless_frozen(self.shift, shift)
+    assign_unless_frozen(self.log_scale, log_scale)
     return self._inverse_and_log_det(y)[0]
 
   def _initialize_back(self, x):
-    if self.trainable:
-      shift, log_scale = activation_statistics(x, self.log_scale_factor)
-      self.shift.assign(-shift * tf.exp(log_scale_of(log_scale, self.log_scale_factor)))
-      self.log_scale.assign(-log_scale)
+    shift, log_scale = activation_statistics(x, self.log_scale_factor)
+    assign_unless_frozen(self.log_scale, -log_scale)
+    # Of the scale that it has now: that may be frozen.
+    scale = tf.exp(-log_scale_of(tf.convert_to_tensor(self.log_scale.value), self.log_scale_factor))
+    assign_unless_frozen(self.shift, -shift * scale)
     return self._forward_and_log_det(x)[0]

@@ -14,8 +14,7 @@ import tensorflow_probability as tfp
 
 from tfp_glow._core import _compat, precision
 from tfp_glow._core.validation import checked_dtype
-from tfp_glow.bijectors import batching, contexts, recall
-from tfp_glow.bijectors.ownership import VariableOwner
+from tfp_glow.bijectors import batching, contexts, ownership, recall
 
 tfb = tfp.bijectors
 
@@ -23,7 +22,7 @@ tfb = tfp.bijectors
 _NEEDS_LOG_DET = "needs_log_det"
 
 
-class OnePassBijector(VariableOwner, tfb.Bijector):
+class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
   """Base class of bijectors that compute value and log-det together.
 
   Subclasses implement `_forward_and_log_det(x, **kwargs)` and `_inverse_and_log_det(y, **kwargs)`. Both get a tensor
@@ -426,7 +425,7 @@ class OnePassBijector(VariableOwner, tfb.Bijector):
 
   @tf.autograph.experimental.do_not_convert
   def _evaluate(self, inputs, inverse, kwargs, needs_log_det=True):
-    self.follow_layers()
+    ownership.sync_trainable(self)
     function = self._inverse_and_log_det if inverse else self._forward_and_log_det
     arguments = self._own_arguments(function, kwargs)
     if not needs_log_det and _takes(function, _NEEDS_LOG_DET):

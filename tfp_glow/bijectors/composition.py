@@ -8,7 +8,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow._core import _compat
-from tfp_glow.bijectors import batching, contexts
+from tfp_glow.bijectors import batching, contexts, ownership
 from tfp_glow.bijectors.base import OnePassBijector
 
 tfb = tfp.bijectors
@@ -273,30 +273,27 @@ class _OfTFP(OnePassBijector):
     super().__init__(forward_event_shape=[None] * bijector.inverse_event_ndims(event_ndims),
                      inverse_event_shape=[None] * event_ndims, dtype=bijector.dtype or dtype, name=bijector.name)
     self.bijector = bijector
-
-  def _owners(self):
-    """The outermost bijectors of this package in it."""
-    owners = [part for part in self.bijector.submodules if isinstance(part, OnePassBijector)]
-    within = {id(part) for owner in owners for part in owner.submodules}
-    return [owner for owner in owners if id(owner) not in within]
+    # `tf.Module` finds them in the bijector: the order of variables, also in files, is the bijector's.
+    self._children = _compat.untracked(self, _outermost_within(bijector))
 
   def _set_trainable(self, value):
     super()._set_trainable(value)
-    for owner in self._owners():
-      owner._set_trainable(value)
-    for source, _, variable in self._sources():
-      if source is variable and _compat.was_made_trainable(variable):
-        _compat.set_trainable(variable, value)
+    for owned in self._owned_by_tfp():
+      if owned.is_parameter:
+        _compat.set_trainable(owned.stored, value)
 
-  def _sources(self):
-    found = sum([owner._sources() for owner in self._owners()], [])
-    owned = {id(variable) for owner in self._owners() for variable in owner.variables}
-    return found + [(variable,) * 3 for variable in self.bijector.variables if id(variable) not in owned]
+  def _owned(self):
+    return super()._owned() + self._owned_by_tfp()
 
-  def be_followed_by(self, follower):
-    super().be_followed_by(follower)
-    for owner in self._owners():
-      owner.be_followed_by(follower)
+  def _owned_by_tfp(self):
+    """Of variables that follow nothing; some are made when they are first needed."""
+    ours = {id(variable) for child in self._children for variable in child.variables}
+    return [ownership.Owned(variable, None, variable) for variable in self.bijector.variables
+            if id(variable) not in ours]
+
+  @property
+  def has_costly_log_det(self):
+    return False  # TFP's bijectors do not know `needs_log_det`.
 
   @property
   def initialized(self):
@@ -354,6 +351,13 @@ class _OfTFP(OnePassBijector):
 
   def _inverse_event_shape_tensor(self, output_shape):
     return self.bijector.inverse_event_shape_tensor(output_shape)
+
+
+def _outermost_within(bijector):
+  """The outermost bijectors of this package in one of TFP's, or in one that has our methods by other means."""
+  found = [part for part in bijector.submodules if isinstance(part, OnePassBijector)]
+  within = {id(part) for owner in found for part in owner.submodules}
+  return [owner for owner in found if id(owner) not in within]
 
 
 def latent_side_of(bijector):

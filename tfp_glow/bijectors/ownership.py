@@ -4,12 +4,53 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import keras
 import tensorflow as tf
 
 from tfp_glow._core import _compat
 from tfp_glow._core.validation import check_bools
+
+
+class Owned(NamedTuple):
+  """A variable of a bijector, and what says whether it is trained.
+
+  Attributes:
+    source: What has `trainable`: of parameters mostly the variable itself, of others what their bijector remembers.
+    variable: `keras.Variable`; `None` of the variables of TFP's bijectors.
+    stored: The `tf.Variable` that shares its storage. (`variable.value` is a tensor in Keras' `StatelessScope`.)
+  """
+  source: Any
+  variable: keras.Variable | None
+  stored: tf.Variable
+
+  @property
+  def is_parameter(self):
+    """Whether it is trained, unless it is frozen."""
+    return _compat.was_made_trainable(self.stored)
+
+  @property
+  def can_be_frozen(self):
+    """Whether freezing its bijector means anything to it: it is trained, or measured."""
+    return self.is_parameter or self.source is not self.stored
+
+  def sync(self):
+    """Has the variable follow the source; returns whether this changes anything."""
+    value = self.source.trainable and self.is_parameter
+    if self.variable is not None:
+      self.variable.trainable = value
+    if self.stored.trainable == value:
+      return False
+    _compat.set_trainable(self.stored, value)
+    return True
+
+
+class _Switch:
+  """Remembers the last `trainable` of a bijector, for variables that it does not have, or does not train."""
+
+  def __init__(self):
+    self.trainable = True
 
 
 class VariableOwner:
@@ -26,7 +67,7 @@ class VariableOwner:
     self._own_keras_variables = _compat.untracked(self, [])
     self._own_variables = []
     self._children = []
-    self._is_trainable = True
+    self._switch = _Switch()
     self._followers = _compat.untracked(self, [])
 
   def __setattr__(self, name, value):
@@ -45,11 +86,12 @@ class VariableOwner:
 
   def _adopt(self, keras_variables):
     self._own_keras_variables.extend(keras_variables)
-    self._own_variables.extend(v.value for v in keras_variables)
-    for variable in keras_variables:
-      variable.trainable = variable.trainable and self._is_trainable
-      if not variable.trainable and variable.value.trainable:  # Of a layer that was frozen before.
-        _compat.set_trainable(variable.value, False)
+    stored = [v.value for v in keras_variables]
+    self._own_variables.extend(stored)
+    for variable, tf_variable in zip(keras_variables, stored):
+      variable.trainable = variable.trainable and self._switch.trainable
+      if not variable.trainable and tf_variable.trainable:  # Of a layer that was frozen before.
+        _compat.set_trainable(tf_variable, False)
 
   def _add_child(self, bijector):
     self._children.append(bijector)
@@ -104,29 +146,35 @@ class VariableOwner:
     Layers of networks have a `trainable` of their own, by Keras, which takes effect when the bijector, or
     `FlowModel.compile`, is called next.
     """
-    parameters = [source for source, _, variable in self._sources() if _compat.was_made_trainable(variable)]
-    return any(source.trainable for source in parameters) if parameters else self._is_trainable
+    owned = self._owned()
+    sources = [each.source for each in owned if each.is_parameter] or [
+        each.source for each in owned if each.can_be_frozen]
+    if sources:
+      return any(source.trainable for source in sources)
+    return any(child.trainable for child in self._children) if self._children else self._switch.trainable
 
   @trainable.setter
   def trainable(self, value: bool) -> None:
     check_bools(trainable=value)
     self._set_trainable(bool(value))
-    self.follow_layers()
-    self._tell_followers()  # Variables of TFP's bijectors have no layers to follow.
+    self._sync_trainable()
+    self._tell_followers()  # Also of variables of TFP's bijectors, which follow nothing.
 
   @property
   def trainable_variables(self):
     """`tf.Variable`s that are trained: a tuple."""
-    self.follow_layers()
+    sync_trainable(self)
     return super().trainable_variables
 
+  # What this module's functions ask of bijectors.
+
   def _set_trainable(self, value):
-    """Tells all that `_sources` ask."""
-    self._is_trainable = value
+    """Tells all sources."""
+    self._switch.trainable = value
     for layer in self._layers():
       layer.trainable = value
-    for keras_variable, variable in zip(self._own_keras_variables, self._own_variables):
-      keras_variable.trainable = value and _compat.was_made_trainable(variable)
+    for variable, stored in zip(self._own_keras_variables, self._own_variables):
+      variable.trainable = value and _compat.was_made_trainable(stored)
     for child in self._children:
       child._set_trainable(value)
 
@@ -134,53 +182,29 @@ class VariableOwner:
     """The Keras layers that are its own."""
     return [value for value in vars(self).values() if isinstance(value, keras.layers.Layer)]
 
-  def _sources(self):
-    """Triples: what tells by its `trainable` whether a variable is trained; that variable as Keras knows it; and as
-    TensorFlow does. (Not by its `value`: in a `StatelessScope` that is a tensor.) Of TFP's variables all three are one.
-    """
-    own = [(v, v, variable) for v, variable in zip(self._own_keras_variables, self._own_variables)]
-    return sum([child._sources() for child in self._children], own)
+  def _own(self):
+    """`Owned`s of its own variables."""
+    return [Owned(variable if _compat.was_made_trainable(stored) else self._switch, variable, stored)
+            for variable, stored in zip(self._own_keras_variables, self._own_variables)]
 
-  def follow_layers(self) -> None:
-    """Has its variables follow what layers of networks now have as `trainable`; each call does."""
-    has_changed = False
-    for source, keras_variable, variable in self._sources():
-      value = source.trainable and _compat.was_made_trainable(variable)
-      if keras_variable is not variable:
-        keras_variable.trainable = value
-      if variable.trainable != value:
-        _compat.set_trainable(variable, value)
-        has_changed = True
-    if has_changed:
-      self._tell_followers()
+  def _owned(self):
+    """`Owned`s of all variables, those of its parts among them."""
+    return sum([child._owned() for child in self._children], self._own())
+
+  def _sync_trainable(self):
+    """As `sync_trainable`, but tells nobody; returns whether anything changed."""
+    return any([child._sync_trainable() for child in self._children] + [owned.sync() for owned in self._own()])
 
   def _tell_followers(self):
     for follower in [follower() for follower in self._followers]:
       if follower is not None:
         follower()
 
-  def freeze_variables(self, variables: Sequence[tf.Variable]) -> None:
-    """Freezes some of its variables, as a file has them; to freeze parts, set their `trainable`.
-
-    Args:
-      variables: Sequence of `tf.Variable`s; those that are not its own are ignored.
-    """
-    ids = set(map(id, variables))
-    for source, _, variable in self._sources():
-      if id(variable) in ids and source is not variable:
-        source.trainable = False
-    self.follow_layers()
-
-  def be_followed_by(self, follower: Callable[[], None]) -> None:
-    """Has a method called whenever a variable, of it or one of its parts, is frozen or unfrozen.
-
-    Args:
-      follower: Method without arguments; its object is not kept alive.
-    """
+  def _add_follower(self, follower):
     self._followers[:] = [known for known in self._followers if known() is not None]
     self._followers.append(weakref.WeakMethod(follower))
     for child in self._children:
-      child.be_followed_by(follower)
+      child._add_follower(follower)
 
   def noise_seeds(self) -> list[keras.Variable]:
     """The seeds of what estimates of log-dets draw.
@@ -197,3 +221,53 @@ class VariableOwner:
   def _update(self):
     """The values that it assigns to them."""
     return sum([child._update() for child in self._children], [])
+
+
+def sync_trainable(bijector: VariableOwner) -> None:
+  """Has a bijector's variables follow what layers of its networks now have as `trainable`, as each call does.
+
+  Args:
+    bijector: `OnePassBijector`.
+  """
+  if bijector._sync_trainable():
+    bijector._tell_followers()
+
+
+def on_trainable_changed(bijector: VariableOwner, follower: Callable[[], None]) -> None:
+  """Has a method called whenever a variable of a bijector, or of one of its parts, is frozen or unfrozen.
+
+  Args:
+    bijector: `OnePassBijector`.
+    follower: Method without arguments; its object is not kept alive.
+  """
+  bijector._add_follower(follower)
+
+
+def frozen_variables(bijector: VariableOwner) -> list[tf.Variable]:
+  """The variables that are frozen; those that are never trained, too, where their bijector is frozen.
+
+  Args:
+    bijector: `OnePassBijector`.
+
+  Returns:
+    List of `tf.Variable`s.
+  """
+  return [owned.stored for owned in bijector._owned() if owned.can_be_frozen and not owned.source.trainable]
+
+
+def freeze(bijector: VariableOwner, variables: Sequence[tf.Variable]) -> None:
+  """Freezes what `frozen_variables` returned of a bijector that was made in the same way.
+
+  Args:
+    bijector: `OnePassBijector`.
+    variables: Sequence of `tf.Variable`s; those that are not its own are ignored.
+  """
+  ids = set(map(id, variables))
+  for owned in bijector._owned():
+    if id(owned.stored) in ids:
+      if owned.source is not owned.stored:
+        owned.source.trainable = False
+      elif owned.is_parameter:
+        _compat.set_trainable(owned.stored, False)
+  bijector._sync_trainable()
+  bijector._tell_followers()

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfp_glow._core import _compat, gradients
 from tfp_glow._core.validation import check_choice, check_counts
+from tfp_glow.bijectors import ownership
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.step import step_of
 
@@ -78,8 +79,10 @@ class Scan(OnePassBijector):
         self._add_variable(variable.path.replace("/", "_"), array, _compat.was_made_trainable(variable.value),
                            variable.aggregation)
         for variable, array in zip(self._template_variables, arrays)])
-    self.follow_layers()
-    self.template.be_followed_by(self.follow_layers)
+    sources = {id(owned.variable): owned.source for owned in self.template._owned()}
+    self._sources = _compat.untracked(self, [sources[id(variable)] for variable in self._template_variables])
+    self._follow_template()
+    ownership.on_trainable_changed(self.template, self._follow_template)
 
   _passes_arguments_on = True
 
@@ -113,10 +116,11 @@ class Scan(OnePassBijector):
     super()._set_trainable(value)
     self.template._set_trainable(value)
 
-  def _sources(self):
-    sources = {id(keras_variable): source for source, keras_variable, _ in self.template._sources()}
-    return [(sources[id(of_template)], stack, variable) for of_template, stack, variable in zip(
-        self._template_variables, self._stacks, self._own_variables)]
+  def _own(self):
+    return [ownership.Owned(*owned) for owned in zip(self._sources, self._stacks, self._own_variables)]
+
+  def _follow_template(self):
+    ownership.sync_trainable(self)
 
   @property
   def num_steps(self) -> int:

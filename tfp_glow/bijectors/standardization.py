@@ -17,9 +17,9 @@ class Standardization(OnePassBijector):
   inverse log-det = -num_positions * sum(log(deviation))
   ```
 
-  `initialize` measures mean and deviation, and training leaves them as they are; `FlowModel.adapt(table)` calls it.
-  Before that, it is the identity. As the log-det is part of it, densities of a flow behind it are those of the data as
-  they are, in their own units. `Normalization` is given its numbers instead, `ActNorm` trains them.
+  `initialize` measures mean and deviation, unless it is frozen; `FlowModel.adapt(table)` calls it. Training leaves them
+  as they are. Before that, it is the identity. As the log-det is part of it, densities of a flow behind it are those of
+  the data as they are, in their own units. `Normalization` is given its numbers instead, `ActNorm` trains them.
 
   The deviation of a channel that is constant, but for rounding, is taken for 1: data say nothing of its scale.
 
@@ -80,6 +80,8 @@ class Standardization(OnePassBijector):
     return self._forward_and_log_det(x)[0]
 
   def _assign(self, mean, deviation):
+    if not self.trainable:  # Frozen: neither is ever trained.
+      return
     self.mean.assign(tf.cast(mean, self.dtype))
     self.deviation.assign(tf.cast(deviation, self.dtype))
 

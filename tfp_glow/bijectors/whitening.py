@@ -18,8 +18,8 @@ class Whitening(OnePassBijector):
   inverse log-det = -sum(log(diag(factor)))
   ```
 
-  `initialize` measures the covariance, and training leaves it as it is. Before that, it is the identity. Put it on the
-  latent side of a `Standardization`, for columns of mean 0 and variance 1.
+  `initialize` measures the covariance, unless it is frozen, and training leaves it as it is. Before that, it is the
+  identity. Put it on the latent side of a `Standardization`, for columns of mean 0 and variance 1.
 
   Directions in which data hardly vary are not stretched to variance 1: a share of the mean variance is added to the
   diagonal. It is 1e-4, and more where there are fewer than ten rows for each of the D columns: `0.01 (D / N)^2` of N
@@ -58,14 +58,18 @@ class Whitening(OnePassBijector):
     return -tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)))
 
   def _initialize(self, y):
-    self.factor.assign(tf.cast(tf.linalg.cholesky(_covariance(y)), self.dtype))
+    self._assign(tf.linalg.cholesky(_covariance(y)))
     return self._inverse_and_log_det(y)[0]
 
   def _initialize_back(self, x):
     factor = tf.linalg.cholesky(_covariance(x))
     inverse = tf.linalg.triangular_solve(factor, tf.eye(factor.shape[-1], dtype=factor.dtype))
-    self.factor.assign(tf.cast(inverse, self.dtype))
+    self._assign(inverse)
     return self._forward_and_log_det(x)[0]
+
+  def _assign(self, factor):
+    if self.trainable:  # Not frozen: it is never trained.
+      self.factor.assign(tf.cast(factor, self.dtype))
 
 
 def _covariance(values):

@@ -7,6 +7,7 @@ import tensorflow as tf
 import tensorflow_probability as tfp
 
 from tfp_glow._core import _compat
+from tfp_glow.bijectors import ownership
 from tfp_glow.bijectors.composition import as_one_pass, is_of_tensors
 
 tfd = tfp.distributions
@@ -52,43 +53,73 @@ def are_initialized(distribution):
   return all(are_initialized(component) for component in _components(distribution))
 
 
-def follow_layers(distribution):
-  """Has the variables of all flows in a distribution follow what layers of networks have as `trainable`.
-
-  Raises `ValueError` for a `trainable` of something that would not heed it.
-  """
+def check_is_heeded(distribution):
+  """Raises `ValueError` for a `trainable` of something that would not heed it."""
   for part in [distribution, *distribution.submodules]:
     if "trainable" in vars(part) and type(part).__module__.startswith("tensorflow_probability."):
       raise ValueError("`trainable` must be that of a part of this package: bijectors and distributions of TFP know no "
                        "such thing. Put them into `tfp_glow.Chain`, or make their `tf.Variable`s with "
                        f"`trainable=False`. Received: trainable={part.trainable!r} of {part!r}")
-  for owner in _owners(distribution):
-    owner.follow_layers()
 
 
-def be_followed_by(distribution, follower):
-  """Has a method called whenever a variable of a flow in a distribution is frozen or unfrozen."""
-  for owner in _owners(distribution):
-    owner.be_followed_by(follower)
+def owners_of(distribution):
+  """The outermost bijectors of this package in a distribution, a list."""
+  return _outermost([part for part in distribution.submodules if hasattr(part, "after_update")])
 
 
-def freeze(distribution, variables):
-  """Freezes some of the `tf.Variable`s in a distribution, of flows or not."""
-  for owner in _owners(distribution):
-    owner.freeze_variables(variables)
+def frozen_variables(owners, variables):
+  """Those `tf.Variable`s that are frozen, and those that are not trained, but belong to something that is frozen.
+
+  Args:
+    owners: Of `owners_of`.
+    variables: All `tf.Variable`s of that distribution.
+  """
+  ids = {id(variable) for owner in _ours(owners) for variable in ownership.frozen_variables(owner)}
+  return [v for v in variables if id(v) in ids or _compat.was_made_trainable(v) and not v.trainable]
+
+
+def freeze(owners, variables):
+  """Freezes what `frozen_variables` returned.
+
+  Args:
+    owners: Of `owners_of`.
+    variables: List of `tf.Variable`s.
+  """
+  for owner in _ours(owners):
+    ownership.freeze(owner, variables)
   for variable in variables:
     _compat.set_trainable(variable, False)
 
 
-def after_update(distribution):
-  """Has bijectors follow an update of the weights, wherever they are in a distribution."""
-  for owner in _owners(distribution):
+def sync_trainable(owners):
+  """Has the variables of bijectors follow what layers of networks have as `trainable`."""
+  for owner in _ours(owners):
+    ownership.sync_trainable(owner)
+
+
+def on_trainable_changed(owners, follower):
+  """Has a method called whenever a variable of these bijectors is frozen or unfrozen."""
+  for owner in _ours(owners):
+    ownership.on_trainable_changed(owner, follower)
+
+
+def after_update(owners):
+  """Has bijectors follow an update of the weights.
+
+  Args:
+    owners: Of `owners_of`.
+  """
+  for owner in owners:
     owner.after_update()
 
 
-def draw_other_noise(distribution):
-  """Has estimates of log-dets move on to other noise, as after an update."""
-  for seed in _noise_seeds(distribution):
+def draw_other_noise(owners):
+  """Has estimates of log-dets move on to other noise, as after an update.
+
+  Args:
+    owners: Of `owners_of`.
+  """
+  for seed in _noise_seeds(owners):
     seed.assign(tf.convert_to_tensor(seed.value) + [0, 1])
 
 
@@ -100,7 +131,7 @@ def other_estimates(distribution, draw):
     distribution: `tfd.Distribution`.
     draw: Python `int`, a number for each noise. 0: the noise that they have at present.
   """
-  seeds = _noise_seeds(distribution)
+  seeds = _noise_seeds(owners_of(distribution))
   before = [seed.numpy() for seed in seeds]
   try:
     if draw:
@@ -112,8 +143,12 @@ def other_estimates(distribution, draw):
       seed.assign(value)
 
 
-def _noise_seeds(distribution):
-  return sum([owner.noise_seeds() for owner in _owners(distribution)], [])
+def _noise_seeds(owners):
+  return sum([owner.noise_seeds() for owner in owners], [])
+
+
+def _ours(owners):
+  return [owner for owner in owners if isinstance(owner, ownership.VariableOwner)]
 
 
 def _learns(distribution):
@@ -126,11 +161,6 @@ def _components(distribution):
   transformed = [part for part in distribution.submodules
                  if isinstance(part, tfd.Distribution) and hasattr(part, "bijector")]
   return _outermost(transformed)
-
-
-def _owners(distribution):
-  """The outermost bijectors of this package."""
-  return _outermost([part for part in distribution.submodules if hasattr(part, "after_update")])
 
 
 def _outermost(modules):

@@ -40,15 +40,19 @@ class ImageLikelihood:
                        f"event_shape {distribution.event_shape}, batch_shape {distribution.batch_shape}")
     self.distribution = distribution
     self._flow = flows.flow_of(distribution)
+    self._owners = flows.owners_of(distribution)  # Found once: to walk a distribution takes longer than a small batch.
+    self.variables = ()  # Until `build`.
     self.spec = ImageSpec(distribution.event_shape, distribution.dtype, num_bits,
                           None if self._flow is None else self._flow.num_classes,
                           None if self._flow is None else self._flow.context_shape)
 
   def build(self):
-    """Has those bijectors make their variables that make them when they are first called."""
+    """Has those bijectors make their variables that make them when they are first called; `variables` is of all then.
+    """
     if not getattr(getattr(self.distribution, "bijector", None), "built", False):
       values = tf.zeros([1] + self.spec.event_shape.as_list(), self.spec.dtype)
       self.log_density(values, None if self._flow is None else self._flow.any_condition(values))
+    self.variables = tuple(self.distribution.variables)
 
   @property
   def num_dims(self):
@@ -262,13 +266,26 @@ class ImageLikelihood:
     condition = {} if context is None else _arguments_of(self._flow, values, {"context": context})
     flows.initialize(self.distribution, values, condition)
 
-  def follow_layers(self):
+  def sync_trainable(self):
     """Has the variables of all flows follow what layers of networks have as `trainable`."""
-    flows.follow_layers(self.distribution)
+    flows.sync_trainable(self._owners)
 
-  def be_followed_by(self, follower):
+  def on_trainable_changed(self, follower):
     """Has a method called whenever a variable of a flow in the distribution is frozen or unfrozen."""
-    flows.be_followed_by(self.distribution, follower)
+    flows.on_trainable_changed(self._owners, follower)
+
+  def check_trainable(self):
+    """Raises `ValueError` for a `trainable` of something that would not heed it."""
+    flows.check_is_heeded(self.distribution)
+
+  def frozen_indices(self):
+    """What is frozen, as indices of `variables`, for a file."""
+    frozen = set(map(id, flows.frozen_variables(self._owners, self.variables)))
+    return [index for index, variable in enumerate(self.variables) if id(variable) in frozen]
+
+  def freeze(self, indices):
+    """Freezes what `frozen_indices` returned."""
+    flows.freeze(self._owners, [self.variables[index] for index in indices])
 
   @property
   def is_initialized(self):
@@ -277,11 +294,11 @@ class ImageLikelihood:
 
   def after_update(self):
     """Has bijectors follow an update of the weights, wherever they are in the distribution."""
-    flows.after_update(self.distribution)
+    flows.after_update(self._owners)
 
   def draw_other_noise(self):
     """Has estimates of log-dets move on to other noise, as after an update."""
-    flows.draw_other_noise(self.distribution)
+    flows.draw_other_noise(self._owners)
 
   def walk(self, values, condition=None):
     """`OnePassBijector.walk` of dequantized images, through all that lies between them and the innermost latents.

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tfp_glow._core.numerics import (
   LOG_SCALE_FACTOR,
   activation_statistics,
+  assign_unless_frozen,
   at_least_one,
   before_channels,
   generator,
@@ -152,13 +153,15 @@ class ScaleClassifier(keras.layers.Layer):
   def initialize(self, features: Sequence[tf.Tensor]) -> None:
     """Data-dependent initialisation, from one batch: what the actnorm of each head returns has mean 0 and variance 1.
 
+    Frozen variables keep their values.
+
     Args:
       features: List of tensors `[N, h, w, c]`, as in a call.
     """
     for head, image in zip(self.heads, self._seen(features)):
       shift, log_scale = activation_statistics(head.sums(image), self.log_scale_factor)
-      head.shift.assign(shift)
-      head.log_scale.assign(log_scale)
+      assign_unless_frozen(head.shift, shift)
+      assign_unless_frozen(head.log_scale, log_scale)
     self.mark_initialized()
 
   def _seen(self, features):

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tfp_glow._core.numerics import (
   activation_statistics,
+  assign_unless_frozen,
   before_channels,
   generator,
   log_scale_of,
@@ -163,7 +164,7 @@ class ActNormConv2D(_Folding):
     return self.run(self._with_ones(inputs), *self.fold())
 
   def initialize(self, inputs: tf.Tensor) -> tf.Tensor:
-    """Sets `shift` and `log_scale`, unless frozen, from the batch `inputs`; returns the outputs.
+    """Sets `shift` and `log_scale`, unless they are frozen, from the batch `inputs`; returns the outputs.
 
     Args:
       inputs: Tensor `[N, H, W, channels]`.
@@ -171,12 +172,10 @@ class ActNormConv2D(_Folding):
     Returns:
       Tensor `[N, H, W, filters]`.
     """
-    if not (self.shift.trainable or self.log_scale.trainable):
-      return self(inputs)
     weights = self._fold(value_of(self.kernel), tf.zeros_like(self.shift), tf.ones_like(self.shift))
     shift, log_scale = activation_statistics(self._convolve(self._with_ones(inputs), *weights, tf.identity))
-    self.shift.assign(shift)
-    self.log_scale.assign(log_scale)
+    assign_unless_frozen(self.shift, shift)
+    assign_unless_frozen(self.log_scale, log_scale)
     return self(inputs)
 
   def _with_ones(self, inputs):

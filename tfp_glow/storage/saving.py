@@ -127,8 +127,10 @@ class _Encoder:
 
   def _encode_object(self, value, path):
     if _is_variable(value):
+      constraint = {} if value.constraint is None else {
+          "constraint": self.encode(value.constraint, f"{path}.constraint")}
       return "variable", {"value": self.encode(value.numpy(), path), "trainable": _compat.was_made_trainable(value),
-                          "name": value.name.split(":")[0]}
+                          "name": value.name.split(":")[0], **constraint}
     name = _name_of(type(value))
     if name is not None:
       return "object", self._encode_arguments(value, name, path)
@@ -200,7 +202,8 @@ class _Decoder:
 
   def _decode_variable(self, content, path):
     value = self.decode(content["value"], path)
-    variable = tf.Variable(value, trainable=content["trainable"], name=content["name"])
+    constraint = self.decode(content.get("constraint"), f"{path}.constraint")
+    variable = tf.Variable(value, trainable=content["trainable"], name=content["name"], constraint=constraint)
     return self._keep(content, variable)
 
   def _decode_object(self, content, path):

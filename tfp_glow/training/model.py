@@ -118,19 +118,22 @@ class FlowModel(KeptInFiles):
     weight_y = batches.checked_weight_y(weight_y, likelihood)
     likelihood_weight = batches.checked_likelihood_weight(likelihood_weight, classifier, weight_y, likelihood)
     likelihood.build()
-    if not any(map(_compat.was_made_trainable, distribution.variables)):
+    if not any(map(_compat.was_made_trainable, likelihood.variables)):
       raise ValueError("`distribution` must have trainable `tf.Variable`s among its parameters (a tensor made from a "
                        f"variable does not count). Received: {distribution!r}")
     super().__init__(likelihood, int(seed), weight_y, classifier, likelihood_weight, name)
     # Keras trains `keras.Variable`s; these share the storage of the distribution's. Keras orders them by what may be
     # trained, and files hold them in that order: it must not depend on what is frozen at present.
     self._adopted = [keras.Variable(v, trainable=_compat.was_made_trainable(v), dtype=v.dtype.name,
-                                    name=_keras_name(v)) for v in distribution.variables]
-    for adopted, variable in zip(self._adopted, distribution.variables):
+                                    name=_keras_name(v)) for v in likelihood.variables]
+    for adopted, variable in zip(self._adopted, likelihood.variables):
       adopted.constraint = variable.constraint  # The masks of an autoregressive network, say.
-    self._are_trained = self._are_trained_as_compiled = (True,) * len(self._adopted)
-    likelihood.be_followed_by(self._follow_parts)
-    self._follow_layers()
+    likelihood.sync_trainable()
+    self._are_trained = (True,) * len(self._adopted)
+    self._take_trainable()
+    self._were_trained_at_first = self._are_trained
+    self._trained_as_compiled = frozenset()
+    likelihood.on_trainable_changed(self._take_trainable)
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
     self._encode = _function(self._likelihood.encode)
     self._decode = _function(self._likelihood.decode)
@@ -180,8 +183,8 @@ class FlowModel(KeptInFiles):
       if value is not None:
         raise ValueError(f"`{key}` must not be given: the loss of a `FlowModel` is its bits per dimension. "
                          f"Received: {key}={value!r}")
-    self._follow_layers()
-    self._are_trained_as_compiled = self._are_trained
+    self._likelihood.check_trainable()
+    self._sync_trainable()
     options = {"jit_compile": jit_compile, **kwargs}
     has_replicas = self._has_replicas()
     if jit_compile not in (True, False, "auto"):
@@ -193,30 +196,32 @@ class FlowModel(KeptInFiles):
     with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
       self._means = self._make_means()
       super().compile(optimizer=optimizer, jit_compile=False, metrics=self._means.terms, **kwargs)
+    self._trained_as_compiled = frozenset(map(id, self.trainable_variables))
     self.uses_xla = jit_compile != "auto" and bool(jit_compile)
     self._xla_functions = {}
     self._compile_options = options
 
-  def _follow_layers(self):
-    self._likelihood.follow_layers()
-    self._follow_parts()
+  def _sync_trainable(self):
+    self._likelihood.sync_trainable()
+    self._take_trainable()
 
-  def _follow_parts(self):
+  def _take_trainable(self):
     """Trains what in the distribution has been unfrozen since the last time, and nothing that is frozen."""
-    before, self._are_trained = self._are_trained, tuple(v.trainable for v in self.distribution.variables)
+    before, self._are_trained = self._are_trained, tuple(v.trainable for v in self._likelihood.variables)
     for adopted, was_trained, is_trained in zip(self._adopted, before, self._are_trained):
       if not (was_trained and is_trained):
         adopted.trainable = is_trained
 
   def _check_trains_as_compiled(self):
-    self._follow_layers()
-    pairs = zip(self.distribution.variables, self._are_trained, self._are_trained_as_compiled)
-    changed = [f"{v.name} {'un' if now else ''}frozen" for v, now, then in pairs if now != then]
+    self._sync_trainable()
+    trained = frozenset(map(id, self.trainable_variables))
+    changed = trained ^ self._trained_as_compiled
     if changed:
-      raise ValueError("`trainable` of a part of the distribution must not change after `compile`, which settles what "
-                       f"is trained: compile the model again. Received: {', '.join(changed[:3])}"
+      changed = [f"{v.path} {'un' if id(v) in trained else ''}frozen" for v in self.variables if id(v) in changed]
+      raise ValueError("`trainable` of a part of the model must not change after `compile`, which settles what is "
+                       f"trained: compile the model again. Received: {', '.join(changed[:3])}"
                        + (f" and {len(changed) - 3} others" if len(changed) > 3 else ""))
-    if not self.trainable_variables:
+    if not trained:
       raise ValueError("`trainable` must be True of a part of the model, or there is nothing to train. "
                        f"Received: {self.name!r}, of which all is frozen")
 
@@ -428,7 +433,7 @@ class FlowModel(KeptInFiles):
       layer_range: Ignored: the parts of a flow are no layers of Keras.
     """
     del positions, layer_range
-    self._follow_layers()
+    self._sync_trainable()
     rows = summary.rows_of(self.distribution, [*self.layers, *self.weights], with_weights=expand_nested)
     optimizer_variables = self.optimizer.variables if self.compiled else []
     text = summary.text_of(f'Model: "{self.name}"', rows, summary.totals_of(self.weights, optimizer_variables),

@@ -4,11 +4,15 @@ import json
 import os
 
 import keras
+import numpy as np
 
-from tfp_glow._core import _compat, files
-from tfp_glow.likelihood import flows
+from tfp_glow._core import files
 from tfp_glow.storage import saving
 from tfp_glow.training.train_step import FlowSteps
+
+# In files of weights: they are in the order of a model of which nothing is frozen. Files of version 0.1.0 have no such
+# key.
+_NONE_LAST = "frozen_in_place"
 
 
 class KeptInFiles(FlowSteps):
@@ -63,16 +67,47 @@ class KeptInFiles(FlowSteps):
       raise ValueError("`filepath` must hold the weights of a model with the same levels, steps, width, coupling, "
                        f"permutation and image size: {str(error):.500} Received: {filepath}") from error
 
+  def save_own_variables(self, store):
+    """As `keras.Layer.save_own_variables`; says in what order they are.
+
+    Args:
+      store: Where the values are written, by `save` and `save_weights`.
+    """
+    super().save_own_variables(store)
+    store[_NONE_LAST] = np.ones([])
+
+  def load_own_variables(self, store):
+    """As `keras.Layer.load_own_variables`; knows the order of version 0.1.0, too.
+
+    Args:
+      store: Where the values are read, by `load_weights` and `keras.models.load_model`.
+    """
+    content = {key: store[key] for key in store.keys()}
+    if content.pop(_NONE_LAST, None) is None:
+      places = {id(variable): str(index) for index, variable in enumerate(self._variables_as_before())}
+      moved = [(str(index), places[id(variable)]) for index, variable in enumerate(self.variables)]
+      content = {index: content[place] for index, place in moved if place in content}
+    super().load_own_variables(content)
+
+  def _variables_as_before(self):
+    """`variables` in the order of version 0.1.0: what was frozen when the model was made is among the never trained."""
+    last = [variable for variable, was_trained in zip(self._adopted, self._were_trained_at_first) if not was_trained]
+    ids = set(map(id, last))
+    others = [variable for variable in self.variables if id(variable) not in ids]
+    where = next(index for index, variable in enumerate(others) if variable is self._adapted)
+    return others[:where] + last + others[where:]
+
   def get_config(self):
     """What `from_config` makes the model from, without its weights; see `save`.
 
     A subclass whose constructor has other arguments adds them to what this returns.
     """
-    self._likelihood.follow_layers()
+    self._likelihood.check_trainable()
+    self._likelihood.sync_trainable()
     config = {"distribution": saving.distribution_to_config(self.distribution), "num_bits": self.num_bits,
               "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name,
               "frozen": [index for index, v in enumerate(self.variables) if not v.trainable],
-              "frozen_parts": [index for index, v in enumerate(self.distribution.variables) if _is_frozen(v)]}
+              "frozen_parts": self._likelihood.frozen_indices()}
     if self._is_hybrid:
       config |= {"classifier": saving.keras_config(self.classifier, "classifier"),
                  "likelihood_weight": self._likelihood_weight}
@@ -85,14 +120,19 @@ class KeptInFiles(FlowSteps):
     if config.get("classifier") is not None:
       config["classifier"] = keras.saving.deserialize_keras_object(config["classifier"])
     is_trainable, *frozen = (config.pop(key, default) for key, default in (
-        ("trainable", True), ("frozen", []), ("frozen_parts", [])))
+        ("trainable", True), ("frozen", []), ("frozen_parts", None)))
     model = cls(**config)
-    flows.freeze(model.distribution, [model.distribution.variables[index] for index in frozen[1]])
+    cls._freeze(model, *frozen)
     if not is_trainable:
       model.trainable = False
-    for index in frozen[0]:
-      model.variables[index].trainable = False
     return model
+
+  def _freeze(self, frozen, frozen_parts):
+    """Freezes what `get_config` has noted, or that of version 0.1.0, which noted no parts."""
+    variables = self._variables_as_before() if frozen_parts is None else self.variables
+    self._likelihood.freeze(frozen_parts or [])
+    for index in frozen:
+      variables[index].trainable = False
 
   def get_compile_config(self):
     """What `compile_from_config` compiles the model with."""
@@ -107,7 +147,3 @@ class KeptInFiles(FlowSteps):
     self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
     if config["is_built"]:  # Then the file holds its variables.
       self._build_optimizer()
-
-
-def _is_frozen(variable):
-  return _compat.was_made_trainable(variable) and not variable.trainable

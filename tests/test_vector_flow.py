@@ -13,6 +13,7 @@ from bijector_cases import dense, perturb
 from scipy import stats
 
 import tfp_glow
+from tfp_glow.training import batches, sources
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 MEANS, DEVIATIONS = np.array([5., 1e6, -3e-9, 0.]), np.array([1e-3, 2e4, 1e-9, 1.])
@@ -153,6 +154,30 @@ def test_fit_looks_at_more_rows_than_a_batch():
   flow = model.distribution.bijector
   np.testing.assert_allclose(flow.parts[0].mean, np.float64(rows).mean(0), rtol=1e-6)
   np.testing.assert_allclose(flow.parts[0].deviation, np.float64(rows).std(0), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_fit_looks_at_all_of_a_long_table(monkeypatch):
+  """Which is in order: its smallest rows are unlike the rest."""
+  monkeypatch.setattr(batches, "NUM_ROWS_TO_ADAPT", 50)
+  rows = np.sort(table(2000), axis=0)
+  model = model_of(flow_of(), run_eagerly=True)
+  model.optimizer.learning_rate = 0.
+  model.fit(rows, batch_size=32, steps_per_epoch=1, verbose=0)
+  standardization = model.distribution.bijector.parts[0]
+  mean, deviation = np.float64(rows).mean(0), np.float64(rows).std(0)
+  np.testing.assert_allclose((standardization.mean - mean) / deviation, np.zeros(4), atol=0.05)
+  np.testing.assert_allclose(standardization.deviation / deviation, np.ones(4), rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, tf.constant])
+def test_rows_that_initialise_are_from_all_of_the_table(kind):
+  index = np.arange(2000)
+  x, y = sources.source_of(kind(index), {"context": kind(-index)}).spread_batch(50)
+  np.testing.assert_array_equal(y["context"], -np.asarray(x))
+  np.testing.assert_array_equal(np.asarray(x) // 40, np.arange(50))
+  assert len(set(np.asarray(x) % 40)) > 20  # Also of rows of 40 kinds that take turns.
+  np.testing.assert_array_equal(sources.source_of(kind(index)).spread_batch(2000), index)
 
 
 # What is refused.

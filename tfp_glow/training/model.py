@@ -612,7 +612,8 @@ class FlowModel(KeptInFiles):
       path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
       warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself,
         with these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
-      for_lite: Python `bool`: whether the signatures are made of operations that TensorFlow Lite has itself.
+      for_lite: Python `bool`: whether the signatures are made of operations that TensorFlow Lite has itself, which a
+        flow in float64, or one that estimates log-dets, cannot be.
 
     Raises:
       TypeError: if `path` is no path.

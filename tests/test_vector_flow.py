@@ -1,6 +1,7 @@
 """Glow of vectors, and what is done to the columns of tables."""
 
 import functools
+import warnings
 
 import keras
 import numpy as np
@@ -178,6 +179,25 @@ def test_rows_that_initialise_are_from_all_of_the_table(kind):
   np.testing.assert_array_equal(np.asarray(x) // 40, np.arange(50))
   assert len(set(np.asarray(x) % 40)) > 20  # Also of rows of 40 kinds that take turns.
   np.testing.assert_array_equal(sources.source_of(kind(index)).spread_batch(2000), index)
+
+
+@pytest.mark.parametrize("make", [tfp_glow.Standardization, lambda num_dims: tfp_glow.Invert(
+    tfp_glow.Standardization(num_dims)), lambda num_dims: flow_of(num_dims, num_steps=1)])
+def test_digits_that_float32_loses_are_named(make):
+  """Times in seconds since 1970, of one day; beside columns that are far away but wide, near, and constant."""
+  rows = np.random.default_rng(0).normal([1e6, 1.7e9, 5., 0.], [1e3, 1e4, 1e-3, 1.], [50, 4])
+  rows = np.float32(np.c_[rows, np.full(50, 1e7)])
+  with pytest.warns(UserWarning, match=r'`dtype="float64"`.*, or subtract a constant .*Received: .* indices \[1\]$'):
+    make(5).initialize(rows)
+
+
+def test_nothing_is_said_of_digits_that_are_kept():
+  rows = np.random.default_rng(0).normal([1e6, 1.7e9], [1e3, 1e4], [50, 2])
+  near = np.float32(rows - [0., 1.7e9])
+  for dtype, columns in (("float64", rows), ("float32", near)):
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      tfp_glow.Standardization(columns.shape[1], dtype=dtype).initialize(columns)
 
 
 # What is refused.

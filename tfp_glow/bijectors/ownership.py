@@ -145,6 +145,8 @@ class VariableOwner:
     """Has its variables follow what layers of networks now have as `trainable`; each call does."""
     has_changed = False
     for source, variable in self._sources():
+      if not hasattr(_stored(variable), "trainable"):
+        continue  # A tensor: in a `keras.StatelessScope`, which evaluates with other weights.
       value = source.trainable and _is_parameter(variable)
       if isinstance(variable, keras.Variable):
         variable.trainable = value

@@ -18,7 +18,7 @@ import results
 import run
 
 _BATCH_SIZES = (1, 64)
-_RATES = (1e-4, 1e-3, 1e-2, 3e-2)
+RATES = (1e-4, 1e-3, 1e-2, 3e-2)
 _BITS = (1, 8)
 _ARCHITECTURE = ("--num_levels=2", "--num_steps=4", "--num_hidden=32")
 
@@ -40,7 +40,7 @@ def _stress(args):
   os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1")
   measure = lambda system, batch_size: run.measure(
       system, "health", *_ARCHITECTURE, f"--batch_size={batch_size}", f"--calls={args.steps}", f"--seeds={args.seeds}",
-      "--bits", *map(str, _BITS), "--rates", *map(str, _RATES))
+      "--bits", *map(str, _BITS), "--rates", *map(str, RATES))
   found = {batch_size: {} for batch_size in _BATCH_SIZES}
   with concurrent.futures.ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
     rows = [(label, batch_size, pool.submit(measure, system, batch_size))
@@ -49,11 +49,11 @@ def _stress(args):
       found[batch_size][label] = row.result()
       print(f"  {label}, batch size {batch_size}: done", file=sys.stderr, flush=True)
   table = results.Table(f"trainings of {args.steps} steps that stay finite", "all", "and their samples",
-                        *(f"rate {rate:g}" for rate in _RATES))
+                        *(f"rate {rate:g}" for rate in RATES))
   for label in contestants:
     all_sizes = [f for batch_size in _BATCH_SIZES for f in found[batch_size][label]]
     table.add(label, _share(all_sizes, "trained"), _share(all_sizes, "sampled"),
-              *(_share([f for f in all_sizes if f["learning_rate"] == rate], "sampled") for rate in _RATES))
+              *(_share([f for f in all_sizes if f["learning_rate"] == rate], "sampled") for rate in RATES))
   print()
   table = results.Table(f"trainings of {args.steps} steps", *(
       f"{what}, batches of {size}" for size in _BATCH_SIZES for what in ("losses finite", "samples finite, too")))

@@ -40,12 +40,12 @@ def main():
   for data in args.data:
     if data != "digits" and not pathlib.Path(data).is_file():
       parser.error(f"--data must be 'digits' or files. Received: {data}")
-  found = _train_all(list(itertools.product(args.data, _FLOWS, _WEIGHTS)), args)
+  found = train_all(list(itertools.product(args.data, _FLOWS, _WEIGHTS)), args)
   for data in args.data:
     _show_table(data, args.seconds, found).save(args, f"hybrid_{pathlib.Path(data).stem}")
 
 
-def _train_all(settings, args):
+def train_all(settings, args):
   """What came of each setting."""
   os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1",
                     TF_CPP_MIN_LOG_LEVEL="3")

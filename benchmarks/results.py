@@ -14,7 +14,7 @@ import subprocess
 import sys
 
 FOLDER = pathlib.Path(__file__).parent.parent / "docs" / "results"
-_PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "torch", "normflows")
+_PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "torch", "normflows", "scikit-learn")
 
 
 def add_save(parser):

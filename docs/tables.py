@@ -80,7 +80,7 @@ def with_tables(text, page):
   """
   if not len(_MARK.findall(text)) == text.count(_START) == text.count(_END):
     raise ValueError(f"Each `{_START}... -->` must have its `{_END}`. Received: {page}")
-  return _MARK.sub(lambda mark: f"<!-- results: {mark[1]} -->\n\n{results.markdown(*_joined(mark[1]))}\n\n{_END}", text)
+  return _MARK.sub(lambda mark: f"<!-- results: {mark[1]} -->\n\n{results.markdown(*joined(mark[1]))}\n\n{_END}", text)
 
 
 def used_files(text):
@@ -90,7 +90,7 @@ def used_files(text):
   return {name for name in names if name not in COMPOSED} | {cell[0] for cell in cells if isinstance(cell, tuple)}
 
 
-def _joined(names):
+def joined(names):
   """Columns and rows of one table, or of several."""
   (columns, rows), *others = map(_table, names.split(", "))
   for more_columns, more_rows in others:
@@ -108,10 +108,10 @@ def _table(name):
     found = results.read(name)
     return found["columns"], found["rows"]
   columns, rows = COMPOSED[name]
-  return columns, [[_cell(*cell) if isinstance(cell, tuple) else cell for cell in row] for row in rows]
+  return columns, [[cell_of(*cell) if isinstance(cell, tuple) else cell for cell in row] for row in rows]
 
 
-def _cell(name, row, column):
+def cell_of(name, row, column):
   found = results.read(name)
   cells = {cells[0]: dict(zip(found["columns"], cells)) for cells in found["rows"]}
   try:

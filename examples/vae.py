@@ -48,12 +48,13 @@ class VAE(keras.Model):
     self.seeds = keras.random.SeedGenerator(seed)
 
   def call(self, images):
-    levels = tf.cast(images // (256 // NUM_LEVELS), tf.float32)  # 0 .. 15
+    levels = tf.cast(images // (256 // NUM_LEVELS), tf.float32)  # 0 .. NUM_LEVELS - 1
     posterior = tfd.Normal(*mean_and_deviation(self.encoder(levels / NUM_LEVELS - 0.5)))
     noise = keras.random.normal(tf.shape(posterior.loc), seed=self.seeds)
     z = posterior.loc + posterior.scale * noise
     mean, deviation = mean_and_deviation(self.decoder(z))
-    pixels = tfd.QuantizedDistribution(tfd.Logistic(NUM_LEVELS * (mean + 0.5), NUM_LEVELS * deviation), 0., 15.)
+    pixels = tfd.QuantizedDistribution(
+        tfd.Logistic(NUM_LEVELS * (mean + 0.5), NUM_LEVELS * deviation), 0., NUM_LEVELS - 1.)
     bound = event_sum(pixels.log_prob(levels)) + self.log_prior(z) - event_sum(posterior.log_prob(z))  # [N], nats
     self.add_loss(-tf.reduce_mean(bound) / (np.prod(SHAPE) * np.log(2.)))
     return z
@@ -103,7 +104,12 @@ def parse_args():
   add("--batch-size", type=positive_int, default=64, help="(%(default)s)")
   add("--learning-rate", type=positive_float, default=2e-3, help="(%(default)s)")
   add("--seed", type=non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
-  return parser.parse_args()
+  args = parser.parse_args()
+  height, width, _ = LATENT_SHAPE
+  if height % 2**args.num_blocks or width % 2**args.num_blocks:
+    parser.error(f"--num-blocks must be such that height and width of the latents, {height} and {width}, are divisible "
+                 f"by 2 ** num_blocks. Received: {args.num_blocks}")
+  return args
 
 
 def make_prior(args):

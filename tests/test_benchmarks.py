@@ -70,6 +70,17 @@ def fixture_saved(tmp_path, monkeypatch):
   return results.read
 
 
+@pytest.fixture(name="main")
+def fixture_main(monkeypatch):
+  """Runs a script with options, in this process."""
+
+  def main(script, *options):
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *options])
+    script.main()
+
+  return main
+
+
 @pytest.fixture(name="measure")
 def fixture_measure(monkeypatch, capsys):
   """As `run.measure`, in this process, which has imported what they import."""
@@ -137,14 +148,14 @@ def test_invertibility(measure):
   assert len(found["images"]) == 5 and all(f["error"] < 1e-3 and f["changed"] == 0 for f in found["images"].values())
 
 
-def test_shares_are_of_all_trainings(monkeypatch, capsys, saved):
+def test_shares_are_of_all_trainings(monkeypatch, capsys, saved, main):
   measure = lambda system, *options: [
       {"learning_rate": rate, "trained": "--batch_size=64" in options or system != "tfb.Glow",
        "sampled": system == "FlowModel" or rate < 1e-2}
-      for rate in health._RATES]
+      for rate in health.RATES]
   monkeypatch.setattr(run, "measure", measure)
   monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow"])
-  health._stress(argparse.Namespace(seeds=1, steps=1, save=True))
+  main(health, "--only=stress", "--seeds=1", "--steps=1", "--save")
   ours, _, peer = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:5]
   assert ours.split("|")[2:4] == [" 8 of 8 ", " 8 of 8 "]
   assert peer.split("|")[2:] == [" 4 of 8 ", " 4 of 8 ", " 2 of 2 ", " 2 of 2 ", " 0 of 2 ", " 0 of 2 ", ""]
@@ -157,7 +168,7 @@ def test_a_failed_measurement_ends_the_run():
     run.measure("tfp_glow", "nonsense")
 
 
-def test_tables_hold_ratios_within_a_round(monkeypatch, capsys, saved):
+def test_tables_hold_ratios_within_a_round(monkeypatch, capsys, saved, main):
   shares = {"convolutions": 1., "tfp_glow": 1.5, "tfb.Glow": 4.}
   calls = []
 
@@ -168,7 +179,7 @@ def test_tables_hold_ratios_within_a_round(monkeypatch, capsys, saved):
 
   monkeypatch.setattr(run, "measure", measure)
   monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow"])
-  run._speed(argparse.Namespace(rounds=3, save=True))
+  main(run, "--only=speed", "--rounds=3", "--save")
   assert calls == 3 * ["convolutions", "tfp_glow", "tfp_glow", "tfp_glow", "tfb.Glow"]
   rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
   for row, system in zip(rows, calls):
@@ -205,13 +216,14 @@ def test_exchange_by_rings():
   assert replicas.speed_up(eight, 400, 7., 8) == pytest.approx(4.)  # Exchange takes as long as computing.
 
 
-def test_peers_that_diverge_do_not_win(monkeypatch, capsys):
+def test_peers_that_diverge_do_not_win(monkeypatch, capsys, main):
   bits = {"5e-04": 4., "1e-03": 3., "2e-03": math.nan}
   measure = lambda system, measurement, rate, seconds, seed, *_: {
       "bits_per_dim": bits[f"{float(rate.split('=')[1]):.0e}"] + 0.1 * int(seed.split("=")[1]), "steps": 7}
   monkeypatch.setattr(run, "measure", measure)
-  run._quality(argparse.Namespace(seconds=1., save=False))
-  assert capsys.readouterr().out.splitlines()[2].split("|")[2:5] == [" 3.10 (3.00 to 3.20) ", " 7 ", " 0.001 "]
+  main(run, "--only=quality", "--seconds=1")
+  rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")][2:]
+  assert rows[0].split("|")[2:5] == [" 3.10 (3.00 to 3.20) ", " 7 ", " 0.001 "]
 
 
 def test_tables_of_serving_hold_ratios_within_a_round(monkeypatch, capsys, saved):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pathlib
+import re
 import sys
 
 import example_runs
@@ -161,6 +162,18 @@ def test_vae(monkeypatch, capsys, eagerly):
   assert all(np.any(v.numpy() != old) for v, old in zip(
       priors[0].distribution.trainable_variables, before[0], strict=True))
   assert f"glow: {bounds['glow']:.3f} bits per dim" in capsys.readouterr().out
+
+
+def test_levels_that_the_latents_of_the_vae_do_not_have(monkeypatch, capsys):
+  script = load("vae")
+  monkeypatch.setattr(sys, "argv", ["vae.py", "--num-blocks=2"])
+  assert script.make_prior(script.parse_args()).distribution.event_shape == script.LATENT_SHAPE
+  monkeypatch.setattr(sys, "argv", ["vae.py", "--num-blocks=3"])
+  with pytest.raises(SystemExit) as ending:
+    script.parse_args()
+  assert ending.value.code == 2
+  assert re.search(r"--num-blocks must be .* 4 and 4, are divisible by 2 \*\* num_blocks. Received: 3",
+                   capsys.readouterr().err)
 
 
 def test_the_bound_of_the_vae_is_one():

@@ -161,6 +161,20 @@ def test_unfreezing_has_all_trained_that_was_before():
   assert _names(glow.trainable_variables) == expected and glow.blocks[0].trainable
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_gradients_of_the_way_back(is_frozen):
+  """Which is recalled, so that its gradients take an evaluation with the weights of the way there."""
+  flow = tfp_glow.VectorFlowBijector(3, num_steps=1, num_hidden=4, seed=0)
+  perturb(flow)
+  flow.parts[2].trainable = not is_frozen
+  x, weights = tf.random.stateless_normal([5, 3], [0, 1]), tf.random.stateless_normal([5, 3], [0, 2])
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    loss = tf.reduce_sum(weights * flow.inverse(flow.forward(x)))
+  np.testing.assert_allclose(tape.gradient(loss, x), weights, atol=1e-5)
+  assert bool(flow.trainable_variables) != is_frozen
+
+
 def test_what_is_none_of_the_two():
   with pytest.raises(ValueError, match="`trainable` must be a `bool`. Received: 'no'"):
     _glow().trainable = "no"

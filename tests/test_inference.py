@@ -5,18 +5,23 @@ import re
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_probability as tfp
+
+import tfp_glow
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "inference.md").read_text()
 pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def names():
-  """What the program of the page has made."""
+def names(tmp_path_factory):
+  """What the program of the page has made, in a folder of its own."""
   found = {"__name__": "page"}
-  exec(compile("\n".join(re.findall(r"^```py\n(.*?)^```", PAGE, re.M | re.S)), "page", "exec"), found)
-  return found
+  with pytest.MonkeyPatch.context() as patch:
+    patch.chdir(tmp_path_factory.mktemp("page"))
+    exec(compile("\n".join(re.findall(r"^```py\n(.*?)^```", PAGE, re.M | re.S)), "page", "exec"), found)
+    yield found
 
 
 def _check_moments(draws, names, num_effective):
@@ -43,3 +48,13 @@ def test_the_surrogate_is_near_the_posterior(names):
   # The bound is below it by the divergence from surrogate to posterior.
   assert abs(losses[-50:].mean() + log_evidence) < 0.05 < losses[:5].mean() + log_evidence
   _check_moments(names["approximate"].numpy(), names, 500)
+
+
+def test_the_surrogate_that_was_saved(names):
+  """Into one with other initial values, the surrogate comes back as it was."""
+  flow = tfp_glow.VectorFlowBijector(4, num_steps=3, num_hidden=16, seed=1)
+  other = tfp.distributions.TransformedDistribution(names["surrogate"].distribution, flow)
+  points, expected = names["approximate"][:50], names["surrogate"].log_prob(names["approximate"][:50])
+  assert np.max(np.abs(other.log_prob(tf.identity(points)) - expected)) > 10.
+  tf.train.Checkpoint(surrogate=other).restore(names["path"]).assert_consumed()
+  np.testing.assert_array_equal(other.log_prob(tf.identity(points)), expected)

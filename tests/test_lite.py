@@ -63,6 +63,35 @@ def test_models(tmp_path, num_bits, kwargs):
                                                                                      **labels))
 
 
+@pytest.mark.parametrize("flow, shape", [(tfp_glow.VectorFlowBijector, (4,)), (tfp_glow.GlowBijector, (4, 4, 2))])
+@pytest.mark.parametrize("context_shape", [None, (3,)])
+def test_floating_data(tmp_path, flow, shape, context_shape):
+  """Of vectors in their own units, and of contexts that are repeated at all positions."""
+  rng = np.random.default_rng(0)
+  units = np.float32([1e-2, 1e3, 1., 50.]) if len(shape) == 1 else np.float32(1.)
+  data = (units * (5. + rng.standard_normal([100, *shape]))).astype(np.float32)
+  sizes = {"num_glow_blocks": 1, "num_steps_per_block": 2} if len(shape) == 3 else {"num_steps": 2}
+  model = tfp_glow.FlowModel(flow(shape, num_hidden=8, seed=0, context_shape=context_shape, **sizes), num_bits=None)
+  context = {} if context_shape is None else {"context": rng.standard_normal([100, 3]).astype(np.float32)}
+  model.adapt((data, context) if context else data)
+  with_other_weights(model).export(tmp_path / "saved_model", for_lite=True)
+  interpreter = tf.lite.Interpreter(model_content=convert(tmp_path / "saved_model"))
+  call = lambda name, **inputs: interpreter.get_signature_runner(name)(**inputs, **context)
+  latent = call("encode", images=data)["latent"]
+  np.testing.assert_allclose(latent, model.encode(data, **context), atol=1e-4)
+  np.testing.assert_allclose(call("log_prob", images=data)["log_prob"], model.log_prob(data, **context), rtol=1e-5)
+  np.testing.assert_allclose(call("decode", latent=latent)["images"] / units, data / units, atol=1e-4)
+
+
+@pytest.mark.parametrize("make, match", [
+    (lambda: tfp_glow.VectorFlowBijector(4, 1, 4, dtype="float64"), "not in float32"),
+    (small_models.residual_flow, "estimates log-dets")], ids=["float64", "estimated log-dets"])
+def test_flows_that_it_has_no_operations_for(tmp_path, make, match):
+  with pytest.raises(ValueError, match=f"`for_lite` must be False for a .*{match}.*Received: for_lite=True, "):
+    tfp_glow.export.export_distribution(make(), tmp_path / "saved_model", None, for_lite=True)
+  assert not (tmp_path / "saved_model").exists()
+
+
 def test_wrong_option(tmp_path):
   with pytest.raises(ValueError, match="`for_lite` must be a `bool`. Received: 1"):
     tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model", for_lite=1)

@@ -398,7 +398,7 @@ def test_bad_input(trained, call, error, match):
     (lambda: tfp_glow.FlowModel(keras.layers.Dense(1)), TypeError, "`distribution`.*Received: "),
     (lambda: tfp_glow.FlowModel(tfd.Normal([0., 0.], 1.)), ValueError, "batch_shape"),
     (lambda: tfp_glow.FlowModel(tfd.Normal(0., 1.)), ValueError, "trainable `tf.Variable`s"),
-    (lambda: tfp_glow.FlowModel(small_models.distribution(), num_bits=9), ValueError, "`num_bits`.*Received: 9"),
+    (lambda: tfp_glow.FlowModel(small_models.distribution(), num_bits=17), ValueError, "`num_bits`.*Received: 17"),
     (lambda: tfp_glow.FlowModel(small_models.distribution()).fit(IMAGES), ValueError, "compile"),
 ])
 def test_bad_models(make, error, match):

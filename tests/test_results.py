@@ -49,6 +49,22 @@ def test_every_file_is_shown_and_every_mark_has_its_file():
   assert used == set(FILES), "a file without a `<!-- results: ... -->` in a page, or the other way round"
 
 
+@pytest.mark.parametrize("path", tables.pages(), ids=lambda path: path.stem)
+def test_pages_have_no_placeholders(path):
+  assert not _placeholders(path.read_text(encoding="utf-8"))
+
+
+def test_placeholders_are_noticed():
+  page = "# MNIST\n\n  RESULTS\n\n| a |\n\nIt takes XXX s, or TODO.\n\n```sh\nEOF\n```\n"
+  assert _placeholders(page) == ["RESULTS", "XXX", "TODO"]
+
+
+def _placeholders(text):
+  """What was to be replaced: a word in capitals that has a line of its own, outside of code, and usual marks."""
+  text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
+  return [found.strip() for found in re.findall(r"^ *[A-Z_]{3,} *$|\b(?:TODO|TBD|FIXME|XXX)\b", text, re.M)]
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_files_say_where_the_numbers_come_from(name):
   found = results.read(name)
@@ -61,7 +77,7 @@ def test_files_say_where_the_numbers_come_from(name):
 @pytest.mark.parametrize("page, shown", [("README.md", "| `tfp_glow` | {} |"), ("docs/speed.md", "autodiff | {} (")])
 def test_numbers_written_by_hand_are_noticed(page, shown, tmp_path, monkeypatch):
   text = (ROOT / page).read_text(encoding="utf-8")
-  number = tables._cell("speed", "`tfp_glow`, autodiff", "training step")
+  number = tables.cell_of("speed", "`tfp_glow`, autodiff", "training step")
   assert text.count(shown.format(number)) == 1
   edited = tmp_path / "page.md"
   edited.write_text(text.replace(shown.format(number), shown.format("0.50")), encoding="utf-8")
@@ -93,10 +109,10 @@ def test_tables_in_one_mark():
   _write("first", ["", "a"], ["x", "1"], ["y", "2"])
   _write("below", ["", "a"], ["z", "3"])
   _write("beside", ["other", "b"], ["x", "4"], ["y", "5"])
-  assert tables._joined("first, below")[1] == [["x", "1"], ["y", "2"], ["z", "3"]]
-  assert tables._joined("first, beside") == (["", "a", "b"], [["x", "1", "4"], ["y", "2", "5"]])
+  assert tables.joined("first, below")[1] == [["x", "1"], ["y", "2"], ["z", "3"]]
+  assert tables.joined("first, beside") == (["", "a", "b"], [["x", "1", "4"], ["y", "2", "5"]])
   with pytest.raises(ValueError, match="same columns.* Received: below, beside"):
-    tables._joined("below, beside")
+    tables.joined("below, beside")
 
 
 @pytest.mark.usefixtures("folder")
@@ -149,28 +165,30 @@ def test_saved_tables_are_read_again_as_they_were_shown(folder, monkeypatch, cap
 
 
 @pytest.mark.usefixtures("folder")
-@pytest.mark.parametrize("section, name, first", [
-    (run._start, "start", ["`tfp_glow`, autodiff", "2.00 (2.00 to 2.00)", "1.00 (1.00 to 1.00)"]),
-    (run._memory, "memory", ["`tfp_glow`, autodiff", *4 * ["12 (2)"], "0.0 %"]),
-    (run._operations, "operations", ["step", "1,234", "1,234"]),
-    (health._invertibility, "invertibility", ["noise", "5.0e-01", "7"]),
-    (replicas._start, "replicas_start", ["1", *2 * ["3.00 (3.00 to 3.00)"], "12.00 (12.00 to 12.00)"])])
-def test_tables_are_saved_as_they_are_shown(section, name, first, monkeypatch, capsys):
+@pytest.mark.parametrize("script, section, name, first", [
+    (run, "start", "start", ["`tfp_glow`, autodiff", "2.00 (2.00 to 2.00)", "1.00 (1.00 to 1.00)"]),
+    (run, "memory", "memory", ["`tfp_glow`, autodiff", *4 * ["12 (2)"], "0.0 %"]),
+    (run, "operations", "operations", ["step", "1,234", "1,234"]),
+    (health, "invertibility", "invertibility", ["noise", "5.0e-01", "7"]),
+    (replicas, "start", "replicas_start", ["1", *2 * ["3.00 (3.00 to 3.00)"], "12.00 (12.00 to 12.00)"])])
+def test_tables_are_saved_as_they_are_shown(script, section, name, first, monkeypatch, capsys):
   found = {"start": {"first_step": 2., "later_step": 1.}, "memory": {"peak": 12., "parameters": 2.},
            "operations": {"step": 1234.}, "invertibility": {"images": {"noise": {"error": 0.5, "changed": 7}}},
            "replicas": {"seconds": 3., "processor": 3., "peak": 12.}}
   monkeypatch.setattr(run, "measure", lambda system, measurement, *_: found[measurement])
   monkeypatch.setattr(run, "peers", lambda: ["tfb.Glow", "normflows"])
-  section(argparse.Namespace(rounds=1, training_steps=1, save=True))
+  monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", "--only", section, "--save"])
+  script.main()
   kept = results.read(name)
   assert kept["rows"][0] == first
-  assert capsys.readouterr().out.startswith(results.markdown(kept["columns"], kept["rows"]) + "\n")
+  shown = f"\n### {section}\n\n{results.markdown(kept['columns'], kept['rows'])}\n"
+  assert capsys.readouterr().out.startswith(shown)
 
 
 @pytest.mark.usefixtures("folder")
 def test_tables_of_hybrid_models(monkeypatch, capsys):
   numbers = {"num_parameters": 9876, "accuracy": 0.984, "bits_per_dim": 2.281, "steps": 3834}
-  monkeypatch.setattr(hybrid, "_train_all", lambda settings, args: dict.fromkeys(settings, numbers))
+  monkeypatch.setattr(hybrid, "train_all", lambda settings, args: dict.fromkeys(settings, numbers))
   monkeypatch.setattr(sys, "argv", ["hybrid.py", "--data", "digits", "--seconds", "30", "--save"])
   hybrid.main()
   kept = results.read("hybrid_digits")
@@ -187,7 +205,7 @@ def test_what_is_no_table_is_not_saved(folder, row):
   assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", ["residual", "page", "hybrid", "ablation", "replicas"])
+@pytest.mark.parametrize("name", ["residual", "page", "hybrid", "ablation", "replicas", "vectors"])
 def test_scripts_have_the_same_option(name):
   script = ROOT / "benchmarks" / f"{name}.py"
   done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)

@@ -1,6 +1,7 @@
 """Glow of vectors, and what is done to the columns of tables."""
 
 import functools
+import warnings
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from bijector_cases import dense, perturb
 from scipy import stats
 
 import tfp_glow
+from tfp_glow.training import batches, sources
 
 tfb, tfd = tfp.bijectors, tfp.distributions
 MEANS, DEVIATIONS = np.array([5., 1e6, -3e-9, 0.]), np.array([1e-3, 2e4, 1e-9, 1.])
@@ -153,6 +155,49 @@ def test_fit_looks_at_more_rows_than_a_batch():
   flow = model.distribution.bijector
   np.testing.assert_allclose(flow.parts[0].mean, np.float64(rows).mean(0), rtol=1e-6)
   np.testing.assert_allclose(flow.parts[0].deviation, np.float64(rows).std(0), rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_fit_looks_at_all_of_a_long_table(monkeypatch):
+  """Which is in order: its smallest rows are unlike the rest."""
+  monkeypatch.setattr(batches, "NUM_ROWS_TO_ADAPT", 50)
+  rows = np.sort(table(2000), axis=0)
+  model = model_of(flow_of(), run_eagerly=True)
+  model.optimizer.learning_rate = 0.
+  model.fit(rows, batch_size=32, steps_per_epoch=1, verbose=0)
+  standardization = model.distribution.bijector.parts[0]
+  mean, deviation = np.float64(rows).mean(0), np.float64(rows).std(0)
+  np.testing.assert_allclose((standardization.mean - mean) / deviation, np.zeros(4), atol=0.05)
+  np.testing.assert_allclose(standardization.deviation / deviation, np.ones(4), rtol=0.1)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, tf.constant])
+def test_rows_that_initialise_are_from_all_of_the_table(kind):
+  index = np.arange(2000)
+  x, y = sources.source_of(kind(index), {"context": kind(-index)}).spread_batch(50)
+  np.testing.assert_array_equal(y["context"], -np.asarray(x))
+  np.testing.assert_array_equal(np.asarray(x) // 40, np.arange(50))
+  assert len(set(np.asarray(x) % 40)) > 20  # Also of rows of 40 kinds that take turns.
+  np.testing.assert_array_equal(sources.source_of(kind(index)).spread_batch(2000), index)
+
+
+@pytest.mark.parametrize("make", [tfp_glow.Standardization, lambda num_dims: tfp_glow.Invert(
+    tfp_glow.Standardization(num_dims)), lambda num_dims: flow_of(num_dims, num_steps=1)])
+def test_digits_that_float32_loses_are_named(make):
+  """Times in seconds since 1970, of one day; beside columns that are far away but wide, near, and constant."""
+  rows = np.random.default_rng(0).normal([1e6, 1.7e9, 5., 0.], [1e3, 1e4, 1e-3, 1.], [50, 4])
+  rows = np.float32(np.c_[rows, np.full(50, 1e7)])
+  with pytest.warns(UserWarning, match=r'`dtype="float64"`.*, or subtract a constant .*Received: .* indices \[1\]$'):
+    make(5).initialize(rows)
+
+
+def test_nothing_is_said_of_digits_that_are_kept():
+  rows = np.random.default_rng(0).normal([1e6, 1.7e9], [1e3, 1e4], [50, 2])
+  near = np.float32(rows - [0., 1.7e9])
+  for dtype, columns in (("float64", rows), ("float32", near)):
+    with warnings.catch_warnings():
+      warnings.simplefilter("error")
+      tfp_glow.Standardization(columns.shape[1], dtype=dtype).initialize(columns)
 
 
 # What is refused.

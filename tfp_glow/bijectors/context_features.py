@@ -105,7 +105,7 @@ class ContextFeatures:
   def _entered(self, part):
     """An image no larger than the first level; of a vector, one of a single position."""
     if part.shape.rank == 2:
-      return part[:, tf.newaxis, tf.newaxis]
+      return tf.reshape(part, [-1, 1, 1, part.shape[-1]])
     block = _block(part.shape[1:], self._sizes)
     return part if block == 1 else self._squeezes[block]._inverse_and_log_det(part)[0]
 
@@ -140,6 +140,7 @@ def _resized(image, height, width):
     blocks = tf.reshape(image, [-1, height, old_height // height, width, old_width // width, channels])
     return tf.reduce_mean(blocks, axis=[2, 4])
   rows, columns = height // old_height, width // old_width
-  blocks = tf.broadcast_to(image[:, :, tf.newaxis, :, tf.newaxis],
+  # Reshaped, not indexed by `tf.newaxis`: TensorFlow Lite takes no index of so many dimensions.
+  blocks = tf.broadcast_to(tf.reshape(image, [-1, old_height, 1, old_width, 1, channels]),
                            [tf.shape(image)[0], old_height, rows, old_width, columns, channels])
   return tf.reshape(blocks, [-1, height, width, channels])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import tensorflow as tf
 
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import channels_event_shape, num_positions
+
+_MOST_DEVIATIONS = 1e5  # Of a mean in float32: the deviation then has less than two digits.
 
 
 class Standardization(OnePassBijector):
@@ -21,7 +25,9 @@ class Standardization(OnePassBijector):
   as they are. Before that, it is the identity. As the log-det is part of it, densities of a flow behind it are those of
   the data as they are, in their own units. `Normalization` is given its numbers instead, `ActNorm` trains them.
 
-  The deviation of a channel that is constant, but for rounding, is taken for 1: data say nothing of its scale.
+  The deviation of a channel that is constant, but for rounding, is taken for 1: data say nothing of its scale. In
+  float32 `initialize` warns of channels whose mean is more than 1e5 deviations: most digits of their differences have
+  been lost in rounding.
 
   #### Example
 
@@ -88,8 +94,22 @@ class Standardization(OnePassBijector):
 
 def _statistics(values):
   """Mean and deviation `[C]` of values `[..., C]`, in float64: sums of many numbers lose too much in float32."""
+  is_wide = values.dtype == tf.float64
   limits, axes = np.finfo(values.dtype.as_numpy_dtype), list(range(values.shape.rank - 1))
   values = tf.cast(values, tf.float64)
   mean, deviation = tf.reduce_mean(values, axes), tf.math.reduce_std(values, axes)
+  if tf.executing_eagerly() and not is_wide:
+    _warn_of_lost_digits(mean.numpy(), deviation.numpy())
   least = tf.maximum(float(limits.eps) * tf.abs(mean), float(limits.tiny))
   return mean, tf.where(deviation > least, deviation, tf.ones_like(deviation))
+
+
+def _warn_of_lost_digits(mean, deviation):
+  """Of channels that are not constant, by their mean and deviation `[C]`."""
+  channels = np.flatnonzero((deviation > 0.) & (np.abs(mean) > _MOST_DEVIATIONS * deviation))
+  if channels.size:
+    warnings.warn(
+        f"Means of more than {_MOST_DEVIATIONS:,.0f} standard deviations leave float32 less than two digits of how the "
+        "values of a column differ. Make the flow with `dtype=\"float64\"` and give it float64 data, or subtract a "
+        f"constant from these columns before. Received: such columns at the indices {channels.tolist()}",
+        stacklevel=5)

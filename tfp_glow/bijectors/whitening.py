@@ -51,8 +51,8 @@ class Whitening(OnePassBijector):
 
   def _inverse_and_log_det(self, y):
     factor = tf.convert_to_tensor(self.factor.value)
-    rows = tf.linalg.triangular_solve(tf.cast(factor, tf.float64), tf.transpose(tf.cast(y, tf.float64)))
-    return tf.cast(tf.transpose(rows), self.dtype), self._log_det_of_inverse(factor)
+    # Not solved for `y`: the inverse depends on no data, and so is a constant where there is no such operation.
+    return flow_matmul(y, _inverse(factor), transpose_b=True), self._log_det_of_inverse(factor)
 
   def _log_det_of_inverse(self, factor):
     return -tf.reduce_sum(tf.math.log(tf.linalg.diag_part(factor)))
@@ -62,14 +62,17 @@ class Whitening(OnePassBijector):
     return self._inverse_and_log_det(y)[0]
 
   def _initialize_back(self, x):
-    factor = tf.linalg.cholesky(_covariance(x))
-    inverse = tf.linalg.triangular_solve(factor, tf.eye(factor.shape[-1], dtype=factor.dtype))
-    self._assign(inverse)
+    self._assign(_inverse(tf.linalg.cholesky(_covariance(x))))
     return self._forward_and_log_det(x)[0]
 
   def _assign(self, factor):
     if self.trainable:  # Not frozen: it is never trained.
       self.factor.assign(tf.cast(factor, self.dtype))
+
+
+def _inverse(factor):
+  """Of a lower triangular matrix, float64."""
+  return tf.linalg.triangular_solve(tf.cast(factor, tf.float64), tf.eye(factor.shape[-1], dtype=tf.float64))
 
 
 def _covariance(values):

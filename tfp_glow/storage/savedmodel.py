@@ -68,14 +68,16 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
       data. As of `FlowModel`.
     warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself,
       with these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
-    for_lite: Python `bool`: whether `log_prob`, `encode` and `decode` of a Glow, or of a composition of its layers, are
-      made of operations that TensorFlow Lite has itself, so that its converter needs no others. They are in float32
-      throughout; else the flow's own products are in float64. docs/serving.md has the conversion.
+    for_lite: Python `bool`: whether `log_prob`, `encode` and `decode` of a float32 Glow, of images or of vectors, or of
+      a composition of its layers, are made of operations that TensorFlow Lite has itself, so that its converter needs
+      no others. What depends on data is in float32 throughout; else the flow's own products are in float64.
+      docs/serving.md has the conversion, and says which flows it takes.
 
   Raises:
     TypeError: if `path` is no path, or `distribution` is neither a distribution nor a bijector of TFP.
     ValueError: if `distribution` is not over one event, or of latents of unknown shape, or `num_bits`,
-      `warm_up_batch_sizes` or `for_lite` are not as above.
+      `warm_up_batch_sizes` or `for_lite` are not as above, or `for_lite` is given with a flow of which TensorFlow Lite
+      has no operations: one in float64, or one that estimates log-dets.
     FileExistsError: if there is something else than a SavedModel at `path`.
     ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
     OSError: if `path` cannot be written.
@@ -97,6 +99,8 @@ def export(likelihood, path, warm_up_batch_sizes, for_lite, class_probabilities=
   """
   path = _checked_path(path)
   check_bools(for_lite=for_lite)
+  if for_lite:
+    _check_has_lite_operations(likelihood)
   sizes = list(warm_up_batch_sizes) if np.iterable(warm_up_batch_sizes) else [None]
   if not all(map(is_int, sizes)):
     raise ValueError(f"`warm_up_batch_sizes` must be positive `int`s. Received: {warm_up_batch_sizes!r}")
@@ -119,6 +123,16 @@ def _save(variables, functions, folder, for_lite):
   module.variables_ = variables
   with gradients.left_out(), precision.for_other_processes(for_lite):  # Here the functions are traced.
     tf.saved_model.save(module, folder, signatures=dict(functions, serving_default=functions["log_prob"]))
+
+
+def _check_has_lite_operations(likelihood):
+  if likelihood.spec.dtype != tf.float32:
+    raise ValueError("`for_lite` must be False for a distribution that is not in float32: TensorFlow Lite has no "
+                     f"products in others. Received: for_lite=True, {likelihood.distribution!r}")
+  estimated = [part for part in likelihood.distribution.submodules if getattr(part, "is_stochastic", False)]
+  if estimated:
+    raise ValueError("`for_lite` must be False for a bijector that estimates log-dets, as residual flows do: "
+                     f"TensorFlow Lite does not have its random numbers. Received: for_lite=True, {estimated[0]!r}")
 
 
 def _checked_path(path):

@@ -11,8 +11,10 @@ from tfp_glow.likelihood.image_spec import UNKNOWN
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.training import divergence, sources
 
-# A batch of a table, which may be in any order, says little of its columns, and rows are small.
-_NUM_ROWS_TO_ADAPT = 10_000
+# Rows of a table are small, and the first batch of one says little of its columns: it may be sorted.
+NUM_ROWS_TO_ADAPT = 10_000
+
+# Why there are no weights, in errors.
 _WEIGHTS = "every image counts the same; draw images in proportion to their weights instead"
 
 
@@ -164,27 +166,37 @@ def check_finite(name, values):
     raise ValueError(f"`{name}` must be finite. Received: {divergence.describe(values)}")
 
 
-def size_to_adapt(spec, batch_size):
-  """How many events of arrays initialise a flow, at most.
+def batch_to_adapt(spec, x, y, batch_size):
+  """What initialises a flow, of what `fit` is given, and what `fit` must be given as `x` now.
+
+  It is the first batch; of arrays of vectors, rows from all of the table.
 
   Args:
     spec: `ImageSpec`.
+    x: As of `sources.source_of`.
+    y: As of `sources.source_of`.
     batch_size: Python `int`, or `None` for that of Keras.
-  """
-  return max(batch_size or 0, _NUM_ROWS_TO_ADAPT) if spec.event_shape.rank == 1 else batch_size
-
-
-def first_batch(x, y=None, batch_size=None, name="x"):
-  """The first batch of what `fit` is given as the argument called `name`, and what `fit` must be given now.
 
   Raises:
     ValueError: if there is none.
   """
   source = sources.source_of(x, y, batch_size)
-  batch = source.first_batch()
+  if spec.event_shape.rank == 1:
+    batch = source.spread_batch(max(batch_size or 0, NUM_ROWS_TO_ADAPT))
+  else:
+    batch = source.first_batch()
+  return _checked_batch(batch, x, "x"), source.x
+
+
+def first_batch(x, name):
+  """The first batch of what is given as the argument called `name`; raises `ValueError` if there is none."""
+  return _checked_batch(sources.source_of(x).first_batch(), x, name)
+
+
+def _checked_batch(batch, x, name):
   if batch is None or any(len(part) == 0 for part in keras.tree.flatten(batch)):
     raise ValueError(f"`{name}` must hold at least one image. Received: {x!r}")
-  return batch, source.x
+  return batch
 
 
 def checked_weight_y(weight_y, likelihood):

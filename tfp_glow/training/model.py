@@ -246,7 +246,7 @@ class FlowModel(KeptInFiles):
   def _adapt(self, data, anew):
     """As `adapt`; unless `anew`, a flow that is initialised stays as it is."""
     with self.distribute_strategy.scope():
-      batch = batches.first_batch(data, name="data")[0] if isinstance(data, _DATASETS) else data
+      batch = batches.first_batch(data, "data") if isinstance(data, _DATASETS) else data
       images, condition = batches.unpack(batch)
       values = self._likelihood.to_values(images, self._noise_seed(dequantize.INITIALIZATION))
       spec = self._likelihood.spec
@@ -267,7 +267,8 @@ class FlowModel(KeptInFiles):
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
     """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
 
-    If `x` is an array of vectors, it initialises from the first 10,000 of them, or as many as there are.
+    If `x` is an array of vectors, it initialises from 10,000 of them, or as many as there are: one drawn, by a fixed
+    seed, from each of as many equal parts of the array.
 
     Args:
       x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`; of several workers also what
@@ -294,7 +295,7 @@ class FlowModel(KeptInFiles):
       batches.check_data(self._data_spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
     if self._needs_adapt():
       with self.distribute_strategy.scope():
-        batch, x = batches.first_batch(x, y, batches.size_to_adapt(self._likelihood.spec, batch_size))
+        batch, x = batches.batch_to_adapt(self._likelihood.spec, x, y, batch_size)
       self._adapt(batch, anew=False)
     self._build_optimizer()
     if isinstance(x, _DATASETS):
@@ -616,7 +617,8 @@ class FlowModel(KeptInFiles):
       path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
       warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself,
         with these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
-      for_lite: Python `bool`: whether the signatures are made of operations that TensorFlow Lite has itself.
+      for_lite: Python `bool`: whether the signatures are made of operations that TensorFlow Lite has itself, which a
+        flow in float64, or one that estimates log-dets, cannot be.
 
     Raises:
       TypeError: if `path` is no path.

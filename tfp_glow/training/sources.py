@@ -1,6 +1,7 @@
 """The kinds of input that Keras takes: arrays, datasets, of one process or of several, `PyDataset`, iterators."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from tfp_glow.training import replicas
@@ -54,6 +55,11 @@ class Source:
     """The first batch, `None` if there is none."""
     raise NotImplementedError
 
+  def spread_batch(self, count):
+    """A batch from all of the data, of up to `count` events; the first batch, where they come one after the other."""
+    del count
+    return self.first_batch()
+
   def batches(self):
     """An iterable of all batches, and their number, `None` if it is unknown.
 
@@ -82,6 +88,9 @@ class _OfArrays(Source):
 
   def first_batch(self):
     return keras.tree.map_structure(lambda array: array[:self._batch_size], self._data)
+
+  def spread_batch(self, count):
+    return keras.tree.map_structure(lambda array: _spread(array, count), self._data)
 
   def batches(self):
     return _OfDataset(tf.data.Dataset.from_tensor_slices(self._data).batch(self._batch_size)).batches()
@@ -144,6 +153,18 @@ class _OfIterator(Source):
 
   def batches(self):
     return self.x, None
+
+
+def _spread(array, count):
+  """One row of each of `count` equal parts of an array, which may be sorted; drawn, as rows may repeat periodically.
+
+  Arrays of the same length have the same rows drawn, those of all processes, too.
+  """
+  if len(array) <= count:
+    return array
+  rows = ((np.arange(count) + np.random.default_rng(0).random(count)) * (len(array) / count)).astype(np.int64)
+  rows = np.minimum(rows, len(array) - 1)
+  return tf.gather(array, rows) if tf.is_tensor(array) else np.asarray(array)[rows]
 
 
 def _with_first(batch, rest):

@@ -45,7 +45,8 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
   moving averages. As always, Keras puts these in the place of the weights when `fit` ends. Another optimizer takes a
   `compile` of your own. From the same gradients Adam takes the same step as in the authors' code, but for learned
   orders. These follow the loss here, there the norms alone: their moments start from 0, and their gradients count in
-  the length that is bounded. And until the first update norms are those of the file's vectors in the orders of the
+  the length that is bounded. A training with weight decay (`--wd`) or an annealed log-det (`--annealing-iters`) cannot
+  be resumed, which is an error. Until the first update norms are those of the file's vectors in the orders of the
   weights, which there are taken to be those of the averages. After each update norms are measured to a thousandth,
   there less exactly. Estimates of log-dets are unbiased and noise is uniform, whatever the options said.
 

@@ -93,24 +93,41 @@ def _number_of_steps(step, key):
 
 
 def _adam_arguments(group, decay, options):
-  betas, num_batches = group.get("betas"), options.get("update_freq", 1)
-  checks = {"lr": lambda value: is_number(value) and 0. < value < math.inf,
-            "betas": lambda value: isinstance(value, tuple) and len(value) == 2 and all(map(_is_fraction, value)),
-            "eps": lambda value: is_number(value) and 0. < value < math.inf, "amsgrad": lambda value: not value,
-            "update_freq": is_int, "decay": lambda value: is_number(value) and 0. < value < 1.}
-  found = {"lr": options.get("lr"), "betas": betas, "eps": group.get("eps"), "amsgrad": group.get("amsgrad", False),
-           "update_freq": num_batches, "decay": decay}
-  wrong = [f"{name}={found[name]!r:.60}" for name, is_valid in checks.items() if not is_valid(found[name])]
+  found = {"lr": options.get("lr"), "betas": group.get("betas"), "eps": group.get("eps"),
+           "amsgrad": group.get("amsgrad", False), "weight_decay": group.get("weight_decay", 0),
+           "annealing_iters": options.get("annealing_iters", 0), "update_freq": options.get("update_freq", 1),
+           "decay": decay}
+  wrong = [f"{name}={found[name]!r:.60}" for name, is_valid in _CHECKS.items() if not is_valid(found[name])]
   _expect(not wrong, f"its optimizer must be an Adam with moving averages of the weights, not with {', '.join(wrong)}")
-  return {"learning_rate": float(found["lr"]), "beta_1": betas[0], "beta_2": betas[1], "epsilon": found["eps"],
-          "global_clipnorm": _LONGEST_GRADIENT, "use_ema": True,
+  num_batches = found["update_freq"]
+  return {"learning_rate": float(found["lr"]), "beta_1": found["betas"][0], "beta_2": found["betas"][1],
+          "epsilon": found["eps"], "global_clipnorm": _LONGEST_GRADIENT, "use_ema": True,
           # Keras takes averages after each batch, also where several make an update.
           "ema_momentum": decay**(1. / num_batches),
           "gradient_accumulation_steps": num_batches if num_batches > 1 else None}
 
 
+def _is_positive(value):
+  return is_number(value) and 0. < value < math.inf
+
+
 def _is_fraction(value):
   return is_number(value) and 0. <= value < 1.
+
+
+def _are_betas(value):
+  return isinstance(value, tuple) and len(value) == 2 and all(map(_is_fraction, value))
+
+
+def _is_off(value):
+  return not value
+
+
+# What training here can resume. The authors' code adds decay to the gradients, before Adam's moments; Keras' Adam takes
+# it off the weights. With `annealing_iters` their loss has another weight of the log-det in each step.
+_CHECKS = {"lr": _is_positive, "betas": _are_betas, "eps": _is_positive, "amsgrad": _is_off, "weight_decay": _is_off,
+           "annealing_iters": _is_off, "update_freq": is_int,
+           "decay": lambda value: is_number(value) and 0. < value < 1.}
 
 
 def compile_to_resume(model, rows, training):

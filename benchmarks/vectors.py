@@ -1,7 +1,7 @@
 """Densities of small tables: a Glow of vectors, a masked autoregressive flow, a mixture of Gaussians, and one Gaussian.
 
-  python benchmarks/tables.py
-  python benchmarks/tables.py --data wine --num-folds 5 --json wine.json
+  python benchmarks/vectors.py          the table of docs/tables.md: eleven minutes on two cores
+  python benchmarks/vectors.py --data wine --num-folds 5 --json wine.json
 
 The tables are those of scikit-learn, without columns that take one value in more than a tenth of the rows. Their
 numbers are rounded, which a density could make use of: uniform noise as wide as the least step between two values of a
@@ -28,6 +28,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import keras
 import numpy as np
+import results
 import tensorflow_probability as tfp
 from scipy import stats
 from sklearn import datasets, mixture, model_selection
@@ -44,19 +45,22 @@ _NUM_VALIDATION_FOLDS = 5
 def main():
   args = parse_args()
   found = {}
+  shown = results.Table("rows x columns", *(_LABELS.get(method, method) for method in args.methods))
   for name in args.data:
     table = load(name, args.seed)
     found[name] = {"rows": len(table), "columns": table.shape[1], **_of_table(name, table, args)}
     if args.json is not None:
       args.json.write_text(json.dumps({"settings": vars(args) | {"json": str(args.json)}, "tables": found}, indent=1))
-  _print_table(found)
+    shown.add(f"{name.replace('_', ' ')}, {len(table)} x {table.shape[1]}",
+              *_cells([found[name][method] for method in args.methods]))
+  shown.save(args, "vectors")
 
 
 def parse_args():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add("--data", nargs="+", choices=_TABLES, default=list(_TABLES), help="(%(default)s)")
-  add("--methods", nargs="+", choices=_METHODS, default=list(_METHODS), help="(%(default)s)")
+  add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(%(default)s)")
   add("--num-folds", type=int, default=3, help="of which each is tested once (%(default)s)")
   add("--num-steps", type=int, default=5, help="steps of flow, and autoregressive layers (%(default)s)")
   add("--num-hidden", type=int, default=32, help="width inside the networks of couplings (%(default)s)")
@@ -67,7 +71,8 @@ def parse_args():
   add("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
   add("--weight-decay", type=float, default=1e-2, help="(%(default)s)")
   add("--seed", type=int, default=0, help="of folds, noise and initial values (%(default)s)")
-  add("--json", type=pathlib.Path, help="file of all numbers")
+  add("--json", type=pathlib.Path, help="file of all numbers, also of each fold")
+  results.add_save(parser)
   return parser.parse_args()
 
 
@@ -91,7 +96,7 @@ def _of_table(name, table, args):
     parts = [(table[rows] - mean) / deviation for rows in (train, validation, test)]
     for method in args.methods:
       start = time.monotonic()
-      log_likelihood, about = _METHODS[method](*parts, args)
+      log_likelihood, about = METHODS[method](*parts, args)
       found[method].append({"log_likelihood": float(np.mean(log_likelihood)), "seconds": time.monotonic() - start,
                             "training_log_likelihood": about.pop("train"), **about})
       print(f"  {name}, fold {fold}, {method}: {found[method][-1]}", file=sys.stderr, flush=True)
@@ -110,7 +115,7 @@ def _autoregressive(train, validation, test, args):
   num_dims = train.shape[1]
   like = tfp_glow.VectorFlowBijector(num_dims, args.num_steps, args.num_hidden)
   aim = sum(v.shape.num_elements() for v in like.trainable_variables)
-  size = lambda width: args.num_steps * _size_of_network(num_dims, width)
+  size = lambda width: args.num_steps * size_of_network(num_dims, width)
   width = min(range(1, 1000), key=lambda width: abs(size(width) - aim))
   rng, layers = np.random.default_rng(args.seed), [tfp_glow.Whitening(num_dims)]
   for _ in range(args.num_steps):
@@ -121,7 +126,7 @@ def _autoregressive(train, validation, test, args):
   return _trained(flow, size(width), train, validation, test, args)
 
 
-def _size_of_network(num_dims, width):
+def size_of_network(num_dims, width):
   """Number of parameters of a network of an autoregressive layer that are not masked: of its kernels, half."""
   return (num_dims * width + width**2 + 2 * num_dims * width) // 2 + 2 * width + 2 * num_dims
 
@@ -145,28 +150,34 @@ def _mixture(train, validation, test, args):
       mixture.GaussianMixture(count, covariance_type=kind, random_state=args.seed, reg_covar=1e-4).fit(train)
       for kind in ("full", "diag") for count in range(1, args.max_components + 1)]
   best = max(candidates, key=lambda candidate: candidate.score(validation))
-  return best.score_samples(test), {"train": float(best.score(train)), "num_parameters": best._n_parameters(),
+  size = _size_of_mixture(train.shape[1], best.n_components, best.covariance_type)
+  return best.score_samples(test), {"train": float(best.score(train)), "num_parameters": size,
                                     "components": best.n_components, "covariance": best.covariance_type}
 
 
 def _gaussian(train, validation, test, args):
   del validation, args
   gaussian = stats.multivariate_normal(train.mean(0), np.cov(train.T))
-  num_dims = train.shape[1]
   return gaussian.logpdf(test), {"train": float(np.mean(gaussian.logpdf(train))),
-                                 "num_parameters": num_dims + num_dims * (num_dims + 1) // 2}
+                                 "num_parameters": _size_of_mixture(train.shape[1], 1, "full")}
 
 
-_METHODS = {"vector flow": _vector_flow, "autoregressive flow": _autoregressive, "mixture of Gaussians": _mixture,
-            "one Gaussian": _gaussian}
+def _size_of_mixture(num_dims, num_components, covariance_type):
+  """Number of parameters: means, covariances, and weights whose sum is 1."""
+  of_covariance = {"full": num_dims * (num_dims + 1) // 2, "diag": num_dims}[covariance_type]
+  return num_components * (num_dims + of_covariance + 1) - 1
 
 
-def _print_table(found):
-  methods = [method for method in _METHODS if all(method in table for table in found.values())]
-  print(f"| mean test log-likelihood, nats | {' | '.join(methods)} |\n|---|" + "---|" * len(methods))
-  for name, table in found.items():
-    cells = [f"{table[method]['mean']:.2f} ({table[method]['deviation']:.2f})" for method in methods]
-    print(f"| {name.replace('_', ' ')}, {table['rows']} x {table['columns']} | {' | '.join(cells)} |")
+METHODS = {"vector flow": _vector_flow, "autoregressive flow": _autoregressive, "mixture of Gaussians": _mixture,
+           "one Gaussian": _gaussian}
+_LABELS = {"vector flow": "`VectorFlowBijector`", "autoregressive flow": "`tfb.MaskedAutoregressiveFlow`"}
+
+
+def _cells(found):
+  """Means and, in brackets, deviations of the folds; the best mean is in bold."""
+  best = max(of_method["mean"] for of_method in found)
+  bold = lambda of_method: "**" if of_method["mean"] == best else ""
+  return [f"{bold(one)}{one['mean']:.2f}{bold(one)} ({one['deviation']:.2f})" for one in found]
 
 
 if __name__ == "__main__":

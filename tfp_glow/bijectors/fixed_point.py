@@ -62,7 +62,7 @@ _NEAR = 30.
 def _settled(step, start, has_unit, tolerance, max_iterations, what):
   """The fixed point of `step` for each event, from `start`.
 
-  The tolerance is relative to the largest number of `y`; with `has_unit`, also to the largest of `start` plus 1.
+  The tolerance is relative to the largest number of `y`; with `has_unit`, to 1 plus the largest of `y` and `start`.
   """
   axes = list(range(1, start.shape.rank))
   largest = lambda values: tf.reduce_max(tf.abs(values), axes)

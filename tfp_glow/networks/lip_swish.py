@@ -29,7 +29,7 @@ def lip_swish(x: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
 
 @custom_gradient
 def _swish(x):
-  """`x * sigmoid(x)`. Memory limits its speed, so the derivatives are written to pass over the data only a few times."""
+  """`x * sigmoid(x)`. Memory limits its speed, so the derivatives pass over the data as few times as possible."""
   gate = tf.sigmoid(x)
   swish = x * gate
   # Once, for any number of gradients pulled back through it.

@@ -62,8 +62,8 @@ def of_source(source, share, passes):
   if len(share.parts) == 1:  # With several replicas Keras would take the number of elements for that of steps.
     num_batches = num_batches * (1 if passes.epochs is None else len(passes.epochs)) - passes.skip_batches
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
-  # Workers that get the same dataset share each batch. Sharding by files, TensorFlow's default, would give batches other
-  # than those of one process.
+  # Workers that get the same dataset share each batch. Sharding by files, TensorFlow's default, would give batches that
+  # differ from those of one process.
   options = tf.data.Options()
   options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
   return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

@@ -22,8 +22,8 @@ import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
 
-# Second entries of a noise seed; the first is the model's. Training uses all from 0, the numbers of its steps. Evaluation
-# uses this, and with several draws those below. So no two of them share their noise.
+# Second entries of a noise seed; the first is the model's. Training uses all from 0, the numbers of its steps.
+# Evaluation uses this, and with several draws those below. So no two of them share their noise.
 EVALUATION = -1
 INITIALIZATION = -2**31
 
@@ -89,8 +89,8 @@ def quantize(values: tf.Tensor | np.ndarray, num_bits: int) -> tf.Tensor:
 
   Returns:
     uint8 tensor of the shape of `values`. With fewer than 8 bits it has multiples of `2 ** (8 - num_bits)`, and 255, as
-    in the original, for values beyond the brightest bin. With more than 8 bits a uint16 tensor, `0 .. 2 ** num_bits - 1`.
-
+    in the original, for values beyond the brightest bin. With more than 8 bits a uint16 tensor,
+    `0 .. 2 ** num_bits - 1`.
   Raises:
     ValueError: if `num_bits` is not as above.
   """

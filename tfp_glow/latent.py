@@ -1,4 +1,4 @@
-"""Walks through the latent space."""
+"""Paths through the latent space."""
 
 from tfp_glow.data.latent import attribute_direction, interpolate
 

@@ -26,7 +26,7 @@ class ActNorm(OnePassBijector):
 
   def __init__(self, num_channels: int, event_ndims: int = 3, dtype: tf.DType | str | None = None,
                validate_args: bool = False, name: str = "actnorm", log_scale_factor: float = LOG_SCALE_FACTOR):
-    """Creates the identity, until `initialize`.
+    """Creates the bijector; it is the identity until `initialize`.
 
     Args:
       num_channels: Python `int`, the size of the last dimension.
@@ -34,8 +34,8 @@ class ActNorm(OnePassBijector):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
-      log_scale_factor: Python `float`, positive: how fast the scale is learned beside the shift, by an optimizer whose
-        steps do not depend on the size of gradients, such as Adam.
+      log_scale_factor: Python `float`, positive: how fast the scale learns relative to the shift. It matters for
+        optimizers whose steps do not depend on the size of gradients, such as Adam.
 
     Raises:
       ValueError: if `num_channels` or `event_ndims` is not a positive `int`, or `log_scale_factor` not a positive

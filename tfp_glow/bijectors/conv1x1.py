@@ -24,8 +24,8 @@ class InvertibleConv1x1(OnePassBijector):
   inverse log-det = num_positions * sum(log_scale)
   ```
 
-  `P` is a fixed permutation, `L` unit lower triangular, `U` strictly upper triangular; `sign` is fixed, too. Whatever
-  the trained values, `W` is invertible, and its log-det is a sum.
+  `P` is a fixed permutation, `L` unit lower triangular, `U` strictly upper triangular. `sign` is fixed, too. `W` is
+  invertible for any values of the parameters, and its log-det is a sum.
 
   References:
     Kingma and Dhariwal, "Glow" (2018), section 3.2, equations 9 to 11.
@@ -33,12 +33,12 @@ class InvertibleConv1x1(OnePassBijector):
 
   def __init__(self, num_channels: int, seed: int | None = None, matrix: np.ndarray | None = None, event_ndims: int = 3,
                dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "invertible_conv1x1"):
-    """Creates the convolution from a random rotation, or from a given matrix.
+    """Creates the convolution from a random rotation or a given matrix.
 
     Args:
       num_channels: Python `int`, the size of the last dimension.
-      seed: Python `int` of the rotation; `None`: another each time (after `keras.utils.set_random_seed`, the same).
-      matrix: Array `[C, C]`, any invertible `W` to start from.
+      seed: Python `int` of the rotation. `None`: a new one each time (the same after `keras.utils.set_random_seed`).
+      matrix: Array `[C, C]`, an invertible `W` to start from.
       event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
@@ -74,17 +74,17 @@ class InvertibleConv1x1(OnePassBijector):
 
   def matrix(self, value: Callable[[keras.Variable], tf.Tensor] = lambda variable: variable.value,
              inverse: bool = True) -> tuple[tf.Tensor, tf.Tensor]:
-    """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, `[...]`.
+    """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant per position, `[...]`.
 
     Args:
-      value: Callable, from a variable of this bijector to its value.
-      inverse: Python `bool`: the matrix of `inverse`, which is `W`, or that of `forward`, which is `W^-1`.
+      value: Callable that maps a variable of this bijector to its value.
+      inverse: Python `bool`: `True` for the matrix of `inverse`, `W`; `False` for that of `forward`, `W^-1`.
 
     Returns:
       matrix: Tensor `[..., C, C]`.
       log_det: Tensor `[...]`.
     """
-    # In float64: more exact, and faster on CPUs (see `networks.glow.border_response`).
+    # float64 is more exact, and faster on CPUs (see `networks.glow.border_response`).
     lower, upper, log_scale, permutation, sign = (
         tf.cast(value(v), tf.float64) for v in (self.lower, self.upper, self.log_scale, self.permutation, self.sign))
     log_scale = bounded(log_scale)
@@ -114,7 +114,7 @@ def random_rotation(num_channels, seed):
 
 
 def lu_factors(matrix, num_channels):
-  """The parameters of `InvertibleConv1x1` that give `matrix`, a dict of float64 arrays."""
+  """The parameters of `InvertibleConv1x1` that give `matrix`: a dict of float64 arrays."""
   matrix = np.asarray(matrix, np.float64)
   if matrix.shape != (num_channels, num_channels):
     raise ValueError(f"`matrix` must have shape {(num_channels, num_channels)}. Received: {matrix.shape}")

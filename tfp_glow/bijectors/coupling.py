@@ -18,18 +18,18 @@ from tfp_glow.bijectors.step import Step
 from tfp_glow.networks import building, elsewhere
 from tfp_glow.networks.glow import CouplingNetwork
 
-# The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32, and long before that the way
-# back overflows.
+# The least scale of an affine coupling. The sigmoid alone reaches 0 at -88 in float32. The way back overflows long
+# before that.
 MIN_SCALE = 1e-3
 
 
 class _Coupling(OnePassBijector):
-  """Changes the second half of the channels by what a network makes of the first half.
+  """Changes the second half of the channels by a network's outputs for the first half.
 
-  With `C` channels, the first `C // 2` condition and stay; the rest changes.
+  The first `C // 2` of `C` channels are the condition and stay unchanged; the rest changes.
   """
 
-  # The network's output channels alternate between parameters of the transformation: what is added to each of them.
+  # The output channels alternate between the parameters of the transformation. These numbers are added to them.
   offsets = (0.,)
 
   def __init__(self, network, event_ndims, dtype, validate_args, parameters, name, context_shape):
@@ -56,11 +56,11 @@ class _Coupling(OnePassBijector):
     return super()._depends_on_variables_only() and not elsewhere.is_read_by(self.network)
 
   def transform(self, inputs, parameters, inverse):
-    """The second half, changed with the network's outputs, a tensor for each group; and the log-det of that.
+    """Changes the second half by the network's outputs, one tensor for each group; returns it with the log-det.
 
     Args:
       inputs: Tensor `[N, ..., C - C // 2]`.
-      parameters: List of tensors of this shape, one for each of `offsets`.
+      parameters: List of tensors of this shape, one for each entry of `offsets`.
       inverse: Python `bool`, the direction.
 
     Returns:
@@ -70,11 +70,11 @@ class _Coupling(OnePassBijector):
     raise NotImplementedError
 
   def undo(self, outputs, parameters, d_outputs, d_log_det, inverse):
-    """From what `transform` returned, and the gradients of that: its inputs, and the gradients of its arguments.
+    """Recovers the inputs of `transform` from its outputs, and computes the gradients of its arguments.
 
     Args:
       outputs: Tensor `[N, ..., C - C // 2]`, as `transform` returned it.
-      parameters: What `transform` was given.
+      parameters: The `parameters` given to `transform`.
       d_outputs: The gradient with respect to `outputs`.
       d_log_det: The gradient with respect to the log-det, `[N]`.
       inverse: Python `bool`, the direction of `transform`.
@@ -87,23 +87,23 @@ class _Coupling(OnePassBijector):
     raise NotImplementedError
 
   def build(self, event_shape: Sequence[int] | tf.TensorShape) -> None:
-    """Builds the network, if it is not yet, and checks it.
+    """Builds the network if needed, and checks it.
 
-    The first call does it as well; do it yourself where the variables are needed before.
+    The first call builds it, too. Call this only if you need the variables earlier.
 
     Args:
       event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
 
     Raises:
-      ValueError: if the network's output has another shape than the coupling needs, there are fewer than two channels
-        or others than before, or the network holds state that a call changes.
+      ValueError: if the network's output does not have the shape that the coupling needs, there are fewer than two
+        channels or a different number than before, or the network holds state that a call changes.
     """
     event_shape = tf.TensorShape(event_shape)
     num_channels = event_shape[-1]
     if num_channels == self._num_channels:
       return
     if self._num_channels is not None:
-      # Convolutions would not refuse a multiple of the channels they know: they would take it for groups.
+      # Convolutions would accept a multiple of the channels they know, as groups.
       raise ValueError(f"`{self.name}` was built for {self._num_channels} channels. "
                        f"Received: event shape {event_shape}")
     if num_channels is None or num_channels < 2:
@@ -149,7 +149,7 @@ class _Coupling(OnePassBijector):
     return tf.concat([kept, changed], axis=-1)
 
   def network_in_its_precision(self) -> contextlib.AbstractContextManager:
-    """A context for calls of the network: it computes in the dtype of the coupling, unless in training.
+    """A context for calls of the network: it computes in the coupling's dtype, except in training.
 
     Returns:
       Context manager.
@@ -157,20 +157,20 @@ class _Coupling(OnePassBijector):
     return building.computing_in_full(self.lower_layers, self.dtype)
 
   def groups(self, h: tf.Tensor) -> list[tf.Tensor]:
-    """The network's outputs as it orders them, taken apart.
+    """Splits the network's outputs, in its order, into groups.
 
     Args:
       h: Tensor `[..., number of outputs]`.
 
     Returns:
-      List of tensors, each with a channel for each of those that change.
+      List of tensors, each with one channel for each changing channel.
     """
     h = tf.cast(h, self.dtype)
     return [h[..., i::len(self.offsets)] + offset for i, offset in enumerate(self.offsets)]
 
 
 class _CouplingStep(Step):
-  """A coupling on `halves`: its network's weights are folded once for all steps, if it can."""
+  """A coupling on `halves`. The network's weights are folded once for all steps, if it can fold them."""
 
   @property
   def variables(self):
@@ -178,7 +178,7 @@ class _CouplingStep(Step):
 
   @property
   def has_pull_back(self):
-    """Whether the network can take its weights as tensors, folded before, and gives its outputs apart."""
+    """Whether the network takes folded weights as tensors, and returns its outputs in groups."""
     network = self._bijector.network
     return isinstance(network, CouplingNetwork) and network.num_groups == len(self._bijector.offsets)
 
@@ -190,7 +190,7 @@ class _CouplingStep(Step):
     offsets = np.repeat(coupling.offsets, event_shape[-1] - event_shape[-1] // 2)
     with coupling.network_in_its_precision():
       *hidden, (kernel, additive_map) = coupling.network.fold(*event_shape[:2], value, offsets)
-    # A network of lower precision must not lower that of the flow: what it says is added up in the flow's own.
+    # A network of lower precision must not lower the flow's: its outputs are summed in the flow's dtype.
     return (*hidden, (kernel, tf.cast(additive_map, coupling.dtype))), nothing
 
   def prepare_back(self, value, event_shape, inverse):
@@ -209,7 +209,7 @@ class _CouplingStep(Step):
     return halves.joined(kept, changed), log_det
 
   def _differentiable_transform(self, inverse):
-    """`transform` of the coupling, with the gradients that `undo` computes in fewer passes over the data."""
+    """The coupling's `transform`, with the gradients of `undo`, which take fewer passes over the data."""
 
     @custom_gradient
     def transform(inputs, *parameters):
@@ -235,7 +235,7 @@ class _CouplingStep(Step):
     return halves.joined(kept, changed), log_det, [*hidden, h]
 
   def outputs_again(self, inputs, activations, inverse):
-    """The outputs of `apply_and_keep`, of what else it returned."""
+    """The outputs of `apply_and_keep`, from what else it returned."""
     kept, changed = halves.parts(inputs)
     changed, _ = self._bijector.transform(changed, self._split(activations[-1]), inverse)
     return halves.joined(kept, changed)
@@ -251,7 +251,7 @@ class _CouplingStep(Step):
   def rebuild(self, outputs, weights, weights_back, variables, d_outputs, d_log_det, inverse, context=None):
     del weights_back
     (kept, changed), (d_kept, d_changed) = halves.parts(outputs), halves.parts(d_outputs)
-    # One evaluation of the network serves to rebuild the inputs and to find the gradients.
+    # One evaluation of the network rebuilds the inputs and gives the gradients.
     if self.has_pull_back:
       h, hidden = self._run_network(kept, weights, context)
       parameters = self._split(h)
@@ -269,12 +269,12 @@ class _CouplingStep(Step):
     return halves.joined(kept, changed), d_inputs, d_weights, d_variables, d_context
 
   def _network_outputs(self, kept, weights, variables=(), context=None):
-    """The network's outputs for `concat(kept, 1)`, a tensor for each group of channels."""
-    del variables  # The network reads them by itself.
+    """The network's outputs for `concat(kept, 1)`, one tensor for each group of channels."""
+    del variables  # The network reads them itself.
     if self.has_pull_back:
       return self._split(self._run_network(kept, weights, context)[0])
     coupling, inputs = self._bijector, kept[..., :-1]
-    # A network of lower precision must not lower that of the flow.
+    # A network of lower precision must not lower the flow's.
     with coupling.network_in_its_precision():
       return coupling.groups(coupling.network(inputs if context is None else [inputs, context]))
 
@@ -305,12 +305,11 @@ class AffineCoupling(_Coupling):
   forward log-det = -sum(log(scale))
   ```
 
-  The scale lies below 1: data to latent contracts, and a network that returns 0 scales by 0.88. In the original it may
-  reach 0, and the way back divide by it. Not here; else the two are the same.
+  The scale lies below 1: data to latent contracts. A network that returns 0 scales by 0.88. In the original the scale
+  may reach 0, and the way back then divides by it. The lower bound here is the only difference.
 
   References:
-    Kingma and Dhariwal, "Glow" (2018), table 1; the sigmoid and the interleaved channels are those of the original
-    code.
+    Kingma and Dhariwal, "Glow" (2018), table 1. The sigmoid and the interleaved channels follow the original code.
   """
 
   offsets = (0., 2.)
@@ -321,17 +320,17 @@ class AffineCoupling(_Coupling):
     """Creates the coupling.
 
     Args:
-      network: Keras layer or model, from `[N, H, W, C // 2]` to `[N, H, W, 2 * (C - C // 2)]`; or, with `event_ndims`
-        1, from `[N, C // 2]` to `[N, 2 * (C - C // 2)]`. It may have a method `initialize(inputs)` for data-dependent
-        initialisation, which returns its outputs; a `Scan` calls it in a `tf.function`. It must depend on nothing but
-        its inputs and its `variables`: what it reads elsewhere has no gradients, and passes of such a network are never
-        remembered (see `OnePassBijector`).
+      network: Keras layer or model, from `[N, H, W, C // 2]` to `[N, H, W, 2 * (C - C // 2)]`; with `event_ndims` 1,
+        from `[N, C // 2]` to `[N, 2 * (C - C // 2)]`. It may have a method `initialize(inputs)` for data-dependent
+        initialisation, which returns its outputs; a `Scan` calls it in a `tf.function`. It must depend only on its
+        inputs and its `variables`. Anything else that it reads gets no gradients, and passes of such a network are
+        never remembered (see `OnePassBijector`).
       event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
-      context_shape: Shape of one `context`, `(D,)` or `(h, w, c)`, or a dict of such shapes: calls take `context`, and
-        the network is called with `[inputs, context]`. `None`: there is none.
+      context_shape: Shape of one `context`, `(D,)` or `(h, w, c)`, or a dict of such shapes. Calls then take `context`,
+        and the network is called with `[inputs, context]`. `None`: no context.
 
     Raises:
       TypeError: if `network` is not a Keras layer.
@@ -345,13 +344,13 @@ class AffineCoupling(_Coupling):
     shift, raw = parameters
     scale = _scale(raw)
     outputs = (inputs + shift) * scale if inverse else inputs / scale - shift
-    # Not `log_sigmoid(raw)`, which is ten times as slow on CPUs, and as exact in the sum.
+    # `log_sigmoid(raw)` is ten times as slow on CPUs, and no more exact in the sum.
     log_det = tf.reduce_sum(tf.math.log(scale), axis=list(range(1, raw.shape.rank)))
     return outputs, log_det if inverse else -log_det
 
   def undo(self, outputs: tf.Tensor, parameters: list[tf.Tensor], d_outputs: tf.Tensor, d_log_det: tf.Tensor,
            inverse: bool) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    # Where the scale is at its least, with the gradient that the sigmoid has there, not 0: training leads back.
+    # Where the scale is at its minimum, use the sigmoid's gradient, not 0, so that training can leave it.
     shift, raw = parameters
     scale = _scale(raw)
     d_log_det = tf.reshape(d_log_det, [-1] + [1] * (raw.shape.rank - 1))
@@ -392,8 +391,8 @@ class AdditiveCoupling(_Coupling):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
-      context_shape: Shape of one `context`, `(D,)` or `(h, w, c)`, or a dict of such shapes: calls take `context`, and
-        the network is called with `[inputs, context]`. `None`: there is none.
+      context_shape: Shape of one `context`, `(D,)` or `(h, w, c)`, or a dict of such shapes. Calls then take `context`,
+        and the network is called with `[inputs, context]`. `None`: no context.
 
     Raises:
       TypeError: if `network` is not a Keras layer.

@@ -1,4 +1,4 @@
-"""What leaves the flow: channels that become latents, whitened by a learned Gaussian."""
+"""Channels that leave the flow as latents, whitened by a learned Gaussian."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from tfp_glow.bijectors import contexts
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.networks.glow import ZeroConv2D, border_response
 
-# The deviations of the learned Gaussians lie between exp(-8) and exp(8): with 8 bits and actnorms, a deviation of
-# exp(-6) is that of the dequantization noise. What a network makes of an odd image may be anything, and noise of 1e19
-# has a square that overflows.
+# The deviations of the learned Gaussians lie between exp(-8) and exp(8). With 8 bits and actnorms, exp(-6) is the
+# deviation of the dequantization noise. The network's output for an odd image has no bound, and the square of noise of
+# 1e19 overflows.
 _MAX_LOG_SCALE = 8.
 
 
 def _whiten(values, mean, log_scale):
-  """Data to noise under `Normal(mean, exp(log_scale))`, per element; with the log-det per event."""
+  """Data to noise under `Normal(mean, exp(log_scale))`, per element, with the log-det per event."""
   noise = (values - mean) / tf.exp(log_scale)
   return noise, -tf.reduce_sum(log_scale, axis=list(range(1, log_scale.shape.rank)))
 
@@ -33,7 +33,7 @@ def _color(noise, mean, log_scale):
 
 
 def _context_like(event_shape, context_shape):
-  """The `tf.TensorShape` of contexts, images of the height and width of the events; `None` for `None`."""
+  """The `tf.TensorShape` of contexts, images of the events' height and width; `None` for `None`."""
   shape = contexts.checked_context_shape(context_shape)
   if shape is not None and (not isinstance(shape, tf.TensorShape) or shape[:-1] != event_shape[:-1]):
     raise ValueError("`context_shape` must be [H, W, F] with the height and width of `event_shape`, "
@@ -52,11 +52,11 @@ class FactorOut(OnePassBijector):
   inverse log-det = -sum(log_scale)
   ```
 
-  The second half of the output is standard normal where the model is right: a latent. `GlowBijector` takes it out
-  there. With a context, an image of the same height and width, the convolution sees the channels of both.
+  The second half of the output is a latent. It is standard normal if the model is right. `GlowBijector` removes it
+  there. A context is an image of the same height and width; the convolution sees the channels of both.
 
   References:
-    Dinh et al., "Density estimation using Real NVP" (2016), section 3.6; the learned Gaussian is that of the original
+    Dinh et al., "Density estimation using Real NVP" (2016), section 3.6. The learned Gaussian follows the original
     code of Kingma and Dhariwal, "Glow" (2018).
   """
 
@@ -69,7 +69,7 @@ class FactorOut(OnePassBijector):
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
-      context_shape: `[H, W, F]` of a `context`, which calls then take; `None`: there is none.
+      context_shape: `[H, W, F]` of the `context` that calls then take; `None`: no context.
 
     Raises:
       ValueError: if `event_shape` is not `[H, W, C]` with `C` even, or `context_shape` not as above.
@@ -104,15 +104,15 @@ class FactorOut(OnePassBijector):
     return tf.concat([kept, noise], axis=-1), log_det
 
   def split(self, y: tf.Tensor, context: tf.Tensor | None = None) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """`inverse`, with its two halves apart: what stays, what leaves, and the log-det.
+    """`inverse` in two halves: the one that stays, the one that leaves, and the log-det.
 
     Args:
       y: Tensor `[N, H, W, C]`.
-      context: Tensor `[N, H, W, F]`, if it was made for one.
+      context: Tensor `[N, H, W, F]`, if the split has a context.
 
     Returns:
       kept: Tensor `[N, H, W, C // 2]`.
-      noise: Tensor of the same shape, what leaves.
+      noise: Tensor of the same shape, the half that leaves.
       log_det: Tensor `[N]`.
     """
     kept, leaving = tf.split(y, 2, axis=-1)
@@ -138,13 +138,13 @@ class FactorOut(OnePassBijector):
   def _gaussian(self, kept, context):
     weights = self.network.fold(*kept.shape[1:3])
     seen = within_reach(kept) if context is None else tf.concat([context, within_reach(kept)], axis=-1)
-    with precision.full():  # It is of the flow itself.
+    with precision.full():  # The network is part of the flow itself.
       mean, log_scale = tf.split(self.network.run(seen, *weights), 2, axis=-1)
     return mean, bounded(log_scale, _MAX_LOG_SCALE)
 
 
 class TopPrior(OnePassBijector):
-  """The learned Gaussian of the last latent, which nothing but its position, its class and its context conditions.
+  """The learned Gaussian of the last latent, conditioned only on position, class and context.
 
   ```none
   h = (border_response + bias) * exp(3 * log_scale)
@@ -154,8 +154,8 @@ class TopPrior(OnePassBijector):
   inverse(y) = (y - mean) * exp(-log_scale)
   ```
 
-  The original applies a convolution to zeros: of its kernel only the part for the border ever acts, and only that is
-  held here.
+  The original applies a convolution to zeros. Only the border part of its kernel ever acts, and only that part is held
+  here.
 
   References:
     The original code of Kingma and Dhariwal, "Glow" (2018).
@@ -168,16 +168,16 @@ class TopPrior(OnePassBijector):
 
     Args:
       event_shape: `[H, W, C]`.
-      learn_top: Python `bool`: whether mean and scale are learned by position (the first line above).
-      num_classes: Python `int`: they also depend on the class (the second line); `None`: there are no classes.
+      learn_top: Python `bool`: whether mean and scale are learned per position (the first line above).
+      num_classes: Python `int`: mean and scale also depend on the class (the second line). `None`: no classes.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
-      context_shape: `[H, W, F]` of a `context`, which they also depend on (the third line, a 3x3 convolution), and
-        which calls then take; `None`: there is none.
+      context_shape: `[H, W, F]` of the `context` that calls then take. Mean and scale also depend on it (the third
+        line, a 3x3 convolution). `None`: no context.
 
     Raises:
-      ValueError: if `event_shape` is not `[H, W, C]`, all of it known, or another argument not as above.
+      ValueError: if `event_shape` is not a fully known `[H, W, C]`, or another argument is not as above.
     """
     parameters = dict(locals())
     check_bools(learn_top=learn_top)
@@ -232,9 +232,9 @@ class TopPrior(OnePassBijector):
       border = border_response(self.border_kernel.value, height, width)
       h += (border + self.bias) * tf.exp(log_scale_of(self.log_scale.value))
     if self.num_classes is not None:
-      # As a gather: the product with a one-hot vector, without the vector.
+      # A gather gives the product with a one-hot vector, without the vector.
       by_class = tf.gather(tf.convert_to_tensor(self.class_kernel), tf.cast(labels, tf.int32)) + self.class_bias
-      # XLA leaves assertions out: there, a label out of range has a mean of NaN rather than that of another class.
+      # XLA drops assertions: there, a label out of range gives a mean of NaN, not that of another class.
       by_class = tf.where(self._in_range(labels)[:, tf.newaxis], by_class, np.nan)
       h += (by_class * tf.exp(log_scale_of(self.class_log_scale.value)))[:, tf.newaxis, tf.newaxis]
     if context is not None:

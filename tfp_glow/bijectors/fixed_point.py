@@ -1,4 +1,4 @@
-"""Inverting `y + g(y)` by a fixed-point iteration, and differentiating through that."""
+"""Inverts `y + g(y)` by a fixed-point iteration, and differentiates through it."""
 
 import numpy as np
 import tensorflow as tf
@@ -9,26 +9,26 @@ from tfp_glow._core.gradients import copied, custom_gradient, linearized, not_di
 def solve(branch, x, weights, tolerance, max_iterations, name):
   """Finds `y` with `y + g(y) = x`, as the limit of `y <- x - g(y)`, which contracts as `g` does.
 
-  Each event is done when a step moves none of its numbers by more than the tolerance, relative to the largest number of
-  `y`, of `x`, and 1; it then stays as it is, whatever the others still need. (`x` may be far larger, where `g` adds
-  what does not depend on `y`: then rounding errors are those of `x`.) It is done as well when its steps have long been
-  near that, and do not become smaller: then they are rounding errors of what `g` computes within.
+  An event is done when a step moves none of its numbers by more than the tolerance, relative to the largest number of
+  `y`, of `x`, and 1. It then stays unchanged, whatever the others still need. (`x` may be far larger if `g` adds
+  something that does not depend on `y`; rounding errors are then those of `x`.) An event is also done when its steps
+  have long been near the tolerance and do not become smaller: they are then rounding errors within `g`.
 
-  The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way, but relative to the
-  largest number alone, as gradients may be of any size; and it keeps nothing but `y`. Second derivatives are not to be
-  had: they are NaN.
+  The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way. Its tolerance is
+  relative to the largest number alone, because gradients may have any size. It keeps only `y`. Second derivatives are
+  not available: they are NaN.
 
   Args:
-    branch: Callable, `g`: from a tensor like `x` and a nest `weights` to a tensor like `x`.
+    branch: Callable `g`, from a tensor like `x` and a nest `weights` to a tensor like `x`.
     x: Tensor `[N] + event_shape`.
     weights: Nest of tensors.
     tolerance: Python `float`.
     max_iterations: Python `int`.
-    name: Python `str`, of the bijector, for the error.
+    name: Python `str`, of the bijector, for the error message.
 
   Returns:
-    Tensor like `x`. Events that are not done after `max_iterations` are an error (`tf.errors.InvalidArgumentError`);
-    where XLA compiles the function, which drops the check, they are NaN.
+    Tensor like `x`. Events that are not done after `max_iterations` raise `tf.errors.InvalidArgumentError`. Where XLA
+    compiles the function, which drops the check, they are NaN.
 
   References:
     Behrmann et al., "Invertible Residual Networks" (2019), algorithm 1.
@@ -53,8 +53,8 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
   return run(x, *tf.nest.flatten(weights))
 
 
-# Steps of a contraction do become smaller in so many. So many times the tolerance, they may be nothing but rounding
-# errors.
+# Steps of a contraction become smaller within this many steps. Steps of up to `_NEAR` times the tolerance may be
+# rounding errors alone.
 _LONG = 50
 _NEAR = 30.
 
@@ -62,7 +62,7 @@ _NEAR = 30.
 def _settled(step, start, has_unit, tolerance, max_iterations, what):
   """The fixed point of `step` for each event, from `start`.
 
-  The tolerance is relative to its largest number; with `has_unit`, to that or the largest of `start`, and 1.
+  The tolerance is relative to the largest number of `y`; with `has_unit`, to 1 plus the largest of `y` and `start`.
   """
   axes = list(range(1, start.shape.rank))
   largest = lambda values: tf.reduce_max(tf.abs(values), axes)
@@ -78,7 +78,7 @@ def _settled(step, start, has_unit, tolerance, max_iterations, what):
     distance = tf.where(moves, distance_next, distance)
     num_since = tf.where(distance < least, 0, num_since + 1)
     least = tf.minimum(least, distance)
-    # What has become NaN or infinite will not come back.
+    # Values that are NaN or infinite never come back.
     moves &= ~is_settled(distance, num_since) & tf.math.is_finite(distance)
     return y, moves, distance, least, num_since
 
@@ -88,7 +88,7 @@ def _settled(step, start, has_unit, tolerance, max_iterations, what):
       lambda _, moves, *__: tf.reduce_any(moves), move,
       (start, tf.fill(count, True), infinite, infinite, tf.zeros(count, tf.int32)), maximum_iterations=max_iterations)
   is_done = is_settled(distance, num_since)
-  # Of a gradient that is not finite there is none, which is no error: as everywhere, and as of second derivatives.
+  # A gradient that is not finite has no solution. That is no error, as elsewhere and as for second derivatives.
   is_excused = not has_unit and ~tf.reduce_all(tf.math.is_finite(start), axes)
   message = [f"{what} must be reached in `max_iterations` = {max_iterations}, to a relative {tolerance:g}: the network "
              "must contract, and its inputs be finite. Received: the last step of each event moved it by", distance]

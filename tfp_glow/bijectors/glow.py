@@ -29,15 +29,15 @@ class GlowBijector(WholeFlow):
   """Glow, multi-scale, from a latent vector to an image.
 
   ```none
-  inverse: for each block (the paper's level): squeeze, K steps of flow; then, but in the last block, half of the
+  inverse: for each block (the paper's level): squeeze, K steps of flow; then, except in the last block, half of the
            channels leave, whitened by a Gaussian whose mean and scale are learned from the other half.
   ```
 
-  All latents are standard normal where the model is right. The vector holds them one after the other, the first to
-  leave first and the top last; `split_latent` gives them back as images.
+  All latents are standard normal if the model is right. The vector holds them in the order in which they leave, the top
+  latent last. `split_latent` returns them as images.
 
-  `log_prob` of a `tfd.TransformedDistribution` is one pass, and within `tfp_glow.Chain`, too. Within `tfb.Chain` it may
-  take two, `experimental_sample_and_log_prob` three.
+  `log_prob` of a `tfd.TransformedDistribution` is one pass, also within `tfp_glow.Chain`. Within `tfb.Chain` it may
+  take two, and `experimental_sample_and_log_prob` three.
 
   #### Example
 
@@ -66,37 +66,37 @@ class GlowBijector(WholeFlow):
     """Creates the bijector.
 
     Args:
-      output_shape: `(H, W, C)` of an image; `H` and `W` divisible by `2 ** num_glow_blocks`.
+      output_shape: `(H, W, C)` of an image; `H` and `W` must be divisible by `2 ** num_glow_blocks`.
       num_glow_blocks: Python `int`, the paper's number of levels.
       num_steps_per_block: Python `int`, steps of flow in a block, the paper's depth `K`.
-      num_hidden: Python `int`, channels of the hidden layers of the default network. It computes in the precision of
-        Keras' global dtype policy: after `keras.config.set_dtype_policy("mixed_bfloat16")` in bfloat16, while all
-        variables, the rest of the flow and its log-dets keep `dtype`.
+      num_hidden: Python `int`, channels of the hidden layers of the default network. The network computes in the
+        precision of Keras' global dtype policy. After `keras.config.set_dtype_policy("mixed_bfloat16")` that is
+        bfloat16; all variables, the rest of the flow and its log-dets keep `dtype`.
       coupling: `"affine"` or `"additive"`.
       permutation: `"conv1x1"`, `"reverse"` or `"shuffle"`.
       network_fn: Callable, from `num_output_channels` to a Keras layer from `[N, h, w, c]` to
-        `[N, h, w, num_output_channels]`, used in place of `networks.CouplingNetwork`. It is called for every step.
-        Have its last layer start at zero: the flow then starts near the identity. With a context it is called with a
-        list, `[inputs, context]`, of which the second are the features of that level, `[N, h, w, F]`.
+        `[N, h, w, num_output_channels]`, used instead of `networks.CouplingNetwork`. It is called for every step.
+        Start its last layer at zero: the flow then starts near the identity. With a context the layer is called with
+        `[inputs, context]`; `context` holds the features of that level, `[N, h, w, F]`.
       num_classes: Python `int`: the top prior depends on `labels`, which must be passed as
         `bijector_kwargs={"labels": labels}`. `None`: no classes.
       learn_top: Python `bool`: whether the Gaussian of the top latent is learned.
-      gradient: `"autodiff"` is the faster; `"reversible"` needs memory for the activations of one step of each block
-        only, whatever `num_steps_per_block`. See `Scan`.
+      gradient: `"autodiff"` is faster. `"reversible"` needs memory only for the activations of one step of each block,
+        whatever `num_steps_per_block`. See `Scan`.
       seed: Python `int`: the same seed gives the same initial values, except in networks of your own `network_fn`.
-        `None`: new values each time (the same ones after `keras.utils.set_random_seed`).
+        `None`: new values each time (the same after `keras.utils.set_random_seed`).
       dtype: Floating dtype of parameters, images and latents. Default: Keras' `floatx`.
       validate_args: Python `bool`: a non-finite input is an error, at a cost.
       name: Python `str`.
       context_shape: Shape of one context, `(D,)` of a vector or `(h, w, c)` of an image, or a dict from names to such
-        shapes: all couplings, splits and the top prior depend on `context`, which must be passed as
+        shapes. All couplings, splits and the top prior depend on `context`, which must be passed as
         `bijector_kwargs={"context": context}`, `[..., *context_shape]` or a dict of such tensors. Vectors are repeated
-        at all positions. Images may be larger or smaller than `output_shape` by a power of two: they are squeezed to
-        the size of the first block, averaged over blocks for further ones, and repeated where they are smaller. Scale
-        what you give to about -1 .. 1. `None`: there is no context.
+        at all positions. Images may be larger or smaller than `output_shape` by a power of two. They are squeezed to
+        the size of the first block, averaged over blocks for later ones, and repeated where they are smaller. Scale
+        your context to about -1 .. 1. `None`: no context.
       context_network: Keras layer, from a batch of contexts (or a dict of them) to vectors or images, or a dict of
-        them, which then take the place of the context: evaluated once a pass, and trained with the rest. `None`: the
-        context is taken as it is.
+        them. Its outputs replace the context. It is evaluated once per pass, and trained with the rest. `None`: the
+        context is used unchanged.
 
     Raises:
       TypeError: if `context_network` is not a Keras layer.
@@ -133,7 +133,7 @@ class GlowBijector(WholeFlow):
                                         context_shape=feature_shapes[-1]))
 
   def _make_context_features(self, context_shape, context_network):
-    """Returns the shape of the context's features in each block, `None`s if there is no context."""
+    """Returns the shape of the context's features in each block; `None`s if there is no context."""
     sizes = [tuple(shape[:2]) for shape in self._block_shapes]
     shapes = contexts.checked_context_shape(context_shape)
     if shapes is None:
@@ -150,14 +150,14 @@ class GlowBijector(WholeFlow):
 
   def class_features(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
                      context: Any = None) -> tf.Tensor:
-    """What the original's classifier sees: the mean over all positions of the top latent, before it is whitened.
+    """The inputs of the original's classifier: the mean over all positions of the top latent, before whitening.
 
-    It tells of the image alone: the labels only undo what they did to `z`.
+    They depend on the image alone: the labels only undo their effect on `z`.
 
     Args:
       z: Tensor `[..., H * W * C]`.
-      labels: Integer tensor `[...]`, those that `z` was made with, of a bijector with `num_classes`.
-      context: That which `z` was made with, of a bijector with `context_shape`; `z` is then `[N, H * W * C]`.
+      labels: Integer tensor `[...]`, the labels that `z` was made with, for a bijector with `num_classes`.
+      context: The context that `z` was made with, for a bijector with `context_shape`; `z` is then `[N, H * W * C]`.
 
     Returns:
       Tensor `[..., num_class_features]`.
@@ -171,17 +171,17 @@ class GlowBijector(WholeFlow):
 
   def relabelled(self, z: tf.Tensor, labels: tf.Tensor, new_labels: tf.Tensor,
                  context: Any = None) -> tuple[tf.Tensor, tf.Tensor]:
-    """The latents that images have under other labels, without another pass: labels act on the top prior alone.
+    """The latents of images under other labels, without another pass: labels act on the top prior alone.
 
     Args:
       z: Tensor `[N, H * W * C]`, latents.
-      labels: Integer tensor `[N]`, those that `z` was made with.
-      new_labels: Integer tensor `[N, K]`, as many for each image.
-      context: That which `z` was made with, of a bijector with `context_shape`.
+      labels: Integer tensor `[N]`, the labels that `z` was made with.
+      new_labels: Integer tensor `[N, K]`, `K` for each image.
+      context: The context that `z` was made with, for a bijector with `context_shape`.
 
     Returns:
       new_z: Tensor `[N, K, H * W * C]`.
-      log_det: Tensor `[N, K]`, nats: what the log-det of `inverse` is greater by with each of `new_labels`.
+      log_det: Tensor `[N, K]`, nats: the increase of the log-det of `inverse` with each of `new_labels`.
 
     Raises:
       ValueError: if the shape of `z` does not fit, or labels or context are missing or too many.
@@ -202,7 +202,7 @@ class GlowBijector(WholeFlow):
     return leaving + [tf.TensorShape(self._block_shapes[-1])]
 
   def _condition_of_top(self, context, z):
-    """What the top prior is given of an argument for latents `z` that nobody has checked, a dict."""
+    """The top prior's arguments, a dict, for unchecked arguments and latents `z`."""
     shapes = self._own_context_shapes
     if shapes is not None:
       context = contexts.converted(context, shapes, self.dtype, self.name)
@@ -213,7 +213,7 @@ class GlowBijector(WholeFlow):
     return {}
 
   def _conditions(self, context):
-    """Keyword arguments of the parts of each block, a list of dicts."""
+    """Keyword arguments of the parts of each block: a list of dicts."""
     if context is None:
       return [{}] * len(self.blocks)
     features = self._context_features
@@ -275,7 +275,7 @@ class GlowBijector(WholeFlow):
 
 
 def _block_shapes(output_shape, num_blocks):
-  """Shapes `[h, w, c]` in which the steps of each block work."""
+  """Shapes `[h, w, c]` of the steps in each block."""
   shapes, (height, width, channels) = [], output_shape
   for _ in range(num_blocks):
     height, width, channels = height // 2, width // 2, channels * 4

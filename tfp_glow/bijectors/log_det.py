@@ -1,6 +1,6 @@
-"""The log-determinant of `y + g(y)`: exactly, or estimated by the power series of the logarithm.
+"""The log-determinant of `y + g(y)`, exact or estimated by the power series of the logarithm.
 
-With `J` the Jacobian of `g`, of norm below 1,
+`J` is the Jacobian of `g`, of norm below 1:
 
 ```none
 log |det(I + J)| = sum over k of (-1)^(k + 1) / k * trace(J^k)        and        trace(A) = mean of probe^T A probe
@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from tfp_glow._core.gradients import copied, custom_gradient, linearized, not_differentiable, with_pull_back
 
-# Of the numbers of terms that the roulette may draw.
+# For the numbers of terms that the roulette may draw.
 _TAILS = {
     "geometric": lambda k: scipy.stats.geom(0.5).sf(k - 1),
     "poisson": lambda k: scipy.stats.poisson(2.).sf(k - 1),
@@ -23,20 +23,20 @@ _TAILS = {
 ROULETTES = tuple(_TAILS)
 PROBES = ("gaussian", "rademacher")
 
-_FEW = 8  # With as many numbers in an event the rows of its Jacobian are computed one by one.
+_FEW = 8  # Events of up to this many numbers have the rows of their Jacobian computed one by one.
 
-# What is drawn from the seed of an estimate.
+# What the seed of an estimate draws.
 _NUM_TERMS, _PROBE = range(2)
 
 
 def tail_probabilities(roulette):
   """`P(N >= k)` for `k = 1, 2, ...`, as far as uniform numbers of 32 bits resolve it.
 
-  That is to 33 with `"geometric"`, 16 with `"poisson"`. Terms beyond would come once in billions of draws, billions of
-  times as large: no mean of draws would ever know.
+  The last `k` is 33 for `"geometric"` and 16 for `"poisson"`. Later terms would occur once in billions of draws, with
+  weights of billions. No mean of draws would show them.
 
   Args:
-    roulette: `"geometric"`: `N` has the distribution `0.5 ** N`, from 1. `"poisson"`: that of Poisson with mean 2.
+    roulette: `"geometric"`: `N` has the distribution `0.5 ** N`, from 1. `"poisson"`: Poisson with mean 2.
 
   Returns:
     float64 array.
@@ -46,25 +46,25 @@ def tail_probabilities(roulette):
 
 
 def num_copies(num_dims):
-  """How many copies of each event, one after the other, `exact` gives to the branch.
+  """How many copies of each event, one after the other, `exact` passes to the branch.
 
   Args:
-    num_dims: Python `int`, the numbers in an event.
+    num_dims: Python `int`, numbers in an event.
   """
   return 1 if num_dims <= _FEW else num_dims
 
 
 def exact(branch, y, weights):
-  """`y + g(y)` and its log-determinant, by the whole Jacobian, of events of few numbers.
+  """`y + g(y)` and its log-determinant from the whole Jacobian, for events of few numbers.
 
   Args:
-    branch: Callable, `g`: from a tensor like `y` and a nest `weights` to a tensor like `y`.
+    branch: Callable `g`, from a tensor like `y` and a nest `weights` to a tensor like `y`.
     y: Tensor `[N] + event_shape`.
     weights: Nest of tensors.
 
   Returns:
     outputs: Tensor like `y`.
-    log_det: Tensor `[N]`; NaN, as is its gradient, where its sign shows that `g` does not contract.
+    log_det: Tensor `[N]`. It and its gradient are NaN where its sign shows that `g` does not contract.
   """
   num_dims = y.shape[1:].num_elements()
   residual, jacobian = (_jacobian_by_rows if num_copies(num_dims) == 1 else _jacobian_at_once)(branch, y, weights)
@@ -72,7 +72,7 @@ def exact(branch, y, weights):
 
 
 def _jacobian_by_rows(branch, y, weights):
-  """`g(y)`, and its Jacobian `[N, D, D]`: the least work, and a graph that grows with `D`."""
+  """`g(y)` and its Jacobian `[N, D, D]`: least work, but the graph grows with `D`."""
   residual, pull_back = linearized(branch, y, weights)
   num_dims = y.shape[1:].num_elements()
   rows = [pull_back(tf.zeros_like(y) + tf.constant(np.reshape(row, y.shape[1:]), y.dtype)) for row in np.eye(num_dims)]
@@ -80,7 +80,7 @@ def _jacobian_by_rows(branch, y, weights):
 
 
 def _jacobian_at_once(branch, y, weights):
-  """The same from `D` copies of each event, with the work and the memory that they take."""
+  """The same from `D` copies of each event, at their cost in work and memory."""
   event_shape = y.shape[1:]
   num_dims = event_shape.num_elements()
   copies = tf.stack([y] * num_dims, axis=1)  # XLA would not compile gradients of a broadcast in a `Scan`.
@@ -92,13 +92,13 @@ def _jacobian_at_once(branch, y, weights):
 
 
 def _log_det(matrices):
-  """Of `[N, D, D]` whose minors are not zero, nor nearly: then elimination needs no pivots.
+  """Log-determinants of `[N, D, D]` whose minors are not near zero, so that elimination needs no pivots.
 
-  `I + J` is such a matrix where `J` contracts in the norm of any order. Where `J` contracts in any norm at all the
-  determinant is positive: there is a way to that of `I` on which it is never 0. Where it is not, the result is NaN, and
-  its gradient, too.
+  `I + J` is such a matrix if `J` contracts in the norm of any order. If `J` contracts in any norm at all, the
+  determinant is positive: a path to that of `I` exists on which it is never 0. If it is not positive, the result and
+  its gradient are NaN.
 
-  For small `D` it is several times faster than a decomposition and its gradient, and XLA can compile it.
+  For small `D` this is several times faster than a decomposition and its gradient, and XLA can compile it.
   """
   total, sign = 0., 1.
   while matrices.shape[-1]:
@@ -110,23 +110,22 @@ def _log_det(matrices):
 
 
 class SeriesEstimator:
-  """Estimates the log-determinant by a few terms of its power series, each with the same random probe.
+  """Estimates the log-determinant by a few terms of its power series, all with the same random probe.
 
-  An unbiased estimate draws how many terms there are, and divides each by the probability that it is there. (It is
-  unbiased but for terms that no draw reaches; see `tail_probabilities`.)
+  An unbiased estimate draws the number of terms, and divides each term by the probability that it occurs. (Terms that
+  no draw reaches are the only bias; see `tail_probabilities`.)
 
-  Memory, for the gradients, is that of the inputs and one tensor of their shape: the gradient evaluates the branch once
-  more, instead of keeping what it computed. It is the Neumann series: with the gradient `d_log_det` of each event's
-  log-det,
+  Gradients need memory for the inputs and one tensor of their shape. The gradient evaluates the branch once more and
+  does not keep its activations. It is the Neumann series. With `d_log_det`, the gradient of each event's log-det,
 
   ```none
   weighted = sum over k of (-1)^k * probe^T J^k
-  gradient of sum(d_log_det * log |det(I + J)|) = gradient of sum(d_log_det * (weighted J probe)), weighted held,
+  gradient of sum(d_log_det * log |det(I + J)|) = gradient of sum(d_log_det * (weighted J probe)), weighted held.
   ```
 
-  its terms weighted as those of the value, from the vector-Jacobian products of which `weighted` is a sum. The authors'
-  code computes that gradient in the forward pass, which leaves no need to evaluate anything again, but takes all events
-  to have the same `d_log_det`. Here it may be any. Second derivatives are not available: they are NaN.
+  Its terms have the weights of the value's terms. `weighted` is a sum of the value's vector-Jacobian products. The
+  authors' code computes this gradient in the forward pass. It evaluates nothing twice, but assumes the same
+  `d_log_det` for all events. Here `d_log_det` may differ. Second derivatives are not available: they are NaN.
 
   References:
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), sections 3.1, 3.2 and appendix C.
@@ -136,8 +135,8 @@ class SeriesEstimator:
     """Creates the estimator.
 
     Args:
-      num_terms: Python `int`, number of terms that are always there.
-      roulette: One of `ROULETTES`, the distribution of the number of further terms; `None`: there are none, and the
+      num_terms: Python `int`, number of terms that always occur.
+      roulette: One of `ROULETTES`, the distribution of the number of further terms. `None`: no further terms, and the
         estimate is biased.
       probe: One of `PROBES`, the distribution of the probe's numbers.
     """
@@ -154,26 +153,26 @@ class SeriesEstimator:
       branch: See `exact`.
       y: See `exact`.
       weights: See `exact`.
-      seed: Integer tensor `[2]`. On each replica there are other probes, but as many terms.
+      seed: Integer tensor `[2]`. Replicas draw different probes, but the same number of terms.
 
     Returns:
       outputs: Tensor like `y`.
-      log_det: Tensor `[N]`; NaN where the terms show that `g` does not contract; so is its gradient.
+      log_det: Tensor `[N]`. It and its gradient are NaN where the terms show that `g` does not contract.
     """
     probe = _draw_probe(self._probe, _of_replica(_fold_in(seed, _PROBE)), y)
     return self.evaluate(branch, y, weights, probe, self._draw_num_terms(seed))
 
   def evaluate(self, branch, y, weights, probe, num_terms):
-    """As a call, of what was drawn: the probe, a tensor like `y`, and the number of terms, an integer scalar."""
+    """As a call, from what was drawn: the probe, a tensor like `y`, and the number of terms, an integer scalar."""
 
     def run(y, *flat):
       packed = tf.nest.pack_sequence_as(weights, flat)
-      # No tape from outside need see the series: `_pull_back` has its gradients. A persistent one would have TensorFlow
-      # trace the loop again and again.
+      # Tapes from outside need not see the series: `_pull_back` has its gradients. A persistent tape would make
+      # TensorFlow trace the loop again and again.
       residual, pull_back = linearized(branch, *tf.nest.map_structure(tf.stop_gradient, (y, packed)))
       log_det, weighted = self._sum(pull_back, probe, num_terms)
       weighted = not_differentiable(weighted, y, *flat)
-      # The next block waits: or what is left to do of many blocks might be put off, and keep their activations.
+      # The next block waits. Otherwise work of many blocks might be delayed, and their activations kept.
       with tf.control_dependencies([log_det, weighted]):
         outputs = y + residual
       return (outputs, log_det), functools.partial(_pull_back, branch, y, packed, probe, weighted)
@@ -181,11 +180,11 @@ class SeriesEstimator:
     return custom_gradient(run)(y, *tf.nest.flatten(weights))
 
   def _sum(self, pull_back, probe, num_terms):
-    """The estimate `[N]`, and `weighted` of its gradient."""
+    """The estimate `[N]`, and `weighted` for its gradient."""
     coefficients = tf.constant(self._coefficients, probe.dtype)
     axes = list(range(1, probe.shape.rank))
-    # No contraction in the norm of any order makes a vector longer than that, however often it is applied; but for
-    # rounding errors.
+    # A contraction in the norm of any order never makes a vector longer than this, however often it is applied. The
+    # factor allows for rounding errors.
     longest = 1.01 * probe.shape[1:].num_elements() * tf.reduce_sum(probe**2, axes)
 
     def add_term(k, power, log_det, weighted, contracts):
@@ -213,7 +212,7 @@ def _pull_back(branch, y, weights, probe, weighted, d_outputs, d_log_det):
     residual, pull_back = linearized(branch, y, weights)
     return residual, pull_back(_per_event(d_log_det, weighted) * weighted)
 
-  # Not before its turn: or all blocks would be evaluated at once, and their activations kept.
+  # Wait for our turn. Otherwise all blocks would be evaluated at once, and their activations kept.
   with tf.control_dependencies([d_outputs]):
     y_again = tf.identity(y)
   _, pull_back = with_pull_back(evaluate_again, (y_again, copied(weights)))
@@ -227,16 +226,16 @@ def _pull_back(branch, y, weights, probe, weighted, d_outputs, d_log_det):
 def _draw_probe(distribution, seed, y):
   if distribution == "rademacher":
     return 2. * tf.round(_uniform(tf.shape(y), seed, y.dtype)) - 1.
-  # Box and Muller's way: XLA makes other normal numbers of the same bits.
+  # The Box-Muller transform: XLA makes different normal numbers from the same bits.
   radius, angle = tf.unstack(_uniform(tf.concat([[2], tf.shape(y)], 0), seed, y.dtype), 2)
   return tf.sqrt(-2. * tf.math.log(radius)) * tf.cos(2. * np.pi * angle)
 
 
 def _uniform(shape, seed, dtype):
-  """Between `2 ** -33` and 1, by steps of `2 ** -32`, or what of that the dtype resolves."""
-  # The same numbers on every device, and under XLA, which would choose another generator.
+  """Between `2 ** -33` and 1, in steps of `2 ** -32` as far as the dtype resolves them."""
+  # The same numbers on every device, and under XLA, which would choose a different generator.
   bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox")
-  # In float32 one number in 66 million would be 0, and its logarithm infinite.
+  # Otherwise one float32 number in 66 million would be 0, and its logarithm infinite.
   return tf.maximum((tf.cast(bits, dtype) + (2.**31 + 0.5)) / 2.**32, 2.**-33)
 
 

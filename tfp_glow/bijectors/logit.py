@@ -11,7 +11,7 @@ from tfp_glow.bijectors.base import OnePassBijector
 
 
 class Logit(OnePassBijector):
-  """From values in `[-1/2, 1/2]`, as dequantized images are, to the real line, element by element.
+  """Maps values in `[-1/2, 1/2]`, such as dequantized images, to the real line, element by element.
 
   ```none
   u = alpha + (1 - 2 alpha) (y + 1/2)
@@ -37,7 +37,7 @@ class Logit(OnePassBijector):
       name: Python `str`.
 
     Raises:
-      ValueError: if `alpha` or `event_ndims` is not as above, or `alpha` so small that rounding errors reach 0 or 1.
+      ValueError: if `alpha` or `event_ndims` is not as above, or `alpha` is so small that rounding reaches 0 or 1.
     """
     parameters = dict(locals())
     check_fractions(0.5, alpha=alpha)
@@ -50,7 +50,7 @@ class Logit(OnePassBijector):
     self._alpha = alpha
 
   def _initialize(self, y):
-    # Beyond, the logarithms are NaN, and so would all be that is initialised from them.
+    # Beyond this bound the logarithms are NaN, and so would be everything initialised from them.
     bound = 0.5 / (1. - 2. * self._alpha)
     low, high = float(tf.reduce_min(y)), float(tf.reduce_max(y))
     if not -bound < low <= high < bound:
@@ -65,11 +65,11 @@ class Logit(OnePassBijector):
 
   def _inverse_and_log_det(self, y):
     slope = 1. - 2. * self._alpha
-    # Of the distances to either end, which for black and white are small: 1/2 minus all else would lose their digits.
+    # Uses the distances to either end, which are small for black and white: 1/2 minus the rest would lose digits.
     log_above, log_below = (tf.math.log(self._alpha + slope * distance) for distance in (0.5 + y, 0.5 - y))
     return log_above - log_below, _sum(math.log(slope) - log_above - log_below)
 
 
 def _sum(values):
-  """Over each event."""
+  """Sums over each event."""
   return tf.reduce_sum(values, list(range(1, values.shape.rank)))

@@ -1,4 +1,4 @@
-"""Normalisation by a mean and a deviation that are known."""
+"""Normalisation by a known mean and deviation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Normalization(OnePassBijector):
 
   def __init__(self, mean: Sequence[float], deviation: Sequence[float], event_ndims: int = 3,
                dtype: tf.DType | str | None = None, validate_args: bool = False, name: str = "normalization"):
-    """Creates the bijector; it has no parameters to train.
+    """Creates the bijector; it has no trainable parameters.
 
     Args:
       mean: Sequence of Python `float`s, one for each channel.
@@ -56,7 +56,7 @@ class Normalization(OnePassBijector):
 
 
 def checked_statistics(mean, deviation):
-  """The two as float64 arrays `[C]`; raises `ValueError` if they are not finite, or deviations not positive."""
+  """Both as float64 arrays `[C]`; raises `ValueError` if they are not finite, or deviations are not positive."""
   try:
     mean, deviation = (np.asarray(values, np.float64) for values in (mean, deviation))
     is_valid = mean.ndim == 1 and mean.shape == deviation.shape and len(mean) > 0

@@ -41,7 +41,7 @@ class ChannelPermutation(OnePassBijector):
     event_shape = channels_event_shape(int(indices.size), event_ndims)
     super().__init__(forward_event_shape=event_shape, inverse_event_shape=event_shape, dtype=dtype,
                      validate_args=validate_args, parameters=parameters, name=name)
-    # A variable, so that a checkpoint holds it and each step of a `Scan` may have its own.
+    # A variable, so that checkpoints hold it and each step of a `Scan` may have its own.
     self.indices = self._add_variable("indices", tf.constant(indices, tf.int32), trainable=False)
 
   def _forward_and_log_det(self, x):
@@ -51,11 +51,11 @@ class ChannelPermutation(OnePassBijector):
     return tf.gather(y, self.indices.value, axis=-1), tf.zeros([], y.dtype)
 
   def matrix(self, value: Callable[[keras.Variable], tf.Tensor], inverse: bool) -> tuple[tf.Tensor, tf.Tensor]:
-    """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant at one position, 0.
+    """The matrix `M` of `z @ M`, `[..., C, C]`, and its log-determinant per position, 0.
 
     Args:
-      value: Callable, from a variable of this bijector to its value.
-      inverse: Python `bool`: the matrix of `inverse`, or that of `forward`.
+      value: Callable that maps a variable of this bijector to its value.
+      inverse: Python `bool`: `True` for the matrix of `inverse`, `False` for that of `forward`.
 
     Returns:
       matrix: Tensor `[..., C, C]`.

@@ -18,33 +18,33 @@ from tfp_glow.networks import building, elsewhere, lipschitz
 from tfp_glow.networks.glow import ZeroConv2D, ZeroDense
 
 _LOG_DETS = ("russian_roulette", "power_series", "exact")
-_MOST_FOR_EXACT = 256  # Numbers in an event: the graph of an exact log-det grows with them, memory with their square.
+_MOST_FOR_EXACT = 256  # Numbers in an event. The graph of an exact log-det grows with them, memory with their square.
 
 
 class InvertibleResidualBlock(OnePassBijector):
-  """Adds to the data what a contracting network makes of it.
+  """Adds the output of a contracting network to the data.
 
   ```none
   inverse(y) = y + network(y)
   inverse log-det = log |det(I + J)|, J the Jacobian of the network
   ```
 
-  `forward` has no closed form: it iterates `y <- x - network(y)` (`fixed_point.solve`) until that moves by no more than
-  rounding errors. Should it not, that is an error, or NaN where XLA compiles it. A log-det is NaN where its computation
-  shows that the network does not contract (an estimate: in no norm of an order from 1 to infinity; an exact one: in no
-  norm at all). It does not always show. Second derivatives of `forward` and of estimated log-dets are not available:
-  they are NaN.
+  `forward` has no closed form. It iterates `y <- x - network(y)` (`fixed_point.solve`) until the change is no more than
+  rounding errors. If it does not converge, that is an error, or NaN where XLA compiles it. A log-det is NaN where its
+  computation shows that the network does not contract: an estimate rules out norms of all orders from 1 to
+  infinity, an exact log-det all norms. The computation does not always show it. Second derivatives of `forward` and
+  of estimated log-dets are not available: they are NaN.
 
-  With a context, a learned map of it is added to the outputs of the network's first linear map, where it changes the
+  With a context, a learned map of it is added to the outputs of the network's first linear map. It changes the
   function, but not its Lipschitz constant. Networks other than a `keras.Sequential` of layers of `tfp_glow.lipschitz`
-  are called with `[inputs, context]` instead, and must contract as functions of the inputs, whatever the context.
+  are called with `[inputs, context]` instead. They must contract in the inputs for every context.
 
-  With `log_det="exact"` the log-det comes from the Jacobian, for events of few numbers. Else it is an estimate (see
-  `log_det.SeriesEstimator`): a random one, but a function of the inputs, the weights and the seed, the same each time
-  until `after_update`, which moves on to other noise, as training needs. All events of a batch have as many terms, and
-  probes of their own. With `training=True`, in `bijector_kwargs` where a distribution is asked, it is a coarser one.
+  `log_det="exact"` computes the log-det from the Jacobian, for events of few numbers. Other values give a random
+  estimate (see `log_det.SeriesEstimator`). It is a function of the inputs, the weights and the seed, and stays the same
+  until `after_update`, which draws new noise, as training needs. All events of a batch have the same number of terms;
+  each has its own probe. `training=True` (in `bijector_kwargs` of a distribution) makes the estimate coarser.
 
-  Memory of a training step does not grow with the network's depth times the number of blocks: a block keeps its inputs
+  Memory of a training step does not grow with the network's depth times the number of blocks. A block keeps its inputs
   and one tensor of their shape, and evaluates its network once more for the gradients.
 
   #### Example
@@ -74,31 +74,31 @@ class InvertibleResidualBlock(OnePassBijector):
     """Creates the block.
 
     Args:
-      network: Keras layer or model, from `[N, H, W, C]` (with `event_ndims` 1, `[N, C]`) to the same shape, of a
-        Lipschitz constant below 1. Made of layers of `tfp_glow.lipschitz` it has that, and keeps it in training. Best a
-        `keras.Sequential` of them: its kernels are then normalised once for all evaluations.
-      log_det: `"russian_roulette"`: an unbiased estimate. `"power_series"`: an estimate without the terms after the
-        first few. `"exact"`: for events of up to 256 numbers.
-      num_terms: Python `int`, with `training=True` the number of terms of the estimate, before those that the roulette
+      network: Keras layer or model, from `[N, H, W, C]` (with `event_ndims` 1, `[N, C]`) to the same shape, with a
+        Lipschitz constant below 1. Layers of `tfp_glow.lipschitz` ensure this, also in training. A `keras.Sequential`
+        of them is best: its kernels are then normalised once for all evaluations.
+      log_det: `"russian_roulette"`: an unbiased estimate. `"power_series"`: an estimate from the first few terms only.
+        `"exact"`: for events of up to 256 numbers.
+      num_terms: Python `int`, number of terms of the estimate with `training=True`, before those that the roulette
         adds.
-      num_eval_terms: Python `int`, the same without it.
-      roulette: Distribution of the number of terms that `"russian_roulette"` adds: `"poisson"`, of mean 2, or
+      num_eval_terms: Python `int`, the same without `training=True`.
+      roulette: Distribution of the number of terms that `"russian_roulette"` adds: `"poisson"`, with mean 2, or
         `"geometric"`, halved with each term, from 1.
       probe: `"gaussian"` or `"rademacher"`: distribution of the random vectors that estimate traces.
-      tolerance: Python `float`, of `forward`, relative to the largest number of an event; `None`: 1e-6 in float32,
+      tolerance: Python `float`, for `forward`, relative to the largest number of an event; `None`: 1e-6 in float32,
         1e-12 in float64.
-      max_iterations: Python `int`, of `forward`.
+      max_iterations: Python `int`, for `forward`.
       event_ndims: 3 for images `[H, W, C]`, 1 for vectors `[C]`.
-      seed: Python `int` of the estimate; `None`: another each time (after `keras.utils.set_random_seed`, the same).
+      seed: Python `int` of the estimate. `None`: a new one each time (the same after `keras.utils.set_random_seed`).
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
-      context_shape: Shape of one `context`, which calls then take: for images `[H, W, F]`, of their height and width,
-        for vectors `[F]`; with networks that are called with it, any, or a dict of shapes. `None`: there is none.
+      context_shape: Shape of one `context`, which calls then take: `[H, W, F]` for images of this height and width,
+        `[F]` for vectors. For networks that are called with the context: any shape, or a dict. `None`: no context.
 
     Raises:
       TypeError: if `network` is not a Keras layer.
-      ValueError: if an argument is not as above; on first use or `build`, if the network does not fit the data, or
+      ValueError: if an argument is not as above; on first use or `build`, if the network does not fit the data or
         holds state that a call changes.
     """
     parameters = dict(locals())
@@ -122,7 +122,7 @@ class InvertibleResidualBlock(OnePassBijector):
     self._tolerance = tolerance or (1e-6 if self.dtype == tf.float32 else 1e-12)
     self._max_iterations = max_iterations
     self._own_context_shapes = _compat.untracked(self, contexts.checked_context_shape(context_shape))
-    building.is_built(network)  # Raises, if it is no layer.
+    building.is_built(network)  # Raises if it is no layer.
     self.context_map = self._make_context_map()
     if self.is_stochastic:
       roulette = roulette if log_det == "russian_roulette" else None
@@ -131,7 +131,7 @@ class InvertibleResidualBlock(OnePassBijector):
       seed = int(numerics.generator(seed).integers(2**31))
       self._noise_seed = self._add_variable("noise_seed", tf.constant([seed, 0]), trainable=False,
                                             aggregation="only_first_replica")
-    # Last, as where it is built later: a saved model's network is built before the block is made again.
+    # Last, as if it were built later: a saved model builds its network before it makes the block again.
     if building.is_built(network):
       self._adopt(network.variables)
 
@@ -144,7 +144,7 @@ class InvertibleResidualBlock(OnePassBijector):
     return True
 
   def _make_context_map(self):
-    """From a context to what is added to the outputs of the network's first linear map; at first, to zeros."""
+    """A map from a context to what is added to the outputs of the network's first linear map; zeros at first."""
     shape, first = self._own_context_shapes, lipschitz.first_linear_map(self.network)
     if shape is None or first is None:
       return None
@@ -174,9 +174,9 @@ class InvertibleResidualBlock(OnePassBijector):
     return self._description
 
   def redraw(self, seed: int) -> list[tuple[keras.Variable, np.ndarray]]:
-    """What another block like this, with another seed, starts from: a list of `(variable of this one, array)`.
+    """Initial values of another block like this with another seed.
 
-    It has what differs; all of it is random, the vectors of the power iteration, too, which `after_update` sets right.
+    Only what differs is listed. All of it is random, also the power iteration's vectors, which `after_update` corrects.
 
     Args:
       seed: Python `int`.
@@ -190,16 +190,16 @@ class InvertibleResidualBlock(OnePassBijector):
     return drawn + ([(self._noise_seed, np.array([rng.integers(2**30), 0]))] if self.is_stochastic else [])
 
   def build(self, event_shape: Sequence[int] | tf.TensorShape) -> None:
-    """Builds the network, if it is not yet, and checks it.
+    """Builds the network if needed, and checks it.
 
-    The first call does it as well; do it yourself where the variables are needed before.
+    The first call builds it, too. Call this only if you need the variables earlier.
 
     Args:
       event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
 
     Raises:
-      ValueError: if the network's output is not of that shape and the dtype of the block, the shape is not known, not
-        that of before or too large for an exact log-det, or the network holds state that a call changes.
+      ValueError: if the network's output does not have that shape and the block's dtype; the shape is unknown,
+        different from before or too large for an exact log-det; or the network holds state that a call changes.
     """
     event_shape = tf.TensorShape(event_shape)
     if event_shape == self._event_shape:
@@ -253,7 +253,7 @@ class InvertibleResidualBlock(OnePassBijector):
       layer.update_spectral_norm()
 
   def _prepared(self, y, context):
-    """The weights for events like `y`, and those for what a log-det is computed from, which may be copies of each."""
+    """The weights for events like `y`, and those for the inputs of the log-det, which may be copies of each event."""
     self.build(y.shape[1:])
     context = contexts.of_size(context, y.shape)
     weights, count = self._weights(context), log_dets.num_copies(y.shape[1:].num_elements())
@@ -267,7 +267,7 @@ class InvertibleResidualBlock(OnePassBijector):
     return self._own_context_shapes is not None and self.context_map is None
 
   def _weights(self, context):
-    """What `_branch` takes, all but the inputs."""
+    """The arguments of `_branch` without the inputs."""
     if self._sees_context:
       return lipschitz.fold(self.network), context
     return lipschitz.fold(self.network, None if context is None else self.context_map(context))

@@ -45,7 +45,7 @@ class ResidualStep(Sequence):
       name: Python `str`.
 
     Raises:
-      ValueError: if it is of another.
+      ValueError: if the `event_ndims` differ.
     """
     parameters = dict(locals())
     ranks = [part.inverse_min_event_ndims for part in (block, actnorm)]
@@ -64,29 +64,29 @@ class ResidualStep(Sequence):
       event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
 
     Raises:
-      ValueError: if they do not fit it, see there.
+      ValueError: if the network does not fit them; see `InvertibleResidualBlock.build`.
     """
     self.block.build(event_shape)
 
 
 class ResidualFlowBijector(WholeSequence):
-  """A residual flow, from a latent vector to an image or a vector.
+  """A residual flow from a latent vector to an image or a vector.
 
   ```none
   inverse: logit or normalisation, [squeeze], actnorm; then, for each scale, steps of a residual block and actnorm, and
-           but for the last scale squeeze [and half of the channels leaves]; at the end, on the flat vector, steps of a
-           fully connected residual block and actnorm.
+           after all scales except the last: squeeze [and half of the channels leaves]; at the end, on the flat vector,
+           steps of a fully connected residual block and actnorm.
   ```
 
-  The networks are LipSwish, 3x3 convolution, LipSwish, 1x1 convolution, LipSwish, 3x3 convolution, or as many fully
-  connected layers. The very first has no LipSwish before its first layer.
+  Each network is LipSwish, 3x3 convolution, LipSwish, 1x1 convolution, LipSwish, 3x3 convolution, or as many fully
+  connected layers. The first network of the flow has no LipSwish before its first layer.
 
-  The latent is a vector, standard normal where the model is right. It holds what leaves at each scale, the first to
-  leave first, and at the end what is left; `split_latent` gives these parts back as images.
+  The latent is a vector, standard normal if the model is right. It holds the channels that leave at each scale, in
+  order, and the rest at the end. `split_latent` returns these parts as images.
 
-  `inverse` is one pass. `forward` solves each block by fixed-point iterations, and is far slower. Log-dets are
-  estimated; see `InvertibleResidualBlock`, also on `training` and on `after_update`, which is due after every update of
-  the weights (`FlowModel` sees to both).
+  `inverse` is one pass. `forward` solves each block by fixed-point iterations and is far slower. Log-dets are
+  estimated. See `InvertibleResidualBlock` for this, for `training`, and for `after_update`, which must follow every
+  update of the weights (`FlowModel` handles both).
 
   #### Example
 
@@ -102,8 +102,8 @@ class ResidualFlowBijector(WholeSequence):
   ```
 
   References:
-    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), appendix E; the order of its parts is that
-    of the authors' code.
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), appendix E. The order of the parts follows
+    the authors' code.
   """
 
   def __init__(self, output_shape: int | abc.Sequence[int] = (32, 32, 3), num_scales: int = 3,
@@ -121,44 +121,45 @@ class ResidualFlowBijector(WholeSequence):
     """Creates the bijector.
 
     Args:
-      output_shape: `(H, W, C)` of an image, `H` and `W` divisible by 2 to the number of squeezes, `num_scales - 1` or,
-        with `squeeze_first`, `num_scales`; or `(C,)` of a vector: then there are the fully connected blocks alone.
+      output_shape: `(H, W, C)` of an image; `H` and `W` must be divisible by 2 to the number of squeezes, which is
+        `num_scales - 1`, or `num_scales` with `squeeze_first`. Or `(C,)` of a vector: only fully connected blocks.
       num_scales: Python `int`; 0 for vectors.
-      num_blocks_per_scale: Python `int`, or a sequence of one for each scale.
+      num_blocks_per_scale: Python `int`, or a sequence with one for each scale.
       num_hidden: Python `int`, channels of the hidden layers of the convolutional networks.
-      num_dense_blocks: Python `int`, of fully connected blocks.
-      num_dense_hidden: Python `int`, width of the hidden layers of their networks.
+      num_dense_blocks: Python `int`, number of fully connected blocks.
+      num_dense_hidden: Python `int`, width of the hidden layers in their networks.
       logit_alpha: Python `float`, `alpha` of `Logit`, for images whose values lie in `[-1/2, 1/2]` (others become
-        NaN). `None`: there is no logit. `"auto"`: 0.05 for images without `mean_and_deviation`, else `None`.
+        NaN). `None`: no logit. `"auto"`: 0.05 for images without `mean_and_deviation`, else `None`.
       coefficient: Python `float` below 1, bound of the norm of each layer.
       log_det: See `InvertibleResidualBlock`.
       num_terms: See `InvertibleResidualBlock`.
       num_eval_terms: See `InvertibleResidualBlock`.
       roulette: See `InvertibleResidualBlock`.
       probe: See `InvertibleResidualBlock`.
-      seed: Python `int`, of initial values and estimates: same seed, same values. `None`: others each time (after
-        `keras.utils.set_random_seed`, the same).
+      seed: Python `int`, of initial values and estimates: same seed, same values. `None`: new ones each time (the same
+        after `keras.utils.set_random_seed`).
       dtype: Floating dtype of parameters, images and latents. Default: Keras' `floatx`.
       validate_args: Python `bool`: a non-finite input is an error, at a cost.
       name: Python `str`.
-      mean_and_deviation: Pair of sequences, a mean and a deviation for each channel of pixels between 0 and 1 (as they
-        are published; the flow's own lie 1/2 lower): images are normalised by them, in the place of the logit. `None`:
-        they are not.
-      factor_out: Python `bool`: whether half of the channels leaves after each scale but the last.
-      squeeze_first: Python `bool`: whether images are squeezed before all else.
-      activation: `"lip_swish"`, another name of `keras.activations` (`"elu"`), or a function of your own, registered by
-        `keras.saving.register_keras_serializable` if the flow is to be saved; nowhere steeper than 1.
+      mean_and_deviation: Pair of sequences, a mean and a deviation for each channel of pixels between 0 and 1 (as
+        published; the flow's own values lie 1/2 lower). Images are normalised by them instead of the logit. `None`: no
+        normalisation.
+      factor_out: Python `bool`: whether half of the channels leaves after each scale except the last.
+      squeeze_first: Python `bool`: whether images are squeezed first.
+      activation: `"lip_swish"`, another name of `keras.activations` (`"elu"`), or your own function, nowhere steeper
+        than 1. To save the flow, register the function by `keras.saving.register_keras_serializable`.
       learn_orders: `True`: the orders of the norms that bound the layers are learned, three for each block: the order
-        of a layer's outputs is that of the next one's inputs, and that of the last one's outputs that of the first
-        one's inputs. `"per_position"`: the same, but for the authors' norm of 1x1 convolutions; see `LipschitzConv2D`.
-      context_shape: As of `GlowBijector`: all residual blocks depend on `context`, which must be passed as
-        `bijector_kwargs={"context": context}`; see `InvertibleResidualBlock`. The first scale is that of the image, or
-        of what it is squeezed to first. Fully connected blocks are given images flattened.
-      context_network: As of `GlowBijector`.
-      log_scale_factor: Of each `ActNorm`. The default is Glow's; in the authors' code it is 1.
+        of a layer's outputs is that of the next layer's inputs, and that of the last layer's outputs is that of the
+        first layer's inputs. `"per_position"`: the same, with the authors' norm of 1x1 convolutions; see
+        `LipschitzConv2D`.
+      context_shape: As in `GlowBijector`. All residual blocks depend on `context`, which must be passed as
+        `bijector_kwargs={"context": context}`; see `InvertibleResidualBlock`. The first scale has the size of the
+        image, after the first squeeze if any. Fully connected blocks get images flattened.
+      context_network: As in `GlowBijector`.
+      log_scale_factor: Of each `ActNorm`. The default is Glow's; the authors' code has 1.
 
     Raises:
-      TypeError: if `activation` is not as above, or `context_network` not a Keras layer.
+      TypeError: if `activation` is not as above, or `context_network` is not a Keras layer.
       ValueError: if another argument is not as above, or `activation` is steeper than 1.
     """
     parameters = dict(locals())
@@ -196,7 +197,7 @@ class ResidualFlowBijector(WholeSequence):
       self._take_context(context_shapes, features)
 
   def _context_of_parts(self, features, parts):
-    return [*features.of_levels(parts), features.flat(parts)]  # They each choose those of their size.
+    return [*features.of_levels(parts), features.flat(parts)]  # Each part chooses those of its size.
 
   def _latent_shapes(self):
     if not self.parameters["factor_out"]:
@@ -219,7 +220,7 @@ class ResidualFlowBijector(WholeSequence):
 
 
 def _context_features(context_shapes, context_network, shape, num_scales, squeeze_first, dtype):
-  """`ContextFeatures` for all scales of a flow, `None` if there is no context."""
+  """`ContextFeatures` for all scales of a flow; `None` if there is no context."""
   if context_shapes is None:
     context_features.check_no_network(context_network)
     return None
@@ -228,7 +229,7 @@ def _context_features(context_shapes, context_network, shape, num_scales, squeez
 
 
 def _entrance(shape, logit_alpha, mean_and_deviation, dtype):
-  """What images pass first: a list of at most one bijector."""
+  """The bijector that images pass first: a list of at most one."""
   if isinstance(logit_alpha, str):
     if logit_alpha != "auto":
       raise ValueError("`logit_alpha` must be 'auto', None, or a number above 0 and below 0.5. "
@@ -253,7 +254,7 @@ def _entrance(shape, logit_alpha, mean_and_deviation, dtype):
 
 
 def _nested(segments, shapes, dtype):
-  """The parts of a flow from whose scales half of the channels leaves: the next scale is a part of what leaves it."""
+  """The parts of a flow in which half of the channels leaves: the next scale is a part of the previous one."""
   parts = segments[-1]
   for scale in reversed(range(len(segments) - 1)):
     kept = _half(shapes[scale])
@@ -269,7 +270,7 @@ def _half(shape):
 
 
 class _Maker:
-  """Makes the steps of a flow, with a seed for each."""
+  """Makes the steps of a flow, each with its own seed."""
 
   def __init__(self, coefficient, activation, learn_orders, dtype, seed, features, log_scale_factor, estimator):
     self._coefficient = coefficient
@@ -282,9 +283,9 @@ class _Maker:
     self._estimator = estimator
 
   def scales(self, event_shape, num_blocks, num_hidden, factor_out):
-    """The bijectors of each scale, a list of lists, and the shapes of what they make of images.
+    """The bijectors of each scale, a list of lists, and the shapes of their outputs for images.
 
-    Of vectors, for which `num_blocks` is empty, there is one scale without any.
+    Vectors, for which `num_blocks` is empty, have one scale without bijectors.
     """
     segments, shapes = [], []
     for scale, count in enumerate(num_blocks):
@@ -297,7 +298,7 @@ class _Maker:
     return segments or [[]], shapes or [event_shape]
 
   def steps(self, event_shape, count, num_hidden, is_first, name):
-    """A list of bijectors: `count` steps, the first on its own if it is the very first of the flow."""
+    """A list of bijectors: `count` steps; the very first of the flow stands on its own."""
     alone = [self._step(event_shape, num_hidden, True)] if is_first else []
     for step in alone:
       step.build(event_shape)
@@ -305,8 +306,8 @@ class _Maker:
       return alone
     scan = Scan(lambda k: self._step(event_shape, num_hidden, False), count - len(alone), event_shape,
                 redraw=self._redraw, dtype=self._dtype, name=name)
-    # In a graph, all steps in one: one by one, and eagerly, it would take longer than to train for a while.
-    # (Not called as a function, of which TensorFlow would warn that it is traced again and again: by each flow.)
+    # In a graph, all steps at once: one by one and eagerly, this would take longer than some training.
+    # (It is not called as a function: TensorFlow would warn that each flow traces it again.)
     tf.function(scan.after_update, autograph=False).get_concrete_function()()
     return alone + [scan]
 
@@ -318,7 +319,7 @@ class _Maker:
     return ResidualStep(block, self.actnorm(event_shape))
 
   def actnorm(self, event_shape):
-    """An `ActNorm` of events of this shape."""
+    """An `ActNorm` for events of this shape."""
     return ActNorm(event_shape[-1], event_shape.rank, self._dtype, log_scale_factor=self._log_scale_factor)
 
   def _context_shape(self, event_shape):
@@ -378,7 +379,7 @@ def _checked_num_blocks(num_blocks_per_scale, num_scales):
 
 
 def _check_is_of_images(shape, **options):
-  """Raises `ValueError` if something that only images have is asked for of a flow of vectors."""
+  """Raises `ValueError` if a flow of vectors is asked for something that only images have."""
   for name, is_asked_for in options.items():
     if is_asked_for and shape.rank != 3:
       raise ValueError(f"`{name}` must be False for vectors. Received: {is_asked_for!r}")

@@ -1,4 +1,4 @@
-"""Trading height and width for channels."""
+"""Trades height and width for channels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tfp_glow.bijectors.base import OnePassBijector
 class Squeeze(OnePassBijector):
   """`inverse`: `[H, W, C]` to `[H / b, W / b, C * b * b]`, with log-det 0.
 
-  The new channels are ordered (channel, row in the block, column in the block), as in the original code;
+  The new channels are ordered (channel, row in the block, column in the block), as in the original code.
   `tf.nn.space_to_depth` orders them (row, column, channel).
 
   References:

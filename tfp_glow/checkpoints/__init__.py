@@ -1,1 +1,1 @@
-"""Checkpoints that other codes wrote."""
+"""Checkpoints written by other code."""

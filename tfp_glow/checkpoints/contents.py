@@ -1,4 +1,4 @@
-"""What a checkpoint holds, compared with what a model needs, and put into it."""
+"""Compares the contents of a checkpoint with a model, and puts them into it."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ def assign(rows, values):
     values: Dict from names to arrays.
 
   Raises:
-    ValueError: if a value has another shape than the variable, is not finite, or `convert` raises it.
+    ValueError: if a value has another shape than the variable, is not finite, or `convert` raises this error.
   """
   for variable, names, convert in rows:
     parts = [_converted(name, values[name], convert) for name in names]
@@ -36,12 +36,12 @@ def _converted(name, value, convert):
 
 
 def differences(expected, found, unexpected):
-  """What is wrong with a checkpoint, in words; empty if nothing is.
+  """The faults of a checkpoint, in words; empty if there are none.
 
   Args:
     expected: Dict from the names of a model's variables to shapes.
     found: Dict from names to shapes.
-    unexpected: List of names among those found that a model has no use for.
+    unexpected: List of the names in `found` that a model does not use.
   """
   problems = {
       "missing": [f"{name} {_text(shape)}" for name, shape in expected.items() if name not in found],
@@ -52,7 +52,7 @@ def differences(expected, found, unexpected):
 
 
 def listed(items, count=_MAX_LISTED):
-  """The first of some words."""
+  """The first few of some words."""
   more = f" and {len(items) - count} more" if len(items) > count else ""
   return (", ".join(items[:count]) or "nothing") + more
 

@@ -1,8 +1,8 @@
-"""A reader of PyTorch's files that needs no PyTorch, and runs nothing that is in them.
+"""A reader of PyTorch files that needs no PyTorch and runs nothing in them.
 
-`torch.save` writes a pickle, with the numbers of the tensors beside it. What a pickle does when Python's own `pickle`
-reads it is up to who wrote it: it can call any function. So the pickle is read by a machine that makes data only
-(`_Machine`), and what is an object of a class becomes an `Opaque`.
+`torch.save` writes a pickle, with the numbers of the tensors beside it. A pickle can call any function when Python's
+own `pickle` reads it. So this module reads the pickle with a machine that makes only data (`_Machine`). Objects of
+classes become `Opaque`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ import numpy as np
 from tfp_glow._core.files import checked_path
 from tfp_glow._core.validation import is_int
 
-_MAGIC_NUMBER, _PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # Of the older files.
-# What is made of a file may have so many bytes for each of its own, and some more if it is tiny. Files that fill the
-# memory have more: numbers packed by deflation, or a few that many large tensors share. Models have about 4.
+_MAGIC_NUMBER, _PROTOCOL = 0x1950a86a20f9469cfc6c, 1001  # Of the older format.
+# Contents may take this many bytes for each byte of the file, and some more if it is tiny. Files made to fill the
+# memory take more: numbers packed by deflation, or a few numbers shared by many large tensors. Models take about 4.
 _GROWTH, _LEAST_BUDGET = 16, 2**20
-_NUM_BYTES_OF_OBJECT = 200  # Of an empty container, or of what a call returns.
-_NUM_BYTES_OF_ITEM = 8  # Of a reference of Python's. What it refers to may have more, but not without bounds.
+_NUM_BYTES_OF_OBJECT = 200  # Of an empty container, or of the result of a call.
+_NUM_BYTES_OF_ITEM = 8  # Of a Python reference. Its object may take more, but not without bounds.
 _MAX_BITS = 128  # Of an integer; the magic number has 77.
 _MAX_NAME, _MAX_DIMS, _MAX_REASON = 1000, 64, 300
 
 
 class Opaque:
-  """A class or function that a file names, or an object that it makes by one: a record, which does nothing.
+  """A class or function that a file names, or an object that it makes with one: a record, which does nothing.
 
   Attributes:
     name: Python `str`, its module and name, such as `"torch.nn.modules.container.Sequential"`.
-    args: Tuple of what it was called with, or `None` for the class or function as such.
-    state: What the object was given to restore itself from, mostly the dict of its attributes; `None` if nothing.
-    items: List of what was put into the object as into a list, or of pairs as into a dict.
+    args: Tuple of the arguments of the call, or `None` for the class or function itself.
+    state: The state from which the object was to restore itself, mostly its dict of attributes; `None` if it has none.
+    items: List of the items put into the object as into a list, or of pairs as into a dict.
   """
 
   __slots__ = ("args", "items", "name", "state")
@@ -51,26 +51,25 @@ class Opaque:
 
 
 def read_torch_file(path: str | os.PathLike) -> Any:
-  """Reads a file of PyTorch's `torch.save`, in today's format or that of before version 1.6.
+  """Reads a file written by PyTorch's `torch.save`, in the current format or the one before version 1.6.
 
-  Of the file's contents nothing is run, and nothing is imported. Dicts have keys that are strings, bytes, numbers,
-  bools or `None`.
+  Nothing in the file is run or imported. Keys of dicts are strings, bytes, numbers, bools or `None`.
 
   Args:
-    path: Of a file such as `"most_recent.pth"`. `~` is the home folder.
+    path: A file such as `"most_recent.pth"`. `~` is the home folder.
 
   Returns:
-    What was saved. Tensors and parameters are NumPy arrays, each with memory of its own; those of bfloat16 are float32.
+    The saved object. Tensors and parameters are NumPy arrays, each with memory of its own; bfloat16 becomes float32.
     `OrderedDict`s are dicts, without attributes such as `_metadata`; an `argparse.Namespace` is a
     `types.SimpleNamespace`; NumPy's scalars are Python's. Any other class, function or object is an `Opaque`, also
-    tensors that are sparse or of a class of their own, and NumPy's arrays.
+    sparse tensors, tensors of subclasses, and NumPy's arrays.
 
   Raises:
     FileNotFoundError: if there is nothing at `path`.
     TypeError: if `path` is neither a string nor an `os.PathLike`.
-    ValueError: if `path` is a folder, or the file is of another kind, damaged, or of a machine with big-endian numbers;
-      if it names a function or class that is neither PyTorch's nor NumPy's nor of `resflows`, `lib` or `__main__`; or
-      if what is in it would take far more memory than the file has bytes.
+    ValueError: if `path` is a folder; if the file is of another kind, damaged, or from a machine with big-endian
+      numbers; if it names a function or class from outside PyTorch, NumPy, `resflows`, `lib` and `__main__`; or if its
+      contents would take far more memory than the file has bytes.
   """
   path = checked_path("path", path)
   if not os.path.exists(path):
@@ -80,14 +79,14 @@ def read_torch_file(path: str | os.PathLike) -> Any:
   with open(path, "rb") as file:
     try:
       return _read(file)
-    except Exception as error:  # Of what kind is up to where the damage is: zipfile, zlib, NumPy, ...
+    except Exception as error:  # The kind depends on where the damage is: zipfile, zlib, NumPy, ...
       reason = str(error) if isinstance(error, _Refusal) else f"{type(error).__name__}: {error}"
       raise ValueError("`path` must be a whole file of PyTorch's `torch.save`, of tensors and plain data: "
                        f"{reason[:_MAX_REASON]}. Received: {path}") from error
 
 
 class _Refusal(ValueError):
-  """Says what is wrong with a file."""
+  """Reports what is wrong with a file."""
 
 
 def _expect(is_right, reason):
@@ -106,7 +105,7 @@ def _read(file):
 
 
 def _read_zip(file, budget):
-  """Today's format: `<name>/data.pkl` and a file `<name>/data/<key>` for each storage."""
+  """The current format: `<name>/data.pkl` and a file `<name>/data/<key>` for each storage."""
   storages = _Storages(budget)
   with zipfile.ZipFile(file) as archive:
     folder = _folder(archive)
@@ -134,14 +133,14 @@ def _contents(archive, name, budget):
   _expect(entry.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED), f"{name!r} is compressed in a rare way")
   budget.spend(entry.file_size)
   with archive.open(entry) as member:
-    # Asked for all there is, it would inflate more than the size that the entry gives.
+    # An unlimited read would inflate more than the size in the entry.
     contents = member.read(entry.file_size)
   _expect(len(contents) == entry.file_size, f"{name!r} ends early")
   return contents
 
 
 def _read_pickles(file, budget):
-  """The older format: five pickles, and then the number of elements and the bytes of each storage."""
+  """The older format: five pickles, then the number of elements and the bytes of each storage."""
   storages = _Storages(budget)
   machine = _Machine(storages.load, budget)
   _expect(machine.run(file) == _MAGIC_NUMBER, "it is a pickle, but not one of PyTorch")
@@ -166,7 +165,7 @@ def _next_bytes(file, count):
 
 
 class _Budget:
-  """The memory that what is in a file may take."""
+  """The memory that the contents of a file may take."""
 
   def __init__(self, num_bytes):
     self._left = max(_GROWTH * num_bytes, _LEAST_BUDGET)
@@ -177,7 +176,7 @@ class _Budget:
 
 
 class _Element(NamedTuple):
-  """How a number is stored, and what type it gets."""
+  """How a number is stored, and its type when read."""
 
   stored: np.dtype
   read: np.dtype
@@ -201,7 +200,7 @@ _STORAGES = {f"torch.{name}Storage": _ELEMENTS[dtype] for name, dtype in (
 
 
 class _Fill(NamedTuple):
-  """An array, and what of its storage goes there: `num_elements` from the byte `start`, and of those by `strides`."""
+  """An array, and its part of its storage: `num_elements` from the byte `start`, with `strides`."""
 
   array: np.ndarray
   element: _Element
@@ -211,7 +210,7 @@ class _Fill(NamedTuple):
 
 
 class _Storage(Opaque):
-  """Numbers that tensors look at. They come after the pickle: the arrays are made with it, and filled later."""
+  """Numbers that tensors look at. They come after the pickle, so arrays are made first and filled later."""
 
   def __init__(self, name, key, num_bytes, budget, start=0, fills=None):
     super().__init__(name, (key,))
@@ -219,7 +218,7 @@ class _Storage(Opaque):
     self._budget, self._start, self._fills = budget, start, [] if fills is None else fills
 
   def part(self, start, num_bytes):
-    """What old versions call a view: a storage of its own in the pickle, but without numbers of its own."""
+    """A view, in the words of old versions: its own storage in the pickle, without its own numbers."""
     return _Storage(self.name, *self.args, num_bytes, self._budget, start, self._fills)
 
   def tensor(self, element, offset, shape, strides):
@@ -228,7 +227,7 @@ class _Storage(Opaque):
     _expect((offset + num_elements) * size <= self.num_bytes, "a tensor reaches beyond its storage")
     self._budget.spend(max(num_elements, math.prod(shape)) * element.read.itemsize)
     array = np.empty(shape, element.read)
-    # The stride of a single number says nothing, and may be too large for NumPy.
+    # The stride of a single number means nothing, and may be too large for NumPy.
     strides = [stride * element.read.itemsize if n > 1 else 0 for n, stride in zip(shape, strides)]
     self._fills.append(_Fill(array, element, self._start + offset * size, num_elements, strides))
     return array
@@ -247,7 +246,7 @@ class _Storages:
     self._budget = budget
 
   def load(self, identity):
-    """What PyTorch keeps outside of the pickle: storages and, in old files, the source code of classes."""
+    """The objects that PyTorch keeps outside of the pickle: storages and, in old files, source code of classes."""
     _expect(isinstance(identity, tuple) and identity and isinstance(identity[0], str), "a reference is damaged")
     if identity[0] == "module" and len(identity) == 4:
       return identity[1]
@@ -285,7 +284,7 @@ def _tensor(storage, offset, shape, strides, requires_grad=False, hooks=None, me
 
 
 def _tensor_with_dtype(storage, offset, shape, strides, requires_grad, hooks, dtype, metadata=None):
-  """For types that have no storage of their own; the storage counts bytes."""
+  """For dtypes without a storage type of their own; the storage counts bytes."""
   del requires_grad, hooks
   name = dtype.name.removeprefix("torch.") if _is_global(dtype) else None
   _expect(isinstance(storage, _Storage) and name in _ELEMENTS, f"a tensor is of the type {name}, which is unknown here")
@@ -337,7 +336,7 @@ def _numpy_scalar(dtype, contents):
 
 _NUMPY_SCALARS = ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u8", "u4", "u2", "u1", "b1")
 
-# What a pickle may call, by functions of this file.
+# The functions that a pickle may call, and this file's replacements.
 _FUNCTIONS: dict[str, Callable] = {
     "_codecs.encode": _encoded,
     "argparse.Namespace": lambda: types.SimpleNamespace(),
@@ -354,7 +353,7 @@ _FUNCTIONS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_with_dtype,
 }
-# What it may name besides. A file that names anything else is not a model, or wants to do more than to be read.
+# Other packages that it may name. A file that names anything else is no model, or wants to do more than to be read.
 _PACKAGES = ("__main__", "lib", "numpy", "resflows", "torch")
 _NAMES = {f"builtins.{name}" for name in ("bool", "bytes", "complex", "dict", "float", "int", "list", "object", "range",
                                           "slice", "str", "tuple", "type")}
@@ -369,7 +368,7 @@ def _named(module, name):
 
 
 def _checked_key(key):
-  """For dicts and sets. Tuples in tuples could be so deep that Python dies of their hash."""
+  """Checks a key of a dict or set. Tuples nested in tuples could be so deep that their hash crashes Python."""
   _expect(key is None or isinstance(key, (str, bytes, int, float)), "a key is neither a string nor a number")
   return key
 
@@ -381,15 +380,15 @@ _MAKERS = {"EMPTY_DICT", "EMPTY_SET", "DICT", "FROZENSET", "GLOBAL", "STACK_GLOB
 class _Machine:
   """Reads pickles as `torch.save` writes them, of protocol 2 and up.
 
-  Its instructions are those of Python's, and `pickletools` takes them apart. But where Python's imports names, calls
-  what it finds, and sets attributes, this one makes containers, and calls `_FUNCTIONS` only.
+  Its instructions are those of Python's own machine, and `pickletools` parses them. Python's imports names, calls what
+  it finds, and sets attributes. This one only makes containers and calls `_FUNCTIONS`.
   """
 
   def __init__(self, load_reference, budget):
     self._load_reference, self._budget = load_reference, budget
 
   def run(self, stream):
-    """The object of one pickle; the stream is left at its end."""
+    """The object of one pickle; leaves the stream at the end of the pickle."""
     self._stack, self._marks, self._memo = [], [], {}
     for instruction, argument, _ in pickletools.genops(stream):
       self._budget.spend(_NUM_BYTES_OF_OBJECT if instruction.name in _MAKERS else _NUM_BYTES_OF_ITEM)
@@ -444,7 +443,7 @@ class _Machine:
     if make is None:
       self.push(Opaque(function.name, args))
       return
-    # Something long that was read once may be copied many times.
+    # A long object that was read once may be copied many times.
     self._budget.spend(_NUM_BYTES_OF_ITEM * sum(len(arg) for arg in args if isinstance(arg, (list, str, tuple))))
     self.push(make(*args))
 

@@ -1,4 +1,4 @@
-"""From a source of images to the batches of `load_images`: all of them, or those of a worker."""
+"""From a source of images to the batches of `load_images`: all of them, or the share of a worker."""
 
 from typing import NamedTuple
 
@@ -7,11 +7,11 @@ import tensorflow as tf
 from tfp_glow.data import order
 from tfp_glow.data.source import Held
 
-_as_it_is = tf.autograph.experimental.do_not_convert  # Its conversion takes longer than what is converted.
+_as_it_is = tf.autograph.experimental.do_not_convert  # Conversion takes longer than the function itself.
 
 
 class Passes(NamedTuple):
-  """How the images come, pass by pass; all but `cut_at_random` as in `load_images`."""
+  """How the images come in each pass; all fields except `cut_at_random` are as in `load_images`."""
 
   shuffle: bool
   cut_at_random: bool  # Whether squares are cut out at random.
@@ -21,11 +21,11 @@ class Passes(NamedTuple):
   skip_batches: int
 
   def num_batches(self, num_images, batch_size):
-    """Of one pass."""
+    """Batches in one pass."""
     return num_images // batch_size if self.drop_remainder else -(-num_images // batch_size)
 
   def num_skipped(self, number):
-    """An int64 scalar: batches that are left out of the pass of this number, an int64 scalar."""
+    """Number of batches to skip in the pass `number`; both are int64 scalars."""
     if not self.skip_batches:
       return tf.constant(0, tf.int64)
     return tf.where(number == self.epochs.start, tf.constant(self.skip_batches, tf.int64), 0)
@@ -40,7 +40,7 @@ def of_source(source, share, passes):
     passes: `Passes`.
 
   Raises:
-    ValueError: if there is no batch, or there are not as many as are to be skipped.
+    ValueError: if there is no batch, or there are fewer batches than are to be skipped.
   """
   num_batches = passes.num_batches(source.num_images, share.batch_size)
   if not num_batches:
@@ -59,18 +59,18 @@ def of_source(source, share, passes):
 
   dataset = dataset.map(decode if cut_at_random else lambda *batch: decode(batch, None),
                         num_parallel_calls=tf.data.AUTOTUNE)
-  if len(share.parts) == 1:  # Of several replicas Keras would take the number of elements for that of steps.
+  if len(share.parts) == 1:  # With several replicas Keras would take the number of elements for that of steps.
     num_batches = num_batches * (1 if passes.epochs is None else len(passes.epochs)) - passes.skip_batches
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
-  # Several workers that are given the same dataset share each batch. By files, TensorFlow's first choice, their batches
-  # would be others than one process'.
+  # Workers that get the same dataset share each batch. Sharding by files, TensorFlow's default, would give batches that
+  # differ from those of one process.
   options = tf.data.Options()
   options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
   return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)
 
 
 def _of_held(source, share, passes):
-  """Of what is held, that of each batch; with places if squares are cut out at random."""
+  """Batches of a `Held`, with places if squares are cut out at random."""
   num_images, shuffle, cut_at_random = source.num_images, passes.shuffle, passes.cut_at_random
   own = order.numbers_of(share, num_images, shuffle)
 
@@ -94,7 +94,7 @@ def _of_held(source, share, passes):
 
 
 def _numbers(rows, share, num_images, passes):
-  """Numbers of the images of each batch, one replica after the other."""
+  """Numbers of the images of each batch, grouped by replica."""
   batch_size = share.batch_size
   if share.parts == [(0, batch_size)]:
     numbers = tf.ensure_shape(tf.boolean_mask(rows, rows >= 0), [num_images])
@@ -112,7 +112,7 @@ def _numbers(rows, share, num_images, passes):
 
 
 def _pass_numbers(passes):
-  """A number for each pass, from which it is drawn."""
+  """A number for each pass, which seeds it."""
   if passes.epochs is not None:
     return tf.data.Dataset.range(passes.epochs.start, passes.epochs.stop)
   if passes.shuffle:
@@ -121,7 +121,7 @@ def _pass_numbers(passes):
 
 
 def _of_stream(source, share, passes):
-  """As `_of_held`, of what is read in each pass: all workers read all, and each keeps its share."""
+  """As `_of_held`, for a `Stream`: all workers read everything in each pass, and each keeps its share."""
   batch_size, epochs = share.batch_size, passes.epochs
 
   def one_pass(seed, num_skipped):
@@ -131,7 +131,7 @@ def _of_stream(source, share, passes):
       examples = examples.shuffle(source.shuffle_buffer, seed=seed, reshuffle_each_iteration=epochs is None)
     batches = examples.batch(batch_size, drop_remainder=passes.drop_remainder)
     if passes.cut_at_random:
-      # A function of the pass and the place in it, as the order is.
+      # A function of the pass and the position in it, like the order.
       batches = batches.enumerate().map(
           lambda index, batch: (batch, tf.random.stateless_uniform([batch_size, 2], tf.stack([seed, index]))))
     batches = batches.skip(num_skipped)
@@ -149,7 +149,7 @@ def _of_stream(source, share, passes):
     return parts.map(of_part)
 
   def one_epoch(number):
-    # In the graph of this function: `shuffle` compares a global seed of 0 with a seed that is a tensor, and fails.
+    # In this function's graph: `shuffle` compares a global seed of 0 with a seed that is a tensor, and fails.
     tf.compat.v1.set_random_seed(1)
     seed = tf.random.stateless_uniform([], [passes.seed, number], maxval=2**31, dtype=tf.int64)
     return one_pass(seed, passes.num_skipped(number))

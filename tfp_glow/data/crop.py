@@ -4,13 +4,13 @@ import tensorflow as tf
 
 
 def fit(image, image_size, shorter_side, place):
-  """Shrinks, cuts out a square, zero-pads to `image_size`; see `load_images`.
+  """Shrinks, cuts out a square and zero-pads to `image_size`; see `load_images`.
 
   Args:
     image: uint8 or uint16 tensor `[H, W, C]`, or `[B, H, W, C]`.
     image_size: Python `int`; None: the image stays as it is.
     shorter_side: Python `int` or None.
-    place: Tensor `[2]` of numbers in [0, 1), from top and left to bottom and right; None: the middle.
+    place: Tensor `[2]` of numbers in [0, 1), top to bottom and left to right; None: the middle.
   """
   if image_size is None:
     return image
@@ -20,7 +20,7 @@ def fit(image, image_size, shorter_side, place):
 
 
 def _shrink(image, shorter_side):
-  """Reduces an image to this shorter side; smaller ones stay as they are."""
+  """Reduces an image to this shorter side; smaller images stay unchanged."""
   size = tf.shape(image)[-3:-1]
   shorter = tf.reduce_min(size)
   size = (size * tf.minimum(shorter, shorter_side) + shorter // 2) // shorter
@@ -28,7 +28,7 @@ def _shrink(image, shorter_side):
 
 
 def _cut(image, image_size, place):
-  """Cuts a square out, or less where the image is smaller."""
+  """Cuts out a square, or less where the image is smaller."""
   size = tf.minimum(tf.shape(image)[-3:-1], image_size)
   free = tf.shape(image)[-3:-1] - size
   start = free // 2 if place is None else tf.cast(place * tf.cast(free + 1, tf.float32), tf.int32)
@@ -45,7 +45,7 @@ def crop_and_fit(image, image_size):
   top, left = (height - side) // 2, (width - side) // 2
   image = image[..., top:top + side, left:left + side, :]
   shrunk = minimum(side, image_size)
-  # To an equal size (padding follows) the resize returns the values unchanged.
+  # A resize to the same size (padding follows) returns the values unchanged.
   if not is_static or shrunk < side:
     resized = tf.image.resize(image, [shrunk, shrunk], antialias=True)
     image = tf.saturate_cast(tf.round(resized), image.dtype)

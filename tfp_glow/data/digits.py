@@ -23,7 +23,7 @@ def source(split, image_size, shorter_side, with_labels, cut_at_random):
 
 def _splits(images, labels):
   """Assigns a tenth of each class to test, a tenth to validation; returns the names of the splits, [N]."""
-  # A class is ordered by a hash, not as in the file, where the digits of a writer are neighbours. No two are equal.
+  # A hash orders each class. In the file the digits of a writer are neighbours. No two digits are equal.
   digests = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in images])
   splits = np.empty(len(images), dtype=object)
   for label in np.unique(labels):

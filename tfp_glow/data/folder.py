@@ -48,7 +48,7 @@ def source(folder, split, image_size, shorter_side, with_labels, cut_at_random, 
     return images
 
   def decode(numbers, places):
-    # Not stateful: they may run in parallel even where TensorFlow is asked to be deterministic.
+    # Not stateful, so they may run in parallel even if TensorFlow is asked to be deterministic.
     inputs = [numbers, places] if cut_at_random else [numbers]
     images = tf.numpy_function(read_batch, inputs, dtype, stateful=False)
     return tf.ensure_shape(images, [*numbers.shape, *size, num_channels])
@@ -62,7 +62,7 @@ def num_classes(folder):
 
 
 def _scan(folder):
-  """Checks and describes every image of a folder, all splits of it, in an order that depends only on names."""
+  """Checks and describes every image of a folder, in all splits, in an order that depends only on names."""
   received = f"Received: name_or_folder={str(folder)!r}"
   if not folder.is_dir():
     error = NotADirectoryError if folder.exists() else FileNotFoundError
@@ -82,13 +82,13 @@ def _inspect(place):
   try:
     status = os.stat(place[0])
   except OSError:
-    return image_file.inspect(*place)  # Which says what is wrong.
+    return image_file.inspect(*place)  # It reports the error.
   return _inspect_once(place, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 @functools.cache
 def _inspect_once(place, *_):
-  """A run asks for several splits, several times, and each time the whole file would be read."""
+  """A run asks for several splits several times. Without the cache each request would read the whole file."""
   return image_file.inspect(*place)
 
 
@@ -100,7 +100,7 @@ def _check_readable(files, received):
 
 
 def _check_are_deep(files):
-  """That 16 bits can be read of each."""
+  """Checks that each file can give 16 bits."""
   shallow = [file.path for file in files if not file.is_deep]
   if shallow:
     raise ValueError("`dtype` must be 'uint8' for a folder with files that are neither PNG files of 16 bits nor TIFF "
@@ -110,7 +110,7 @@ def _check_are_deep(files):
 
 
 def _check_splits(files, received):
-  """That no image is in two splits."""
+  """Checks that no image is in two splits."""
   first_with = {}
   for file in files:
     other = first_with.setdefault(file.digest, file)
@@ -128,7 +128,7 @@ def _split_folders(folder):
 
 
 def _image_paths(root):
-  names = glob.glob("**/*", root_dir=root, recursive=True)  # Without hidden ones.
+  names = glob.glob("**/*", root_dir=root, recursive=True)  # Without hidden files.
   return sorted(os.path.join(root, name) for name in names if name.lower().endswith(_SUFFIXES))
 
 
@@ -142,7 +142,7 @@ def _single_size(files):
 
 
 def _class_names(files):
-  """Names of the classes of a folder, those of all splits, in the order of their labels."""
+  """Names of the classes in all splits of a folder, in the order of their labels."""
   for file in files:
     if file.class_name is None:
       raise ValueError(f"`with_labels` needs a folder with one sub-folder per class, but {file.path} is in none. "

@@ -1,4 +1,4 @@
-"""Image files: what is known of one before it is decoded, and its decoding, by Pillow."""
+"""Image files: their description before decoding, and their decoding, by Pillow."""
 
 import hashlib
 import io
@@ -11,11 +11,11 @@ import tensorflow as tf
 from tfp_glow.data.source import SPLIT_OF_TENTH
 
 _FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF")
-_JPEG_FORMATS = ("JPEG", "MPO")  # MPO: what cameras write, with more pictures behind the first.
+_JPEG_FORMATS = ("JPEG", "MPO")  # MPO: written by cameras, with more pictures after the first.
 _EXIF_ORIENTATION, _EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
-# How a PNG file begins, and where it says how many bits its numbers have, and whether they are grey with an opacity.
+# The start of a PNG file, and the positions of its bit depth and its colour type (grey with opacity or not).
 _PNG_SIGNATURE, _PNG_BIT_DEPTH, _PNG_COLOUR_TYPE, _GREY_WITH_OPACITY = b"\x89PNG\r\n\x1a\n", 24, 25, 4
-# Pillow takes those of the 16-bit ones that are not grey for 8-bit ones, and keeps their upper bits.
+# Pillow takes 16-bit TIFF files that are not grey for 8-bit ones, and keeps the upper bits.
 _TIFF_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B")
 _TIFF_BITS, _TIFF_PHOTOMETRY, _TIFF_NUM_BANDS, _MIN_IS_BLACK = 258, 262, 277, 1
 _OF_TIFF = ("TIFF files must be of unsigned numbers of at most 8 bits, or of 16, and of 1 to 4 bands: grey, a palette, "
@@ -23,7 +23,7 @@ _OF_TIFF = ("TIFF files must be of unsigned numbers of at most 8 bits, or of 16,
 
 
 class ImageFile(NamedTuple):
-  """What a folder needs to know of a file."""
+  """What a folder needs to know about a file."""
 
   path: str
   split: str
@@ -31,11 +31,11 @@ class ImageFile(NamedTuple):
   digest: bytes
   size: tuple[int, int]  # height, width
   is_grey: bool
-  is_deep: bool  # 16 bits can be read of it
+  is_deep: bool  # it can give 16 bits
 
 
 def inspect(path, root, split):
-  """Describes an image file, or returns the error if it is not readable; without a split the bytes decide it."""
+  """Describes an image file, or returns the error if it is not readable; without a split its bytes decide it."""
   from PIL import Image
   try:
     content = pathlib.Path(path).read_bytes()
@@ -45,13 +45,13 @@ def inspect(path, root, split):
       if image.format in _JPEG_FORMATS and image.getexif().get(_EXIF_ORIENTATION) in _EXIF_QUARTER_TURNS:
         width, height = height, width
       is_grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I") or (
-          image.format == "PNG" and content[_PNG_COLOUR_TYPE] == _GREY_WITH_OPACITY)  # RGB to Pillow, of 16 bits.
+          image.format == "PNG" and content[_PNG_COLOUR_TYPE] == _GREY_WITH_OPACITY)  # Pillow says RGB for 16 bits.
       if image.format == "PNG":
-        image.verify()  # Its checksums, without decoding.
+        image.verify()  # Checksums, without decoding.
       elif image.format not in _JPEG_FORMATS or not content.endswith(b"\xff\xd9"):  # Such a JPEG is complete.
         image.load()
         if image.format == "TIFF":
-          width, height = image.size  # Pillow has turned it.
+          width, height = image.size  # Pillow has turned the image.
   except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error and others.
     hint = f"; {_OF_TIFF}" if path.lower().endswith((".tif", ".tiff")) and _OF_TIFF not in str(error) else ""
     return ValueError(f"{path} ({type(error).__name__}: {str(error).partition(' <_io.BytesIO')[0]}{hint})")
@@ -63,13 +63,13 @@ def inspect(path, root, split):
 
 
 def _is_deep(image, content):
-  """Whether 16 bits can be read of an image; raises `ValueError` of a TIFF file that would be misread."""
+  """Whether an image can give 16 bits; raises `ValueError` for a TIFF file that would be misread."""
   if image.format == "PNG":
     return content[_PNG_BIT_DEPTH] == 16
   if image.format != "TIFF":
     return False
   is_deep = image.mode.startswith("I;16")
-  # Pillow leaves out further bands, takes 12 bits for 16, and dark for bright where 0 is white.
+  # Pillow drops further bands, takes 12 bits for 16, and swaps dark and bright where 0 is white.
   if (image.mode not in _TIFF_MODES or image.tag_v2.get(_TIFF_NUM_BANDS, 1) != len(image.getbands())
       or is_deep and (image.tag_v2.get(_TIFF_BITS) != (16,) or image.tag_v2.get(_TIFF_PHOTOMETRY) != _MIN_IS_BLACK)):
     raise ValueError(_OF_TIFF)
@@ -81,11 +81,11 @@ def read(path, image_size, shorter_side, place, num_channels, dtype=np.uint8):
 
   Args:
     path: Python `str`.
-    image_size: Python `int`, side of the square that is cut out and resized, up or down; None: the image as it is.
-    shorter_side: Python `int`, what the shorter side of the image is reduced to before; None: `image_size`.
-    place: Of the square, two numbers in [0, 1), from top and left to bottom and right; None: the middle.
+    image_size: Python `int`, side of the square to cut out and resize, up or down; None: the image stays as it is.
+    shorter_side: Python `int`, the length to which the shorter side of the image is reduced first; None: `image_size`.
+    place: Of the square, two numbers in [0, 1), top to bottom and left to right; None: the middle.
     num_channels: Python `int`, 1 or 3.
-    dtype: `np.uint8`; or `np.uint16` for files of which 16 bits can be read.
+    dtype: `np.uint8`; or `np.uint16` for files that can give 16 bits.
 
   Raises:
     ValueError: if the file cannot be decoded.
@@ -114,7 +114,7 @@ def _decoded(decode, path, *args):
 
 
 def _shallow(path, num_channels, draft_size):
-  """An image of Pillow, of 8 bits."""
+  """An image of Pillow, with 8 bits."""
   from PIL import Image
   with Image.open(path, formats=_FORMATS) as image:
     if draft_size is not None:  # Lets libjpeg skip detail far below a pixel of the result.
@@ -123,9 +123,9 @@ def _shallow(path, num_channels, draft_size):
 
 
 def _upright_and_opaque(image):
-  """Turned as its file says, on white, with 8 bits."""
+  """The image turned as its file says, on white, with 8 bits."""
   from PIL import Image, ImageOps
-  if image.format in _JPEG_FORMATS:  # Those of TIFF files have been turned.
+  if image.format in _JPEG_FORMATS:  # TIFF files have been turned already.
     image = ImageOps.exif_transpose(image)
   if image.mode.startswith("I"):
     return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -142,14 +142,14 @@ def _deep(path, num_channels):
   if not content.startswith(_PNG_SIGNATURE):
     with Image.open(io.BytesIO(content), formats=("TIFF",)) as image:
       return np.repeat(np.asarray(image).astype(np.uint16)[..., np.newaxis], num_channels, axis=-1)
-  # By TensorFlow: Pillow leaves 8 bits of colours. With an opacity, be there one or not.
+  # TensorFlow decodes these: Pillow keeps 8 bits of colours. The result always has an opacity.
   colours, opacity = np.split(tf.io.decode_png(content, 4, tf.uint16).numpy(), [3], axis=-1)
   opacity = opacity / 65535.
   return np.rint(opacity * colours[..., :num_channels] + (1. - opacity) * 65535.).astype(np.uint16)
 
 
 def _fitted_planes(image, fit):
-  """Channel by channel, as floats: Pillow resizes no others of more than 8 bits."""
+  """Fits channel by channel, as floats: the only images of more than 8 bits that Pillow resizes."""
   from PIL import Image
   planes = [np.asarray(fit(Image.fromarray(image[..., i].astype(np.float32)))) for i in range(image.shape[-1])]
   return np.clip(np.rint(np.stack(planes, axis=-1)), 0, 65535).astype(np.uint16)

@@ -1,4 +1,4 @@
-"""Ways through the latent space of a flow."""
+"""Paths through the latent space of a flow."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from tfp_glow._core.validation import check_bools, is_int
 
 def interpolate(z0: np.ndarray | tf.Tensor, z1: np.ndarray | tf.Tensor, num_steps: int,
                 spherical: bool = False) -> np.ndarray:
-  """Latents on the way from `z0` to `z1`, at equal distances: along straight lines, or along arcs.
+  """Latents between `z0` and `z1` at equal distances, along straight lines or arcs.
 
   Gaussian latents of many dimensions all have about the same norm. Half-way along the straight line between two
-  independent ones it is a factor `sqrt(2)` smaller, as at a temperature of 0.7; along the arc it stays what it was.
+  independent latents it is smaller by a factor `sqrt(2)`, as at a temperature of 0.7. Along the arc it is unchanged.
 
   ```none
   line:  z = (1 - t) z0 + t z1
   arc:   z = ((1 - t) |z0| + t |z1|) (sin((1 - t) angle) z0 / |z0| + sin(t angle) z1 / |z1|) / sin(angle)
   ```
 
-  Where `z0` and `z1` are parallel, or one of them is zero, the arc is the line.
+  If `z0` and `z1` are parallel, or one of them is zero, the arc is the line.
 
   #### Example
 
@@ -33,11 +33,11 @@ def interpolate(z0: np.ndarray | tf.Tensor, z1: np.ndarray | tf.Tensor, num_step
   ```
 
   Args:
-    z0: Floating array or eager tensor, a latent or a batch of them.
+    z0: Floating array or eager tensor, a latent or a batch of latents.
     z1: As `z0`, of the same shape.
-    num_steps: Python `int`, at least 2: how many latents, `z0` and `z1` included.
-    spherical: Python `bool`: whether to go along arcs (great circles, where the norms are equal). The last axis then is
-      that of a latent vector.
+    num_steps: Python `int`, at least 2: the number of latents, including `z0` and `z1`.
+    spherical: Python `bool`: whether to follow arcs (great circles if the norms are equal). The last axis is then that
+      of a latent vector.
 
   Returns:
     NumPy array `[num_steps] + z0.shape`, of the dtype of `z0` and `z1`; its first entry is `z0`, its last `z1`.
@@ -62,9 +62,9 @@ def interpolate(z0: np.ndarray | tf.Tensor, z1: np.ndarray | tf.Tensor, num_step
 
 
 def attribute_direction(z: np.ndarray | tf.Tensor, has_attribute: np.ndarray | tf.Tensor) -> np.ndarray:
-  """From latents of images without an attribute to latents of images with it: the difference of their means.
+  """The direction from latents without an attribute to latents with it: the difference of their means.
 
-  Added to the latent of an image, times a strength, it adds the attribute to the image; subtracted, it takes it away.
+  Adding a multiple of it to an image's latent adds the attribute to the image; subtracting removes it.
 
   #### Example
 
@@ -84,8 +84,8 @@ def attribute_direction(z: np.ndarray | tf.Tensor, has_attribute: np.ndarray | t
     NumPy array `[D]`, of the dtype of `z`.
 
   Raises:
-    TypeError: if `z` is not floating, or `has_attribute` not boolean.
-    ValueError: if the shapes are not as above, `z` is not finite, or all images have the attribute, or none.
+    TypeError: if `z` is not floating, or `has_attribute` is not boolean.
+    ValueError: if the shapes are not as above, `z` is not finite, or all or none of the images have the attribute.
 
   References:
     Kingma and Dhariwal, "Glow" (2018), section 5.3.
@@ -112,7 +112,7 @@ def _arcs(z0, z1, num_steps, dtype):
     _check_finite(name, z)
   (norm0, unit0), (norm1, unit1) = _norm_and_direction(z0), _norm_and_direction(z1)
   unit0, unit1 = np.where(norm0 > 0., unit0, unit1), np.where(norm1 > 0., unit1, unit0)
-  # Both halves of the arc begin in its middle: exact for angles of any size, which a ratio of sines is not.
+  # Both halves of the arc start in its middle. This is exact for angles of any size; a ratio of sines is not.
   length_of_sum, middle = _norm_and_direction(unit0 + unit1)
   length_of_difference, across = _norm_and_direction(unit1 - unit0)
   are_opposite = (length_of_sum < 4. * np.finfo(dtype).eps) & (norm0 > 0.) & (norm1 > 0.)
@@ -129,7 +129,7 @@ def _arcs(z0, z1, num_steps, dtype):
 
 
 def _norm_and_direction(z):
-  """float64; the direction of a zero vector is zero."""
+  """Norm and direction in float64; the direction of a zero vector is zero."""
   z = z.astype(np.float64)
   norm = np.linalg.norm(z, axis=-1, keepdims=True)
   return norm, np.divide(z, norm, out=np.zeros_like(z), where=norm > 0.)
@@ -137,7 +137,7 @@ def _norm_and_direction(z):
 
 def _floating(name, z):
   z = np.asarray(z)
-  if not np.issubdtype(z.dtype, np.floating):  # Of bfloat16 NumPy knows too little.
+  if not np.issubdtype(z.dtype, np.floating):  # NumPy does not support bfloat16 well enough.
     raise TypeError(f"`{name}` must be floating, float16 to float64. Received: {name} of dtype {z.dtype}")
   return z
 

@@ -1,7 +1,7 @@
-"""`load_images`, and `num_classes` of what it loads.
+"""`load_images`, and `num_classes` of its sources.
 
-`load_images` returns a `tf.data.Dataset` of uint8 or uint16 images `[B, H, W, C]`, which `FlowModel.fit` takes as it
-is. The optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when a source needs them.
+`load_images` returns a `tf.data.Dataset` of uint8 or uint16 images `[B, H, W, C]`, which `FlowModel.fit` takes
+directly. Optional libraries (scikit-learn, tensorflow-datasets, Pillow) are imported when a source needs them.
 """
 
 from __future__ import annotations
@@ -30,68 +30,69 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     min(16 v, 255): at 5 bits and more all levels stay distinct, at 4 bits level 16 shares the bin of level 15. The
     splits (80/10/10, every class in proportion) are fixed, whatever the seed. Sizes: as for TFDS.
   * A folder: any `pathlib.Path`; a string that names an existing path (which wins over a TFDS name) or starts with
-    `"."`, `"~"` or `"/"`. Its jpg, jpeg, png, bmp, gif, tif and tiff files are found recursively, except hidden ones,
-    checked before anything is returned, and decoded only when the pipeline needs them.
-    - Splits: sub-folders `train`, `validation` (or `val`) and `test` are used where there are two of them or nothing
-      else. Otherwise a hash of its bytes assigns each file (80/10/10), so that copies of an image share a split and
-      new files move no others. An image in two split sub-folders is an error.
+    `"."`, `"~"` or `"/"`. Its jpg, jpeg, png, bmp, gif, tif and tiff files are found recursively, except hidden ones.
+    They are checked before anything is returned, and decoded only when the pipeline needs them.
+    - Splits: sub-folders `train`, `validation` (or `val`) and `test` are used if there are two of them or nothing else.
+      Otherwise a hash of its bytes assigns each file (80/10/10), so copies of an image share a split and new files move
+      no others. An image in two split sub-folders is an error.
     - Labels: the sub-folders of the folder (or of its split sub-folders), sorted by name, are classes 0, 1, ....
     - Sizes: cropped centrally to a square, then resized up or down with antialiasing. Without `image_size` all images
       must have one size.
-    - Channels: 3; but 1 if every image of the folder is stored as grey. A palette becomes its colours, CMYK becomes RGB
-      without a colour profile, `(255 - C) (255 - K) / 255` and so on. Transparency is composited on white, be it that
-      of a channel, of a palette or of one colour. The orientation that a JPEG or TIFF file says is applied. Of an
-      animation or a TIFF file of several pages the first one is used.
+    - Channels: 3, or 1 if every image of the folder is stored as grey. A palette becomes its colours. CMYK becomes RGB
+      without a colour profile, `(255 - C) (255 - K) / 255` and so on. Transparency of a channel, a palette or one
+      colour is composited on white. The orientation stored in a JPEG or TIFF file is applied. The first frame or page
+      of an animation or a TIFF file is used.
     - Bits: files of 16 bits keep their upper 8, unless `dtype` is uint16. Then all files must be PNG files of 16 bits,
-      or TIFF files of 16 bits and one channel, and keep all of them. TIFF files of floats, of signed or 12-bit or
-      32-bit numbers, and of more than four bands are errors: put such images into an `.npz` file.
-  * An `.npz` file in Keras' layout, by a path that ends so: uint8 or uint16 `x_train`, `x_test` `[N, H, W, C]` (any
-    number of channels) or `[N, H, W]` (one channel), and integer `y_train`, `y_test`, where there are labels. Splits:
-    `"train"` and `"test"`, or parts of them as of TFDS (`"train[:90%]"`). Sizes: as for TFDS.
-  * Any other string: a TFDS name such as `"cifar10"`, downloaded and prepared under `data_dir` on first use;
-    `"fashion_mnist"` without network where Debian's package `dataset-fashion-mnist` is installed.
-    - Sizes: larger images are cropped centrally to a square and resized down with antialiasing; smaller ones are not
-      resized up but padded with zeros on all sides (28x28 to 32x32: two pixels each).
+      or TIFF files of 16 bits and one channel, and keep all bits. TIFF files of floats, of signed, 12-bit or 32-bit
+      numbers, and of more than four bands are errors: put such images into an `.npz` file.
+  * An `.npz` file in Keras' layout, by a path with this ending: uint8 or uint16 `x_train`, `x_test` `[N, H, W, C]` (any
+    number of channels) or `[N, H, W]` (one channel), and integer `y_train`, `y_test` if there are labels. Splits:
+    `"train"` and `"test"`, or parts of them as for TFDS (`"train[:90%]"`). Sizes: as for TFDS.
+  * Any other string: a TFDS name such as `"cifar10"`, downloaded and prepared under `data_dir` on first use.
+    `"fashion_mnist"` needs no network if Debian's package `dataset-fashion-mnist` is installed.
+    - Sizes: larger images are cropped centrally to a square and resized down with antialiasing. Smaller ones are padded
+      with zeros on all sides, not resized up (28x28 to 32x32: two pixels each).
 
-  What has been decoded and resized is kept in memory, if squares are not cut out at random. Images of a folder are kept
-  one by one, as they come, as long as all that is kept in the process is below 2 GiB; what there is no room for is
-  decoded in each pass. A split of TFDS is decoded as a whole when the first batch is asked for, which takes twice its
-  memory for a moment; if it has more than 2 GiB of images, they are read and decoded in each pass.
-
-  Shuffled batches have one image of each of `batch_size` equal parts of the split, in any order; those of TFDS's data
-  sets that are not kept are drawn from a buffer of 10,000 images.
+  Decoded and resized images are kept in memory, unless squares are cut out at random. Images of a folder are kept one
+  by one, as they come, up to 2 GiB per process; the rest is decoded in each pass. A split of TFDS is decoded as a whole
+  at the first batch, which takes twice its memory for a moment. If it has more than 2 GiB of images, they are read and
+  decoded in each pass.
+  Shuffled batches have one image from each of `batch_size` equal parts of the split, in any order. TFDS data sets that
+  are not kept are drawn from a buffer of 10,000 images instead.
 
   Args:
     name_or_folder: Source of the images: `"digits"`, a folder, an `.npz` file, or a TFDS name.
     split: `"train"`, `"validation"` or `"test"`; for TFDS also any expression of its split API, such as
-      `"train[:90%]"`. `"test"` is the validation split where TFDS or the sub-folders have no test split. `"train"` is
-      always the whole of TFDS's train split.
+      `"train[:90%]"`. `"test"` is the validation split if TFDS or the sub-folders have no test split. `"train"` is
+      always the whole train split of TFDS.
     batch_size: Number of images in a batch.
     image_size: Height and width of the returned images. None: those of the source.
-    shorter_side: What the shorter side of an image is reduced to, at least `image_size`, before a square of that size
-      is cut out: at random where images are shuffled, else in the middle. With 96 and `image_size=64` these are the
-      LSUN images of Dinh et al. (2016). None: the largest central square is cut out first, and then reduced.
+    shorter_side: Length to which the shorter side of an image is reduced, at least `image_size`, before a square of
+      that size is cut out: at random if images are shuffled, otherwise in the middle. 96 with `image_size=64` gives the
+      LSUN images of Dinh et al. (2016). None: the largest central square is cut out first and then reduced.
     with_labels: Whether to return pairs `(images, labels)`, with int64 labels `[B]`.
     seed: Seed of the shuffling, which (as always in TensorFlow) also depends on the global seed if one is set.
-    data_dir: Where TFDS keeps its prepared data. None: the default of TFDS.
+    data_dir: Folder of TFDS's prepared data. None: the default of TFDS.
     shuffle: Whether to shuffle, anew on each pass. None: only `"train"` and parts of it; others have a fixed order.
     drop_remainder: Whether to drop a last batch with fewer images.
-    epochs: `range` of the epochs that the dataset is to hold, one after the other, as a run needs that may be resumed:
-      order and random squares of each depend on nothing but the seed and its number. See `callbacks.TrainingState`.
-      None: one pass, and another order each time the dataset is iterated.
-    skip_batches: Number of batches of the first of `epochs` to leave out, without decoding them: those that a run has
-      seen before it was ended within an epoch.
-    input_context: What `strategy.distribute_datasets_from_function` gives its function, for the share of one of several
-      workers: of each batch of `batch_size` images, those of each of its replicas, one after the other. The workers
-      together get the batches of one process, each image once. Each decodes its share alone, and of shuffled images
-      it reads no other records of TFDS, but for a few where two shares meet, and data sets that are not kept. It does
-      read the whole of an `.npz` file, and every file of a folder once, to check it. None: all images.
+    epochs: `range` of the epochs that the dataset holds, one after the other, for a run that may be resumed. Order and
+      random squares of each epoch depend only on the seed and its number. See `callbacks.TrainingState`. None: one
+      pass, and a new order each time the dataset is iterated.
+    skip_batches: Number of batches at the start of the first of `epochs` to skip, without decoding them: those that a
+      run has seen before it was ended within an epoch.
+    input_context: The argument that `strategy.distribute_datasets_from_function` gives to its function, for the share
+      of one of several workers: from each batch of `batch_size` images, those of each of its replicas, one after the
+      other. Together the workers get the batches of one process, each image once. Each worker decodes only its share.
+      Of shuffled TFDS data it reads only its own records, except a few where two shares meet, and all of data sets that
+      are not kept. It reads the whole of an `.npz` file, and every file of a folder once, to check it. None: all
+      images.
     dtype: uint8 or uint16, of the images. uint16 values are those of the files, 0 .. 65535 for a model with
+      `num_bits=16`. None: uint8, or the dtype of an `.npz` file.
       `num_bits=16`. None: those of an `.npz` file as they are, else uint8.
 
   Returns:
     A `tf.data.Dataset` of batches `[B, H, W, C]`, uint8 or uint16, with static height, width and channels, or of pairs
-    of these and labels. Its length is known, but for a share of several replicas.
+    of these and labels. Its length is known, except for a share of several replicas.
 
   Raises:
     ValueError: If an argument is not as above, the split does not exist or is empty, a file is not a readable image,
@@ -184,13 +185,13 @@ def _checked_dtype(dtype):
 
 
 def _is_npz(name_or_folder):
-  """Folders may have such names as well."""
+  """Whether it is an `.npz` file; folders may have such names, too."""
   return (isinstance(name_or_folder, (str, os.PathLike)) and str(name_or_folder).endswith(npz.SUFFIX)
           and not os.path.isdir(os.path.expanduser(name_or_folder)))
 
 
 def _is_folder(name_or_folder):
-  """Whether it means a folder, be there one or not."""
+  """Whether the argument means a folder, whether or not the folder exists."""
   if isinstance(name_or_folder, os.PathLike):
     return True
   if not isinstance(name_or_folder, str) or not name_or_folder:

@@ -18,13 +18,13 @@ def source(path, split, image_size, shorter_side, with_labels, cut_at_random, *,
 
 
 def load(path, split, with_labels, dtype=None):
-  """Reads the images of a split, or of a part of one.
+  """Reads the images of a split, or of part of one.
 
   Args:
     path: `pathlib.Path`.
-    split: Python `str`: `"train"` or `"test"`, or a part of them as of TFDS: `"train[:90%]"`, `"train[1000:]"`.
+    split: Python `str`: `"train"` or `"test"`, or a part of them as in TFDS: `"train[:90%]"`, `"train[1000:]"`.
     with_labels: Python `bool`.
-    dtype: NumPy dtype that images must have, uint8 or uint16; `None`: either.
+    dtype: NumPy dtype that the images must have, uint8 or uint16; `None`: either.
 
   Returns:
     images: uint8 or uint16 array `[N, H, W, C]`.
@@ -43,7 +43,7 @@ def load(path, split, with_labels, dtype=None):
                      f"test, with 'train[:90%]' to train. Received: split={split!r}")
   if images.ndim == 3:
     images = images[..., np.newaxis]
-  images = images.astype(images.dtype.newbyteorder("="), copy=False)  # TensorFlow knows no other order of bytes.
+  images = images.astype(images.dtype.newbyteorder("="), copy=False)  # TensorFlow needs native byte order.
   if images.dtype not in (np.uint8, np.uint16) or images.ndim != 4:
     raise ValueError("`name_or_folder` must hold uint8 images (or uint16 ones) [N, H, W] or [N, H, W, C] as "
                      f"'x_{name}'. Received: {images.dtype}, shape {images.shape}, in {str(path)!r}")
@@ -73,7 +73,7 @@ def num_classes(path):
 
 
 def _read(path, names):
-  """A dict of the arrays that are there, of these names; an error if labels are wanted that are not."""
+  """A dict of the named arrays that exist; raises an error if labels are wanted and missing."""
   if not path.exists():
     raise FileNotFoundError("`name_or_folder` must be 'digits', the name of a TFDS data set, an existing folder or "
                             f"{SUFFIX} file. Received: name_or_folder={str(path)!r}")
@@ -82,7 +82,7 @@ def _read(path, names):
       found = {name: file[name] for name in names if name in file}
       names_there = list(file)
   except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-    reason = "it is no zip file" if not zipfile.is_zipfile(path) else error  # NumPy would have it read as a pickle.
+    reason = "it is no zip file" if not zipfile.is_zipfile(path) else error  # NumPy's error would speak of a pickle.
     raise ValueError(f"`name_or_folder` must be a readable {SUFFIX} file of arrays ({reason}). "
                      f"Received: name_or_folder={str(path)!r}") from error
   without = [name for name in names if name.startswith("x_") and name not in found]
@@ -105,7 +105,7 @@ def _checked_labels(labels, num_images, path):
 
 
 def _place(number, percent, num_images):
-  """From one side of `[:90%]` to an index, `None` where nothing is said."""
+  """From one side of `[:90%]` to an index, `None` if it is empty."""
   if not number:
     return None
   return min(round(int(number) * num_images / 100.) if percent else int(number), num_images)

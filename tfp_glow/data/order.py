@@ -1,10 +1,10 @@
-"""Which image comes when, and to which replica: an order that is the same whatever the number of workers.
+"""Which image comes when, and to which replica. The order is the same for any number of workers.
 
-A batch has as many lanes as images. A lane owns consecutive numbers of images, `num_images / batch_size` of them give
-or take one, and each batch takes one image of each lane, in an order within the lane that is drawn for each pass. So
-the images of a worker, which has the same lanes of every batch, are the same in each pass but for those at the ends:
-which lanes have an image more, for the last batch, is drawn for each pass, too. Else the images of these alone would be
-in the last batch, where each counts more.
+A batch has as many lanes as images. A lane owns consecutive numbers of images, `num_images / batch_size` of them (one
+more or less). Each batch takes one image from each lane. Each pass draws an order within the lanes. A worker has the
+same lanes of every batch, so it gets the same images in each pass, except at the ends of its lanes. Each pass also
+draws which lanes have one image more, for the last batch. Otherwise only images of these lanes would be in the last
+batch, where each image counts more.
 """
 
 from typing import NamedTuple
@@ -30,14 +30,14 @@ def share_of(batch_size, context):
   if context is None:
     return Share(batch_size, [(0, batch_size)])
   num_workers, num_replicas = context.num_input_pipelines, context.num_replicas_in_sync
-  # In the order in which Keras' `predict` puts together what replicas of several workers return.
+  # In the order in which Keras' `predict` joins the results of replicas of several workers.
   places = range(context.input_pipeline_id, num_replicas, num_workers)
   return Share(batch_size, [
       (place * batch_size // num_replicas, (place + 1) * batch_size // num_replicas) for place in places])
 
 
 def numbers_of(share, num_images, shuffle):
-  """The numbers of the images that a worker may need in any pass, int64, increasing."""
+  """The numbers of the images that a worker may need in any pass: int64, increasing."""
   if shuffle:
     ranges = [range(first * num_images // share.batch_size, -(-end * num_images // share.batch_size))
               for first, end in share.parts if first < end]
@@ -48,10 +48,10 @@ def numbers_of(share, num_images, shuffle):
 
 
 def in_sequence(batch_size, num_images):
-  """Lanes of all batches in the order of the numbers; a tensor as that of `shuffled`."""
+  """Lanes of all batches in the order of the numbers; a tensor like that of `shuffled`."""
   num_whole = num_images // batch_size
   rows = np.arange(num_whole * batch_size).reshape(num_whole, batch_size)
-  # Those of the last batch are spread over all lanes, and so over all replicas.
+  # Images of the last batch are spread over all lanes, and so over all replicas.
   rest = num_images % batch_size
   ends = np.arange(batch_size + 1) * rest // batch_size
   last = np.where(np.diff(ends) > 0, num_whole * batch_size + ends[:-1], -1)
@@ -59,7 +59,7 @@ def in_sequence(batch_size, num_images):
 
 
 def shuffled(share, num_images, seeds):
-  """Lanes of all batches of a pass; those of a replica change places.
+  """Lanes of all batches of a pass; lanes of a replica are permuted.
 
   Args:
     share: `Share`.
@@ -75,7 +75,7 @@ def shuffled(share, num_images, seeds):
   ends = (tf.range(batch_size + 1, dtype=tf.int64) * num_images + phase) // batch_size
   first, length = ends[:-1, tf.newaxis], ends[1:, tf.newaxis] - ends[:-1, tf.newaxis]
   is_there = tf.range(num_batches, dtype=tf.int64) < length
-  # What is not there comes last.
+  # Missing images come last.
   keys = tf.random.stateless_uniform([batch_size, num_batches], seeds[1]) + tf.cast(~is_there, tf.float32)
   numbers = first + tf.cast(tf.argsort(keys, stable=True), tf.int64)
   rows = tf.transpose(tf.where(is_there, numbers, -1))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that a person sees those of 8x8.
+TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that 8x8 images can be seen.
 GAP = 4  # White pixels between them.
 
 
@@ -29,7 +29,7 @@ def tile(rows: Sequence[np.ndarray]) -> np.ndarray:
     uint8 array `[height, width, C]`.
 
   Raises:
-    ValueError: if `rows` is empty, or not of images of one size.
+    ValueError: if `rows` is empty, or its images differ in size.
     TypeError: if the images are not uint8.
   """
   rows = [np.asarray(row) for row in rows]

@@ -1,4 +1,4 @@
-"""Preparation of TFDS's data sets: once on a machine, and not at all where it cannot succeed."""
+"""Prepares TFDS's data sets: once per machine, and not at all if it cannot succeed."""
 
 import gzip
 import hashlib
@@ -13,7 +13,7 @@ from tfp_glow.data.source import require
 _CONNECT_TIMEOUT_SECONDS = 10
 
 _DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
-# SHA-256 of the decompressed files: Debian's gzip headers are its own.
+# SHA-256 of the decompressed files: Debian's gzip headers differ.
 _FASHION_MNIST_SHA256 = {
     "train-images-idx3-ubyte.gz": "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
     "train-labels-idx1-ubyte.gz": "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
@@ -25,17 +25,17 @@ _FASHION_MNIST_SHA256 = {
 def prepare(builder, name):
   """Downloads and prepares a data set, unless that is done or cannot succeed.
 
-  Files that somebody has put into `manual_folder` are not downloaded. Where there are none and no host answers nothing
-  is done: TFDS would retry for minutes, and its reader reports missing files at once. A preparation that fails or is
+  Files that a user has put into `manual_folder` are not downloaded. If there are none and no host answers, nothing is
+  done: TFDS would retry for minutes, but its reader reports missing files at once. A preparation that fails or is
   interrupted leaves nothing that TFDS takes for a prepared data set.
 
   Args:
     builder: `tfds.core.DatasetBuilder`.
-    name: What the user calls the data set.
+    name: The user's name for the data set.
 
   Raises:
-    ImportError: if a library is missing that its files are read with.
-    RuntimeError: if TFDS fails; the message says where it takes files from that are got by hand.
+    ImportError: if a library for reading its files is missing.
+    RuntimeError: if TFDS fails; the message names the folder for files downloaded by hand.
   """
   if builder.is_prepared():
     return
@@ -59,7 +59,7 @@ def prepare(builder, name):
 
 
 def manual_folder(builder):
-  """Where TFDS looks for files that were got by hand, under the names that they have on their hosts."""
+  """The folder where TFDS looks for files downloaded by hand, under the names that they have on their hosts."""
   return pathlib.Path(builder.data_dir_root) / "downloads" / "manual"
 
 
@@ -69,8 +69,8 @@ def _is_in_manual_folder(builder):
 
 
 def _host_answers(builder):
-  """Whether one of the hosts of the files answers, or TFDS does not know them before it downloads."""
-  import requests  # What TFDS downloads with, so that proxies are the same.
+  """Whether one of the hosts of the files answers. True if TFDS does not know them before it downloads."""
+  import requests  # TFDS downloads with it, so proxies are the same.
   urls = [urllib.parse.urlsplit(url) for url in builder.url_infos or ()]
   hosts = {f"{url.scheme}://{url.netloc}" for url in urls if url.scheme in ("http", "https")}
   for host in sorted(hosts):
@@ -91,13 +91,13 @@ def _prepare_debian_fashion_mnist(builder):
     if actual != expected:
       raise ValueError(f"{path} is not the original file: the SHA-256 of its decompressed bytes must be {expected}, "
                        f"and is {actual}")
-  builder.URL = _DEBIAN_FASHION_MNIST.as_uri() + "/"  # Of this builder only; the class keeps the one of the network.
-  with tempfile.TemporaryDirectory() as download_dir:  # For TFDS's copies, which nobody needs later.
+  builder.URL = _DEBIAN_FASHION_MNIST.as_uri() + "/"  # For this builder only; the class keeps the network's URL.
+  with tempfile.TemporaryDirectory() as download_dir:  # For TFDS's copies, which are not needed later.
     builder.download_and_prepare(download_dir=download_dir)
 
 
 def _read_lsun_by_lmdb(builder, name):
-  """Has TFDS read LSUN's databases by lmdb: its own way, tensorflow_io, does not work with TensorFlow 2.21."""
+  """Makes TFDS read LSUN's databases by lmdb: its own reader, tensorflow_io, does not work with TensorFlow 2.21."""
   lmdb = require("lmdb", "LSUN", name)  # Now, not after the download.
 
   def generate_examples(extracted_dir, file_path):
@@ -106,4 +106,4 @@ def _read_lsun_by_lmdb(builder, name):
       for index, (key, jpeg) in enumerate(transaction.cursor()):
         yield index, {"id": key.decode(), "image": io.BytesIO(jpeg)}
 
-  builder._generate_examples = generate_examples  # Of this builder only.
+  builder._generate_examples = generate_examples  # For this builder only.

@@ -1,4 +1,4 @@
-"""What a source of images gives to the pipeline of `load_images`, and what sources share."""
+"""What a source of images gives to the pipeline of `load_images`, and code that sources share."""
 
 import functools
 import importlib
@@ -10,13 +10,13 @@ import tensorflow as tf
 
 from tfp_glow.data import crop, decoded_once
 
-_PIECE = 1000  # Images that are resized at once.
-# What is split by content goes to one of ten parts.
+_PIECE = 1000  # Images resized at once.
+# A split by content assigns each image to one of ten parts.
 SPLIT_OF_TENTH = ("test", "validation", *["train"] * 8)
 
 
 class Held(NamedTuple):
-  """The images of one split, by numbers, of which a worker holds its share."""
+  """The images of one split, by numbers; a worker holds its share of them."""
 
   num_images: int
   hold: Callable[[np.ndarray], tf.data.Dataset]  # increasing numbers -> an element, `(held,)` or `(held, labels)`
@@ -24,12 +24,12 @@ class Held(NamedTuple):
 
 
 class Stream(NamedTuple):
-  """The images of one split, not decoded yet and too many to be held: each pass reads all of them."""
+  """The images of one split, not decoded and too many to hold: each pass reads all of them."""
 
   num_images: int
   examples: tf.data.Dataset  # of `(encoded,)` or `(encoded, label)`, cheap to shuffle
   shuffle_buffer: int
-  decode: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]  # `encoded` and places of crops -> as of `Held`
+  decode: Callable[[tf.Tensor, tf.Tensor | None], tf.Tensor]  # `encoded` and places of crops -> as for `Held`
 
 
 def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
@@ -38,8 +38,8 @@ def held_arrays(images, labels, image_size, shorter_side, cut_at_random):
   Args:
     images: uint8 or uint16 array `[N, H, W, C]`.
     labels: int64 array `[N]`, or `None`.
-    image_size: See `load_images`, as the next.
-    shorter_side: See there.
+    image_size: See `load_images`.
+    shorter_side: See `load_images`.
     cut_at_random: Python `bool`, whether squares are cut out at random.
   """
   resize = functools.partial(crop.fit, image_size=image_size, shorter_side=shorter_side)
@@ -72,7 +72,7 @@ def or_validation(split, available):
 
 
 def require(module, purpose, name_or_folder):
-  """Imports an optional library, or says how to install it."""
+  """Imports an optional library; the error says how to install it."""
   try:
     return importlib.import_module(module)
   except ImportError as error:

@@ -12,9 +12,9 @@ import tensorflow as tf
 from tfp_glow.data import crop, decoded_once, preparation
 from tfp_glow.data.source import Held, Stream, or_validation, require
 
-# TFDS has already shuffled its records on disk, so a part of them at a time is enough.
+# TFDS has already shuffled its records on disk, so shuffling a part of them at a time is enough.
 _SHUFFLE_BUFFER = 10_000
-# What is held of data sets, for all datasets that are made of the same images.
+# Held data sets, shared by all datasets made of the same images.
 _held = weakref.WeakValueDictionary()
 
 
@@ -46,13 +46,13 @@ def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *,
   except ValueError as error:
     raise ValueError(f"`split` must be one of {[str(key) for key in splits]} for {name!r}, or a part: 'train[90%:]' to "
                      f"validate or test, with 'train[:90%]' to train ({error}). Received: split={split!r}") from error
-  except AssertionError as error:  # There are no files: `prepare` left it at that.
+  except AssertionError as error:  # There are no files, because `prepare` could do nothing.
     raise ConnectionError(f"`name_or_folder`: TFDS has not prepared {name!r} in {builder.data_dir} yet, and no host of "
                           "its files answers; prepare it once where there is a network, or put its files into "
                           f"{preparation.manual_folder(builder)}. "
                           f"Received: name_or_folder={name!r}") from error
   image_shape = feature.shape if image_size is None else (image_size, image_size, feature.shape[-1])
-  # Whatever room is left: the order depends on it, which must be that of other workers and of a run that goes on.
+  # Whatever room is left: the order depends on this, and must be the same on other workers and in a resumed run.
   if cut_at_random or num_images * math.prod(image_shape) > decoded_once.MAX_BYTES:
     options = {"shuffle_seed": seed, "shuffle_reshuffle_each_iteration": reshuffle} if shuffle else {}
     decode_all = lambda encoded, places: tf.map_fn(
@@ -74,14 +74,14 @@ def source(name, split, image_size, shorter_side, with_labels, cut_at_random, *,
 
 
 def _interval(numbers, num_images):
-  """The first number, and for each from there to the last whether it is among them."""
+  """The first number, and for each number from there to the last, whether it is among them."""
   if not len(numbers):
     return 0, np.zeros(num_images, bool)
   return numbers[0], np.isin(np.arange(numbers[0], numbers[-1] + 1), numbers)
 
 
 def _part(tfds, splits, split, first, end):
-  """What TFDS reads of the images of a split with numbers `first .. end - 1`: files without any are not opened."""
+  """What TFDS reads for the images numbered `first .. end - 1` of a split: files without any are not opened."""
   parts, position = [], 0
   for whole in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits):
     from_ = whole.from_ or 0

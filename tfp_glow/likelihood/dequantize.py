@@ -3,12 +3,12 @@
 An image of `n` bits has `2 ** n` levels. Level `k` stands for the bin `[k, k + 1) / 2 ** n - 1 / 2` of width `2 ** -n`;
 all bins together are `[-1/2, 1/2)`.
 
-Images of up to 8 bits are uint8 with values 0 .. 255: what has fewer bits leaves out the lowest ones. Images of 9 to 16
-bits are uint16 with values `0 .. 2 ** n - 1`, as cameras, scanners and satellites write them.
+Images of up to 8 bits are uint8 with values 0 .. 255; with fewer than 8 bits the lowest ones are dropped. Images of 9
+to 16 bits are uint16 with values `0 .. 2 ** n - 1`, as cameras, scanners and satellites write them.
 
-A level and a place in its bin share the 24 bits of a float32, for values are multiples of `2 ** -24`: 65,536 places in
-each of the bins of 8 bits, 256 in each of those of 16. Noise has no more places than that, so no sum is rounded, and no
-value comes into another bin.
+A level and a place in its bin share the 24 bits of a float32, because values are multiples of `2 ** -24`. A bin has
+65,536 places with 8 bits, and 256 with 16 bits. Noise has no more places than that, so no sum is rounded, and no value
+moves into another bin.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
 
-# Second entries of a noise's seed; the first is that of the model. Training has all from 0, the numbers of its steps;
-# evaluation, by several draws, this and those below. So no two of them ever share their noise.
+# Second entries of a noise seed; the first is the model's. Training uses all from 0, the numbers of its steps.
+# Evaluation uses this, and with several draws those below. So no two of them share their noise.
 EVALUATION = -1
 INITIALIZATION = -2**31
 
 
-# Of uint8 and of uint16 images.
+# For uint8 and for uint16 images.
 _MAX_BITS_OF_BYTES, _MAX_BITS = 8, 16
 # Significant bits of a float32.
 _PRECISION = 24
@@ -41,12 +41,12 @@ def check_num_bits(num_bits):
 
 
 def image_dtype(num_bits):
-  """uint8, for more than 8 bits uint16."""
+  """uint8, or uint16 for more than 8 bits."""
   return tf.uint8 if num_bits <= _MAX_BITS_OF_BYTES else tf.uint16
 
 
 def largest_value(num_bits):
-  """That an image may have, a Python `int`: 255, for more than 8 bits `2 ** num_bits - 1`."""
+  """The largest value of an image, a Python `int`: 255, or `2 ** num_bits - 1` for more than 8 bits."""
   return 2**max(num_bits, _MAX_BITS_OF_BYTES) - 1
 
 
@@ -58,8 +58,8 @@ def dequantize(images: tf.Tensor | np.ndarray, num_bits: int, noise: float | tf.
     images: uint8 tensor, 0 .. 255; with fewer than 8 bits the lowest bits are dropped. With more than 8 bits a uint16
       tensor, `0 .. 2 ** num_bits - 1`.
     num_bits: Python `int`, 1 .. 16.
-    noise: Where in its bin each value lies, 0 up to 1 (excluded). The default is the midpoint. With more than 8 bits it
-      is rounded to what `dtype` can tell apart within the bin: of 16 bits in float32, to multiples of 1/256.
+    noise: Position of each value in its bin, from 0 up to 1 (excluded). The default is the midpoint. With more than 8
+      bits it is rounded to what `dtype` can distinguish within the bin: multiples of 1/256 for 16 bits in float32.
     dtype: Floating dtype of the result.
 
   Returns:
@@ -72,26 +72,25 @@ def dequantize(images: tf.Tensor | np.ndarray, num_bits: int, noise: float | tf.
   levels = tf.floor(tf.cast(images, dtype) / 2.**_num_dropped_bits(num_bits))
   noise = tf.cast(noise, dtype)
   if num_bits > _MAX_BITS_OF_BYTES:
-    # A larger one would be rounded up, into the next bin.
+    # A larger value would be rounded up, into the next bin.
     noise = tf.minimum(noise, tf.constant(1. - 2.**-(_precision(dtype) - num_bits), dtype))
   if _MAX_BITS_OF_BYTES < num_bits < _MAX_BITS:
-    # XLA leaves out the assertions that images have no more bits.
+    # XLA drops the assertions that images have no more bits.
     levels = tf.where(levels > largest_value(num_bits), tf.constant(np.nan, dtype), levels)
   return (levels + noise) / 2.**num_bits - 0.5
 
 
 def quantize(values: tf.Tensor | np.ndarray, num_bits: int) -> tf.Tensor:
-  """From values to the images whose bins they lie in; values beyond the bins become the darkest and the brightest.
+  """From values to the images whose bins they lie in; values beyond the bins become the darkest or the brightest.
 
   Args:
     values: Floating tensor.
     num_bits: Python `int`, 1 .. 16.
 
   Returns:
-    uint8 tensor of the shape of `values`: with fewer than 8 bits, multiples of `2 ** (8 - num_bits)`; and 255, as in
-    the original, where a value lies beyond the brightest bin. With more than 8 bits a uint16 tensor,
+    uint8 tensor of the shape of `values`. With fewer than 8 bits it has multiples of `2 ** (8 - num_bits)`, and 255, as
+    in the original, for values beyond the brightest bin. With more than 8 bits a uint16 tensor,
     `0 .. 2 ** num_bits - 1`.
-
   Raises:
     ValueError: if `num_bits` is not as above.
   """
@@ -102,7 +101,7 @@ def quantize(values: tf.Tensor | np.ndarray, num_bits: int) -> tf.Tensor:
 
 
 def _num_dropped_bits(num_bits):
-  """The lowest bits of an image that the model does not see."""
+  """The number of lowest bits of an image that the model does not see."""
   return max(_MAX_BITS_OF_BYTES - num_bits, 0)
 
 
@@ -113,20 +112,20 @@ def _precision(dtype):
 
 def image_noise(images: tf.Tensor | np.ndarray, seed: Sequence[int] | tf.Tensor,
                 dtype: tf.DType = tf.float32, num_bits: int = 8) -> tf.Tensor:
-  """Uniform noise that depends on the seed and on the image, but not on the company in which the image comes.
+  """Uniform noise that depends on the seed and the image, but not on the other images in the batch.
 
-  So a result does not change with the size of the batch, the order of the data or the number of replicas, and yet the
-  noise of two images is independent (but for copies of one image).
+  So a result does not change with the batch size, the order of the data or the number of replicas. The noise of two
+  different images is still independent.
 
   Args:
     images: uint8 or uint16 tensor `[N] + event_shape`.
     seed: Integer tensor `[2]`.
     dtype: Floating dtype of the result.
-    num_bits: Python `int`, 1 .. 16, of the images: with more than 8 there are fewer values of noise in float32.
+    num_bits: Python `int`, 1 .. 16, of the images: with more than 8, noise in float32 has fewer values.
 
   Returns:
-    Tensor of the shape of `images`, in `(0, 1)`: odd multiples of `2 ** -16`, which with 8 bits before them fit a
-    float32. With `n` bits of more than 8, of `2 ** -(24 - n)`, unless `dtype` is float64.
+    Tensor of the shape of `images`, in `(0, 1)`: odd multiples of `2 ** -16`, which together with 8 bits fit a float32.
+    With `n` > 8 bits, odd multiples of `2 ** -(24 - n)`, unless `dtype` is float64.
 
   Raises:
     ValueError: if `num_bits` is not as above.
@@ -135,7 +134,7 @@ def image_noise(images: tf.Tensor | np.ndarray, seed: Sequence[int] | tf.Tensor,
   images = tf.convert_to_tensor(images)
   num_noise_bits = min(15, _precision(dtype) - 1 - num_bits)
   event_shape = tf.shape(images)[1:]
-  # The same numbers on every device, and under XLA, which would choose another generator.
+  # The same numbers on every device, and under XLA, which would choose a different generator.
   fold_in = functools.partial(tf.random.experimental.stateless_fold_in, alg="philox")
   full_range = lambda salt: tf.random.stateless_uniform(
       event_shape, fold_in(seed, salt), minval=None, maxval=None, dtype=tf.int64, alg="philox")
@@ -145,12 +144,12 @@ def image_noise(images: tf.Tensor | np.ndarray, seed: Sequence[int] | tf.Tensor,
   bits = tf.bitwise.bitwise_xor(full_range(1), hashes)
   for shift, factor in ((30, -0x40A7B892E31B1A47), (27, -0x6B2FB644ECCEEE15)):
     bits = tf.bitwise.bitwise_xor(bits, _shift_right(bits, shift)) * factor
-  # No value may round up into the next bin.
+  # No value may be rounded up into the next bin.
   return (tf.cast(_shift_right(bits, 64 - num_noise_bits), dtype) + 0.5) / 2.**num_noise_bits
 
 
 def _shift_right(bits, count):
-  """The logical shift: TensorFlow's keeps the sign."""
+  """The logical shift; TensorFlow's keeps the sign."""
   shifted = tf.bitwise.right_shift(bits, tf.constant(count, tf.int64))
   return tf.bitwise.bitwise_and(shifted, 2**(64 - count) - 1)
 
@@ -158,7 +157,7 @@ def _shift_right(bits, count):
 def discrete_log_prob(log_prob: tf.Tensor | np.ndarray, num_dims: int, num_bits: int | None) -> tf.Tensor | np.ndarray:
   """From the log-density of a dequantized image to a log-probability of the image.
 
-  With noise uniform in the bin its mean is a lower bound of `log P(image)` (Theis et al., "A note on the evaluation of
+  With noise uniform in the bin, its mean is a lower bound of `log P(image)` (Theis et al., "A note on the evaluation of
   generative models", 2015, section 3.1).
 
   Args:
@@ -181,7 +180,7 @@ def bits_per_dim(log_prob: tf.Tensor | np.ndarray, num_dims: int) -> tf.Tensor |
   """Bits per dimension, from nats per image.
 
   Args:
-    log_prob: Tensor, nats: for images, what `discrete_log_prob` returns.
+    log_prob: Tensor, nats: for images, the result of `discrete_log_prob`.
     num_dims: Number of values in an image.
 
   Returns:

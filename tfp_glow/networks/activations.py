@@ -1,4 +1,4 @@
-"""Activations of networks that contract: nowhere steeper than 1."""
+"""Activations of contracting networks: nowhere steeper than 1."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ LIP_SWISH = "lip_swish"
 
 
 def check_activation(activation, dtype):
-  """Raises `TypeError` or `ValueError` for what is no activation, or one that is steeper than 1 somewhere.
+  """Raises `TypeError` or `ValueError` for what is no activation, or is steeper than 1 somewhere.
 
   Args:
     activation: `"lip_swish"`, another name of `keras.activations`, or a function of a tensor.
-    dtype: `tf.DType` of what a function is given.
+    dtype: `tf.DType` of a function's input.
   """
   if activation == LIP_SWISH:
     return
@@ -30,7 +30,7 @@ def check_activation(activation, dtype):
                      f"Received: {activation!r}") from error
   is_exact = dtype == tf.float64 or isinstance(activation, str)
   points = np.linspace(-30., 30., 60_001 if is_exact else 6_001)
-  # Each element for itself, or else it is no activation.
+  # Each element on its own, as an activation must treat it.
   values = np.asarray(function(tf.constant(points[:, np.newaxis], tf.float64 if is_exact else dtype)), np.float64)
   steepest = np.abs(np.diff(values[:, 0]) / np.diff(points)).max()
   if not steepest <= 1. + (1e-6 if is_exact else 1e-3):  # Rounding errors look like slopes.
@@ -39,5 +39,5 @@ def check_activation(activation, dtype):
 
 
 def activation_layer(activation, dtype):
-  """A Keras layer of what `check_activation` lets pass, of a dtype, a Python `str`."""
+  """A Keras layer of an activation that passes `check_activation`, with a dtype, a Python `str`."""
   return LipSwish(dtype=dtype) if activation == LIP_SWISH else keras.layers.Activation(activation, dtype=dtype)

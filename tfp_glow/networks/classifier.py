@@ -1,4 +1,4 @@
-"""A classifier of what a flow makes of images on the way to its latents: a Keras layer."""
+"""A classifier of a flow's features on the way from images to latents: a Keras layer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tfp_glow.networks.building import value_of
 
 
 class _Head(NamedTuple):
-  """The variables of what looks at one scale."""
+  """The variables of the head of one scale."""
   kernel: keras.Variable
   bias: keras.Variable
   shift: keras.Variable
@@ -36,7 +36,7 @@ class _Head(NamedTuple):
 
   def means(self, image, log_scale_factor):
     """`[N, num_channels]`."""
-    # The actnorm is folded into the convolution: weights are fewer than activations.
+    # The actnorm is folded into the convolution: there are fewer weights than activations.
     scale = tf.exp(log_scale_of(value_of(self.log_scale), log_scale_factor))
     bias = (value_of(self.bias) + value_of(self.shift)) * scale
     sums = tf.nn.bias_add(conv2d(image, value_of(self.kernel) * before_channels(scale, 3)), bias)
@@ -45,14 +45,14 @@ class _Head(NamedTuple):
 
 @keras.saving.register_keras_serializable("tfp_glow")
 class ScaleClassifier(keras.layers.Layer):
-  """The classifier of a hybrid model, which sees features of every scale of a flow; see `FlowModel`.
+  """The classifier of a hybrid model. It sees features of every scale of a flow; see `FlowModel`.
 
   ```none
   head:    relu((conv3x3(features) + bias + shift) * exp(log_scale_factor * log_scale)), its mean over all positions
-  logits:  linear map of the heads' means, one behind the other
+  logits:  linear map of the heads' means, concatenated
   ```
 
-  Nothing bounds its slope: it is no part of what is inverted.
+  Nothing bounds its slope: it is not part of the inverted map.
 
   #### Example
 
@@ -70,7 +70,7 @@ class ScaleClassifier(keras.layers.Layer):
   ```
 
   References:
-    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019); the heads are those of the authors' code.
+    Chen et al., "Residual Flows for Invertible Generative Modeling" (2019). The heads follow the authors' code.
   """
 
   def __init__(self, num_classes: int, num_channels: int = 256, sources: Sequence[int] | None = None,
@@ -79,14 +79,14 @@ class ScaleClassifier(keras.layers.Layer):
 
     Args:
       num_classes: Python `int`.
-      num_channels: Python `int`, of the convolution of each head.
+      num_channels: Python `int`, channels of each head's convolution.
       sources: Sequence of Python `int`s, for each head the index of the features that it sees. `None`: each scale has
-        a head. (In the authors' code, of a flow some of whose channels leave at each scale, the last head sees what the
-        last but one does, and nothing sees the last latent: of three scales `(0, 1, 1)`.)
-      seed: Python `int` of the initial values; `None`: others each time (after `keras.utils.set_random_seed`, the
-        same).
-      log_scale_factor: Python `float`, positive, as of `ActNorm`. The default is Glow's; in the authors' code it is 1.
-      **kwargs: Of `keras.layers.Layer`. A `FlowModel` has it compute in the dtype of its flow.
+        a head. (In the authors' code, if channels leave at each scale, the last head sees the features of the last but
+        one, and no head sees the last latent: for three scales `(0, 1, 1)`.)
+      seed: Python `int` of the initial values. `None`: new ones each time (the same after
+        `keras.utils.set_random_seed`).
+      log_scale_factor: Python `float`, positive, as in `ActNorm`. The default is Glow's; the authors' code has 1.
+      **kwargs: Arguments of `keras.layers.Layer`. A `FlowModel` makes it compute in the dtype of its flow.
 
     Raises:
       ValueError: if an argument is not as above.
@@ -114,14 +114,14 @@ class ScaleClassifier(keras.layers.Layer):
     self._initialized = self.add_weight(name="initialized", shape=(), initializer="zeros", trainable=False)
 
   def build_for(self, feature_shapes: Sequence[Sequence[int]], dtype: tf.DType) -> None:
-    """Builds it for the features of a flow, in whose dtype it will compute; if it is built, checks that it fits.
+    """Builds it for a flow's features, in whose dtype it will compute. If it is built, checks that it fits.
 
     Args:
       feature_shapes: Shapes `(h, w, c)`, one for each scale.
       dtype: float32 or float64.
 
     Raises:
-      ValueError: if it was built for others, or there are fewer features than `sources` speaks of.
+      ValueError: if it was built for other features, or there are fewer features than `sources` names.
     """
     shapes = [(None, *shape) for shape in feature_shapes]
     if not self.built:
@@ -134,7 +134,7 @@ class ScaleClassifier(keras.layers.Layer):
                        f"Received: one that was built for {found[0]}, in {found[1]}")
 
   def _num_inputs(self, shapes):
-    """The number of channels that each head sees, of features `[N, h, w, c]` of these shapes."""
+    """The number of channels that each head sees, for features `[N, h, w, c]` of these shapes."""
     sources = range(len(shapes)) if self.sources is None else self.sources
     if not sources or max(sources) >= len(shapes):
       raise ValueError(f"`sources` must be indices of the features, which have the shapes {list(shapes)}. "
@@ -151,7 +151,7 @@ class ScaleClassifier(keras.layers.Layer):
     return logits[:count] if may_be_empty else logits
 
   def initialize(self, features: Sequence[tf.Tensor]) -> None:
-    """Data-dependent initialisation, from one batch: what the actnorm of each head returns has mean 0 and variance 1.
+    """Data-dependent initialisation from one batch: each head's actnorm then returns mean 0 and variance 1.
 
     Frozen variables keep their values.
 
@@ -165,11 +165,11 @@ class ScaleClassifier(keras.layers.Layer):
     self.mark_initialized()
 
   def _seen(self, features):
-    """What each head sees."""
+    """The features that each head sees."""
     return list(features) if self.sources is None else [features[source] for source in self.sources]
 
   def mark_initialized(self) -> None:
-    """Has it count as initialised: by `initialize`, or by weights from elsewhere."""
+    """Marks it as initialised, by `initialize` or by weights from elsewhere."""
     self._initialized.assign(1.)
 
   @property
@@ -191,5 +191,5 @@ class ScaleClassifier(keras.layers.Layer):
 
   def _add_uniform(self, name, rng, shape, fan_in):
     """A variable, uniform between plus and minus `1 / sqrt(fan_in)`, as in the authors' code."""
-    values = rng.uniform(-1., 1., shape) / np.sqrt(fan_in)  # Drawn once, however many replicas ask for it.
+    values = rng.uniform(-1., 1., shape) / np.sqrt(fan_in)  # Drawn once, for any number of replicas.
     return self.add_weight(name=name, shape=shape, initializer=lambda shape, dtype: tf.constant(values, dtype))

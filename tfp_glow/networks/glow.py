@@ -1,4 +1,4 @@
-"""Coupling networks: Keras layers."""
+"""Coupling networks as Keras layers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from tfp_glow.networks.building import value_of
 
 
 def border_response(border_kernel, height, width):
-  """What a 3x3 convolution makes of a channel that is 1 on the padding ring and 0 inside.
+  """The output of a 3x3 convolution for a channel that is 1 on the padding ring and 0 inside.
 
   The original appends that channel to the input of every 3x3 convolution, so that the network knows where the image
-  ends. It does not depend on the data: it is an additive map, and the input need not be copied.
+  ends. Its effect does not depend on the data: it is an additive map, and the input need not be copied.
 
-  In float64, whatever the kernel: in float32 oneDNN, TensorFlow's library on CPUs, prepares small products at length.
+  Computed in float64 whatever the kernel. In float32, oneDNN (TensorFlow's CPU library) prepares small products slowly.
 
   Args:
     border_kernel: Tensor `[..., 3, 3, 1, num_outputs]`.
@@ -46,14 +46,14 @@ def border_response(border_kernel, height, width):
 
 
 def append_ones(inputs):
-  """Appends to `[..., C]` the channel of ones that `ActNormConv2D` sees the border by."""
+  """Appends to `[..., C]` the channel of ones that shows `ActNormConv2D` the border."""
   return tf.concat([inputs, tf.ones_like(inputs[..., :1])], axis=-1)
 
 
 class _Folding(keras.layers.Layer):
-  """Layers that `fold` all that follows a convolution into its kernel and bias, for many layers at once.
+  """Layers whose `fold` puts everything after a convolution into its kernel and bias, for many layers at once.
 
-  `pull_back` has the gradients of `run`: those of TensorFlow would keep more tensors, and take more operations.
+  `pull_back` has the gradients of `run`. TensorFlow's own would keep more tensors and take more operations.
   """
 
   def __init__(self, **kwargs):
@@ -71,10 +71,9 @@ class _Folding(keras.layers.Layer):
 class ActNormConv2D(_Folding):
   """Convolution, actnorm, relu: `relu((conv(x) + shift) * exp(3 * log_scale))`.
 
-  Convolutions larger than 1x1 see the border: they have one more input channel, of ones. At the border, where other
-  channels are padded with zeros, so is this one: it is 1 minus the channel of `border_response`. The constant in this
-  is part of the shift, so that outputs are those of the original, whose kernel for that channel is the negative of
-  this.
+  Convolutions larger than 1x1 see the border through one more input channel, of ones. It is padded with zeros like the
+  other channels, and so is 1 minus the channel of `border_response`. The constant is part of the shift. Outputs
+  therefore equal those of the original, whose kernel for that channel is the negative of this one.
   """
 
   def __init__(self, filters: int, kernel_size: int, seed: int | None = None, **kwargs: Any):
@@ -84,7 +83,7 @@ class ActNormConv2D(_Folding):
       filters: Python `int`, number of output channels.
       kernel_size: 1 or 3.
       seed: Python `int` of the kernel's initial values, normal with standard deviation 0.05.
-      **kwargs: Of `keras.layers.Layer`.
+      **kwargs: Arguments of `keras.layers.Layer`.
     """
     super().__init__(**kwargs)
     self.filters = filters
@@ -103,7 +102,8 @@ class ActNormConv2D(_Folding):
     """The whole layer as `relu(conv(x, kernel) + bias)`.
 
     Args:
-      value: Callable, from a variable of this layer to its value, or to those of many layers along a first dimension.
+      value: Callable that maps a variable of this layer to its value, or to those of many layers stacked along a first
+        dimension.
 
     Returns:
       kernel: Tensor `[..., size, size, channels (+ 1), filters]`.
@@ -117,7 +117,7 @@ class ActNormConv2D(_Folding):
     return self._scaled(kernel, scale), self._cast(shift * scale)
 
   def run(self, inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """The layer, of what `fold` returned; the input's last channel is that of ones where the border is seen.
+    """The layer, given the output of `fold`. If it sees the border, the input's last channel is ones.
 
     Args:
       inputs: Tensor `[N, H, W, channels (+ 1)]`.
@@ -133,23 +133,23 @@ class ActNormConv2D(_Folding):
     inputs = self._cast(inputs)
     if self.sees_border:
       return activation(tf.nn.bias_add(conv2d(inputs, kernel), bias))
-    # As a matrix product a 1x1 convolution is faster on CPUs. TensorFlow fuses the three if nothing comes between.
+    # A 1x1 convolution is faster on CPUs as a matrix product. TensorFlow fuses the three if nothing comes between.
     product = matmul(rows(inputs), tf.reshape(kernel, kernel.shape[-2:]))
     return with_rows(activation(tf.nn.bias_add(product, bias)), inputs)
 
   def pull_back(self, inputs: tf.Tensor, outputs: tf.Tensor, kernel: tf.Tensor,
                 d_outputs: tf.Tensor) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
-    """The gradients of `run`, of tensors in the dtype that it computes in.
+    """The gradients of `run`, from tensors in the dtype in which it computes.
 
     Args:
-      inputs: What `run` was given.
-      outputs: What it returned.
-      kernel: What it was given.
+      inputs: The inputs of `run`.
+      outputs: The outputs of `run`.
+      kernel: The kernel given to `run`.
       d_outputs: The gradient with respect to the outputs.
 
     Returns:
-      d_inputs: That with respect to the inputs.
-      d_weights: Those with respect to kernel and bias.
+      d_inputs: The gradient with respect to the inputs.
+      d_weights: The gradients with respect to kernel and bias.
     """
     d_sums = tf.raw_ops.ReluGrad(gradients=d_outputs, features=outputs)
     d_bias = tf.raw_ops.BiasAddGrad(out_backprop=d_sums)
@@ -197,10 +197,10 @@ class ZeroConv2D(_Folding):
 
     Args:
       filters: Python `int`, number of output channels.
-      num_groups: Python `int`, 2 if the output channels are to be `shift, scale, shift, scale ...`: `call` returns them
-        so. Variables hold one group after the other, and so do `fold` and `run`, to spare whoever wants them apart the
-        work.
-      **kwargs: Of `keras.layers.Layer`.
+      num_groups: Python `int`, 2 for output channels in the order `shift, scale, shift, scale ...`, which `call`
+        returns. Variables, `fold` and `run` hold one group after the other, which saves callers that need the groups
+        apart some work.
+      **kwargs: Arguments of `keras.layers.Layer`.
     """
     super().__init__(**kwargs)
     self.filters = filters
@@ -234,7 +234,7 @@ class ZeroConv2D(_Folding):
     return self._scaled(value(self.kernel), scale), additive_map + tf.cast(offset, additive_map.dtype)
 
   def run(self, inputs: tf.Tensor, kernel: tf.Tensor, additive_map: tf.Tensor) -> tf.Tensor:
-    """The layer, of what `fold` returned.
+    """The layer, given the output of `fold`.
 
     Args:
       inputs: Tensor `[N, H, W, channels]`.
@@ -251,13 +251,13 @@ class ZeroConv2D(_Folding):
     """The gradients of `run`.
 
     Args:
-      inputs: What `run` was given, in the dtype of the kernel.
-      kernel: What it was given.
+      inputs: The inputs of `run`, in the dtype of the kernel.
+      kernel: The kernel given to `run`.
       d_outputs: The gradient with respect to the outputs.
 
     Returns:
-      d_inputs: That with respect to the inputs.
-      d_weights: Those with respect to kernel and additive map.
+      d_inputs: The gradient with respect to the inputs.
+      d_weights: The gradients with respect to kernel and additive map.
     """
     d_sums = self._cast(d_outputs)
     d_weights = conv2d_to_kernel(inputs, d_sums, kernel.shape), tf.reduce_sum(d_outputs, axis=0)
@@ -281,7 +281,7 @@ class ZeroDense(keras.layers.Layer):
 
     Args:
       units: Python `int`, number of outputs.
-      **kwargs: Of `keras.layers.Layer`.
+      **kwargs: Arguments of `keras.layers.Layer`.
     """
     super().__init__(**kwargs)
     self.units = units
@@ -308,8 +308,8 @@ def _height_and_width(x):
 class CouplingNetwork(_Folding):
   """The original's coupling network: 3x3 and 1x1 convolutions with actnorm and relu, then a 3x3 that starts at zero.
 
-  Inputs beyond 1000 it takes for 1000 (`within_reach`). Called with a list `[inputs, context]`, of an image
-  `[N, H, W, F]` as context, it sees both; the channels of the context come first.
+  It takes inputs beyond 1000 for 1000 (`within_reach`). Called with `[inputs, context]`, where `context` is an image
+  `[N, H, W, F]`, it sees both; the channels of the context come first.
 
   References:
     Kingma and Dhariwal, "Glow" (2018), section 4.
@@ -324,7 +324,7 @@ class CouplingNetwork(_Folding):
       num_hidden: Python `int`, channels of both hidden layers.
       num_groups: See `ZeroConv2D`; an affine coupling is fastest with 2.
       seed: Python `int` of the initial values.
-      **kwargs: Of `keras.layers.Layer`; `dtype` takes a Keras dtype policy.
+      **kwargs: Arguments of `keras.layers.Layer`; `dtype` takes a Keras dtype policy.
     """
     super().__init__(**kwargs)
     self.num_output_channels = num_output_channels
@@ -337,7 +337,7 @@ class CouplingNetwork(_Folding):
     self.last = ZeroConv2D(num_output_channels, num_groups, dtype=self.dtype_policy, name="last")
 
   def build(self, input_shape):
-    if isinstance(input_shape[0], (list, tuple)):  # And a context.
+    if isinstance(input_shape[0], (list, tuple)):  # There is a context.
       input_shape = (*input_shape[0][:-1], input_shape[0][-1] + input_shape[1][-1])
     hidden_shape = (*input_shape[:-1], self.num_hidden)
     self.first.build(input_shape)
@@ -345,7 +345,7 @@ class CouplingNetwork(_Folding):
     self.last.build(hidden_shape)
 
   def redraw(self, seed: int | None) -> list[tuple[keras.Variable, np.ndarray]]:
-    """What another network like this, with another seed, starts from: `(own variable, array)`, zeros left out.
+    """Initial values of another network like this with another seed; zeros are left out.
 
     Args:
       seed: Python `int`, or `None` for any.
@@ -359,7 +359,7 @@ class CouplingNetwork(_Folding):
   def fold(self, height: int | tf.Tensor, width: int | tf.Tensor,
            value: Callable[[keras.Variable], tf.Tensor] = value_of,
            offset: float | np.ndarray = 0.) -> tuple[tuple[tf.Tensor, ...], ...]:
-    """All that does not depend on the inputs, for `run`; arguments as in `ZeroConv2D.fold`.
+    """Everything that `run` needs besides the inputs; arguments as in `ZeroConv2D.fold`.
 
     Args:
       height: Height of the image.
@@ -368,22 +368,22 @@ class CouplingNetwork(_Folding):
       offset: Array `[num_output_channels]`, added to the outputs.
 
     Returns:
-      Tuple of what `fold` of each layer returns.
+      Tuple of the outputs of each layer's `fold`.
     """
     return self.first.fold(value), self.second.fold(value), self.last.fold(height, width, value, offset)
 
   def run(self, inputs: tf.Tensor, weights: tuple[tuple[tf.Tensor, ...], ...],
           context: tf.Tensor | None = None) -> tuple[tf.Tensor, tuple[tf.Tensor, tf.Tensor]]:
-    """The network, of what `fold` returned; the last channel of `inputs` is that of ones.
+    """The network, given the output of `fold`; the last channel of `inputs` is ones.
 
     Args:
       inputs: Tensor `[N, H, W, channels + 1]`.
-      weights: What `fold` returned.
-      context: Tensor `[N, H, W, F]`, of a network that was built with one.
+      weights: The output of `fold`.
+      context: Tensor `[N, H, W, F]`, if the network was built with a context.
 
     Returns:
       outputs: Tensor `[N, H, W, num_output_channels]`, in the order of `ZeroConv2D`.
-      hidden: Two tensors `[N, H, W, num_hidden]`: those of the hidden layers, for `pull_back`.
+      hidden: Two tensors `[N, H, W, num_hidden]`, the outputs of the hidden layers, for `pull_back`.
     """
     first, second, last = weights
     hidden = self.first.run(_seen(within_reach(inputs), context), *first)
@@ -396,16 +396,16 @@ class CouplingNetwork(_Folding):
     """The gradients of the outputs of `run`.
 
     Args:
-      inputs: What `run` was given.
-      hidden: What it returned.
-      weights: What it was given.
+      inputs: The inputs of `run`.
+      hidden: The `hidden` that `run` returned.
+      weights: The weights given to `run`.
       d_outputs: The gradient with respect to the outputs.
-      context: What `run` was given.
+      context: The context given to `run`.
 
     Returns:
-      d_inputs: That with respect to the inputs.
-      d_weights: Those with respect to `weights`, a nest as these.
-      d_context: That with respect to the context, `None` if there is none.
+      d_inputs: The gradient with respect to the inputs.
+      d_weights: The gradients with respect to `weights`, a nest like them.
+      d_context: The gradient with respect to the context, `None` if there is none.
     """
     (first, _), (second, _), (last, _) = weights
     d_hidden, d_last = self.last.pull_back(hidden[1], last, d_outputs)
@@ -424,7 +424,7 @@ class CouplingNetwork(_Folding):
     """Data-dependent initialisation, layer after layer, from the batch `inputs`; returns the outputs.
 
     Args:
-      inputs: Tensor `[N, H, W, channels]`, or a list of it and a context.
+      inputs: Tensor `[N, H, W, channels]`, or a list of this and a context.
 
     Returns:
       Tensor `[N, H, W, num_output_channels]`.
@@ -445,7 +445,7 @@ class CouplingNetwork(_Folding):
 
 
 def _seen(inputs, context):
-  """What the first layer sees: the channel of ones, if there is one, stays the last."""
+  """The first layer's input. The channel of ones, if there is one, stays last."""
   return inputs if context is None else tf.concat([tf.cast(context, inputs.dtype), inputs], axis=-1)
 
 

@@ -1,4 +1,4 @@
-"""LipSwish, an activation that is nowhere steeper than 1."""
+"""LipSwish, an activation nowhere steeper than 1."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def lip_swish(x: tf.Tensor, beta: tf.Tensor) -> tf.Tensor:
 
 @custom_gradient
 def _swish(x):
-  """`x * sigmoid(x)`. Memory bounds its speed: derivatives are written such that they pass over the data few times."""
+  """`x * sigmoid(x)`. Memory limits its speed, so the derivatives pass over the data as few times as possible."""
   gate = tf.sigmoid(x)
   swish = x * gate
-  # Once, however many gradients are pulled back through it.
+  # Once, for any number of gradients pulled back through it.
   slope = _slope_of_swish(x, gate, swish)
   return swish, lambda d_outputs: d_outputs * slope
 
@@ -52,8 +52,8 @@ def _slope_of_swish(x, gate, swish):
 class LipSwish(keras.layers.Layer):
   """The activation `lip_swish` with a learned, positive beta: the softplus of a variable that starts at 0.5.
 
-  Unlike ELU or softplus it has a second derivative that does not vanish where its slope is steep, so that the gradient
-  of a log-det does not saturate.
+  Unlike ELU or softplus, its second derivative does not vanish where its slope is steep. So the gradient of a log-det
+  does not saturate.
 
   References:
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.3.
@@ -63,7 +63,7 @@ class LipSwish(keras.layers.Layer):
     """Creates the layer.
 
     Args:
-      **kwargs: Of `keras.layers.Layer`.
+      **kwargs: Arguments of `keras.layers.Layer`.
     """
     super().__init__(autocast=False, **kwargs)
 
@@ -71,7 +71,7 @@ class LipSwish(keras.layers.Layer):
     self.beta = self.add_weight(name="beta", shape=(), initializer=keras.initializers.Constant(0.5))
 
   def fold(self) -> list[list[tf.Tensor]]:
-    """What `run` needs besides the inputs: factors of what goes in and of what comes out.
+    """Everything that `run` needs besides the inputs: factors of its inputs and of its outputs.
 
     Returns:
       before: List of scalar tensors.
@@ -81,7 +81,7 @@ class LipSwish(keras.layers.Layer):
     return [[beta], [1. / (_STEEPEST * beta)]]
 
   def run(self, inputs: tf.Tensor, before: list[tf.Tensor], after: list[tf.Tensor]) -> tf.Tensor:
-    """The layer, of what `fold` returned; either may be empty, where a neighbour sees to it.
+    """The layer, given the output of `fold`. Either list is empty if a neighbour applies its factors.
 
     Args:
       inputs: Tensor.

@@ -20,7 +20,7 @@ from tfp_glow.networks.norms import LearnedOrder
 
 
 class _Lipschitz(keras.layers.Layer):
-  """A linear map of bounded norm and a bias: what `LipschitzDense` and `LipschitzConv2D` share; see the former."""
+  """A linear map of bounded norm and a bias: the shared part of `LipschitzDense` (see there) and `LipschitzConv2D`."""
 
   def __init__(self, num_outputs, coefficient, domain, codomain, tolerance, max_iterations, seed, **kwargs):
     # Norms are computed in the precision of the kernel.
@@ -37,10 +37,10 @@ class _Lipschitz(keras.layers.Layer):
     self.max_iterations = int(max_iterations)
     self.seed = seed
 
-  # What subclasses implement.
+  # Implemented by subclasses.
 
   def linear_map(self, inputs: tf.Tensor, kernel: tf.Tensor) -> tf.Tensor:
-    """The layer without its bias, and with another kernel, which is not made smaller.
+    """The layer without its bias and with another kernel, which is not normalised.
 
     Args:
       inputs: Tensor `[N, ..., channels]`.
@@ -64,11 +64,11 @@ class _Lipschitz(keras.layers.Layer):
     raise NotImplementedError
 
   def _shapes(self, input_shape):
-    """Those of the kernel, and of one input and one output as batches of one."""
+    """Shapes of the kernel, and of one input and one output as batches of one."""
     raise NotImplementedError
 
   def _is_used(self):
-    """Whether the map makes use of an entry of the kernel, a Boolean array that broadcasts to its shape."""
+    """Whether the map uses each entry of the kernel: a Boolean array that broadcasts to the kernel's shape."""
     return np.ones([], bool)
 
   def build(self, input_shape):
@@ -77,7 +77,7 @@ class _Lipschitz(keras.layers.Layer):
     self.kernel = add("kernel", kernel_shape)
     self.bias = add("bias", kernel_shape[-1:])
     if self._is_iterated:
-      # All replicas compute the same: any one's will do.
+      # All replicas compute the same values: any one of them will do.
       self.u, self.v = (add(name, shape, trainable=False, aggregation="only_first_replica")
                         for name, shape in (("u", self._one_output), ("v", self._one_input)))
     with tf.init_scope():
@@ -86,7 +86,7 @@ class _Lipschitz(keras.layers.Layer):
       self.update_spectral_norm()
 
   def redraw(self, seed: int | None) -> list[tuple[keras.Variable, np.ndarray]]:
-    """What another layer like this, with another seed, starts from: `(variable of this one, array)`, `vectors` too.
+    """Initial values of another layer like this with another seed, including `vectors`.
 
     Args:
       seed: Python `int`, or `None` for any.
@@ -101,11 +101,11 @@ class _Lipschitz(keras.layers.Layer):
 
   @property
   def _is_iterated(self):
-    """Whether the norm takes iterations."""
+    """Whether the norm needs iterations."""
     return not norms.has_formula(self.domain, self.codomain)
 
   def norm(self) -> tf.Tensor:
-    """The norm of the map before it is bounded, a scalar tensor.
+    """The norm of the map before it is bounded.
 
     Returns:
       Scalar tensor.
@@ -123,7 +123,7 @@ class _Lipschitz(keras.layers.Layer):
 
   @precision.full()
   def _norms(self, kernel):
-    """The norms that bound that of the map, to be broadcast to the parts of the kernel that they belong to."""
+    """The norms that bound the norm of the map, to be broadcast to their parts of the kernel."""
     orders = self._orders()
     if self._is_iterated:
       return norms.at_vectors(lambda v: self.linear_map(v, kernel), value_of(self.u), value_of(self.v), *orders)
@@ -132,7 +132,7 @@ class _Lipschitz(keras.layers.Layer):
     return norms.by_formula(kernel * tf.cast(self._is_used(), kernel.dtype), into_inputs, into_outputs, *orders)
 
   def fold(self) -> list[tf.Tensor]:
-    """What `run` needs besides the inputs.
+    """Everything that `run` needs besides the inputs.
 
     Returns:
       List of tensors, the kernel and the bias.
@@ -140,7 +140,7 @@ class _Lipschitz(keras.layers.Layer):
     return [self.normalized_kernel(), value_of(self.bias)]
 
   def run(self, inputs: tf.Tensor, kernel: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """The layer, of what `fold` returned.
+    """The layer, given the output of `fold`.
 
     Args:
       inputs: Tensor `[N, ..., channels]`.
@@ -161,7 +161,7 @@ class _Lipschitz(keras.layers.Layer):
     return (*input_shape[:-1], self.num_outputs)
 
   def update_spectral_norm(self) -> None:
-    """Brings `u` and `v` up to date; see the class."""
+    """Updates `u` and `v`; see the class."""
     for vector, value in zip(self.vectors, self.next_vectors()):
       vector.assign(value)
 
@@ -189,7 +189,7 @@ class _Lipschitz(keras.layers.Layer):
     return [norms.order_of(order, self.kernel.dtype) for order in (self.domain, self.codomain)]
 
   def get_config(self):
-    # Keras writes the objects itself, and so sees which of them layers share.
+    # Keras writes the objects themselves, and so sees which of them layers share.
     return {**super().get_config(), "domain": self.domain, "codomain": self.codomain, "coefficient": self.coefficient,
             "tolerance": self.tolerance, "max_iterations": self.max_iterations, "seed": self.seed}
 
@@ -202,25 +202,25 @@ class _Lipschitz(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable("tfp_glow")
 class LipschitzDense(_Lipschitz):
-  """A dense layer whose matrix is made so much smaller that its norm is at most `coefficient`.
+  """A dense layer whose matrix is scaled down so that its norm is at most `coefficient`.
 
   ```none
   call(x) = x @ (kernel / max(1, norm / coefficient)) + bias
   norm = max |x @ kernel|_codomain / |x|_domain
   ```
 
-  With `domain` 1 or `codomain` `inf` the norm is that of the largest row or column of the kernel, and each of them is
-  bounded by itself. Else it is found by iterations: `norm = <u, v @ kernel>` for the vectors `u` and `v` at which it is
-  attained. They are variables that are not trained: `call` leaves them alone, gradients flow through the norm but not
-  into them, and `update_spectral_norm` brings them up to date, which is due after every change of the kernel. (A
-  bijector's `after_update` does it for its network, and `FlowModel` calls that in every training step.)
+  With `domain` 1 or `codomain` `inf` the norm is that of the largest row or column of the kernel; each row or column is
+  then bounded on its own. In other cases iterations find it: `norm = <u, v @ kernel>` for the vectors `u` and `v` at
+  which it is attained. `u` and `v` are variables that are not trained. `call` does not change them, and gradients flow
+  through the norm but not into them. `update_spectral_norm` updates them; call it after every change of the kernel. (A
+  bijector's `after_update` does this for its network, and `FlowModel` calls that in every training step.)
 
-  Such a norm is estimated from below. Where both orders are 2, an update finds it up to the `tolerance`, as measured in
-  the training of layers of the paper's sizes, and after other weights were assigned, even if the old vectors belong to
-  a smaller singular value of the new ones. That is no proof: in a large layer the largest of singular values that
-  differ by little, a percent at the most, may by bad luck be overlooked until a later update. With other orders, for
-  which no way to the norm is known but to try all, the iteration may stop at a maximum that is not the largest, the
-  more so the nearer they are to 1 and infinity. Then the layer is not bounded for sure.
+  Such a norm is estimated from below. Where both orders are 2, an update finds it up to the `tolerance`. That was
+  measured in the training of layers of the paper's sizes and after other weights were assigned, even if the old vectors
+  belong to a smaller singular value of the new weights. It is no proof: if singular values of a large layer differ by a
+  percent at most, the largest may by bad luck be missed until a later update. With other orders, only exhaustive search
+  is known to find the norm. The iteration may then stop at a maximum that is not the largest, more often the nearer the
+  orders are to 1 and infinity, and the layer is not bounded for certain.
 
   References:
     Gouk et al., "Regularisation of neural networks by enforcing Lipschitz continuity" (2018).
@@ -237,15 +237,15 @@ class LipschitzDense(_Lipschitz):
       units: Python `int`, number of outputs.
       coefficient: Python `float` below 1, the bound of the norm.
       domain: Order of the norm of inputs: Python `float` of at least 1, `math.inf`, or `LearnedOrder`.
-      codomain: The same of outputs; 1 with `domain` 1 only, as `domain` is infinite with `codomain` infinite only. In a
-        network, the order of one layer's outputs must be that of the next one's inputs, and that of the last one's
-        outputs that of the first one's inputs.
-      tolerance: Python `float`: where both orders are 2, the iteration ends when the norm grows by less than that, or
-        may be off by less, relative to it; else when `u` changes by less.
-      max_iterations: Python `int`, or after about that many steps.
-      seed: Python `int` of the initial values; `None`: others each time (after `keras.utils.set_random_seed`, the
-        same).
-      **kwargs: Of `keras.layers.Layer`.
+      codomain: The same for outputs. It may be 1 only if `domain` is 1; `domain` may be infinite only if `codomain` is.
+        In a network, the order of one layer's outputs must be that of the next layer's inputs, and that of the last
+        layer's outputs must be that of the first layer's inputs.
+      tolerance: Python `float`. Where both orders are 2, the iteration ends when the norm grows by less than this, or
+        may be off by less than this, relative to the norm. Otherwise it ends when `u` changes by less.
+      max_iterations: Python `int`: the iteration ends after about this many steps in any case.
+      seed: Python `int` of the initial values. `None`: new ones each time (the same after
+        `keras.utils.set_random_seed`).
+      **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
       ValueError: if an argument is not as above.
@@ -269,10 +269,10 @@ class LipschitzDense(_Lipschitz):
 
 @keras.saving.register_keras_serializable("tfp_glow")
 class LipschitzConv2D(_Lipschitz):
-  """A convolution of bounded norm, as `LipschitzDense`, for images of one size, padded with zeros.
+  """A convolution of bounded norm, like `LipschitzDense`, for images of one size, padded with zeros.
 
-  The norm is that of the convolution itself, at that size, not of its kernel as a matrix. With `domain` 1 or `codomain`
-  `inf`, each input or output channel is bounded by itself.
+  The norm is that of the convolution itself at that size, not of its kernel as a matrix. With `domain` 1 or `codomain`
+  `inf`, each input or output channel is bounded on its own.
 
   References:
     As for `LipschitzDense`.
@@ -292,14 +292,14 @@ class LipschitzConv2D(_Lipschitz):
       tolerance: See `LipschitzDense`.
       max_iterations: See `LipschitzDense`.
       seed: See `LipschitzDense`.
-      per_position: Python `bool`: whether the norm of a 1x1 convolution is that of its matrix, at one position, with
-        learned orders, too, as in the authors' code. Where orders fall from inputs to outputs, that does not bound the
+      per_position: Python `bool`: whether the norm of a 1x1 convolution is that of its matrix at one position, also
+        with learned orders, as in the authors' code. If orders decrease from inputs to outputs, this does not bound the
         map.
-      **kwargs: Of `keras.layers.Layer`.
+      **kwargs: Arguments of `keras.layers.Layer`.
 
     Raises:
-      ValueError: if an argument is not as above; on first use, if the size of the images is not known, and later if it
-        is another (but for a `kernel_size` of 1 with a `domain` of at most `codomain`).
+      ValueError: if an argument is not as above; on first use, if the size of the images is not known; later, if the
+        size differs (except for a `kernel_size` of 1 with a `domain` of at most `codomain`).
     """
     check_counts(filters=filters, kernel_size=kernel_size)
     check_bools(per_position=per_position)
@@ -347,7 +347,7 @@ class LipschitzConv2D(_Lipschitz):
     return conv2d_back(outputs, kernel, self._one_input)
 
   def _is_used(self):
-    # On images smaller than the kernel, its outer entries meet nothing but padding.
+    # On images smaller than the kernel, its outer entries meet only padding.
     offsets = np.abs(np.arange(self.kernel_size) - self.kernel_size // 2)
     height, width = self._one_input[1:3]
     return ((offsets < height)[:, np.newaxis] & (offsets < width))[..., np.newaxis, np.newaxis]
@@ -370,7 +370,7 @@ def constrained_layers(network: keras.Layer) -> list[keras.Layer]:
 
 
 def first_linear_map(network: keras.Layer) -> keras.Layer | None:
-  """The first layer of bounded Lipschitz constant of a `keras.Sequential`; `None` where there is none.
+  """The first layer of bounded Lipschitz constant of a `keras.Sequential`; `None` if there is none.
 
   Args:
     network: Keras layer.
@@ -383,13 +383,13 @@ def first_linear_map(network: keras.Layer) -> keras.Layer | None:
 
 
 def fold(network, shift=None):
-  """What a network computes with, as tensors: for `run`, which then normalises no kernel again.
+  """A network's weights as tensors, for `run`, which then normalises no kernel again.
 
   Args:
-    network: Keras layer. Of a `keras.Sequential`, kernels of the layers above come normalised; of all else it is the
-      values of the variables.
-    shift: Tensor, added to the outputs of the `first_linear_map`; `None`: there is none. The Lipschitz constant does
-      not depend on it.
+    network: Keras layer. For a `keras.Sequential`, kernels of the layers above are normalised. For all other layers
+      these are the values of the variables.
+    shift: Tensor, added to the outputs of the `first_linear_map`; `None`: no shift. The Lipschitz constant does not
+      depend on it.
 
   Returns:
     Nest of tensors.
@@ -407,7 +407,7 @@ def fold(network, shift=None):
 
 
 def _merge(layers, folded):
-  """Has linear maps see to the factors of the `LipSwish` after or before them: weights are fewer than activations."""
+  """Moves the factors of `LipSwish` into the linear maps beside it: there are fewer weights than activations."""
   for i, layer in enumerate(layers):
     if not isinstance(layer, LipSwish):
       continue
@@ -422,7 +422,7 @@ def _merge(layers, folded):
 
 
 def run(network, inputs, weights):
-  """The network, of what `fold` returned."""
+  """The network, given the output of `fold`."""
   if type(network) is keras.Sequential:
     for layer, weights_of_layer in zip(network.layers, weights, strict=True):
       inputs = run(layer, inputs, weights_of_layer)

@@ -1,6 +1,6 @@
-"""Norms of linear maps, from one order to another: by a formula where there is one, else by a power iteration.
+"""Norms of linear maps between orders: by a formula where there is one, otherwise by a power iteration.
 
-An order is a Python `float`, or a scalar tensor where it is learned. The norm of a map is
+An order is a Python `float`, or a scalar tensor if it is learned. The norm of a map is
 
 ```none
 norm = max |map(x)|_codomain / |x|_domain = max <u, map(v)>,  |u|conjugate(codomain) = |v|_domain = 1
@@ -20,17 +20,17 @@ from tfp_glow._core.products import matmul
 from tfp_glow._core.validation import is_number
 from tfp_glow.networks.building import value_of
 
-# Where both orders are 2: number of vectors that are spanned at a time, and how much noise there is in the second for
-# what else is in it. In training, with fewer vectors some updates miss a norm by more than 0.001.
+# Where both orders are 2: the number of vectors spanned at a time, and the share of noise in the second one relative to
+# the rest. With fewer vectors, some updates in training miss a norm by more than 0.001.
 _SPAN = 32
 _NOISE = 0.3
 
 
 @keras.saving.register_keras_serializable("tfp_glow")
 class LearnedOrder(keras.layers.Layer):
-  """The order of a norm, between 1 and 5, that is trained; it starts at 2.
+  """A trained order of a norm, between 1 and 5; it starts at 2.
 
-  Given to one layer as `codomain` and to the next as `domain` it is one parameter.
+  Given to one layer as `codomain` and to the next as `domain`, it is one parameter.
 
   References:
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019), section 3.2 and appendix D.
@@ -40,14 +40,14 @@ class LearnedOrder(keras.layers.Layer):
     """Creates the order.
 
     Args:
-      **kwargs: Of `keras.layers.Layer`.
+      **kwargs: Arguments of `keras.layers.Layer`.
     """
     super().__init__(**kwargs)
     self.logit = self.add_weight(name="logit", shape=(), initializer=keras.initializers.Constant(-math.log(3.)))
     self.built = True
 
   def order(self) -> tf.Tensor:
-    """The order, a scalar tensor.
+    """The order.
 
     Returns:
       Scalar tensor, between 1 and 5.
@@ -56,7 +56,7 @@ class LearnedOrder(keras.layers.Layer):
 
 
 def check_orders(domain, codomain):
-  """Raises `ValueError` for what are no orders, or such that no norm can be had of."""
+  """Raises `ValueError` for invalid orders, and for pairs of orders whose norm cannot be computed."""
   for name, order in (("domain", domain), ("codomain", codomain)):
     if not isinstance(order, LearnedOrder) and not (is_number(order) and order >= 1.):
       raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "
@@ -68,7 +68,7 @@ def check_orders(domain, codomain):
 
 
 def order_of(order, dtype):
-  """A number or `LearnedOrder` as the functions below take it."""
+  """A number or `LearnedOrder`, converted for the functions below."""
   return tf.cast(order.order(), dtype) if isinstance(order, LearnedOrder) else float(order)
 
 
@@ -78,25 +78,25 @@ def has_formula(domain, codomain):
 
 
 def by_formula(kernel, into_inputs, into_outputs, domain, codomain):
-  """The norms of the rows or columns of a map's matrix, which bound that of the map.
+  """The norms of the rows or columns of a map's matrix, which bound the norm of the map.
 
-  A row is what an output is made of, a column what an input goes to. Those of a convolution are taken at the position
+  A row gives one output, a column holds the effects of one input. For a convolution they are taken at the position
   where they are largest: at others some of the kernel meets the padding.
 
   Args:
-    kernel: Tensor `[..., inputs, outputs]`, 0 where the map makes no use of it.
+    kernel: Tensor `[..., inputs, outputs]`, 0 where the map does not use it.
     into_inputs: Callable: the transpose of the map with another kernel, of ones.
     into_outputs: Callable: the map with another kernel, of ones.
     domain: Order of the norm of inputs.
     codomain: Order of the norm of outputs. See `has_formula`.
 
   Returns:
-    Tensor `[inputs, 1]` or `[outputs]`, to be broadcast to the parts of the kernel that the norms belong to.
+    Tensor `[inputs, 1]` or `[outputs]`, to be broadcast to the matching parts of the kernel.
   """
   size = tf.abs(kernel)
   if _is(domain, 1.) and _is(codomain, math.inf):
     return tf.reduce_max(tf.reshape(tf.reduce_max(size, -1), [-1, size.shape[-2]]), 0)[:, tf.newaxis]
-  largest = tf.stop_gradient(tf.reduce_max(size))  # Or high powers would overflow, or vanish.
+  largest = tf.stop_gradient(tf.reduce_max(size))  # Otherwise high powers would overflow or vanish.
   size = tf.math.divide_no_nan(size, largest)
   power, add_up = (codomain, into_inputs) if _is(domain, 1.) else (conjugate(domain), into_outputs)
   sums = add_up(size**power)
@@ -106,9 +106,9 @@ def by_formula(kernel, into_inputs, into_outputs, domain, codomain):
 
 
 def at_vectors(apply, u, v, domain, codomain):
-  """The norm of a map as the vectors of the power iteration have it.
+  """The norm of a map at given vectors of the power iteration.
 
-  The gradient of a maximum is that at the maximum, `u` and `v` held.
+  The gradient of a maximum is that at the maximum, with `u` and `v` held.
 
   Args:
     apply: Callable, the map.
@@ -124,7 +124,7 @@ def at_vectors(apply, u, v, domain, codomain):
   product = tf.reduce_sum(u * apply(v))
   for vector, order in ((v, domain), (u, conjugate(codomain))):
     if tf.is_tensor(order):
-      # It is 1, but for rounding errors, which must not move the norm of the map; until the order changes.
+      # It is 1 up to rounding errors, which must not change the norm of the map, until the order changes.
       norm = _norm(vector, order)
       is_one = tf.abs(norm - 1.) < 1e-5
       product /= norm / tf.where(is_one, tf.stop_gradient(norm), tf.ones_like(norm))
@@ -132,18 +132,18 @@ def at_vectors(apply, u, v, domain, codomain):
 
 
 def vectors_of_norm(apply, transpose, u, v, domain, codomain, tolerance, max_iterations):
-  """The vectors at which the norm of a map is attained, or a norm that is a maximum among its neighbours.
+  """The vectors that attain the norm of a map, or a local maximum of it.
 
   Args:
     apply: Callable, the map.
     transpose: Callable, its transpose.
-    u: Tensor of the shape of outputs, to begin with.
-    v: Tensor of the shape of inputs, to begin with.
+    u: Tensor of the shape of outputs, the start.
+    v: Tensor of the shape of inputs, the start.
     domain: Order of the norm of inputs.
     codomain: Order of the norm of outputs.
-    tolerance: Python `float`: it ends when `u` changes by less than that, relative to its length; or see
+    tolerance: Python `float`: the iteration ends when `u` changes by less than this, relative to its length; see also
       `_singular_vectors`.
-    max_iterations: Python `int`, or after about that many steps.
+    max_iterations: Python `int`: the iteration ends after about this many steps in any case.
 
   Returns:
     List `[u, v]`.
@@ -161,7 +161,7 @@ def conjugate(order):
 
 
 def dual(x, order, otherwise):
-  """The vector of norm 1 in the dual norm whose product with `x` is the norm of `x`; `otherwise`, if `x` is 0.
+  """The vector of dual norm 1 whose product with `x` is the norm of `x`; `otherwise` if `x` is 0.
 
   Args:
     x: Tensor.
@@ -194,13 +194,13 @@ def _power_iteration(apply, transpose, u, v, domain, codomain, tolerance, max_it
 def _singular_vectors(apply, transpose, u, v, tolerance, max_iterations):
   """`vectors_of_norm` where both orders are 2.
 
-  A power iteration forgets all but its last vector, and takes hundreds of steps to tell apart singular values that
-  differ by a percent. Here the best of all vectors that some steps span is taken, as Lanczos does, and that again until
-  the norm grows by less than `tolerance`, relative to it, or the residual shows that a singular value is as near. What
-  is spanned is partly noise: nothing else would lead away from a smaller singular vector, which the old one may be
-  after the weights have changed.
+  A power iteration keeps only its last vector, and takes hundreds of steps to separate singular values that differ by a
+  percent. This takes the best of all vectors that some steps span, as Lanczos does. It repeats until the norm grows by
+  less than `tolerance`, relative to it, or the residual shows that a singular value is as near. Part of the span is
+  noise. Only noise leads away from a smaller singular vector, which the old vector may be after the weights have
+  changed.
   """
-  on_outputs = u.shape.num_elements() < v.shape.num_elements()  # There the vectors that are kept are shorter.
+  on_outputs = u.shape.num_elements() < v.shape.num_elements()  # The side where the kept vectors are shorter.
   start, there, back = (u, transpose, apply) if on_outputs else (v, apply, transpose)
   square = lambda x: tf.reshape(back(there(tf.reshape(x, start.shape))), x.shape)
   size = min(_SPAN, max_iterations, start.shape.num_elements())
@@ -226,16 +226,16 @@ def _singular_vectors(apply, transpose, u, v, tolerance, max_iterations):
 
 
 def _span(square, x, size):
-  """Vectors from which to choose.
+  """Vectors to choose from.
 
   Args:
     square: Callable, a linear map from a tensor `[1, N]` to another.
-    x: Tensor `[1, N]`, of length 1, to begin with.
+    x: Tensor `[1, N]`, of length 1, the start.
     size: Python `int`, number of vectors.
 
   Returns:
-    basis: Tensor `[size, N]`, orthonormal; some are zeros where there are not so many.
-    images: Tensor `[size, N]`, what `square` makes of them.
+    basis: Tensor `[size, N]`, orthonormal; some rows are zeros if there are fewer vectors.
+    images: Tensor `[size, N]`, `square` of each.
   """
   noise = np.random.default_rng(0).standard_normal(x.shape)
   noise = tf.constant(noise / np.linalg.norm(noise), x.dtype)
@@ -247,7 +247,7 @@ def _span(square, x, size):
     length = _length(image)
     rest = image - matmul(_dots(image, basis), basis)
     rest += share * tf.maximum(_length(rest), 1e-3 * length) * noise
-    rest -= matmul(_dots(rest, basis), basis)  # Also of what rounding left the first time.
+    rest -= matmul(_dots(rest, basis), basis)  # Again, for what rounding left the first time.
     x = tf.where(_length(rest) > least * length, _unit(rest), 0.)
     return 0. * share, tf.roll(place, 1, 0), x, basis, images + place * image
 
@@ -258,17 +258,17 @@ def _span(square, x, size):
 
 
 def _largest_eigenvector(matrix):
-  """Of a small matrix without negative eigenvalues, a row of length 1: by a high power, which XLA compiles fast."""
+  """Of a small matrix without negative eigenvalues, as a row of length 1: by a high power, which XLA compiles fast."""
   power = matrix
   for _ in range(3):
-    power /= tf.reduce_max(power)  # Or it would overflow, or vanish.
+    power /= tf.reduce_max(power)  # Otherwise it would overflow or vanish.
     for _ in range(4):
       power = tf.matmul(power, power)
   return _unit(tf.matmul(np.random.default_rng(0).standard_normal([1, matrix.shape[0]]), power))
 
 
 def _dots(a, b):
-  """Of the rows of two matrices."""
+  """Dot products of the rows of two matrices."""
   return matmul(a, b, transpose_b=True)
 
 
@@ -277,17 +277,17 @@ def _length(row):
 
 
 def _unit(row):
-  """A row in its direction, of length 1, or 0."""
+  """The row scaled to length 1, or 0."""
   return tf.math.divide_no_nan(row, _length(row))
 
 
 def _is(order, number):
-  """Whether an order is fixed, and this number: a learned one is neither 1 nor infinite, and in graphs not known."""
+  """Whether an order is fixed and this number. A learned order is neither 1 nor infinite, and unknown in graphs."""
   return is_number(order) and order == number
 
 
 def _norm(x, order):
   size = tf.abs(x)
   largest = tf.reduce_max(size)
-  # Of numbers up to 1: their powers do not overflow.
+  # The numbers are at most 1, so their powers do not overflow.
   return largest * tf.reduce_sum(tf.math.divide_no_nan(size, largest)**order)**(1. / order)

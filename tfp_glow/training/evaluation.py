@@ -1,4 +1,4 @@
-"""Bits per dimension, more exactly than `FlowModel.evaluate` reports them."""
+"""Bits per dimension, more exact than those of `FlowModel.evaluate`."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from tfp_glow.training.model import FlowModel
 
 
 class BitsPerDim(NamedTuple):
-  """What `bits_per_dim` returns.
+  """The result of `bits_per_dim`.
 
   Attributes:
     per_image: NumPy float64 array `[N]`, in the order of the data.
     mean: Python `float`, over the images.
-    standard_error: Python `float`, of that mean as an estimate for other images from where these came:
+    standard_error: Python `float`, of that mean as an estimate for other images from the same source:
       `std(per_image, ddof=1) / sqrt(N)`. NaN for a single image.
-    estimate_error: Python `float`, the standard error that the mean has because log-dets are estimated, of these very
-      images: `std(means, ddof=1) / sqrt(num_estimates)` of the means by each draw. 0 where log-dets are exact, NaN for
-      a single draw.
+    estimate_error: Python `float`, the standard error of the mean for these images because log-dets are estimated:
+      `std(means, ddof=1) / sqrt(num_estimates)`, where each draw has one of the `means`. 0 if log-dets are exact, NaN
+      for a single draw.
   """
   per_image: np.ndarray
   mean: float
@@ -38,11 +38,11 @@ class BitsPerDim(NamedTuple):
 def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = None, batch_size: int | None = None, *,
                  num_noise_samples: int = 1, importance_weighted: bool = False, seed: int = 0, verbose: int = 1,
                  num_estimates: int = 1) -> BitsPerDim:
-  """Upper bounds of the bits per dimension that discrete images take.
+  """Upper bounds of the bits per dimension of discrete images.
 
-  The probability of a uint8 or uint16 image is the integral of the model's density over the image's bin, the
+  The probability of a uint8 or uint16 image is the integral of the model's density over the image's bin. That is the
   expectation of `p(u) = density(image + u)` over uniform noise `u` (in units in which a bin has volume 1). With `K`
-  draws of the noise
+  draws of the noise,
 
   ```none
   average:               -1/K sum_k log2 p(u_k) / D                 what `evaluate` computes, with less noise
@@ -51,9 +51,9 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
 
   both are bounds in expectation. The second is never above the first, falls as `K` grows, and tends to the exact value.
 
-  Where log-dets are estimated, as in residual flows, the average is such a bound over the noise of the estimates, too.
-  That noise is fixed until the next update of the weights: all batches share it, and the standard error over images
-  knows little of it. With `num_estimates` it is drawn anew, and the result is the mean over the draws, with its error.
+  If log-dets are estimated, as in residual flows, the average is also such a bound over the noise of the estimates.
+  That noise is fixed until the next update of the weights. All batches share it, and the standard error over images
+  hardly shows it. With `num_estimates` it is drawn anew; the result is the mean over the draws, with its error.
 
   #### Example
 
@@ -69,23 +69,23 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
 
   Args:
     model: `FlowModel`; it need not be compiled.
-    x: As in `FlowModel.evaluate`: images, or a dict of them, labels and contexts, as arrays or in a `tf.data.Dataset`
-      of batches. A label of -1 is that of an unknown class.
-    y: As in `FlowModel.evaluate`: labels, if `x` is an array and the model class-conditional, or a dict of them and
-      contexts.
-    batch_size: Python `int`, where `x` holds arrays; `None`: 32. It changes nothing but time and memory, and the noise
-      of log-dets that are estimated.
+    x: As in `FlowModel.evaluate`: images, or a dict of images, labels and contexts, as arrays or in a `tf.data.Dataset`
+      of batches. A label of -1 means an unknown class.
+    y: As in `FlowModel.evaluate`: labels, if `x` is an array and the model is class-conditional, or a dict of labels
+      and contexts.
+    batch_size: Python `int`, if `x` holds arrays; `None`: 32. It changes only time, memory, and the noise of estimated
+      log-dets.
     num_noise_samples: Python `int`, the draws `K` of the dequantization noise; 1 for continuous data, which get none.
-    importance_weighted: Python `bool`: which of the bounds. There is only the first where log-dets are estimated: the
-      other would take their noise for probability.
-    seed: Python `int` of the noise, which is a function of it and of the image. If it is the seed of the model, the
-      first draw is that of `evaluate` and `predict`.
+    importance_weighted: Python `bool`: whether to compute the second bound. Only the first is available if log-dets are
+      estimated: the second would take their noise for probability.
+    seed: Python `int` of the noise, which is a function of the seed and the image. With the model's seed, the first
+      draw is that of `evaluate` and `predict`.
     verbose: 0 (silent), 1 (progress bar), or 2 (one line), as in `evaluate`.
-    num_estimates: Python `int`, the draws of the noise of log-dets that are estimated; the first is that of `evaluate`
-      and `predict`. 1 where log-dets are exact.
+    num_estimates: Python `int`, draws of the noise of estimated log-dets; the first is that of `evaluate` and
+      `predict`. 1 if log-dets are exact.
 
   Returns:
-    `BitsPerDim`. An image to which the model gives no probability takes infinitely many bits.
+    `BitsPerDim`. An image with zero probability takes infinitely many bits.
 
   Raises:
     TypeError: if `model` is no `FlowModel`, or the dtype of images, labels or contexts does not fit.
@@ -120,7 +120,7 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
 
 
 def _bounds(model, likelihood, images, condition, seeds, importance_weighted, draw):
-  """Of each image of a batch, `[N]`, by one draw of the noise of estimates."""
+  """Bounds of each image of a batch, `[N]`, from one draw of the estimates' noise."""
   with flows.other_estimates(model.distribution, draw):
     log_probs = np.stack([model.log_prob(images, noise_seed=seed, **condition) for seed in seeds]).astype(np.float64)
   log_prob = _log_mean_exp(log_probs) if importance_weighted else log_probs.mean(axis=0)
@@ -128,7 +128,7 @@ def _bounds(model, likelihood, images, condition, seeds, importance_weighted, dr
 
 
 def _estimate_error(means, likelihood):
-  """Of the mean of the means by each draw."""
+  """Standard error of the mean of `means`, which has one entry for each draw."""
   if _is_exact(likelihood):
     return 0.
   return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan
@@ -156,7 +156,7 @@ def _summary(per_image, estimate_error, x):
   num_images = len(per_image)
   if num_images < 2:
     return BitsPerDim(per_image, float(per_image.mean()), math.nan, estimate_error)
-  with np.errstate(invalid="ignore"):  # If there are infinite ones, it is NaN.
+  with np.errstate(invalid="ignore"):  # It is NaN if there are infinite values.
     standard_error = float(per_image.std(ddof=1) / math.sqrt(num_images))
   return BitsPerDim(per_image, float(per_image.mean()), standard_error, estimate_error)
 

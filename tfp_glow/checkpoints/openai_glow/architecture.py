@@ -1,17 +1,17 @@
-"""The architecture of a model of the original TensorFlow 1 code, told by the names and shapes of its variables."""
+"""Infers the architecture of a model of the original TensorFlow 1 code from the names and shapes of its variables."""
 
 import collections
 import re
 from typing import NamedTuple
 
-# More digits than any model has would make lists of what is missing that do not end.
+# More digits than any model has would make endless lists of missing variables.
 _STEP = re.compile(r"model/(\d{1,2})/(\d{1,3})/(.+)")
 _SPLIT = re.compile(r"model/pool(\d{1,2})/.+")
 _UNKNOWN = "?"
 
 
 class OriginalArchitecture(NamedTuple):
-  """What the original calls `n_levels`, `depth`, `width`, `flow_coupling`, `flow_permutation`, `learntop`, `n_y`."""
+  """The original's `n_levels`, `depth`, `width`, `flow_coupling`, `flow_permutation`, `learntop` and `n_y`."""
 
   num_channels: int  # of the image
   num_levels: int
@@ -20,7 +20,7 @@ class OriginalArchitecture(NamedTuple):
   coupling: str
   permutation: str
   learn_top: bool
-  num_classes: int | str | None  # "?": there are classes, but nothing says how many
+  num_classes: int | str | None  # "?": there are classes, but their number is unknown
   has_classifier: bool
 
   def __str__(self):
@@ -31,11 +31,11 @@ class OriginalArchitecture(NamedTuple):
 
 
 def infer_architecture(shapes, num_channels):
-  """The architecture that most of the variables speak for, so that a few odd ones are told from the others.
+  """The architecture that fits most of the variables, so that a few odd ones stand out.
 
   Args:
     shapes: Dict from the original's variable names, such as `"model/0/1/actnorm_center/b"`, to shapes.
-    num_channels: Python `int`, of the image, to fall back on.
+    num_channels: Python `int`, of the image, used if the variables do not show it.
 
   Returns:
     `OriginalArchitecture`, or `None` if there is no coupling network among the variables.
@@ -63,7 +63,7 @@ def infer_architecture(shapes, num_channels):
 
 
 def variable_shapes(architecture):
-  """Names and shapes of all variables that a model of the original code has, in the order of the flow.
+  """Names and shapes of all variables of a model of the original code, in the order of the flow.
 
   Args:
     architecture: `OriginalArchitecture`.
@@ -90,7 +90,7 @@ def variable_shapes(architecture):
 
 
 def _channels(level, num_channels):
-  """Channels of the steps of a level: every squeeze makes four of one, every split halves them."""
+  """Channels of the steps of a level: every squeeze multiplies them by four, every split halves them."""
   return 4 * 2**level * num_channels
 
 
@@ -127,7 +127,7 @@ def _actnorm_shapes(channels):
 
 
 def _zero_conv_shapes(inputs, outputs):
-  """With the channel that shows the border, as in `f1/l_1/W`."""
+  """Includes the channel that shows the border, as in `f1/l_1/W`."""
   return {"W": (3, 3, inputs + 1, outputs), "b": (1, 1, 1, outputs), "logs": (1, outputs)}
 
 

@@ -14,7 +14,7 @@ def assign_original_variables(glow, values):
     values: Dict from the original's variable names, such as `"model/0/1/actnorm_center/b"`, to arrays.
 
   Raises:
-    ValueError: if a variable is missing, has another shape than the architecture asks for, or values that no model can
+    ValueError: if a variable is missing, has another shape than the architecture needs, or has values that no model can
       have: NaN, a singular 1x1 convolution, indices that are no permutation.
   """
   rows = original_layout(glow)
@@ -27,7 +27,7 @@ def assign_original_variables(glow, values):
 
 
 def assign_original_classifier(classifier, values):
-  """Puts the weights of the original's classifier into a `ZeroDense`; arguments and errors as for the flow."""
+  """Puts the weights of the original's classifier into a `ZeroDense`; arguments and errors are those for the flow."""
   assign(_classifier_layout(classifier), values)
 
 

@@ -1,4 +1,4 @@
-"""Reading of checkpoints of the original TensorFlow 1 code."""
+"""Reads checkpoints of the original TensorFlow 1 code."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from tfp_glow.likelihood import dequantize
 from tfp_glow.training.model import FlowModel
 
 _SCOPE, _SHADOW = "model/", "/ExponentialMovingAverage"
-_INDICES = "/shuffle/indices"  # Not trained, and so without a moving average.
-_INVERSE_INDICES = "/shuffle/indices_inverse"  # There, too, but they follow from the indices.
-# Not in the checkpoint: what the README of the original trains class-conditional models with.
+_INDICES = "/shuffle/indices"  # Not trained, so without a moving average.
+_INVERSE_INDICES = "/shuffle/indices_inverse"  # In the checkpoint, too, but they follow from the indices.
+# Not in the checkpoint: the weight in the original's README for class-conditional models.
 _WEIGHT_Y = 0.01
 
 
@@ -27,19 +27,18 @@ def load_original_checkpoint(path: str | os.PathLike, image_shape: Sequence[int]
                              ema: bool = False) -> FlowModel:
   """Reads a checkpoint of the original code (https://github.com/openai/glow) as it stands.
 
-  The names and shapes of its variables tell the number of levels, depth, width, coupling, permutation, whether the top
+  The names and shapes of its variables give the number of levels, depth, width, coupling, permutation, whether the top
   is learned, and the classes. The optimizer's state is not read.
 
-  The model counts as initialised: `fit` goes on from these weights. If the checkpoint holds a classifier, so does the
-  model, with `weight_y=0.01`: what the original was trained with is not in the checkpoint, but this is what its README
-  gives.
+  The model counts as initialised: `fit` continues from these weights. If the checkpoint holds a classifier, so does the
+  model, with `weight_y=0.01`. The checkpoint does not hold the original's weight; this is the one in its README.
 
   Args:
     path: Prefix of the checkpoint's files, such as `"logs/model_best_loss.ckpt"`, its file `.index`, or a folder that
-      holds one checkpoint (or several, of which its file `checkpoint` names the last). `~` is the home folder.
-    image_shape: `(H, W, C)` of an image; `H` and `W` divisible by `2 ** num_levels`.
-    num_bits: Python `int`, as of `FlowModel`: the bits of images in training, the original's `n_bits_x`.
-    ema: Python `bool`: whether to take the exponential moving averages of the weights in place of the weights.
+      holds one checkpoint (or several, if its file `checkpoint` names the last). `~` is the home folder.
+    image_shape: `(H, W, C)` of an image; `H` and `W` must be divisible by `2 ** num_levels`.
+    num_bits: Python `int`, as in `FlowModel`: the bits of images in training, the original's `n_bits_x`.
+    ema: Python `bool`: whether to read the exponential moving averages of the weights instead of the weights.
 
   Returns:
     `FlowModel`; its distribution's bijector is a `GlowBijector`.
@@ -73,7 +72,7 @@ def load_original_checkpoint(path: str | os.PathLike, image_shape: Sequence[int]
 
 
 def _checkpoint_prefix(path):
-  """The prefix of the files of the one checkpoint that `path` means."""
+  """The file prefix of the one checkpoint that `path` means."""
   if not isinstance(path, (str, os.PathLike)):
     raise TypeError(f"`path` must be a string or an `os.PathLike`. Received: {path!r}")
   prefix = os.path.expanduser(os.fspath(path)).removesuffix(".index")
@@ -96,7 +95,7 @@ def _checkpoint_prefix(path):
 
 
 def _read(prefix, image_shape, ema):
-  """The values of the model's variables by their names, and its architecture."""
+  """The values of the model's variables by name, and its architecture."""
   with _damage_named(prefix):
     reader = tf.train.load_checkpoint(prefix)
     shapes = {key: tuple(shape) for key, shape in reader.get_variable_to_shape_map().items()}
@@ -115,7 +114,7 @@ def _damage_named(prefix):
 
 
 def _checked_keys(shapes, image_shape, ema, prefix):
-  """The checkpoint's key of each variable of the model, by its name, and the architecture."""
+  """The checkpoint's key for each variable of the model, by name, and the architecture."""
   named = {key.removesuffix(_SHADOW): shape for key, shape in shapes.items()
            if key.startswith(_SCOPE) and not key.endswith(_INVERSE_INDICES)}
   architecture = infer_architecture(named, image_shape[-1])
@@ -144,7 +143,7 @@ def _check_image_shape_fits(image_shape, architecture):
 
 
 def _check_variables(shapes, named, expected, keys, architecture, prefix):
-  """That there is all of a model, and nothing else but optimizer state and the like."""
+  """Checks that a whole model is there, and nothing else except optimizer state and the like."""
   unexpected = sorted(name for name in named if name not in expected)
   found = {**shapes, **{name: named[name] for name in unexpected}}
   lists = differences({key: expected[name] for name, key in keys.items()}, found, unexpected)

@@ -1,4 +1,4 @@
-"""The architecture of a model of the authors' code: by the names and shapes of its tensors, and by recorded options."""
+"""The architecture of a model of the authors' code: from names and shapes of its tensors, and its recorded options."""
 
 import collections
 import math
@@ -9,14 +9,14 @@ from tfp_glow._core.validation import is_int, is_number
 from tfp_glow.bijectors.log_det import ROULETTES
 
 _CHAIN = re.compile(r"transforms\.(\d{1,2})\.chain\.(\d{1,4})\.(.+)")
-_FIRST_OF_DENSE = ("nnet.nnet.0.weight", "nnet.nnet.1.weight")  # With, or without an activation before it.
+_FIRST_OF_DENSE = ("nnet.nnet.0.weight", "nnet.nnet.1.weight")  # Without or with an activation before it.
 _HEAD = re.compile(r"classification_heads\.(\d{1,2})\.0\.weight")
 
-# Their activations, by the names of Keras where there are any.
+# The authors' activations, by the names of Keras where there are any.
 _ACTIVATIONS = {"swish": "lip_swish", "elu": "elu", "softplus": "softplus", "relu": "relu", "identity": "linear"}
-# Of the logit; of their colour images it is another.
+# Of the logit; the authors' colour images have another.
 _ALPHA_OF_DATA, _ALPHA = {"mnist": 1e-6}, 0.05
-# What their other options may be, whose other values make models that are not of the paper.
+# The authors' other options. Other values make models that are not in the paper.
 _ONLY = {"block": "resblock", "fc": False, "fc_actnorm": False, "batchnorm": False, "quadratic": False, "padding": 0,
          "preact": True, "first_resblock": True, "actnorm": True, "kernels": "3-1-3", "vnorms": "2222", "dropout": 0.,
          "n_samples": 1, "logit_transform": True, "add_noise": True}
@@ -24,8 +24,8 @@ _PLAIN = (bool, int, float, str, type(None))
 
 
 class ResidualFlowArchitecture(NamedTuple):
-  """A model of theirs."""
-  num_blocks: tuple  # One for each scale.
+  """A model of the authors' code."""
+  num_blocks: tuple  # One entry per scale.
   num_hidden: int
   num_dense_blocks: int
   num_dense_hidden: int | None
@@ -45,17 +45,17 @@ class ResidualFlowArchitecture(NamedTuple):
 
 
 class Slot(NamedTuple):
-  """Where a module stands in a chain of theirs."""
+  """The place of a module in one of the authors' chains."""
   prefix: str  # Of its keys.
   kind: str  # "actnorm", "block", "dense actnorm" or "dense block"
   shape: tuple  # Of its events, (h, w, c).
 
 
 def infer_architecture(shapes, image_shape):
-  """The architecture that the keys speak for; `None` if there is no residual block among them.
+  """The architecture that the keys show; `None` if there is no residual block among them.
 
   Args:
-    shapes: Dict from the keys of their state dict to shapes.
+    shapes: Dict from the keys of the authors' state dict to shapes.
     image_shape: `(H, W, C)`.
   """
   by_scale = collections.defaultdict(set)
@@ -96,7 +96,7 @@ def infer_architecture(shapes, image_shape):
 
 
 def check_options(options):
-  """Raises `ValueError` for models that are not of the paper."""
+  """Raises `ValueError` for models that are not in the paper."""
   other = [name for name, value in _ONLY.items()
            if not (isinstance(options.get(name, value), _PLAIN) and options.get(name, value) == value)]
   expected = [f"{name}={_ONLY[name]!r}" for name in other]
@@ -114,7 +114,7 @@ def check_options(options):
 
 
 def flow_arguments(architecture, options):
-  """Those of a `ResidualFlowBijector`, but for the shape of images and their statistics."""
+  """The arguments of a `ResidualFlowBijector`, except for the shape of images and their statistics."""
   alpha = _ALPHA_OF_DATA.get(options["data"], _ALPHA) if architecture.normalization == "logit" else None
   return {"num_scales": len(architecture.num_blocks), "num_blocks_per_scale": list(architecture.num_blocks),
           "num_hidden": architecture.num_hidden, "num_dense_blocks": architecture.num_dense_blocks,
@@ -126,7 +126,7 @@ def flow_arguments(architecture, options):
 
 
 def likelihood_weight(architecture, options, num_dims):
-  """That of the image's bits in the loss of a hybrid model; `None` of a model without a classifier."""
+  """The weight of the image's bits in the loss of a hybrid model; `None` for a model without a classifier."""
   if architecture.num_classes is None:
     return None
   if options.get("task") == "classification":
@@ -135,7 +135,7 @@ def likelihood_weight(architecture, options, num_dims):
 
 
 def scale_shapes(architecture, image_shape):
-  """Shapes `(h, w, c)` in which the blocks of each scale work, and what the heads of each scale see."""
+  """Shapes `(h, w, c)` of the blocks in each scale, and of the inputs of each scale's heads."""
   height, width, channels = image_shape
   halve = lambda shape: (shape[0] // 2, shape[1] // 2, 4 * shape[2])
   shape = halve((height, width, channels)) if architecture.squeeze_first else (height, width, channels)
@@ -164,11 +164,11 @@ def slots(architecture, image_shape):
 
 
 def tensor_shapes(architecture, options, image_shape):
-  """Shapes of the tensors that a model needs, by their keys.
+  """Shapes of the tensors that a model needs, by key.
 
   Args:
     architecture: `ResidualFlowArchitecture`.
-    options: Dict of the options of their command line.
+    options: Dict of the options of the authors' command line.
     image_shape: `(H, W, C)`.
 
   Returns:
@@ -191,7 +191,7 @@ def tensor_shapes(architecture, options, image_shape):
 
 
 def _block_shapes(slot, architecture, has_first, has_beta):
-  """Of a residual block; its first activation may be missing."""
+  """Shapes of a residual block, whose first activation may be missing."""
   height, width, channels = slot.shape
   is_dense = slot.kind == "dense block"
   ends = math.prod(slot.shape) if is_dense else channels
@@ -209,7 +209,7 @@ def _block_shapes(slot, architecture, has_first, has_beta):
     shapes |= {f"{prefix}.weight": (sizes[i + 1], sizes[i], *kernel), f"{prefix}.bias": (sizes[i + 1],),
                f"{prefix}.u": (positions * sizes[i + 1],), f"{prefix}.v": (positions * sizes[i],)}
     if architecture.learn_orders:
-      # Of a layer's inputs only those of the first: the others' are those of outputs before.
+      # Input orders only for the first layer: those of other layers are the output orders of the layer before.
       shapes |= {f"{prefix}.{name}": () for name in (("domain", "codomain"), ("codomain",), ())[i]}
   return shapes
 

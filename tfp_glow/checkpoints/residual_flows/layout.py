@@ -22,8 +22,8 @@ def flow_layout(flow, architecture, image_shape):
     image_shape: `(H, W, C)`.
 
   Returns:
-    List of `(variable, keys, convert)`: the `keras.Variable` holds `convert` of the array of that key in their state
-    dict, for the steps of a `Scan` stacked over all `keys`.
+    List of `(variable, keys, convert)`: the `keras.Variable` holds `convert` of the array of that key in the authors'
+    state dict, for the steps of a `Scan` stacked over all `keys`.
   """
   modules = iter(slots(architecture, image_shape))
   first_actnorm, steps = parts_of(flow)
@@ -37,7 +37,7 @@ def flow_layout(flow, architecture, image_shape):
 
 
 def classifier_layout(classifier):
-  """As `flow_layout`, of a `ScaleClassifier`."""
+  """As `flow_layout`, for a `ScaleClassifier`."""
   rows = []
   for index, head in enumerate(classifier.heads):
     prefix = f"classification_heads.{index}"
@@ -79,7 +79,7 @@ def _block_rows(block, modules):
       rows.append((layer.beta, keys(index, "beta"), lambda beta: beta.reshape([])))
     if layer not in constrained:
       continue
-    # Dense blocks go from and to flat images.
+    # The inputs and outputs of dense blocks are flat images.
     into, out = (_channels_last(modules[0]) if is_dense and layer is end else _AS_IT_IS
                  for end in (constrained[0], constrained[-1]))
     rows += [(layer.kernel, keys(index, "weight"), _dense_kernel(into, out) if is_dense else _kernel),
@@ -97,12 +97,12 @@ def _kernel(weight):
 
 
 def _dense_kernel(into, out):
-  """From `[outputs, inputs]` to `[inputs, outputs]`, with the orders of either."""
+  """From `[outputs, inputs]` to `[inputs, outputs]`, with the element orders of both."""
   return lambda weight: weight.T[into][:, out]
 
 
 def _channels_last(module):
-  """Indices, in the vector of an image that is flattened channels first, of the same image flattened channels last."""
+  """Indices into the vector of an image flattened channels first that give the same image flattened channels last."""
   height, width, channels = module.shape
   return np.arange(height * width * channels).reshape(channels, height, width).transpose(1, 2, 0).reshape(-1)
 
@@ -116,6 +116,6 @@ def _vector(shape, order):
 
 
 def _logit_of_order(raw):
-  """Theirs is `3 + 2 tanh(-l(0.549 - raw))`, `l(a) = 0.3 a + 0.7 elu(a)`; ours `1 + 4 sigmoid(logit)`."""
+  """The authors' order is `3 + 2 tanh(-l(0.549 - raw))`, `l(a) = 0.3 a + 0.7 elu(a)`; ours `1 + 4 sigmoid(logit)`."""
   a = 0.5493061829986572 - raw.astype(np.float64)
   return -2. * (0.3 * a + 0.7 * np.where(a > 0., a, np.expm1(np.minimum(a, 0.))))

@@ -1,4 +1,4 @@
-"""Reading of checkpoints of the authors' code of Residual Flows."""
+"""Reads checkpoints of the authors' code of Residual Flows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tfp_glow.likelihood import dequantize
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.training.model import FlowModel
 
-# Of their state dict: what a model computes needs none of them.
+# Keys of the authors' state dict that no output of a model depends on.
 _IGNORED = (".geom_p", ".lamb", ".last_n_samples", ".last_firmom", ".last_secmom", ".initialized", ".spatial_dims",
             ".scale", ".domain", ".codomain", "transforms.0.chain.0.mean", "transforms.0.chain.0.std")
 _NEEDED_OPTIONS = ("data", "coeff", "n_exact_terms", "n_dist")
@@ -31,42 +31,44 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
                                   ema: bool = True, log_det: str = "russian_roulette") -> FlowModel:
   """Reads a `.pth` file of the authors' code (https://github.com/rtqichen/residual-flows) as it stands.
 
-  PyTorch is not needed, and nothing in the file is executed. The names and shapes of its tensors tell the architecture,
-  the options recorded in it the activation, the logit, the coefficient and the estimates of log-dets.
+  PyTorch is not needed, and nothing in the file is executed. The names and shapes of its tensors give the architecture.
+  The options recorded in it give the activation, the logit, the coefficient and the estimates of log-dets.
 
-  With `ema` the weights are the moving averages, with the norms that the authors' evaluation takes. These may be too
-  small: a warning says how many layers are above their bound, and by how much. A call of
-  `model.distribution.bijector.after_update()`, as in each training step, measures the norms anew, and so brings the
-  layers there; the numbers of the model then change a little.
+  With `ema` the weights are the moving averages, with the norms of the authors' evaluation. These may be too small: a
+  warning says how many layers exceed their bound, and by how much. A call of
+  `model.distribution.bijector.after_update()`, as in each training step, measures the norms anew and so brings the
+  layers below their bound; the numbers of the model then change a little.
 
-  Without `ema` weights and norms are those in the file, and the model is compiled: training is resumed where it
-  stopped, with Keras' Adam, its moments and number of updates, the learning rate of the options (a warm-up that has not
-  ended is not resumed), the bound of 1 on the length of all gradients together, as many batches in an update, and the
-  moving averages. As always, Keras puts these in the place of the weights when `fit` ends. Another optimizer takes a
-  `compile` of your own. From the same gradients Adam takes the same step as in the authors' code, but for learned
-  orders. These follow the loss here, there the norms alone: their moments start from 0, and their gradients count in
-  the length that is bounded. A training with weight decay (`--wd`) or an annealed log-det (`--annealing-iters`) cannot
-  be resumed, which is an error. Until the first update norms are those of the file's vectors in the orders of the
-  weights, which there are taken to be those of the averages. After each update norms are measured to a thousandth,
-  there less exactly. Estimates of log-dets are unbiased and noise is uniform, whatever the options said.
+  Without `ema` weights and norms are those in the file, and the model is compiled. Training resumes where it stopped,
+  with Keras' Adam, its moments and number of updates, the learning rate of the options (a warm-up that has not ended is
+  not resumed), the bound of 1 on the norm of all gradients together, the same number of batches per update, and the
+  moving averages. As always, Keras puts these in the place of the weights when `fit` ends. For another optimizer, call
+  `compile` yourself. A training with weight decay (`--wd`) or an annealed log-det (`--annealing-iters`) cannot be
+  resumed, which is an error.
 
-  Latents are vectors of images that are flattened channels last, as all in this package; `split_latent` of the bijector
-  gives them back as images. The heads of a classifier come along: the model then is a hybrid one, see `FlowModel`, with
+  From the same gradients Adam takes the same step as in the authors' code, except for learned orders. Here these follow
+  the loss, there only the norms. So their moments start from 0, and their gradients count in the bounded norm. Until
+  the first update, norms are those of the file's vectors in the orders of the weights; the authors' code takes the
+  orders of the averages there. After each update norms are measured to a thousandth, there less exactly. Estimates of
+  log-dets are unbiased and noise is uniform, whatever the options say.
+
+  Latents are vectors of images flattened channels last, as everywhere in this package; the bijector's `split_latent`
+  returns them as images. The heads of a classifier are read, too. The model is then a hybrid one, see `FlowModel`, with
   the weight of the likelihood that it was trained with.
 
-  The logit of MNIST's models leaves black and white pixels so little room that values in float32, which here lie around
-  0, cannot tell how black a pixel is: their latents are off by up to 0.01. In float64
+  The logit of MNIST's models leaves black and white pixels very little room. Values in float32, which here lie around
+  0, cannot resolve how black a pixel is: latents are off by up to 0.01. In float64
   (`keras.config.set_floatx("float64")`) they are not.
 
-  Models of CelebA-HQ were trained with levels of `q * 31 / 32` in place of `q`, for `q` of 0 to 31. Here images of 5
-  bits are what they are: bits per dimension are those of the images, not the authors'.
+  Models of CelebA-HQ were trained with levels of `q * 31 / 32` instead of `q`, for `q` of 0 to 31. Here images of 5
+  bits are not changed: bits per dimension are those of the images, not the authors'.
 
   Args:
     path: The file. `~` is the home folder.
     image_shape: `(H, W, C)` of an image.
-    num_bits: Python `int`, as of `FlowModel`: bits of the images that the model was trained with.
-    ema: Python `bool`: whether to take the exponential moving averages of the weights, to use the model, or the
-      weights and the state of the optimizer, to resume its training.
+    num_bits: Python `int`, as in `FlowModel`: bits of the images that the model was trained with.
+    ema: Python `bool`: `True` to read the exponential moving averages of the weights, to use the model; `False` to read
+      the weights and the state of the optimizer, to resume its training.
     log_det: See `InvertibleResidualBlock`; `"exact"` is for tiny images.
 
   Returns:
@@ -75,9 +77,9 @@ def load_residual_flow_checkpoint(path: str | os.PathLike, image_shape: Sequence
   Raises:
     FileNotFoundError: if there is no file at `path`.
     TypeError: if `path` is neither a string nor an `os.PathLike`.
-    ValueError: if the file is damaged, of something else, or would have code run; tensors of the model are missing or
-      unexpected, or not finite; without `ema`, the state of the optimizer does not fit them; its options make a model
-      that is not of the paper; or another argument does not fit.
+    ValueError: if the file is damaged, of another kind, or would run code; if tensors of the model are missing,
+      unexpected or not finite; without `ema`, if the state of the optimizer does not fit them; if its options make a
+      model that is not in the paper; or if another argument does not fit.
 
   References:
     Chen et al., "Residual Flows for Invertible Generative Modeling" (2019).
@@ -123,7 +125,7 @@ def _checked_contents(contents, ema, path):
 
 
 def _check_arrays(name, values, path):
-  """Raises `ValueError` for what the reader did not make arrays of; left out, it could make another model."""
+  """Raises `ValueError` for entries that the reader did not make arrays; without them the model could be another."""
   others = [f"{key} ({getattr(value, 'name', type(value).__name__)})" for key, value in values.items()
             if not isinstance(value, np.ndarray)]
   if others:
@@ -154,7 +156,7 @@ def _checked_training(contents, state, options, path):
 
 
 def _check_fits(image_shape, num_bits, architecture, options):
-  """Raises `ValueError` if images are not as the model's."""
+  """Raises `ValueError` if the images do not fit the model."""
   bits = options.get("nbits", 8) if options["data"] == "celebahq" else 5 if options["data"] == "celeba_5bit" else 8
   if num_bits != bits:
     raise ValueError(f"`num_bits` must be {bits}, as of the images of the checkpoint's model, {options['data']}. "
@@ -169,7 +171,7 @@ def _check_fits(image_shape, num_bits, architecture, options):
 
 
 def _check_tensors(shapes, architecture, options, image_shape, path):
-  """Raises `ValueError` unless there is all of a model, and nothing else."""
+  """Raises `ValueError` unless there is a whole model, and nothing else."""
   expected = architectures.tensor_shapes(architecture, options, image_shape)
   unexpected = [key for key in shapes if key not in expected and not key.endswith(_IGNORED)]
   lists = differences(expected, shapes, unexpected)
@@ -208,7 +210,7 @@ def _make_model(state, architecture, options, image_shape, num_bits, training, l
 
 
 def _sources(architecture):
-  """Which scale each head looks at: where half of the channels leaves, their last one sees what left before."""
+  """The scale that each head sees: if channels leave at each scale, the authors' last head sees what left before."""
   num_scales = len(architecture.num_blocks)
   return [*range(num_scales - 1), num_scales - 2] if architecture.factor_out else None
 

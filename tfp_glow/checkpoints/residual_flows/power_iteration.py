@@ -1,7 +1,7 @@
-"""The authors' power iteration, to get the norms that their evaluation has.
+"""The authors' power iteration, which gives the norms of their evaluation.
 
 It stops early: it compares the root mean square of a change with an absolute tolerance, which a long vector meets
-before it has converged. The norms are too small then, and what is normalised by them is above its bound.
+before it has converged. The norms are then too small, and layers normalised by them exceed their bound.
 """
 
 import numpy as np
@@ -16,12 +16,12 @@ _MAX_ITERATIONS = 200
 
 
 def update_as_authors(flow, tolerance, num_iterations):
-  """Brings the vectors of all layers up to date as their `update_lipschitz` does, in float32.
+  """Updates the vectors of all layers as the authors' `update_lipschitz` does, in float32.
 
   Args:
     flow: `ResidualFlowBijector`.
-    tolerance: Python `float`, their `sn_tol`.
-    num_iterations: Python `int`, their `n_lipschitz_iters`, a fixed number; `None`: by the tolerance.
+    tolerance: Python `float`, the authors' `sn_tol`.
+    num_iterations: Python `int`, the authors' `n_lipschitz_iters`, a fixed number; `None`: by the tolerance.
   """
   for layer, stacked, is_stack in _layers_of(flow):
     rows = _rows(layer, stacked, is_stack)
@@ -31,7 +31,7 @@ def update_as_authors(flow, tolerance, num_iterations):
 
 
 def norms_in_use(flow):
-  """The norm of each layer's map as it is in use, found by this package's power iteration: a float array."""
+  """The norm of each layer's map in use, found by this package's power iteration: a float array."""
   state = [variable for variable in flow.variables if not variable.trainable]
   before = [variable.numpy() for variable in state]
   used = _all_norms(flow)
@@ -47,13 +47,13 @@ def norms_in_use(flow):
 
 
 def _all_norms(flow):
-  """By the vectors as they are."""
+  """Norms from the current vectors."""
   return np.array([_norm(layer, *row) for layer, stacked, is_stack in _layers_of(flow)
                    for row in _rows(layer, stacked, is_stack)])
 
 
 def _layers_of(flow):
-  """`(layer, from its variables to those of all steps, whether these are stacks)` for each layer of a template."""
+  """For each layer of a template: `(layer, from its variables to those of all steps, whether these are stacks)`."""
   for step, _, stacked in parts_of(flow)[1]:
     for layer in constrained_layers(step.block.network):
       yield layer, stacked, stacked(layer.kernel) is not layer.kernel

@@ -1,4 +1,4 @@
-"""The state of training in a checkpoint of the authors' code: Adam's moments, and moving averages of the weights."""
+"""Training state in a checkpoint of the authors' code: Adam's moments, and moving averages of the weights."""
 
 import math
 from typing import NamedTuple
@@ -15,34 +15,34 @@ _ORDERS = (".domain", ".codomain")
 
 
 class TrainingState(NamedTuple):
-  """Where training stopped; the dicts are from keys of the state dict to arrays."""
+  """The state where training stopped; the dicts are from keys of the state dict to arrays."""
   averages: dict  # Of all parameters.
-  means: dict  # Of the gradients of weights, as Adam has them, and of their squares.
+  means: dict  # Adam's means of the gradients of weights; `squares` has those of their squares.
   squares: dict
   num_updates: int
   adam: dict  # Keyword arguments of `keras.optimizers.Adam`.
 
 
 def trained_keys(state):
-  """Those of the weights in a state dict, without learned orders, which may be trained or not."""
+  """Keys of the weights in a state dict, without learned orders, which may be trained or not."""
   return [key for key in state if key.endswith(_TRAINED)]
 
 
 def training_state(optimizer, decay, averages, state, options):
-  """What a checkpoint says of its training.
+  """The state of training in a checkpoint.
 
   Args:
-    optimizer: Its `optimizer_state_dict`.
-    decay: That of its moving averages.
+    optimizer: The checkpoint's `optimizer_state_dict`.
+    decay: Decay of its moving averages.
     averages: Dict from the keys of all parameters, in their order, to moving averages.
-    state: Dict from the keys of the state dict to the arrays that it holds.
+    state: Dict from the keys of the state dict to its arrays.
     options: Dict of the options of the command line.
 
   Returns:
     `TrainingState`.
 
   Raises:
-    ValueError: if something is missing, or does not fit; it says what.
+    ValueError: if something is missing or does not fit; the message names it.
   """
   group, entries = _checked_parts(optimizer)
   keys, numbers = list(averages), group["params"]
@@ -69,7 +69,7 @@ def _expect(is_right, reason):
 
 
 def _checked_parts(optimizer):
-  """The only group of parameters, and the dict from the numbers of parameters to what Adam knows of them."""
+  """The only group of parameters, and the dict from the numbers of parameters to Adam's state of each."""
   groups = optimizer.get("param_groups") if isinstance(optimizer, dict) else None
   _expect(isinstance(groups, list) and len(groups) == 1 and isinstance(groups[0], dict)
           and isinstance(groups[0].get("params"), list) and isinstance(optimizer.get("state"), dict),
@@ -86,7 +86,7 @@ def _checked_moment(entry, name, key, shape):
 
 
 def _number_of_steps(step, key):
-  """As an `int`; later versions of PyTorch have it as a tensor."""
+  """As an `int`; later versions of PyTorch store it as a tensor."""
   step = step.item() if isinstance(step, np.ndarray) and step.size == 1 else step
   _expect(is_number(step) and step >= 1 and step == math.floor(step), f"step of {key} must be a number of updates")
   return int(step)
@@ -102,7 +102,7 @@ def _adam_arguments(group, decay, options):
   num_batches = found["update_freq"]
   return {"learning_rate": float(found["lr"]), "beta_1": found["betas"][0], "beta_2": found["betas"][1],
           "epsilon": found["eps"], "global_clipnorm": _LONGEST_GRADIENT, "use_ema": True,
-          # Keras takes averages after each batch, also where several make an update.
+          # Keras updates averages after each batch, even if several batches make an update.
           "ema_momentum": decay**(1. / num_batches),
           "gradient_accumulation_steps": num_batches if num_batches > 1 else None}
 
@@ -131,17 +131,17 @@ _CHECKS = {"lr": _is_positive, "betas": _are_betas, "eps": _is_positive, "amsgra
 
 
 def compile_to_resume(model, rows, training):
-  """Compiles a model with the Adam of the authors' code as it was when training stopped.
+  """Compiles a model with the Adam of the authors' code in its state when training stopped.
 
   Args:
-    model: `FlowModel`, which has the weights.
+    model: `FlowModel` with the weights.
     rows: List of `(variable, keys, convert)`, see `layout.flow_layout`, for all of its trainable variables.
     training: `TrainingState`.
   """
   optimizer = keras.optimizers.Adam(**training.adam)
   model.compile(optimizer)
   optimizer.build(model.trainable_variables)
-  # The moments of orders in the file are of another loss than here: they start from 0.
+  # The file's moments of orders belong to another loss than the one here: they start from 0.
   rows_of_weights = [row for row in rows if not row[1][0].endswith(_ORDERS)]
   for name, own, values in (("average", rows, training.averages), ("momentum", rows_of_weights, training.means),
                             ("velocity", rows_of_weights, training.squares)):

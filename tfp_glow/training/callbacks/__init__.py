@@ -1,4 +1,4 @@
-"""Keras callbacks: the end and the state of a training run, and pictures of a model while it trains."""
+"""Keras callbacks: the end and the state of a training run, and pictures of a model during training."""
 
 from tfp_glow.training.callbacks.bits_per_dim_curve import BitsPerDimCurve
 from tfp_glow.training.callbacks.latent_interpolation import LatentInterpolation

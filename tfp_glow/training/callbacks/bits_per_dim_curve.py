@@ -1,4 +1,4 @@
-"""The curve of training."""
+"""The training curve."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _CURVES = {"bits_per_dim": "training", "val_bits_per_dim": "validation"}
 
 
 class BitsPerDimCurve(FolderWriter):
-  """Bits per dimension of all epochs until now, of training and validation, drawn anew after each.
+  """Draws bits per dimension of all epochs so far, of training and validation, after each epoch.
 
-  `bits_per_dim.png` is the curve, `bits_per_dim.csv` its numbers. A resumed run (`initial_epoch`) keeps
-  the earlier epochs; a run from the beginning replaces them.
+  `bits_per_dim.png` is the curve, `bits_per_dim.csv` holds its numbers. A resumed run (`initial_epoch`) keeps the
+  earlier epochs; a run from the beginning replaces them.
 
   Training's numbers are means over an epoch, during which the weights improve. They lag behind validation's by about
   half an epoch. With several workers (`tf.distribute`) only the chief draws.
@@ -42,19 +42,19 @@ class BitsPerDimCurve(FolderWriter):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:
-      folder: Where the two files go; it is made if it is not there.
+      folder: Where the two files go; created if missing.
 
     Raises:
       ImportError: if Matplotlib is not installed.
     """
     super().__init__(folder)
-    # One for all drawings: they hold megabytes in cycles, which Python may leave lying about for hundreds of epochs.
+    # One figure for all drawings: figures hold megabytes in cycles, which Python may not free for hundreds of epochs.
     self._figure = _figure()
     self._axes = self._figure.subplots()
     self._axes.set(xlabel="epoch", ylabel="bits per dimension")
     self._axes.xaxis.get_major_locator().set_params(integer=True)
     self._lines = {key: self._axes.plot([], [], marker=".", label=label)[0] for key, label in _CURVES.items()}
-    self._epochs = []  # A dict for each, with values of `_CURVES` as far as there are any.
+    self._epochs = []  # One dict per epoch, with the available values of `_CURVES`.
 
   def _begin(self, num_epochs):
     self._epochs = [row for row in self._read() if row["epoch"] <= num_epochs]
@@ -77,7 +77,7 @@ class BitsPerDimCurve(FolderWriter):
                        f"({type(error).__name__}: {error}). Received: {self._folder}") from error
 
   def _save(self):
-    with files.written_as_a_whole(self._folder / _TABLE) as path:  # A killed run goes on from it.
+    with files.written_as_a_whole(self._folder / _TABLE) as path:  # A killed run resumes from it.
       with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, ["epoch", *_CURVES])
         writer.writeheader()
@@ -97,7 +97,7 @@ class BitsPerDimCurve(FolderWriter):
 
 
 def _figure():
-  """An empty one, which needs no display."""
+  """An empty figure that needs no display."""
   try:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -105,5 +105,5 @@ def _figure():
     raise ImportError("`BitsPerDimCurve` needs Matplotlib, which is not installed: pip install matplotlib. "
                       f"Received: {error}") from error
   figure = Figure(figsize=(8, 5))
-  FigureCanvasAgg(figure)  # Which stays; `savefig` would make one each time.
+  FigureCanvasAgg(figure)  # It stays; `savefig` would make one each time.
   return figure

@@ -1,4 +1,4 @@
-"""What the callbacks have in common that leave pictures in a folder."""
+"""The common part of callbacks that leave pictures in a folder."""
 
 import contextlib
 import pathlib
@@ -15,8 +15,8 @@ from tfp_glow.training.model import FlowModel
 class FolderWriter(keras.callbacks.Callback):
   """Writes to a folder before training and after each epoch, on the chief alone.
 
-  The other workers of a `tf.distribute` strategy do nothing here, and nothing here waits for them. What goes wrong
-  before training is an error; a file that cannot be written later is a warning: no training ends for want of a picture.
+  The other workers of a `tf.distribute` strategy do nothing here, and this callback waits for nobody. A failure before
+  training is an error. A file that cannot be written later is only a warning, so a missing picture ends no training.
   """
 
   def __init__(self, folder):
@@ -25,11 +25,11 @@ class FolderWriter(keras.callbacks.Callback):
     self._has_begun = False
 
   def _begin(self, num_epochs):
-    """Called before the first epoch of `fit`, after `num_epochs` of earlier runs."""
+    """Called before the first epoch of `fit`, after `num_epochs` epochs of earlier runs."""
     raise NotImplementedError
 
   def _write(self, num_epochs, logs):
-    """Called after each epoch; there are `num_epochs` of them now."""
+    """Called after each epoch; `num_epochs` are finished now."""
     raise NotImplementedError
 
   def on_train_begin(self, logs=None):

@@ -1,4 +1,4 @@
-"""Interpolations of a model while it trains."""
+"""Interpolations of a model during training."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from tfp_glow.training.callbacks.picture import Picture
 
 
 class LatentInterpolation(Picture):
-  """The way from image to image through latent space, after each epoch.
+  """Draws paths from image to image through latent space after each epoch.
 
-  There is a row for each pair of neighbours: from the first image to the second, from the second to the third, and so
-  on. The ends of a row are the images themselves, as far as `num_bits` keeps them. `interpolations_0000.png` shows the
-  flow before training, `interpolations_0012.png` after 12 epochs. A resumed run (`initial_epoch`) continues the
-  numbering.
+  Each pair of neighbours has a row: from the first image to the second, from the second to the third, and so on. The
+  ends of a row are the images themselves, as far as `num_bits` keeps them. `interpolations_0000.png` shows the flow
+  before training, `interpolations_0012.png` after 12 epochs. A resumed run (`initial_epoch`) continues the numbering.
 
   With several workers (`tf.distribute`) only the chief draws, while the others wait at the next step.
 
-  Of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide) five images take 2% of the CPU time; once, before
-  training, one or two seconds for building the graphs.
+  Five images take 2% of the CPU time of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide). Building the
+  graphs takes one or two seconds once, before training.
 
   #### Example
 
@@ -48,15 +47,15 @@ class LatentInterpolation(Picture):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:
-      folder: Where the PNG files go; it is made if it is not there.
+      folder: Where the PNG files go; created if missing.
       images: Array or eager tensor `[N, H, W, C]`, uint8 or uint16 as the model takes them, two images or more.
-      labels: For class-conditional models, integers `[N]`. On the way from one class to another, the first half of a
-        row has the label of its beginning, the rest that of its end.
-      num_steps: Python `int`, at least 2: images in a row, its ends included.
+      labels: For class-conditional models, integers `[N]`. On a path from one class to another, the first half of the
+        row has the label of its start, the rest that of its end.
+      num_steps: Python `int`, at least 2: images in a row, including its ends.
       every: Python `int`: epochs from one picture to the next.
       log_dir: Folder of TensorBoard's event files; `None`: without TensorBoard.
-      context: For conditional models, those of the images, a floating tensor `[N] + context_shape`, or a dict of them.
-        They change half-way, as labels do.
+      context: For conditional models, the contexts of the images: a floating tensor `[N] + context_shape`, or a dict of
+        them. They change half-way, like labels.
 
     Raises:
       ValueError: if an argument is not as above, or, before training, the model cannot take it.
@@ -88,6 +87,6 @@ class LatentInterpolation(Picture):
     return list(decoded.reshape([*lines.shape[:2], *self._images.shape[1:]]).swapaxes(0, 1))
 
   def _of_lines(self, values):
-    """From the labels, say, of images to those on the ways between them, one step of all ways after the other."""
+    """From values of the images (such as labels) to values of the paths, one step of all paths after the other."""
     steps = [values[:-1] if step < self._num_steps / 2 else values[1:] for step in range(self._num_steps)]
     return np.concatenate(steps)

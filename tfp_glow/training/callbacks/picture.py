@@ -1,4 +1,4 @@
-"""Pictures of images that a model makes while it trains."""
+"""Pictures of images that a model makes during training."""
 
 import importlib.util
 
@@ -11,7 +11,7 @@ from tfp_glow.training.callbacks.folder_writer import FolderWriter
 
 
 class Picture(FolderWriter):
-  """Rows of images as a PNG file, and for TensorBoard: before training, and after every so many epochs.
+  """Rows of images as a PNG file and for TensorBoard: before training, and after every `every` epochs.
 
   Files are numbered by epochs. A resumed run (`initial_epoch`) continues the numbering.
   """
@@ -61,14 +61,14 @@ class Picture(FolderWriter):
         writer.close()
 
   def _begin(self, num_epochs):
-    self._close()  # Where an error ended training before, nothing else has done so.
+    self._close()  # If an error ended training before, nothing else has closed it.
     if self._log_dir is not None:
       try:
         self._writer = tf.summary.create_file_writer(str(self._log_dir))
       except tf.errors.OpError as error:
         raise ValueError(f"`log_dir` must be a folder that files can be written to, but: {error.message}. "
                          f"Received: {self._log_dir}") from error
-    self._draw(num_epochs)  # Whatever cannot be drawn or written is known before training.
+    self._draw(num_epochs)  # Drawing and writing errors show before training.
 
   def _write(self, num_epochs, logs):
     if num_epochs % self._every == 0:
@@ -84,5 +84,5 @@ class Picture(FolderWriter):
       self._writer.flush()
 
   def _as_bytes(self, images):
-    """Of more than 8 bits the upper ones."""
+    """The upper 8 bits of images with more."""
     return (images >> max(self.model.num_bits - 8, 0)).astype(np.uint8)

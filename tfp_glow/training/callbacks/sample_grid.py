@@ -1,4 +1,4 @@
-"""Samples of a model while it trains."""
+"""Samples of a model during training."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ import tensorflow as tf
 from tfp_glow._core.validation import check_counts
 from tfp_glow.training.callbacks.picture import Picture
 
-# As many as are seen unless others are asked for: of a thousand a picture would be higher than PNG files may be.
+# The default number of classes: a picture of a thousand would be higher than PNG files may be.
 _MAX_CLASSES = 10
 
 
 class SampleGrid(Picture):
-  """Samples from the same noise after each epoch: one sees the same images improve.
+  """Draws samples from the same noise after each epoch, so that one sees the same images improve.
 
-  There is a row for each temperature; a class-conditional model has a row for each temperature and class. A column has
-  the same noise in all rows, and the same context if the model takes one. `samples_0000.png` shows the flow before
-  training, `samples_0012.png` after 12 epochs. A resumed run (`initial_epoch`) continues the numbering. Training leads
-  to the same weights as without the callback.
+  Each temperature has a row; in a class-conditional model each pair of temperature and class. A column has the same
+  noise in all rows, and the same context if the model takes one. `samples_0000.png` shows the flow before training,
+  `samples_0012.png` after 12 epochs. A resumed run (`initial_epoch`) continues the numbering. The callback does not
+  change the weights that training leads to.
 
   With several workers (`tf.distribute`) only the chief draws, while the others wait at the next step.
 
-  Of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide) the default takes 2% of the CPU time; once,
-  before training, about a second for building the graph.
+  The default takes 2% of the CPU time of an epoch of 23 steps of the digits (2 levels of 8 steps, 64 wide). Building
+  the graph takes about a second once, before training.
 
   #### Example
 
@@ -50,15 +50,15 @@ class SampleGrid(Picture):
     """Creates the callback; it should come before a `TrainingState`.
 
     Args:
-      folder: Where the PNG files go; it is made if it is not there.
-      temperatures: List of what `FlowModel.sample` takes as `temperature`.
+      folder: Where the PNG files go; created if missing.
+      temperatures: List of values for `temperature` of `FlowModel.sample`.
       num_columns: Python `int`: samples in a row.
-      labels: List of the classes to be seen; `None`: the first ten, if the model has any.
+      labels: List of the classes to show; `None`: the first ten, if the model has any.
       seed: Python `int` or a pair of them, of the noise.
       every: Python `int`: epochs from one picture to the next.
       log_dir: Folder of TensorBoard's event files; `None`: without TensorBoard.
       context: For conditional models, one for each column, a floating tensor `[num_columns] + context_shape`, or a dict
-        of them; one without the first dimension is that of all columns.
+        of them. One without the first dimension is used for all columns.
 
     Raises:
       ValueError: if an argument is not as above, or, before training, the model cannot take it.

@@ -1,17 +1,17 @@
-"""What signals of the operating system do while a model trains."""
+"""Handlers of operating-system signals during training."""
 
 import signal
 import threading
 
 
 class FirstSignal:
-  """Has a function called at the first signal of a kind; the second does what the first would have done without."""
+  """Calls a function at the first signal of a kind; the second signal acts as if there were no handler."""
 
   def __init__(self, number, function):
-    """Creates it.
+    """Creates the handler.
 
     Args:
-      number: Of the `signal` module.
+      number: Signal number, from the `signal` module.
       function: Callable without arguments.
     """
     self._number = number
@@ -19,13 +19,13 @@ class FirstSignal:
     self._previous = None
 
   def begin(self):
-    """From now on. Signals reach the main thread only; where they are ignored (a background job) they stay so."""
+    """Installs the handler. Signals reach only the main thread. Ignored signals (background jobs) stay ignored."""
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and signal.getsignal(self._number) != signal.SIG_IGN:
       self._previous = signal.signal(self._number, self._receive)
 
   def end(self):
-    """As it was before."""
+    """Restores the previous handler."""
     if self._previous is not None:
       signal.signal(self._number, self._previous)
       self._previous = None

@@ -8,10 +8,10 @@ from tfp_glow.training.callbacks.signals import FirstSignal
 
 
 class StopOnInterrupt(keras.callbacks.Callback):
-  """Ctrl-C ends training after the batch at hand; that epoch is then validated as if it were whole.
+  """Ends training after the current batch at Ctrl-C; that epoch is then validated as if it were complete.
 
-  `KeyboardInterrupt` in its place, raised wherever the program happens to be, can crash TensorFlow's runtime. A second
-  Ctrl-C does what the first would have done without the callback, as does one before or after training.
+  Without it, `KeyboardInterrupt` is raised wherever the program is, and can crash TensorFlow's runtime. A second
+  Ctrl-C acts as if there were no callback, as does one before or after training.
 
   Attributes:
     interrupted: Python `bool`, whether Ctrl-C has been pressed.

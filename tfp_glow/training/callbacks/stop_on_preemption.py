@@ -13,18 +13,18 @@ from tfp_glow.training.notice import Notice
 
 
 class StopOnPreemption(keras.callbacks.Callback):
-  """SIGTERM has the state of training written after the batch at hand; then the program ends, to be started again.
+  """Writes the state of training after the current batch at SIGTERM; the program then ends, to be started again.
 
-  SLURM and Kubernetes send it some time before they take a machine away. The program's exit code is then 143, the usual
-  one after a SIGTERM: Kubeflow's `restartPolicy: ExitCode` starts it again. Of several workers (`tf.distribute`) it is
-  enough that one gets the signal: all learn of it by the exchange of their gradients, and end after the same batch.
+  SLURM and Kubernetes send SIGTERM some time before they take a machine away. The program's exit code is then 143, as
+  usual after a SIGTERM: Kubeflow's `restartPolicy: ExitCode` starts it again. With several workers (`tf.distribute`)
+  one signal is enough: all workers learn of it from the exchange of their gradients, and end after the same batch.
 
-  A second SIGTERM does what the first would have done without the callback, as does one before or after training. The
-  one that comes after the last batch of `fit` is passed on at its end: the state of the last epoch has been written.
+  A second SIGTERM acts as if there were no callback, as does one before or after training. A SIGTERM after the last
+  batch of `fit` is passed on at the end of `fit`, when the state of the last epoch has been written.
 
   #### Example
 
-  The run ends with the same weights, however often it was ended and started again:
+  The run ends with the same weights, however often it was ended and restarted:
 
   ```python
   import tempfile
@@ -55,7 +55,7 @@ class StopOnPreemption(keras.callbacks.Callback):
   EXIT_CODE = 128 + signal.SIGTERM
 
   def __init__(self, state: TrainingState):
-    """Creates the callback; it should come after the others, as it ends the program.
+    """Creates the callback; it should come after the others, because it ends the program.
 
     Args:
       state: `TrainingState`, a callback of the same `fit`.
@@ -84,7 +84,7 @@ class StopOnPreemption(keras.callbacks.Callback):
       signal.raise_signal(signal.SIGTERM)
 
   def on_train_batch_end(self, batch, logs=None):
-    is_last = batch + 1 == self.params.get("steps")  # After it, and validation, a state is written anyway.
+    is_last = batch + 1 == self.params.get("steps")  # A state is written anyway, after it and validation.
     if self._must_end() and not is_last:
       self._state.save()
       self._end()
@@ -94,7 +94,7 @@ class StopOnPreemption(keras.callbacks.Callback):
       self._end()
 
   def _must_end(self):
-    """Of several workers only what has come to all counts."""
+    """Whether all workers know of the signal."""
     return self._notice.has_come or self._notice.is_given and not self._has_workers
 
   def _give_notice(self):

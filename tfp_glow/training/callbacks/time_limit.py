@@ -10,13 +10,13 @@ from tfp_glow._core.validation import is_number
 
 
 class TimeLimit(keras.callbacks.Callback):
-  """Ends training when its time is up, also in the middle of an epoch, which is then validated as if it were whole."""
+  """Ends training when its time is up, even within an epoch, which is then validated as if it were complete."""
 
   def __init__(self, seconds: float):
     """Creates the callback.
 
     Args:
-      seconds: Python number: time from the beginning of training.
+      seconds: Python number: time from the start of training.
 
     Raises:
       ValueError: if `seconds` is not positive.

@@ -1,4 +1,4 @@
-"""Keeps the state of a training run."""
+"""The state of a training run, kept in a folder."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _VALUE = "/.ATTRIBUTES/VARIABLE_VALUE"
 
 
 class TrainingState(keras.callbacks.Callback):
-  """Keeps the state of training in a folder, so that a run that was killed goes on as if it had not been.
+  """Keeps the state of training in a folder, so that a killed run can be resumed as if it had not stopped.
 
-  Written at the end of each epoch: the weights, all of the optimizer (its step, and with that the position in a
-  learning-rate schedule; moments; EMA), the history, and the seconds of training. The dequantization noise of
-  `FlowModel` depends on the step; the order of the data depends on the epoch where `data.load_images` is given
-  `epochs`. So a resumed run ends with the weights of an uninterrupted one. `StopOnPreemption` has the state written
-  within an epoch, too.
+  Each epoch ends by writing the weights, all of the optimizer (its step, and so the position in a learning-rate
+  schedule; moments; EMA), the history, and the seconds of training. The dequantization noise of `FlowModel` depends on
+  the step. The order of the data depends on the epoch if `data.load_images` is given `epochs`. So a resumed run ends
+  with the weights of an uninterrupted one. `StopOnPreemption` also writes the state within an epoch.
 
-  What other callbacks have counted (the patience of `EarlyStopping`, the plateaus of `ReduceLROnPlateau`) is not kept,
-  as Keras gives no access to it. A learning rate that is no schedule is restored, too.
+  Counters of other callbacks (the patience of `EarlyStopping`, the plateaus of `ReduceLROnPlateau`) are not kept,
+  because Keras gives no access to them. A learning rate without a schedule is restored.
 
-  Unlike that of `keras.callbacks.BackupAndRestore` the state is never found half written: a new one is written beside
-  the last, which is kept. Of several workers (`tf.distribute`) the chief alone writes and reads; it tells the others.
+  Unlike the state of `keras.callbacks.BackupAndRestore`, this state is never half written: a new one is written beside
+  the last one, which is kept. With several workers (`tf.distribute`) only the chief writes and reads; it tells the
+  others.
 
   #### Example
 
@@ -59,15 +59,15 @@ class TrainingState(keras.callbacks.Callback):
   Attributes:
     history: Python `dict`, from the names of metrics to their values after each epoch of the run, resumed or not.
     seconds: Python `float`, seconds of training until the state was last written, resumed or not.
-    num_batches: Python `int`: how many batches of the next epoch are part of the restored state, 0 unless it was
-      written within that epoch. `fit` must then be given the rest of it first, as `StopOnPreemption` shows.
+    num_batches: Python `int`: number of batches of the next epoch in the restored state, 0 unless the state was written
+      within that epoch. `fit` must then first get the rest of that epoch, as `StopOnPreemption` shows.
   """
 
   def __init__(self, folder: str | os.PathLike, settings: dict[str, Any] | None = None):
-    """Creates the callback; callbacks that keep something at the end of an epoch should come before it.
+    """Creates the callback; it should come after callbacks that save something at the end of an epoch.
 
     Args:
-      folder: Where the state is kept; nothing else should be.
+      folder: Where the state is kept; it should hold nothing else.
       settings: What must not change within a run: a Python `dict` that JSON can hold.
 
     Raises:
@@ -78,21 +78,21 @@ class TrainingState(keras.callbacks.Callback):
     self.seconds = 0.
     self._folder = pathlib.Path(files.checked_path("folder", folder))
     try:
-      self._settings = json.loads(json.dumps(settings))  # As they will be read: a tuple is a list.
+      self._settings = json.loads(json.dumps(settings))  # As they will be read: tuples become lists.
     except (TypeError, ValueError) as error:
       raise TypeError("`settings` must be a `dict` that JSON can hold, but: "
                       f"{error}. Received: {settings!r}") from error
     self._progress = _Progress()
     self._num_epochs = 0
-    self._within = None  # Of a state within an epoch: what `save` tells.
+    self._within = None  # For a state within an epoch: what `save` writes.
 
   @property
   def num_batches(self) -> int:
-    """How many batches of the next epoch are part of the state."""
+    """Number of batches of the next epoch in the state."""
     return self._within["num_batches"] if self._within else 0
 
   def exists(self) -> bool:
-    """Whether there is a state to go on from.
+    """Whether there is a state to resume.
 
     Returns:
       Python `bool`.
@@ -100,16 +100,16 @@ class TrainingState(keras.callbacks.Callback):
     return bool(self._complete())
 
   def restore(self, model: keras.Model) -> int:
-    """Puts the last state into a model, if there is one; nothing is changed unless all of it can be read and fits.
+    """Puts the last state, if any, into a model. Nothing changes unless all of it can be read and fits.
 
     Args:
-      model: Keras model, built, and compiled with the optimizer that is to go on.
+      model: Keras model, built, and compiled with the optimizer to resume.
 
     Returns:
       Number of finished epochs, 0 if there is no state: the `initial_epoch` of `fit`.
 
     Raises:
-      ValueError: if the model is not compiled, or the state is damaged, or is of another model, optimizer, or of other
+      ValueError: if the model is not compiled, or the state is damaged or belongs to another model, optimizer or
         settings.
     """
     if not getattr(model, "compiled", False):
@@ -125,13 +125,13 @@ class TrainingState(keras.callbacks.Callback):
     return self._num_epochs
 
   def _read(self, model):
-    """Python's part of the last state, when the rest has been put into the model; `None` if there is no state."""
+    """Puts the last state into the model and returns Python's part of it; `None` if there is no state."""
     complete = self._complete()
     if not complete:
       return None
     prefix = self._prefix(*complete[-1])
     try:
-      # All of it: TensorFlow compares checksums as it reads.
+      # Read everything: TensorFlow compares checksums as it reads.
       reader = tf.train.load_checkpoint(prefix)
       tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader raises all of them.
@@ -151,12 +151,12 @@ class TrainingState(keras.callbacks.Callback):
     return {"within": None, **progress, "num_epochs": complete[-1][0]}
 
   def delete(self) -> None:
-    """Removes the folder, when the run is over."""
+    """Removes the folder after the run."""
     shutil.rmtree(self._folder, ignore_errors=True)
 
   def on_train_begin(self, logs=None):
     if replicas.is_chief(self.model.distribute_strategy):
-      self._folder.mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
+      self._folder.mkdir(parents=True, exist_ok=True)  # Fails now, not after an epoch.
     self._checkpoint = _checkpoint_of(self.model, self._progress)  # It may have been compiled anew.
     self._start = time.monotonic() - self.seconds
     self._is_checked = False
@@ -181,7 +181,7 @@ class TrainingState(keras.callbacks.Callback):
                        f"was written after {self.num_batches} of its batches. Received: {self.params.get('steps')}")
 
   def on_train_batch_end(self, batch, logs=None):
-    if self._is_resumed:  # Only now: Keras makes variables of metrics in the first batch.
+    if self._is_resumed:  # Not earlier: Keras makes the variables of metrics in the first batch.
       _add_to_metrics(self.model, self._within["metrics"])
       self._is_resumed = False
     self._num_batches = batch + 1
@@ -189,7 +189,7 @@ class TrainingState(keras.callbacks.Callback):
   def on_epoch_end(self, epoch, logs=None):
     for name, value in (logs or {}).items():
       self.history.setdefault(name, []).append(float(value))
-    # An epoch that was cut short would be taken for whole.
+    # An epoch that was cut short would be taken for a complete one.
     num_batches = self.params.get("steps")
     is_whole = self._num_batches >= num_batches if num_batches else self._num_batches and not self.model.stop_training
     self.seconds = time.monotonic() - self._start
@@ -201,9 +201,9 @@ class TrainingState(keras.callbacks.Callback):
     self._num_epochs = epoch + 1
 
   def save(self) -> None:
-    """Writes the state after the batch at hand; to be called within an epoch, after which training must end.
+    """Writes the state after the current batch. Call it within an epoch; training must end after it.
 
-    All workers must call it after the same batch; it returns when the chief has written.
+    All workers must call it after the same batch. It returns when the chief has written.
 
     Raises:
       OSError: if the state cannot be written.
@@ -222,7 +222,7 @@ class TrainingState(keras.callbacks.Callback):
     try:
       self._checkpoint.write(self._prefix(*position))
       for path in self._folder.glob("epoch-*"):
-        if _position_of(path) not in (None, last, position):  # What a killed run left unfinished, too.
+        if _position_of(path) not in (None, last, position):  # Also files that a killed run left unfinished.
           shutil.rmtree(path) if path.is_dir() else path.unlink()
     except (tf.errors.OpError, OSError) as error:
       kept = f"that after epoch {_name_of(*last)} is still there" if last else "there is none yet"
@@ -233,9 +233,9 @@ class TrainingState(keras.callbacks.Callback):
     return str(self._folder / f"epoch-{_name_of(*position)}")
 
   def _complete(self):
-    """Of the states that are there, in order: numbers of epochs, and of batches of the next one.
+    """Positions of the complete states, in order: finished epochs, and batches of the next one.
 
-    The index gets its name when all else is written.
+    The index gets its name after all else is written.
     """
     return sorted(_position_of(path) for path in self._folder.glob("epoch-*.index") if _position_of(path) is not None)
 
@@ -272,14 +272,14 @@ def _variables_of(model):
 
 
 def _checkpoint_of(model, progress):
-  # By position: names that Keras gives depend on what else has been made in the process.
+  # By position: Keras' names depend on what else the process has made.
   variables = {kind: {str(i): variable.value for i, variable in enumerate(variables)}
                for kind, variables in _variables_of(model).items()}
   return tf.train.Checkpoint(progress=progress, **variables)
 
 
 def _differences(first, second):
-  """What two settings differ in."""
+  """The differences of two settings."""
   if not (isinstance(first, dict) and isinstance(second, dict)):
     return first, second
   keys = [key for key in {**first, **second} if first.get(key) != second.get(key)]
@@ -296,24 +296,24 @@ def _key(kind, position):
 
 
 def _name_of(num_epochs, num_batches):
-  """As in the names of files: `3`, or `3+17` for 17 batches of the fourth epoch."""
+  """As in file names: `3`, or `3+17` for 17 batches of the fourth epoch."""
   return f"{num_epochs}+{num_batches}" if num_batches else f"{num_epochs}"
 
 
 def _position_of(path):
-  """Numbers of epochs and of batches of a file of ours, finished or not; `None` of other files."""
+  """Numbers of epochs and batches of one of our files, finished or not; `None` for other files."""
   match = re.fullmatch(r"epoch-(\d+)(?:\+(\d+))?([._][^ ]*)?", path.name)
   return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def _values_of_metrics(model):
-  """What has been added up since the epoch began. Replicas hold the same: see `FlowSteps`."""
+  """Sums since the start of the epoch. All replicas hold the same: see `FlowSteps`."""
   first = lambda v: model.distribute_strategy.experimental_local_results(v.value)[0]
   return [first(v).numpy().tolist() for metric in model.metrics for v in metric.variables]
 
 
 def _add_to_metrics(model, values):
-  """So that the epoch's means are those of all its batches."""
+  """Adds sums, so that the epoch's means cover all its batches."""
   variables = [v for metric in model.metrics for v in metric.variables]
   for variable, value in zip(variables, values, strict=True):
     for local in model.distribute_strategy.experimental_local_results(variable.value):

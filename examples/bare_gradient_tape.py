@@ -2,9 +2,9 @@
 
   python examples/bare_gradient_tape.py
 
-The bijector is an ordinary TFP bijector over ordinary `tf.Variable`s. What `FlowModel` would do by itself is written
-out here: the noise within the bins of the pixels, the initialisation from the first batch, bits per dimension (2.28 of
-the test split with the default settings).
+The bijector is an ordinary TFP bijector over ordinary `tf.Variable`s. This script writes out what `FlowModel` does by
+itself: noise within the bins of the pixels, initialisation from the first batch, bits per dimension (2.28 for the test
+split with the default settings).
 """
 
 import argparse
@@ -23,13 +23,13 @@ SHAPE, NUM_DIMS, NUM_BITS = (8, 8, 1), 64, 4  # Of scikit-learn's digits.
 
 
 def main():
-  """Trains, and prints bits per dimension of the test split, which it returns."""
+  """Trains; prints and returns bits per dimension of the test split."""
   args = parse_args()
   keras.utils.set_random_seed(args.seed)
   batches = data.load_images("digits", "train", args.batch_size, seed=args.seed, epochs=range(args.epochs))
   flow = train(batches, args)
   test_images = next(iter(data.load_images("digits", "test", batch_size=1000)))
-  log_prob = flow.log_prob(values_of(test_images, step=-1))  # A density, of values in bins of width 1/16.
+  log_prob = flow.log_prob(values_of(test_images, step=-1))  # A density of values in bins of width 1/16.
   log_prob = dequantize.discrete_log_prob(log_prob, NUM_DIMS, NUM_BITS)
   bits_per_dim = float(tf.reduce_mean(dequantize.bits_per_dim(log_prob, NUM_DIMS)))
   print(f"Test bits per dim: {bits_per_dim:.3f}")
@@ -51,15 +51,15 @@ def parse_args():
 
 
 def values_of(images, step):
-  """uint8 images as floats in [-1/2, 1/2), each pixel at random in its bin; other noise at each step.
+  """uint8 images as floats in [-1/2, 1/2), each pixel at random in its bin, with new noise at each step.
 
-  Steps below 0 are those before and after training.
+  Steps below 0 are outside of training.
   """
   return dequantize.dequantize(images, NUM_BITS, dequantize.image_noise(images, [0, step]))
 
 
 def train(batches, args):
-  """The ten lines: a flow, trained."""
+  """Trains a flow in ten lines."""
   glow = tfp_glow.GlowBijector(SHAPE, args.num_blocks, args.num_steps, args.num_hidden, seed=args.seed)
   flow = tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), [NUM_DIMS]), glow)
   optimizer = keras.optimizers.Adam(args.learning_rate, global_clipnorm=100.)

@@ -1,4 +1,4 @@
-"""Images given a part of what they show: enlarged from a few pixels, or completed from their upper half.
+"""Images given a part of their contents: enlarged from a few pixels, or completed from their upper half.
 
 The 8x8 digits of scikit-learn, with the default settings; MNIST from Keras' file:
 
@@ -6,22 +6,22 @@ The 8x8 digits of scikit-learn, with the default settings; MNIST from Keras' fil
   python examples/conditional_images.py --task inpainting --output inpainting
   python examples/conditional_images.py --data ~/.keras/datasets/mnist.npz --epochs 4 --output mnist
 
-  super-resolution   the context is the image reduced: each of its pixels is the mean of a square of --factor times
+  super-resolution   the context is the reduced image: each of its pixels is the mean of a square of --factor times
                      --factor; the density is that of the whole image
-  inpainting         the context is the upper half, upside down: so what meets at the middle lies at the same place; the
-                     density is that of the lower half alone
+  inpainting         the context is the upper half, upside down, so that pixels that meet at the middle lie at the same
+                     place; the density is that of the lower half alone
 
-Besides the conditional Glow one of the same size is trained without the context, and a small classifier on real images.
-The table has, of the test split,
+The script also trains a Glow of the same size without the context, and a small classifier on real images. The table
+has, for the test split,
 
-  bits per dim   of what is generated
-  right class    the share of samples that the classifier takes for the class of the true image
-  error          of the mean of the samples of a context: the root of its mean squared difference to the true image
-  spread         the root of the mean squared deviation of samples of one context from their mean. Where samples are as
-                 the truth, the error is sqrt(1 + 1 / number of samples) times as large
-  reduced        the error of samples, reduced as the image was, to their context (of super-resolution)
+  bits per dim   of the generated part
+  right class    the share of samples that the classifier assigns to the class of the true image
+  error          of the mean of a context's samples: the root of its mean squared difference to the true image
+  spread         the root of the mean squared deviation of a context's samples from their mean. If samples are
+                 distributed like the truth, the error is sqrt(1 + 1 / number of samples) times as large
+  reduced        the error of samples, reduced as the image was, to their context (super-resolution)
 
-the last three in shares of the range from black to white. The folder then holds:
+The last three are shares of the range from black to white. The folder then holds:
 
   model.weights.h5   the weights of the conditional Glow
   samples.png        contexts, true images, samples
@@ -60,15 +60,15 @@ class SuperResolution:
     self.event_shape, self.context_shape = image_shape, (height // factor, width // factor, channels)
 
   def context_of(self, images):
-    """Of uint8 images `[N, H, W, C]`: float32, between -1 and 1."""
+    """Contexts of uint8 images `[N, H, W, C]`: float32, between -1 and 1."""
     return scaled(tf.nn.avg_pool2d(tf.cast(images, tf.float32), self.factor, self.factor, "VALID"))
 
   def event_of(self, images):
-    """What is generated."""
+    """The generated part."""
     return images
 
   def whole(self, events, images):
-    """Images, with what is not generated from others."""
+    """Whole images; parts that are not generated come from `images`."""
     del images
     return events
 
@@ -88,19 +88,19 @@ class Inpainting:
     self.event_shape = self.context_shape = (self.half, width, channels)
 
   def context_of(self, images):
-    """As of `SuperResolution`."""
+    """As in `SuperResolution`."""
     return scaled(tf.cast(images[:, :self.half][:, ::-1], tf.float32))
 
   def event_of(self, images):
-    """As of `SuperResolution`."""
+    """As in `SuperResolution`."""
     return images[:, self.half:]
 
   def whole(self, events, images):
-    """As of `SuperResolution`."""
+    """As in `SuperResolution`."""
     return np.concatenate([images[:, :self.half], events], axis=1)
 
   def shown(self, images):
-    """As of `SuperResolution`."""
+    """As in `SuperResolution`."""
     return self.whole(np.full_like(self.event_of(images), 128), images)
 
 
@@ -140,7 +140,7 @@ def main():
 
 
 def parse_args():
-  """The settings; argparse ends the program with a message if one of them cannot be."""
+  """The settings; argparse ends the program with a message if one of them is invalid."""
   parser = options.empty_parser(__doc__)
   add = parser.add_argument
   add("--task", choices=TASKS, default="super-resolution", help="(%(default)s)")
@@ -158,7 +158,7 @@ def parse_args():
   add("--num-images", type=options.positive_int, default=200, help="of the test split, to sample for (%(default)s)")
   add("--seed", type=options.non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   output_folder.add_options(parser, "conditional")
-  # What functions of the longer examples ask for as well.
+  # Settings that functions of the longer examples need.
   parser.set_defaults(conditional=True, schedule="cosine", warm_up_steps=None, strategy="none", time_limit=None)
   args = parser.parse_args()
   if args.factor is None:
@@ -172,7 +172,7 @@ def parse_args():
 
 
 def scaled(levels):
-  """Between -1 and 1."""
+  """Scales to between -1 and 1."""
   return levels / 127.5 - 1.
 
 
@@ -182,7 +182,7 @@ def as_pair(task, images, labels):
 
 
 def make_model(task, args, has_context):
-  """A `FlowModel` of what the task generates."""
+  """A `FlowModel` of the task's generated part."""
   condition = {"context_shape": task.context_shape,
                "context_network": make_context_network(task.context_shape, args.num_features)} if has_context else {}
   glow = tfp_glow.GlowBijector(
@@ -191,7 +191,7 @@ def make_model(task, args, has_context):
 
 
 def make_context_network(shape, num_features):
-  """What the flow is given at each position, of the surroundings, and everywhere, of the whole."""
+  """A network that gives the flow features of the surroundings at each position, and of the whole image everywhere."""
   conv = lambda filters: keras.layers.Conv2D(filters, 3, padding="same", activation="gelu")
   context = keras.Input(shape)
   around = conv(num_features)(conv(4 * num_features)(context))
@@ -200,7 +200,7 @@ def make_context_network(shape, num_features):
 
 
 def fit(model, splits, task, args):
-  """Trains it."""
+  """Trains the model."""
   num_steps = len(splits["train"])
   model.compile(keras.optimizers.Adam(train_glow.learning_rate_schedule(args, num_steps), global_clipnorm=100.))
   pairs = lambda dataset: dataset.map(lambda *batch: as_pair(task, *batch), num_parallel_calls=tf.data.AUTOTUNE)
@@ -235,11 +235,11 @@ def measures(model, test, images, labels, task, classifier, seed):
 
   Args:
     model: `FlowModel`, with a context or without.
-    test: Dataset of batches of the test split, of `as_pair`.
+    test: Dataset of batches of the test split, from `as_pair`.
     images: uint8 array `[N, H, W, C]`.
     labels: Integer array `[N]`.
     task: One of `TASKS`.
-    classifier: As of `fit_classifier`.
+    classifier: The result of `fit_classifier`.
     seed: Python `int`.
 
   Returns:
@@ -260,13 +260,13 @@ def measures(model, test, images, labels, task, classifier, seed):
 
 
 def draw(model, context, seed):
-  """A sample for each context, which only a conditional model is given."""
+  """A sample for each context, which only a conditional model gets."""
   condition = {} if model.context_shape is None else {"context": context}
   return model.sample(len(context), seed=seed, **condition)
 
 
 def root_mean_square(differences):
-  """Of grey levels, in shares of their range."""
+  """Root mean square of grey levels, as a share of their range."""
   return np.sqrt(np.mean(np.square(differences))) / 255.
 
 

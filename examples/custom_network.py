@@ -1,13 +1,13 @@
-"""Glow with coupling networks of one's own: a small ResNet, or attention.
+"""Glow with your own coupling networks: a small ResNet, or attention.
 
   python examples/custom_network.py --network resnet
   python examples/custom_network.py --network attention
   python examples/custom_network.py --network default
 
-A coupling network is any Keras layer from `[N, h, w, c]` to `[N, h, w, num_output_channels]`; it need not be
-invertible. Three rules: `network_fn` makes a new one on each call, as every step of flow has its own weights; the last
-layer starts at zero, so that the flow starts near the identity; and no layer changes its state when it is called
-(LayerNormalization, not BatchNormalization; no Dropout).
+A coupling network is any Keras layer from `[N, h, w, c]` to `[N, h, w, num_output_channels]`. It need not be
+invertible. There are three rules. `network_fn` makes a new network on each call, because every step of flow has its own
+weights. The last layer starts at zero, so that the flow starts near the identity. No layer changes its state when it is
+called (use LayerNormalization, not BatchNormalization; no Dropout).
 
 With the default settings the test split of scikit-learn's digits takes 2.44 bits per dim with the ResNet (319,076
 parameters), 2.60 with attention (58,980), and 2.48 with the default network (33,860).
@@ -26,7 +26,7 @@ layers = keras.layers
 
 @keras.saving.register_keras_serializable("custom_network")
 class ResNet(layers.Layer):
-  """Convolutions, with a way past each pair of them."""
+  """Convolutions, with a skip connection past each pair."""
 
   def __init__(self, num_output_channels, num_hidden, num_pairs=2, **kwargs):
     super().__init__(**kwargs)
@@ -60,7 +60,7 @@ class ResNet(layers.Layer):
 
 @keras.saving.register_keras_serializable("custom_network")
 class Attention(layers.Layer):
-  """Every position looks at all others; a learned vector for each tells them apart."""
+  """Every position attends to all others; a learned vector for each position tells them apart."""
 
   def __init__(self, num_output_channels, num_hidden, num_heads=4, **kwargs):
     super().__init__(**kwargs)
@@ -95,9 +95,9 @@ NETWORKS = {"resnet": ResNet, "attention": Attention, "default": None}
 
 
 def main():
-  """Trains, and prints bits per dimension of the test split, which it returns."""
+  """Trains; prints and returns bits per dimension of the test split."""
   args = parse_args()
-  keras.utils.set_random_seed(args.seed)  # Where the networks' own initial values come from.
+  keras.utils.set_random_seed(args.seed)  # For the networks' own initial values.
   train, test = (data.load_images("digits", split, args.batch_size, seed=args.seed) for split in ("train", "test"))
   model = make_model(args)
   model.compile(keras.optimizers.Adam(args.learning_rate, global_clipnorm=100.))

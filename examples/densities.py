@@ -1,4 +1,4 @@
-"""Densities in the plane that `train_residual_flow.py` trains on, and its pictures and measures of them."""
+"""Densities in the plane for `train_residual_flow.py`, with pictures and measures of them."""
 
 import math
 import pathlib
@@ -9,15 +9,15 @@ from run_pictures import plt, save_curve
 from sklearn import datasets
 
 DENSITIES_PICTURE, CURVE = "densities.png", "training_curve.png"
-GRID = "density.npy"  # The density on the grid of the picture, for the picture of another run.
+GRID = "density.npy"  # The density on the picture's grid, for the picture of another run.
 FILES = (DENSITIES_PICTURE, CURVE, GRID)
 
 SIDE = 4.  # The pictures show the square from -SIDE to SIDE.
 NUM_CELLS = 200  # Along a side of the picture.
-NUM_POINTS = 20_000  # Of an epoch, to test, and of samples to measure.
+NUM_POINTS = 20_000  # Points of an epoch, test points, and samples to measure.
 NUM_VALIDATION_POINTS = 5_000
 NUM_PICTURE_POINTS = 2_000_000
-_TEST, _VALIDATION, _PICTURE, _FIRST_EPOCH = range(4)  # What is drawn, for the seed.
+_TEST, _VALIDATION, _PICTURE, _FIRST_EPOCH = range(4)  # The purpose of a draw, for its seed.
 
 
 def _checkerboard(rng, count):
@@ -28,13 +28,13 @@ def _checkerboard(rng, count):
 
 
 def _eight_gaussians(rng, count):
-  """Round ones, in a circle."""
+  """Round Gaussians, in a circle."""
   angle = 2. * math.pi / 8. * rng.integers(0, 8, count)
   return 3. * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.3 * rng.standard_normal((count, 2))
 
 
 def _two_spirals(rng, count):
-  """Of one and a half turns, from the middle outwards."""
+  """Two spirals of one and a half turns, from the middle outwards."""
   angle = 3. * math.pi * np.sqrt(rng.random(count))
   arm = angle / 3. * rng.choice([-1., 1.], count)
   return np.stack([arm * np.cos(angle), arm * np.sin(angle)], 1) + 0.1 * rng.standard_normal((count, 2))
@@ -55,7 +55,7 @@ def draw(name, count, *seed):
 
 
 def load_splits(args):
-  """As `training_data.load_splits`; each epoch has points of its own."""
+  """As `training_data.load_splits`; each epoch has its own points."""
   for folder in map(pathlib.Path, args.beside):
     if not (folder / GRID).exists():
       raise ValueError(f"--beside must be folders of runs with a density that have finished. Received: {folder}")
@@ -74,7 +74,7 @@ def load_splits(args):
 
 
 def measures(model, name, seed):
-  """What `results.json` says beyond bits per dimension.
+  """The numbers in `results.json` besides bits per dimension.
 
   Args:
     model: `FlowModel`.
@@ -82,8 +82,8 @@ def measures(model, name, seed):
     seed: Python `int`.
 
   Returns:
-    Dict: `"nats"`, the mean log-density of test points. Of the checkerboard also what is best, `"best_nats"`, and
-    `"share_on_squares"`, of samples; uniform ones would have half.
+    Dict: `"nats"`, the mean log-density of test points. For the checkerboard also the optimum, `"best_nats"`, and
+    `"share_on_squares"`, the share of samples on its squares; uniform samples would have half.
   """
   found = {"nats": float(np.mean(model.log_prob(draw(name, NUM_POINTS, seed, _TEST))))}
   if name == "checkerboard":
@@ -103,8 +103,8 @@ def save_pictures(name, beside, model, test_points, history, test_bits_per_dim, 
 
   Args:
     name: One of `DENSITIES`.
-    beside: List of folders of other runs, whose densities the picture shows as well.
-    model: See there.
+    beside: List of folders of other runs, whose densities the picture also shows.
+    model: See `run_pictures.save_pictures`.
     test_points: See there.
     history: See there.
     test_bits_per_dim: See there.
@@ -117,7 +117,7 @@ def save_pictures(name, beside, model, test_points, history, test_bits_per_dim, 
   panels = {"data": _histogram(draw(name, NUM_PICTURE_POINTS, seed, _PICTURE)), folder.name: grid,
             **{other.name: np.load(other / GRID) for other in map(pathlib.Path, beside)}}
   figure, axes = plt.subplots(1, len(panels), figsize=(3. * len(panels), 3.3), layout="constrained", squeeze=False)
-  # A flow has sharp ridges: brighter than this they would leave all else dark.
+  # A flow has sharp ridges: a brighter scale would leave all else dark.
   brightest = 1.2 * np.quantile(panels["data"], 0.98)
   for axis, (title, density) in zip(axes[0], panels.items()):
     axis.imshow(density, origin="lower", extent=[-SIDE, SIDE] * 2, vmin=0., vmax=brightest)
@@ -128,7 +128,7 @@ def save_pictures(name, beside, model, test_points, history, test_bits_per_dim, 
 
 
 def density_on_grid(model):
-  """`[NUM_CELLS, NUM_CELLS]`, in the middle of each cell, the rows upwards."""
+  """`[NUM_CELLS, NUM_CELLS]`, at the centre of each cell, the rows upwards."""
   middles = (np.arange(NUM_CELLS) + 0.5) / NUM_CELLS * 2. * SIDE - SIDE
   x, y = np.meshgrid(middles, middles)
   return np.exp(model.log_prob(np.stack([x, y], -1).reshape(-1, 2).astype(np.float32))).reshape(x.shape)

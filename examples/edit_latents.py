@@ -1,21 +1,21 @@
-"""Changes images by moving their latents, with a Glow that examples/train_glow.py has trained, and measures the change.
+"""Edits images by moving their latents, with a Glow trained by examples/train_glow.py, and measures the change.
 
-First a model, then what can be done with it; the argument is the folder that the model is in:
+First train a model, then edit with it; the argument is the model's folder:
 
   python examples/train_glow.py
   python examples/edit_latents.py output
 
 The folder output/edits then holds:
 
-  edits.png               images of the test split on the way to another class: the mean latent of its training images
-                          minus that of the training images of their own class is added to theirs, at several strengths
+  edits.png               images of the test split on the way to another class: the mean latent of the other class's
+                          training images minus that of their own class's is added to theirs, at several strengths
   interpolations.png      images between two of the test split, along straight lines and along arcs in latent space
   temperatures.png        samples, a row for each temperature
-  level_temperatures.png  samples that vary in one level of the latents only
-  directions.npz          what was added: `examples/serve.py --directions` makes sliders of it
-  edits.json              the numbers: what a classifier says of all of these, and of many more images than are drawn
+  level_temperatures.png  samples that vary in only one level of the latents
+  directions.npz          the added directions: `examples/serve.py --directions` makes sliders of them
+  edits.json              the numbers: a classifier's results for all of these, and for many more images than are drawn
 
-The classifier is a small neural network of scikit-learn, which has seen real images of the training split only.
+The classifier is a small neural network of scikit-learn that has seen only real images of the training split.
 """
 
 import argparse
@@ -43,7 +43,7 @@ EDITS, INTERPOLATIONS, TEMPERATURES = "edits.png", "interpolations.png", "temper
 LEVEL_TEMPERATURES, DIRECTIONS, NUMBERS = "level_temperatures.png", "directions.npz", "edits.json"
 OUTPUTS = (EDITS, INTERPOLATIONS, TEMPERATURES, LEVEL_TEMPERATURES, DIRECTIONS, NUMBERS)
 
-# Of other data, numbers are the names of the classes, and class 0 becomes class 1.
+# For other data the names of the classes are their numbers, and class 0 becomes class 1.
 CLASS_NAMES = {"fashion_mnist": (
     "T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")}
 DEFAULT_EDITS = {"digits": [[3, 8], [4, 9]], "fashion_mnist": [[5, 7], [0, 2]]}
@@ -53,11 +53,11 @@ SAMPLE_TEMPERATURES = (0., 0.25, 0.6, 0.7, 0.8, 0.9, 1.)  # Those of figure 8 of
 NUM_INTERPOLATION_STEPS = 9
 
 BATCH_SIZE = 100
-NUM_IMAGES = 10_000  # Of each split, at most: for the classifier, the directions, the moves.
-NUM_MOVED = 200  # Of each class, at most.
+NUM_IMAGES = 10_000  # From each split, at most: for the classifier, the directions, the moves.
+NUM_MOVED = 200  # From each class, at most.
 NUM_SAMPLES = 200  # At each temperature.
-NUM_COLUMNS = 16  # Of them in a row.
-NUM_ROWS = 4  # Of images in a picture of an edit; two for each pair in that of an interpolation.
+NUM_COLUMNS = 16  # Samples in a row.
+NUM_ROWS = 4  # Of images in a picture of an edit; each pair has two in an interpolation.
 
 
 class Images(NamedTuple):
@@ -66,12 +66,12 @@ class Images(NamedTuple):
   labels: np.ndarray  # int [N]
 
   def of_class(self, label):
-    """Those images of a class that are moved."""
+    """The images of a class that are moved."""
     return self.images[self.labels == label][:NUM_MOVED]
 
 
 class Panel(NamedTuple):
-  """Rows of images, and curves of what was measured on the way from left to right."""
+  """Rows of images, and curves of the measurements from left to right."""
   title: str
   name_of_positions: str
   positions: list  # Python numbers, one for each column
@@ -112,7 +112,7 @@ def main():
 
 
 def parse_args():
-  """The settings; argparse ends the program with a message if one of them cannot be."""
+  """The settings; argparse ends the program with a message if one of them is invalid."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add("run", type=pathlib.Path, nargs="?", default=pathlib.Path("output"),
@@ -130,7 +130,7 @@ def parse_args():
 
 
 def load_settings(run):
-  """The settings with which a model was trained."""
+  """The settings of a trained model."""
   try:
     return argparse.Namespace(**json.loads((run / train_glow.RESULTS).read_text())["settings"])
   except (OSError, ValueError, KeyError) as error:
@@ -139,7 +139,7 @@ def load_settings(run):
 
 
 def load_images(settings):
-  """Images of the training and of the test split that a model was trained and tested with."""
+  """Images of the training and test splits of a trained model."""
   settings = {**vars(settings), "conditional": True, "batch_size": BATCH_SIZE}
   splits = training_data.load_splits(argparse.Namespace(**settings))
   return _first_images(splits["train"]), _first_images(splits["test"])
@@ -170,13 +170,13 @@ def load_model(run, settings, image_shape):
 
 
 def fit_classifier(train, seed):
-  """A classifier of real images; it stops when it no longer improves for a tenth of them, which it is not fitted to."""
+  """A classifier of real images. It stops when its score on a held-out tenth no longer improves."""
   classifier = MLPClassifier((128,), early_stopping=True, n_iter_no_change=20, random_state=seed)
   return classifier.fit(flat(train.images), train.labels)
 
 
 def flat(images):
-  """Images `[..., H, W, C]` as the classifier takes them, `[N, H * W * C]`."""
+  """Images `[..., H, W, C]` as the classifier's inputs, `[N, H * W * C]`."""
   return images.reshape(-1, math.prod(images.shape[-3:])) / np.float32(255.)
 
 
@@ -201,7 +201,7 @@ def _in_batches(function, values):
 
 
 def along_path(classifier, images, edit):
-  """What the classifier says on the way from one class to another.
+  """The classifier's results along the way from one class to another.
 
   Args:
     classifier: Of scikit-learn.
@@ -209,8 +209,8 @@ def along_path(classifier, images, edit):
     edit: Numbers of the two classes.
 
   Returns:
-    Dict of lists of `S` numbers, means over the `N` images: the probability of the second class, and how many are taken
-    for one of the second and for one of the first class.
+    Dict of lists of `S` numbers, over the `N` images: the mean probability of the second class, and the shares of
+    images classified as the second and as the first class.
   """
   probabilities = classify(classifier, images)
   taken_for = classifier.classes_[probabilities.argmax(axis=-1)]
@@ -220,12 +220,12 @@ def along_path(classifier, images, edit):
 
 
 def name_of(edit, names):
-  """For people."""
+  """A readable name."""
   return " to ".join(names[label] for label in edit)
 
 
 def class_direction(model, train, edit):
-  """The latent `[D]` that leads from training images of the first class to those of the second."""
+  """The latent direction `[D]` from training images of the first class to those of the second."""
   of_both = np.isin(train.labels, edit)
   return latent.attribute_direction(encode(model, train.images[of_both]), train.labels[of_both] == edit[1])
 
@@ -236,7 +236,7 @@ def moved(z, direction, strengths):
 
 
 def save_edits(path, model, classifier, test, edits, names, directions, strengths):
-  """Moves images of the test split in the direction of another class; draws, prints and returns what became of them."""
+  """Moves images of the test split towards another class; draws, prints and returns the results."""
   panels, measured = [], []
   for edit, direction in zip(edits, directions):
     images = decode(model, moved(encode(model, test.of_class(edit[0])), direction, strengths))
@@ -256,7 +256,7 @@ def save_edits(path, model, classifier, test, edits, names, directions, strength
 
 
 def save_interpolations(path, model, classifier, test, edits, names):
-  """Interpolates between test images of two classes; draws, prints and returns what lies between them."""
+  """Interpolates between test images of two classes; draws, prints and returns the results."""
   panels, measured = [], []
   shares = np.linspace(0., 1., NUM_INTERPOLATION_STEPS).tolist()
   for edit in edits:
@@ -267,7 +267,7 @@ def save_interpolations(path, model, classifier, test, edits, names):
     for way in ("line", "arc"):
       z = latent.interpolate(*ends, NUM_INTERPOLATION_STEPS, spherical=way == "arc")
       images = decode(model, z)
-      # Of standard normal latents it would be about 1.
+      # For standard normal latents this would be about 1.
       norm = np.linalg.norm(z, axis=-1).mean(axis=1) / math.sqrt(z.shape[-1])
       numbers[way] = {"share": shares, **along_path(classifier, images, edit), "norm": norm.tolist()}
       print_table(f"{title}, {way}: {z.shape[1]} pairs of images of the test split",
@@ -290,18 +290,18 @@ def temperatures_of_levels(model):
 
 
 def save_samples(path, model, classifier, temperatures, seed):
-  """Draws samples of the model, a row for each temperature; prints and returns what the classifier says of them.
+  """Draws samples of the model, a row for each temperature; prints and returns the classifier's results.
 
   Args:
     path: File to write.
     model: `FlowModel`.
     classifier: Of scikit-learn.
-    temperatures: Dict, from names of the rows to what `FlowModel.sample` takes.
+    temperatures: Dict, from names of the rows to values for `FlowModel.sample`.
     seed: Python `int`.
 
   Returns:
-    Dict of lists, a number for each row: `confidence` is the mean probability of each sample's likeliest class,
-    `num_classes` is how many classes occur: `exp(entropy)` of the shares of the samples that are taken for each.
+    Dict of lists, a number for each row: `confidence` is the mean probability of each sample's likeliest class;
+    `num_classes` is the effective number of classes: `exp(entropy)` of the shares of samples assigned to each.
   """
   samples = np.stack([model.sample(NUM_SAMPLES, temperature, seed=seed) for temperature in temperatures.values()])
   run_pictures.save_grid(path, samples[:, :NUM_COLUMNS], list(temperatures))
@@ -315,7 +315,7 @@ def save_samples(path, model, classifier, temperatures, seed):
 
 
 def with_names(numbers, edit, names):
-  """What `along_path` returns, and what else there is, for people."""
+  """The result of `along_path`, and what else there is, with readable names."""
   source, target = (names[label] for label in edit)
   headings = {"probability_of_to": f"probability of {target}", "share_of_to": f"taken for {target}",
               "share_of_from": f"taken for {source}"}
@@ -333,7 +333,7 @@ def print_table(title, columns):
 
 
 def save_panels(path, panels):
-  """Draws rows of images, and beside them the curves of what was measured."""
+  """Draws rows of images, and beside them the curves of the measurements."""
   num_columns = max(len(panel.positions) for panel in panels)
   num_rows = [len(panel.rows) for panel in panels]
   figure, axes = plt.subplots(
@@ -357,7 +357,7 @@ def save_panels(path, panels):
 
 
 def middles(length, count):
-  """Where the middles of so many images are along a picture of `pictures.tile`, in pixels."""
+  """The middles of `count` images in a picture of `pictures.tile`, in pixels."""
   return [pictures.GAP / 2 + (length - pictures.GAP) * (index + 0.5) / count for index in range(count)]
 
 

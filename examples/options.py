@@ -1,4 +1,4 @@
-"""The command line of `train_glow.py`, but for what concerns the files that it leaves.
+"""The command line of `train_glow.py`, except for the options about its output files.
 
 `train_residual_flow.py` takes the options of data and training from here, too.
 """
@@ -31,12 +31,12 @@ def make_parser(description):
 
 
 def empty_parser(description):
-  """Without any options."""
+  """A parser without any options."""
   return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def add_data_options(parser, data_help):
-  """What to train on."""
+  """Adds options for the training data."""
   add = parser.add_argument
   add("--data", default="digits", help=f"{data_help} (%(default)s)")
   add("--data-dir", help="where TFDS keeps its data sets (TFDS's default)")
@@ -54,7 +54,7 @@ def add_data_options(parser, data_help):
 
 
 def add_training_options(parser):
-  """How to train, and where to leave what comes of it."""
+  """Adds options for training, and for where its results go."""
   add = parser.add_argument
   add("--epochs", type=positive_int, default=45, help="(%(default)s)")
   add("--batch-size", type=positive_int, default=64, help="over all devices (%(default)s)")
@@ -67,7 +67,7 @@ def add_training_options(parser):
   add("--schedule", choices=("cosine", "constant"), default="cosine",
       help="the learning rate after the warm-up: falling to 0 at the last step, or as it is (%(default)s)")
   add("--warm-up-steps", type=non_negative_int, help="batches until then (a twentieth of all)")
-  # A rare batch that a half-trained flow finds absurd has a gradient 10,000 times as long as others, and would ruin it.
+  # A rare batch that a half-trained flow finds absurd has a gradient 10,000 times as long as others. It would ruin it.
   add("--max-gradient-norm", type=positive_float, default=100., help="longer gradients are shortened (%(default)g)")
   add("--ema", type=fraction, metavar="DECAY",
       help="moving averages of the weights, with this decay at each update, are evaluated and saved in their place")
@@ -84,7 +84,7 @@ def add_training_options(parser):
 
 
 def parse(parser):
-  """The settings of this command line; argparse ends the program with a message if one of them cannot be."""
+  """The settings of this command line; argparse ends the program with a message if one of them is invalid."""
   args = parser.parse_args()
   if args.preset:
     parser.set_defaults(**PRESETS[args.preset].options())
@@ -96,14 +96,14 @@ def parse(parser):
 
 
 def check(parser, args, num_halvings, formula, what):
-  """Fills in the defaults that depend on other options, and ends the program if options do not go together.
+  """Fills in defaults that depend on other options; ends the program if options do not go together.
 
   Args:
     parser: `argparse.ArgumentParser`.
-    args: Its settings, with those of `add_data_options` and `add_training_options`.
-    num_halvings: Python `int`, how often the images are halved,
-    formula: Python `str`, 2 to that power,
-    what: Python `str`, and by whom.
+    args: Its settings, including those of `add_data_options` and `add_training_options`.
+    num_halvings: Python `int`, how often the images are halved.
+    formula: Python `str`, a formula for 2 to that power, for the message.
+    what: Python `str`, what halves the images, for the message.
   """
   if args.num_bits is None:
     args.num_bits = 4 if args.data == "digits" else 8

@@ -1,21 +1,22 @@
-"""Bits per dimension as a score of how odd an image is, and why that is a poor score by itself.
+"""Bits per dimension as a score for how odd an image is, and why that is a poor score on its own.
 
   python examples/out_of_distribution.py
   python examples/out_of_distribution.py --data digits
 
-Trains a Glow on Fashion-MNIST (or on scikit-learn's digits), and scores its test images against images of other kinds.
-The table has the AUROC of three scores: the probability that an odd image gets a higher score than a test image. 1 is
-perfect, 0.5 is chance; below 0.5 odd images are taken for more usual than the usual ones.
+The script trains a Glow on Fashion-MNIST (or on scikit-learn's digits), and scores its test images against images of
+other kinds. The table has the AUROC of three scores: the probability that an odd image gets a higher score than a test
+image. 1 is perfect, 0.5 is chance; below 0.5 odd images look more usual than the usual ones.
 
   likelihood   bits per dimension: how unlikely the model finds the image
   typicality   how far the bits per dimension are from the mean over training images, on either side
-  complexity   bits per dimension, less those that PNG needs for the image
+  complexity   bits per dimension, minus those that PNG needs for the image
 
-The known weakness (Nalisnick et al. 2019): the likelihood of a flow is that of pixels, not of contents. Simple images
-are likely under any flow that has learned that pixels are like their neighbours and often black, whatever they show. Do
-not take the likelihood for a detector of odd images. The two other scores repair some of that, and fail elsewhere.
+The weakness is known (Nalisnick et al. 2019): a flow's likelihood is about pixels, not about contents. Simple images
+are likely under any flow that has learned that pixels resemble their neighbours and are often black, whatever the
+images show. Do not use the likelihood to detect odd images. The other two scores repair some of that, and fail
+elsewhere.
 
-With the default settings (Fashion-MNIST, seed 0), where the test images have 3.43 bits per dimension:
+With the default settings (Fashion-MNIST, seed 0) the test images have 3.43 bits per dimension:
 
                  likelihood typicality complexity   bits per dim
   noise               1.000      1.000      1.000   31.37
@@ -43,10 +44,10 @@ from tfp_glow import data
 
 
 def main():
-  """Trains, prints the table, and returns it: from kinds of images to their AUROCs."""
+  """Trains; prints and returns the table: from kinds of images to their AUROCs."""
   args = parse_args()
   keras.utils.set_random_seed(args.seed)
-  size = 8 if args.data == "digits" else 32  # Fashion-MNIST's 28 pixels are padded, so that they can be halved.
+  size = 8 if args.data == "digits" else 32  # Fashion-MNIST's 28 pixels are padded to a size that can be halved.
   load = lambda split: data.load_images(args.data, split, args.batch_size, image_size=size, seed=args.seed)
   model = make_model(size, args)
   model.fit(load("train").repeat(), epochs=1, steps_per_epoch=args.num_training_steps)
@@ -94,7 +95,7 @@ def first_images(dataset, count):
 
 
 def odd_images(images, args):
-  """Images of other kinds than `images`, uint8: a dict from their names to arrays."""
+  """Images of other kinds than `images`, uint8: a dict from the kinds' names to arrays."""
   rng = np.random.default_rng(args.seed)
   kinds = {
       "noise": rng.integers(0, 256, images.shape, np.uint8),
@@ -104,14 +105,14 @@ def odd_images(images, args):
   }
   if args.data != "digits":
     digits = first_images(data.load_images("digits", "test", batch_size=64), args.num_images)
-    # The size that they have in MNIST.
+    # Their size in MNIST.
     digits = tf.clip_by_value(tf.image.resize(digits, [20, 20], "bicubic"), 0., 255.)
     kinds["digits"] = np.pad(tf.cast(digits, tf.uint8), [(0, 0), (6, 6), (6, 6), (0, 0)])
   return kinds
 
 
 def scores(model, images, typical):
-  """Likelihood, typicality and complexity of images: three arrays `[N]`; the higher, the odder."""
+  """Likelihood, typicality and complexity of images: three arrays `[N]`; higher is odder."""
   bits = model.predict(images, verbose=0)
   bits_of_png = np.array([8 * len(tf.io.encode_png(image).numpy()) for image in images]) / images[0].size
   return bits, np.abs(bits - typical), bits - bits_of_png

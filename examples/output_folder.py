@@ -1,4 +1,4 @@
-"""The folder in which an example leaves its results, which never lie beside those of another run."""
+"""The output folder of an example, which never mixes the results of two runs."""
 
 import json
 import math
@@ -11,11 +11,11 @@ RESULTS = train_glow.RESULTS
 
 
 def add_options(parser, name):
-  """Where to leave them.
+  """Adds options for the output folder.
 
   Args:
     parser: `argparse.ArgumentParser`.
-    name: Python `str`, of the folder, unless another is said.
+    name: Python `str`, default name of the folder.
   """
   parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(name),
                       help="folder of the results (%(default)s)")
@@ -24,7 +24,7 @@ def add_options(parser, name):
 
 
 def check(parser, args, outputs):
-  """Ends the program if there are results of another run in its folder, with these names."""
+  """Ends the program if the folder has results of another run under these names."""
   if args.output.exists() and not args.output.is_dir():
     parser.error(f"--output must be a folder. Received: {args.output}")
   if any((args.output / name).exists() for name in outputs) and not args.overwrite:
@@ -33,23 +33,23 @@ def check(parser, args, outputs):
 
 
 def prepare(args, outputs):
-  """Makes the folder, and clears it of the results of an earlier run."""
+  """Makes the folder, and removes the results of an earlier run."""
   args.output.mkdir(parents=True, exist_ok=True)
   for name in outputs:
     (args.output / name).unlink(missing_ok=True)
 
 
 def num_parameters(model):
-  """That are trained, of a Keras model."""
+  """Number of trainable parameters of a Keras model."""
   return sum(math.prod(v.shape) for v in model.trainable_variables)
 
 
 def write_results(results, start, args):
-  """Writes the numbers, and what they may depend on.
+  """Writes the numbers, and everything that may affect them.
 
   Args:
-    results: Dict of what was measured.
-    start: Python `float`, when the program began.
+    results: Dict of the measurements.
+    start: Python `float`, start time of the program.
     args: The settings.
   """
   results = {

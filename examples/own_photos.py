@@ -3,17 +3,17 @@
   python examples/own_photos.py ~/photographs --image-size 32 --output photos
   python examples/own_photos.py
 
-The second, without a folder, cuts the two photographs inside scikit-learn into squares, to try it out; it ends at 1.51
-bits per dim. Photos may have any sizes: each is cropped to its central square and reduced. A tenth of them, chosen by
-their content, is kept for validation, and another for the test. The output folder then holds:
+Without a folder, the second command cuts the two photographs in scikit-learn into squares, to try it out; it ends at
+1.51 bits per dim. Photos may have any sizes: each is cropped to its central square and reduced. By content, a tenth of
+them is kept for validation, and another tenth for the test. The output folder then holds:
 
   pictures/samples_0010.png            samples after 10 epochs, from the same noise each time
-  pictures/interpolations_0010.png     ways through latent space between four photos of the test split
+  pictures/interpolations_0010.png     paths through latent space between four photos of the test split
   pictures/bits_per_dim.png            the curve of training
   model.weights.h5, saved_model/       what was learned
 
-The same command goes on where it was ended. A few hundred photos show that it works; for samples that look like photos
-take tens of thousands of one kind (faces, say, at one place), the settings of the paper, and a GPU.
+The same command resumes a run that was ended. A few hundred photos show that it works. For samples that look like
+photos, take tens of thousands of one kind (such as faces in one place), the settings of the paper, and a GPU.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def parse_args():
 
 
 def write_crops(folder, size):
-  """Cuts scikit-learn's photographs, of China's Summer Palace and of a flower, into squares; returns their folder."""
+  """Cuts scikit-learn's photographs (China's Summer Palace, a flower) into squares; returns their folder."""
   from sklearn import datasets
   for index, photo in enumerate(datasets.load_sample_images().images):
     height, width, _ = photo.shape
@@ -94,7 +94,7 @@ def make_model(image_shape, args):
 
 
 def train(model, load, photos, args):
-  """Trains from the last epoch that has been finished, if there is one, and draws pictures meanwhile."""
+  """Trains from the last finished epoch, if any, and draws pictures meanwhile."""
   pictures = args.output / "pictures"
   settings = {key: str(value) for key, value in vars(args).items() if key not in ("output", "epochs")}
   state = callbacks.TrainingState(args.output / "training_state", settings)

@@ -1,23 +1,23 @@
-"""What a simulator's parameters may have been, given what it returned: the posterior, as a conditional flow.
+"""The posterior of a simulator's parameters given its output, as a conditional flow.
 
   python examples/posterior.py
   python examples/posterior.py --simulator linear_gaussian
   python examples/posterior.py --model residual_flow
 
-Parameters are drawn from the prior, the simulator is run with each of them, and a flow over parameters is trained with
-what it returned as context ("neural posterior estimation"). No likelihood is needed: the posterior of an epidemic, of
-which a part of the cases is reported, has no formula. That of linear_gaussian has one, with which it is compared.
+Parameters are drawn from the prior, and the simulator is run with each of them. A flow over parameters is trained with
+the simulator's output as context ("neural posterior estimation"). No likelihood is needed: the posterior of an epidemic
+with partly reported cases has no formula. That of linear_gaussian has one, with which the flow is compared.
 
-Whether posteriors are as wide as they should be is checked by ranks: of parameters that were drawn from the prior,
-among samples of the posterior given what the simulator made of them. If the posterior is right they are uniform. So are
-the ranks of the log-density of the parameters among those of the samples. The table has the chi-square statistic of
-each, and its p-value: far below 0.01, and the posterior is wrong. Uniform ranks do not show that anything was learned,
-as the prior has them, too: for that see by how many nats the log-density of the true parameters is above the prior's.
+Ranks check whether posteriors are as wide as they should be: the ranks of parameters drawn from the prior among samples
+of the posterior given their simulation. If the posterior is right, they are uniform. So are the ranks of the
+log-density of the parameters among those of the samples. The table has the chi-square statistic of each, and its
+p-value: far below 0.01, the posterior is wrong. Uniform ranks do not show that anything was learned, because the
+prior has them, too. For that, see by how many nats the log-density of the true parameters exceeds the prior's.
 
 The folder then holds:
 
   model.weights.h5   the weights
-  posteriors.png     posteriors of some observations, with the true parameters, and of linear_gaussian the exact ones
+  posteriors.png     posteriors of some observations, with the true parameters, and exact ones for linear_gaussian
   ranks.png          histograms of the ranks
   results.json       nats, statistics of the ranks, settings, number of parameters, seconds, versions
 
@@ -75,7 +75,7 @@ def main():
 
 
 def parse_args():
-  """The settings; argparse ends the program with a message if one of them cannot be."""
+  """The settings; argparse ends the program with a message if one of them is invalid."""
   parser = options.empty_parser(__doc__)
   add = parser.add_argument
   add("--simulator", choices=SIMULATORS, default="epidemic", help="(%(default)s)")
@@ -107,7 +107,7 @@ def make_model(simulator, args):
 
 
 def fit(model, simulator, args):
-  """Trains it on simulations."""
+  """Trains the model on simulations."""
   batches = lambda count, what: tf.data.Dataset.from_tensor_slices(
       as_pair(*draw(simulator, count, args.seed, what))).batch(args.batch_size)
   train, validation = batches(args.num_simulations, _TRAIN), batches(NUM_VALIDATION, _VALIDATION)
@@ -118,12 +118,12 @@ def fit(model, simulator, args):
 
 
 def as_pair(theta, x):
-  """As `FlowModel` takes it."""
+  """A batch as `FlowModel` takes it."""
   return theta, {"context": x}
 
 
 def log_densities(model, simulator, theta, x):
-  """Mean log-densities of the parameters that simulations were made with: a dict, nats."""
+  """Mean log-densities of the simulations' parameters: a dict, nats."""
   found = {"posterior": model.log_prob(theta, context=x), "prior": stats.norm.logpdf(theta).sum(1)}
   if hasattr(simulator, "log_posterior"):
     found["exact posterior"] = simulator.log_posterior(theta, x)
@@ -131,17 +131,17 @@ def log_densities(model, simulator, theta, x):
 
 
 def ranks_of(model, theta, x, names, seed):
-  """How many samples of the posterior are below the truth.
+  """How many samples of the posterior are below the true value.
 
   Args:
     model: `FlowModel`.
     theta: Array `[N, 2]`, the parameters.
-    x: Array `[N, num_numbers]`, what the simulator made of them.
-    names: Of the parameters.
+    x: Array `[N, num_numbers]`, the simulator's output for them.
+    names: Names of the parameters.
     seed: Python `int`.
 
   Returns:
-    Dict from these names, and that of the log-density, to arrays `[N]` of numbers from 0 to `NUM_SAMPLES`.
+    Dict from these names, and `LOG_DENSITY`, to arrays `[N]` of numbers from 0 to `NUM_SAMPLES`.
   """
   context = np.repeat(x, NUM_SAMPLES, axis=0)
   samples = model.sample(len(context), seed=seed, context=context)
@@ -152,7 +152,7 @@ def ranks_of(model, theta, x, names, seed):
 
 
 def histogram(ranks):
-  """How many ranks fall into each of `NUM_BINS` bins."""
+  """The number of ranks in each of `NUM_BINS` bins."""
   return np.bincount(ranks * NUM_BINS // (NUM_SAMPLES + 1), minlength=NUM_BINS)
 
 
@@ -163,7 +163,7 @@ def uniformity(ranks):
 
 
 def show(results):
-  """Prints what was measured."""
+  """Prints the measurements."""
   print("\nMean log-density of the true parameters, nats: " +
         ", ".join(f"{name} {value:.4f}" for name, value in results["nats"].items()))
   print(f"{NUM_RANKS} ranks in {NUM_BINS} bins{'chi-square':>18} {'p-value':>9}")
@@ -172,7 +172,7 @@ def show(results):
 
 
 def save_posteriors(path, model, simulator, theta, x):
-  """Draws posteriors, of which the brightest place is the likeliest."""
+  """Draws posteriors; the brightest place is the likeliest."""
   line = (np.arange(NUM_CELLS) + 0.5) / NUM_CELLS * 2. * SIDE - SIDE
   grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2).astype(np.float32)
   figure, axes = plt.subplots(1, len(x), figsize=(3. * len(x), 3.3), layout="constrained", squeeze=False)
@@ -189,7 +189,7 @@ def save_posteriors(path, model, simulator, theta, x):
 
 
 def save_ranks(path, ranks):
-  """Draws histograms of ranks, and between which numbers 99 of 100 bars are if the ranks are uniform."""
+  """Draws histograms of ranks, and the range of 99 of 100 bars if the ranks are uniform."""
   figure, axes = plt.subplots(1, len(ranks), figsize=(3.5 * len(ranks), 2.6), layout="constrained")
   for panel, (name, of_one) in zip(axes, ranks.items()):
     panel.bar(np.arange(NUM_BINS), histogram(of_one), width=0.9)

@@ -1,8 +1,8 @@
 """The experiments of Kingma and Dhariwal, "Glow" (2018): the settings of `train_glow.py --preset NAME`.
 
 Batch sizes, levels, depths and couplings are those of the paper's table 4, bits per dimension those of its table 2.
-What these leave open, and the experiments with 5 bits, come from the published commands of the original code
-(https://github.com/openai/glow, README.md) and the defaults of its train.py. Where they disagree:
+The published commands of the original code (https://github.com/openai/glow, README.md) and the defaults of its train.py
+give the rest, and the experiments with 5 bits. Where they disagree:
 
 - LSUN has 4 levels in the table and `--n_level 3` in the command. Here 4: the bits per dimension are the paper's.
 - The paper's text names Adam, the code's default is Adamax. Here Adamax: the commands leave it at that.
@@ -11,13 +11,13 @@ All have a learned top, the default of `GlowBijector`. The ablation is `--preset
 each `--coupling`, and `--seed 0`, `1` and `2`. The original also keeps an average of its weights, but evaluates without
 it; there is none here.
 
-What is not as published, since `train_glow.py` does so with any data:
+These differ from the published settings, because `train_glow.py` does so with any data:
 
 - The best epoch is that of a validation split, if need be a twentieth of the training images; the original takes the
   epoch that is best on the test split.
 - Gradients longer than 100 are clipped, and random shifts are by whole pixels.
-- Of LSUN the central squares are evaluated, in the original random ones.
-- ImageNet with labels was reduced by others than the authors.
+- For LSUN the central squares are evaluated; the original evaluates random ones.
+- ImageNet with labels was not reduced by the authors.
 """
 
 import dataclasses

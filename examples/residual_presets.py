@@ -3,7 +3,7 @@
 The settings are those of the published commands of the authors' code (https://github.com/rtqichen/residual-flows,
 README.md) and the defaults of its train_img.py; bits per dimension are the paper's.
 
-What is not as published, of the flow:
+The flow differs from the published one:
 
 - Actnorm has a factor 3 in its exponent, as in Glow: its scales learn three times as fast. It starts with deviations of
   exactly 1; the authors' leaves channels of a variance below 0.2 smaller than that.
@@ -11,14 +11,14 @@ What is not as published, of the flow:
   vectors are, and some layers and blocks then exceed their bound.
 - The 32 levels of 5-bit images are bins of the same width; in the authors' code those of CelebA-HQ overlap by 1/32.
 
-Of training and evaluation, since `train_residual_flow.py` does so with any data:
+Training and evaluation differ, because `train_residual_flow.py` does so with any data:
 
 - The best epoch is that of a validation split, if need be a twentieth of the training images, and its estimates always
   draw the same noise. The authors take the epoch that a noisy estimate finds best on the test split.
 - The rate of each batch of the warm-up is that of the authors' batch before it: it starts from 0.
 - Where several batches make an update, averages follow it until the next one, not at once.
-- Data sets are those of TFDS. Of CelebA-HQ it has no test split: the last tenth of the images is in its place, which
-  differs from that of the authors.
+- Data sets are those of TFDS. Its CelebA-HQ has no test split. The last tenth of the images takes its place, and
+  differs from the authors' split.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""The pictures that `train_glow.py` leaves: samples, interpolations, reconstructions, the training curve."""
+"""The pictures of `train_glow.py`: samples, interpolations, reconstructions, the training curve."""
 
 import keras
 import matplotlib
@@ -51,7 +51,7 @@ def save_pictures(model, test_images, history, test_bits_per_dim, folder, seed):
 
 
 def _samples(model, num_classes, seed):
-  """Rows of samples, and what they are: one for each temperature, or for each of the first classes."""
+  """Rows of samples and their labels: one row for each temperature, or for each of the first classes."""
   if num_classes is None:
     rows = [model.sample(NUM_COLUMNS, temperature, seed=seed) for temperature in TEMPERATURES]
     return rows, [f"T = {temperature:g}" for temperature in TEMPERATURES]
@@ -61,7 +61,7 @@ def _samples(model, num_classes, seed):
 
 
 def _interpolations(model, images, labels):
-  """Rows of images, each from one of `images` to the next and the last to the first; of the class of the former."""
+  """Rows of images, each from one of `images` to the next and the last to the first, with the class of the former."""
   ends = (model.encode(part, labels) for part in (images, np.roll(images, -1, axis=0)))
   lines = latent.interpolate(*ends, NUM_COLUMNS)
   decoded = model.decode(lines.reshape(-1, lines.shape[-1]), None if labels is None else np.tile(labels, NUM_COLUMNS))

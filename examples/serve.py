@@ -1,17 +1,17 @@
-"""Serves a web page on which an exported Glow can be tried: bits per dimension, sliders, interpolations, samples.
+"""Serves a web page for an exported Glow: bits per dimension, sliders, interpolations, samples.
 
   python examples/train_glow.py
   python examples/edit_latents.py output
   python examples/serve.py output/saved_model --images output/test_images --directions output/edits/directions.npz
 
-Any SavedModel that `FlowModel.export` has written will do, if its images are uint8, grey or RGB, and it has latents.
-TensorFlow and that folder are all that is behind the page.
+Any SavedModel written by `FlowModel.export` will do, if its images are uint8, grey or RGB, and it has latents. The page
+needs only TensorFlow and that folder.
 
-Where a model takes a context, as for super-resolution, that must be a grey or RGB image: the page asks for one,
-and gives the model its values between -1 (black) and 1 (white).
+If a model takes a context, as for super-resolution, it must be a grey or RGB image. The page asks for one, and gives
+the model its values between -1 (black) and 1 (white).
 
-Each slider is a direction in latent space, as `tfp_glow.latent.attribute_direction` returns it; the file that
-edit_latents.py leaves holds those between classes. Others are written by
+Each slider is a direction in latent space, as returned by `tfp_glow.latent.attribute_direction`. The file written by
+edit_latents.py holds those between classes. Write others by
 
   np.savez("directions.npz", **{"name of the slider": direction, ...})
 """
@@ -68,7 +68,7 @@ def main():
 
 
 def parse_args():
-  """The settings; argparse ends the program with a message if one of them cannot be."""
+  """The settings; argparse ends the program with a message if one of them is invalid."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add("saved_model", type=pathlib.Path, nargs="?", default=pathlib.Path("output/saved_model"),
@@ -96,7 +96,7 @@ class ServedModel:
   """A SavedModel of a flow: NumPy arrays in, NumPy arrays out."""
 
   def __init__(self, path, classes):
-    """Loads it, and calls each signature once, as the first call takes longer.
+    """Loads the model, and calls each signature once, because the first call takes longer.
 
     Args:
       path: Folder of the SavedModel.
@@ -142,7 +142,7 @@ class ServedModel:
                        f"Received: {self.classes}") from error
 
   def condition(self, label, context):
-    """What all images of a call below have in common: arguments of the model, by their names.
+    """The arguments that all images of a call below share, by name.
 
     Args:
       label: Python `int`, or `None` where there are no classes.
@@ -181,7 +181,7 @@ class ServedModel:
 
 
 def load_directions(path, model):
-  """Dict from names to arrays of the shape of a latent; `None` as the path: an empty one.
+  """Dict from names to arrays of the shape of a latent; empty if the path is `None`.
 
   Raises:
     OSError: if the file cannot be read.
@@ -206,7 +206,7 @@ def load_directions(path, model):
 
 
 def load_examples(folder, model):
-  """List of images `[H, W, C]`, as many as the page shows; `None` as the folder: an empty one.
+  """List of images `[H, W, C]`, as many as the page shows; empty if the folder is `None`.
 
   Raises:
     OSError: if the folder cannot be read.
@@ -216,7 +216,7 @@ def load_examples(folder, model):
 
 
 def load_contexts(folder, model):
-  """As `load_examples`, in the shape of contexts; a grey one if there is no folder, none if the model takes none."""
+  """As `load_examples`, in the shape of contexts; a grey one without a folder, none if the model takes none."""
   if model.context_shape is None:
     return []
   return [np.full(model.context_shape, 127, np.uint8)] if folder is None else _images_in(folder, model.context_shape)
@@ -275,7 +275,7 @@ def read_image(content, shape):
 
 
 def _check_file(content):
-  """Checks what can be checked of an image file without decoding it."""
+  """Checks an image file as far as possible without decoding it."""
   num_pixels, limit = math.inf, MAX_JPEG_PIXELS
   try:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
@@ -378,7 +378,7 @@ def make_app(model, directions, examples, contexts=()):
 
 
 class RequestFields:
-  """Reads the JSON of requests; whatever is wrong with it becomes an answer of status 400, 413 or 415."""
+  """Reads the JSON of requests; errors in it become answers of status 400, 413 or 415."""
 
   def __init__(self, model, directions):
     self._model = model
@@ -388,7 +388,7 @@ class RequestFields:
                      "context": self._context}
 
   def read(self, *names):
-    """Dict of the fields of the request at hand, and the `condition` that it names, for the model."""
+    """Dict of the fields of the current request, and the `condition` that it names, for the model."""
     conditions = {"label": bool(self._model.classes), "context": self._model.context_shape is not None}
     body = self._read({*names, *(name for name, is_taken in conditions.items() if is_taken)})
     return body | {"condition": self._model.condition(body.get("label"), body.get("context"))}

@@ -1,10 +1,10 @@
-"""Simulators that `posterior.py` infers the parameters of, which all are standard normal before anything is known."""
+"""Simulators for `posterior.py`. All their parameters have a standard normal prior."""
 
 import numpy as np
 
 
 class LinearGaussian:
-  """`x = MATRIX @ theta + noise`: the posterior is normal, and known."""
+  """`x = MATRIX @ theta + noise`: the posterior is normal and known."""
 
   names = "theta 1", "theta 2"
   num_numbers = 3
@@ -19,7 +19,7 @@ class LinearGaussian:
     return theta @ self.MATRIX.T + self.DEVIATION * rng.standard_normal([len(theta), self.num_numbers])
 
   def log_posterior(self, theta, x):
-    """`[N]`, nats, of parameters `[N, 2]` and observations `[N, num_numbers]`, or one of them."""
+    """Log-densities `[N]`, nats, of parameters `[N, 2]` given observations `[N, num_numbers]`, or one of them."""
     difference = theta - x @ self.GAIN.T
     precision = np.linalg.inv(self.COVARIANCE)
     distance = np.einsum("ni,ij,nj->n", difference, precision, difference)
@@ -27,9 +27,9 @@ class LinearGaussian:
 
 
 class Epidemic:
-  """Whom an infection reaches, and who recovers, is left to chance, day by day; half of the new cases are reported.
+  """Infections and recoveries happen at random, day by day; half of the new cases are reported.
 
-  Parameters are logarithms of the two rates, less their mean and divided by their deviation.
+  Parameters are logarithms of the two rates, minus their mean and divided by their deviation.
   """
 
   names = "infection rate", "recovery rate"
@@ -40,7 +40,7 @@ class Epidemic:
   MEANS, DEVIATIONS = np.log([0.5, 0.2]), np.array([0.5, 0.4])
 
   def simulate(self, theta, rng):
-    """The reported cases of every three days, logarithms, scaled to about -1 .. 1: `[N, num_numbers]`."""
+    """Logarithms of the reported cases of every three days, scaled to about -1 .. 1: `[N, num_numbers]`."""
     infection, recovery = np.exp(self.MEANS + self.DEVIATIONS * theta).T
     infected = np.full([len(theta)], self.AT_FIRST)
     susceptible = self.POPULATION - infected

@@ -1,6 +1,6 @@
 """Trains a Glow on images; leaves its weights, a SavedModel, pictures and numbers in a folder.
 
-The 8x8 digits of scikit-learn, with the default settings; a folder of one's own photographs; MNIST from Keras' file:
+The 8x8 digits of scikit-learn, with the default settings; a folder of your own photographs; MNIST from Keras' file:
 
   python examples/train_glow.py
   python examples/train_glow.py --data ~/photographs --image-size 32 --num-blocks 3 --output photographs
@@ -23,7 +23,7 @@ The folder then holds:
   report.html           all of these pictures, the numbers and the settings on one page, for a browser
   results.json          bits per dimension of the test split, settings, number of parameters, seconds, versions
 
-Ctrl-C ends the training; all of these are then made from what has been learned so far. A second Ctrl-C ends at once.
+Ctrl-C ends the training; all of these are then made from the weights so far. A second Ctrl-C ends the program at once.
 
 Until the run has finished, the folder also holds training_state/, written after each epoch, and
 best_until_now.weights.h5. The same command resumes from there, however the run was ended, and leads to the same weights
@@ -64,15 +64,15 @@ WEIGHTS, SAVED_MODEL, RESULTS = "model.weights.h5", "saved_model", "results.json
 OUTPUTS = (WEIGHTS, SAVED_MODEL, *run_pictures.FILES, run_report.REPORT, RESULTS)
 STATE, BEST_UNTIL_NOW = "training_state", "best_until_now.weights.h5"  # Until the run has finished.
 
-# What may change when a run goes on.
+# Settings that may change when a run is resumed.
 NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy", "beside")
 
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-# Which Kubeflow's operator leaves to programs that want to be started again.
+# Kubeflow's operator leaves this code to programs that want to be started again.
 EXIT_WORKER_LOST = 138
-# What the exchange with a worker that is gone ends with, as it is noticed first.
+# Errors that first show that another worker is gone.
 WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
                tf.errors.DeadlineExceededError)
 
@@ -87,7 +87,7 @@ def main():
 
 
 def run(args, *parts, **kwargs):
-  """As `run_alone`, also as one of several workers of which others may be lost."""
+  """As `run_alone`, also as one of several workers, of which others may be lost."""
   try:
     return run_alone(args, *parts, **kwargs)
   except WORKER_LOST as error:
@@ -99,13 +99,13 @@ def run(args, *parts, **kwargs):
 
 
 def run_alone(args, load_splits, make_model, save_results, outputs, jit_compile="auto"):
-  """Trains and saves, or resumes that.
+  """Trains and saves, or resumes an earlier run.
 
   Args:
     args: The settings.
-    load_splits: From these to a dict as that of `training_data.load_splits`.
-    make_model: From these and the shape of an image to a `FlowModel`.
-    save_results: As the function of this name.
+    load_splits: Callable, from the settings to a dict like that of `training_data.load_splits`.
+    make_model: Callable, from the settings and the shape of an image to a `FlowModel`.
+    save_results: Callable, like the function `save_results`.
     outputs: Names of the files and folders that it writes.
     jit_compile: See `FlowModel.compile`.
 
@@ -128,7 +128,7 @@ def run_alone(args, load_splits, make_model, save_results, outputs, jit_compile=
     first_epoch, best_is_there = state.restore(model), False
     is_resumed = first_epoch > 0 or state.num_batches > 0
     if is_resumed:
-      # Now, not when all epochs have been trained, if it cannot be read.
+      # Now, not after all epochs, if it cannot be read.
       best_is_there = replicas.run_on_chief(lambda: is_loaded(model, args.output / BEST_UNTIL_NOW), strategy)
       state.restore(model)
     prepare_output(args, is_resumed, outputs)
@@ -155,7 +155,7 @@ def run_alone(args, load_splits, make_model, save_results, outputs, jit_compile=
 
 
 def make_strategy(args):
-  """Where to train. Of several workers all but the chief print nothing, and leave nothing in their output folders."""
+  """The strategy. Of several workers all but the chief print nothing, and leave nothing in their output folders."""
   if args.strategy == "none":
     return tf.distribute.get_strategy()
   if args.strategy == "mirrored":
@@ -169,7 +169,7 @@ def make_strategy(args):
 
 
 def parse_args():
-  """The settings; argparse ends the program with a message if one of them cannot be."""
+  """The settings; argparse ends the program with a message if one of them is invalid."""
   parser = options.make_parser(__doc__)
   args = options.parse(parser)
   check_output(parser, args, OUTPUTS)
@@ -177,7 +177,7 @@ def parse_args():
 
 
 def check_output(parser, args, outputs):
-  """Ends the program if there are results of another run in its folder, with these names."""
+  """Ends the program if the folder has results of another run under these names."""
   if args.output.exists() and not args.output.is_dir():
     parser.error(f"--output must be a folder. Received: {args.output}")
   has_results = any((args.output / name).exists() for name in outputs)
@@ -218,7 +218,7 @@ def training_state(args):
 
 
 def prepare_output(args, keep_best_until_now, outputs=OUTPUTS):
-  """Makes the folder, and clears it of the results of an earlier run, so that two runs are not mixed."""
+  """Makes the folder, and removes the results of an earlier run, so that two runs are not mixed."""
   try:
     (args.output / STATE).mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
   except OSError as error:
@@ -232,7 +232,7 @@ def prepare_output(args, keep_best_until_now, outputs=OUTPUTS):
 
 
 class BestWeights(keras.callbacks.ModelCheckpoint):
-  """Keeps the best weights of the epochs that have been finished; `keep_best` sees to the last one."""
+  """Keeps the best weights of the finished epochs; `keep_best` handles the last one."""
 
   def on_train_batch_end(self, batch, logs=None):
     super().on_train_batch_end(batch, logs)
@@ -244,7 +244,7 @@ class BestWeights(keras.callbacks.ModelCheckpoint):
 
 
 class AveragesValidated(keras.callbacks.Callback):
-  """Has moving averages in the place of the weights from the beginning of validation to the end of the epoch.
+  """Puts moving averages in the place of the weights from the start of validation to the end of the epoch.
 
   Callbacks that save averages come before it, those that save the state of training after it.
 
@@ -256,7 +256,7 @@ class AveragesValidated(keras.callbacks.Callback):
     take_averages(self.model)
 
   def on_epoch_end(self, epoch, logs=None):
-    # Norms of constrained layers and the seed of estimates, too: as if there had been no validation.
+    # Also norms of constrained layers and the seed of estimates, as if there had been no validation.
     for variable, value in zip(self.model.weights, self._values):
       variable.assign(value)
 
@@ -299,15 +299,15 @@ def train(model, splits, state, first_epoch, best_is_there, args):
   interrupt = callbacks.StopOnInterrupt()
   of_workers = functools.partial(training_data.of_workers, splits, model.distribute_strategy)
   validation = of_workers("validation")
-  # One worker cannot stop by itself: Ctrl-C ends it at once, and its death the others.
+  # One worker cannot stop by itself: Ctrl-C ends it at once, and its end also ends the others.
   own = [] if args.strategy == "multiworker" else [interrupt]
   averages = [AveragesValidated()] if args.ema else []
 
   def fit(epochs):
-    """Without the batches of the first of them that the state has got."""
+    """Fits these epochs, without the batches of the first one that the state already has."""
     num_trained = state.num_batches
     images = training_data.to_train(splits, model.distribute_strategy, args, epochs, num_trained)
-    # As long as is left of it.
+    # The rest of the time limit.
     limit = [callbacks.TimeLimit(max(60. * args.time_limit - state.seconds, 1e-3))] if args.time_limit else []
     model.fit(images, validation_data=validation, steps_per_epoch=len(splits["train"]) - num_trained,
               initial_epoch=epochs.start, epochs=epochs.stop,
@@ -319,9 +319,9 @@ def train(model, splits, state, first_epoch, best_is_there, args):
   else:
     model.adapt(of_workers("train"))
   if first_epoch >= args.epochs:
-    take_averages(model)  # Then there is no `fit` to do it.
+    take_averages(model)  # Otherwise `fit` does it.
   while first_epoch < args.epochs:
-    stop = first_epoch + 1 if state.num_batches else args.epochs  # First the rest of an epoch that was begun.
+    stop = first_epoch + 1 if state.num_batches else args.epochs  # First the rest of an interrupted epoch.
     fit(range(first_epoch, stop))
     first_epoch = args.epochs if stop == args.epochs or model.stop_training else state.restore(model)
   bits_per_dim = keep_best(model, validation, checkpoint)
@@ -345,7 +345,7 @@ def learning_rate_schedule(args, steps_per_epoch):
 
 
 def keep_best(model, validation_images, checkpoint):
-  """Chooses between the weights at hand, which may be those of an unfinished epoch, and the best saved ones.
+  """Chooses between the current weights, which may be those of an unfinished epoch, and the best saved ones.
 
   Returns:
     Bits per dimension of the validation split.
@@ -355,7 +355,7 @@ def keep_best(model, validation_images, checkpoint):
   """
   strategy, bits_per_dim = model.distribute_strategy, evaluate(model, validation_images)
   if math.isfinite(checkpoint.best) and not bits_per_dim < checkpoint.best:
-    if replicas.is_chief(strategy):  # Of a run that has been resumed the others may not have the file.
+    if replicas.is_chief(strategy):  # In a resumed run the others may not have the file.
       model.load_weights(checkpoint.filepath)
     replicas.take_from_chief([v.value for v in model.weights], strategy)
     return float(checkpoint.best)
@@ -383,7 +383,7 @@ def save_results(model, test_images, history, results, start, args, save_picture
 
 
 def print_next_commands(args):
-  """Says where to look, and what to do with a trained Glow."""
+  """Prints where to look, and what to do with a trained Glow."""
   folder = shlex.quote(str(args.output))
   print(f"""Open {args.output / run_report.REPORT} in a browser. Then, for example:
   python examples/edit_latents.py {folder}
@@ -397,7 +397,7 @@ def evaluate(model, images):
 
 
 def versions():
-  """Of what the numbers may depend on."""
+  """Versions that may affect the numbers."""
   modules = (tf, tfp, keras, np)
   return {"python": platform.python_version(), **{module.__name__: module.__version__ for module in modules}}
 

@@ -1,6 +1,6 @@
 """Trains a residual flow on a density in the plane or on images; leaves weights, a SavedModel, pictures and numbers.
 
-A checkerboard, and beside it what couplings with as many parameters make of it; then the 8x8 digits of scikit-learn:
+A checkerboard, then couplings with as many parameters on the same data, then the 8x8 digits of scikit-learn:
 
   python examples/train_residual_flow.py --data checkerboard --output residual_flow
   python examples/train_residual_flow.py --data checkerboard --model couplings --output couplings --beside residual_flow
@@ -10,17 +10,17 @@ The experiments of the paper, whose settings are in residual_presets.py; options
 
   python examples/train_residual_flow.py --preset cifar10
 
-The folder then holds what train_glow.py leaves of images. Of a density:
+For images the folder then holds what train_glow.py leaves. For a density:
 
   model.weights.h5      the weights with the best bits per dimension of points to validate
   saved_model/          a SavedModel that needs nothing but TensorFlow
   densities.png         the density of the data, that of the model, and those of --beside
-  density.npy           that of the model, for the picture of another run
+  density.npy           the density of the model, for the picture of another run
   training_curve.png    bits per dimension, epoch by epoch
   report.html           all of these pictures, the numbers and the settings on one page, for a browser
   results.json          bits per dimension of test points, their mean log-density in nats, settings, seconds, versions
 
-Ctrl-C, and runs that have not finished, are as with train_glow.py.
+Ctrl-C, and runs that have not finished, work as with train_glow.py.
 """
 
 import argparse
@@ -41,7 +41,7 @@ from tfp_glow import networks
 
 OUTPUTS_OF_DENSITIES = (train_glow.WEIGHTS, train_glow.SAVED_MODEL, *densities.FILES, run_report.REPORT,
                         train_glow.RESULTS)
-# Of what images and densities need different ones of.
+# Settings that differ between images and densities.
 DEFAULTS = {"epochs": (45, 200), "batch_size": (64, 500), "num_dense_blocks": (2, 16), "num_dense_hidden": (64, 128)}
 OF_IMAGES = {"num_scales": 2, "num_blocks": [4], "num_hidden": 64, "squeeze_first": False, "factor_out": False,
              "logit_alpha": 0.05, "num_terms": 2}
@@ -53,13 +53,13 @@ def main():
   if args.data not in densities.DENSITIES:
     return train_glow.run(args, training_data.load_splits, make_model, train_glow.save_results, train_glow.OUTPUTS)
   make = {"residual_flow": make_model, "couplings": make_couplings}[args.model]
-  # So small networks in a `Scan` gain from XLA.
+  # Networks as small as these in a `Scan` gain from XLA.
   return train_glow.run(args, densities.load_splits, make, save_results, OUTPUTS_OF_DENSITIES,
                         jit_compile=args.strategy == "none")
 
 
 def parse_args():
-  """The settings; argparse ends the program with a message if one of them cannot be."""
+  """The settings; argparse ends the program with a message if one of them is invalid."""
   parser = _make_parser()
   args = parser.parse_args()
   if args.preset:
@@ -107,7 +107,7 @@ def _make_parser():
 
 
 def _set_defaults(parser, args, is_density):
-  """Fills in the defaults that depend on other options, and ends the program if options do not go together."""
+  """Fills in defaults that depend on other options; ends the program if options do not go together."""
   for name, value in OF_IMAGES.items():
     if is_density and getattr(args, name) is not None:
       parser.error(f"--{name.replace('_', '-')} must not be given with --data {args.data}: it is for images. "
@@ -130,7 +130,7 @@ def _set_defaults(parser, args, is_density):
 def make_model(args, event_shape):
   """A `FlowModel` of a residual flow for points or images of this shape."""
   if len(event_shape) == 1:
-    # Points are centred by actnorm; and of two numbers the log-det is cheap without estimates.
+    # Actnorm centres points, and for two numbers the exact log-det is cheap.
     kwargs = {"num_scales": 0, "logit_alpha": None, "log_det": "exact"}
   else:
     kwargs = {"num_blocks_per_scale": args.num_blocks} | {
@@ -142,7 +142,7 @@ def make_model(args, event_shape):
 
 
 def make_couplings(args, event_shape):
-  """A `FlowModel` of Glow's affine couplings, which change the one coordinate and the other in turn."""
+  """A `FlowModel` of Glow's affine couplings, which change the two coordinates in turn."""
   aim = sum(v.shape.num_elements() for v in make_model(args, event_shape).distribution.trainable_variables)
   width = min(range(1, 4 * args.num_dense_hidden), key=lambda width: abs(_num_parameters(args, width) - aim))
 
@@ -156,7 +156,7 @@ def make_couplings(args, event_shape):
 
 
 def _num_parameters(args, width):
-  """Of couplings: those of three dense layers, the last with a scale, and of actnorm."""
+  """Parameters of couplings: those of three dense layers, the last with a scale, and of actnorm."""
   return args.num_dense_blocks * (2 * width + width * (width + 1) + 2 * (width + 1) + 2 + 4)
 
 
@@ -166,7 +166,7 @@ def _flow_model(bijector, args):
 
 
 def save_results(model, test_points, history, results, start, args):
-  """As `train_glow.save_results`, of a density."""
+  """As `train_glow.save_results`, for a density."""
   results = {**results, **densities.measures(model, args.data, args.seed)}
   save_pictures = functools.partial(densities.save_pictures, args.data, args.beside)
   train_glow.save_results(model, test_points, history, results, start, args, save_pictures, OUTPUTS_OF_DENSITIES)

@@ -1,4 +1,4 @@
-"""What `train_glow.py` trains on: splits of images, and their random shifts and mirror images."""
+"""The training data of `train_glow.py`: splits of images, and their random shifts and mirror images."""
 
 import functools
 
@@ -18,7 +18,7 @@ def load_splits(args):
   load = functools.partial(
       data.load_images, args.data, batch_size=args.batch_size, image_size=args.image_size,
       shorter_side=args.shorter_side, with_labels=args.conditional, seed=args.seed, data_dir=args.data_dir)
-  # Many a data set of TFDS has no validation split, and some have no test split.
+  # Many data sets of TFDS have no validation split, and some have no test split.
   has_test, test_split = _first_that_exists(load, "test", "train[90%:]")
   has_validation, validation_split = _first_that_exists(
       load, "validation", "train[95%:]" if has_test else "train[85%:90%]")
@@ -45,10 +45,10 @@ def _first_that_exists(load, split, part):
 
 
 def of_workers(splits, strategy, split, make=None):
-  """What the processes of a strategy are given of a split: of several each loads and decodes its own share.
+  """The dataset of a split for the processes of a strategy; each of several loads and decodes its own share.
 
   Args:
-    splits: As of `load_splits`; without `"load"`, as of points, each is given all.
+    splits: As from `load_splits`; without `"load"`, as for points, each process gets all.
     strategy: `tf.distribute.Strategy`.
     split: `"train"`, `"validation"` or `"test"`.
     make: Function from one that loads the split, with further arguments of `load_images`, and the number of elements
@@ -61,14 +61,14 @@ def of_workers(splits, strategy, split, make=None):
     load = functools.partial(splits["load"][split], input_context=context)
     if make is None:
       return load()
-    # Without an end workers need not tell each other at each step that it has not come.
+    # With an endless dataset, workers need not tell each other at each step whether the end has come.
     return make(load, context.num_replicas_in_sync // context.num_input_pipelines).repeat()
 
   return strategy.distribute_datasets_from_function(of_worker)
 
 
 def to_train(splits, strategy, args, epochs, num_trained):
-  """Augmented batches of a `range` of epochs, without the `num_trained` of the first of them that a run has had."""
+  """Augmented batches of a `range` of epochs, without the first `num_trained` batches, which a run has already had."""
   first_step = epochs.start * len(splits["train"]) + num_trained
   return of_workers(splits, strategy, "train", lambda load, elements_a_step: augment(
       load(epochs=epochs, skip_batches=num_trained), args, first_step, elements_a_step))
@@ -83,7 +83,7 @@ def image_shape(dataset):
 def augment(dataset, args, first_step, elements_a_step=1):
   """Random shifts and mirror images of a dataset of batches.
 
-  They depend on the image and on the step at which it comes, not on its place in a batch that several workers share.
+  They depend on the image and its step, not on its place in a batch that several workers share.
 
   Args:
     dataset: `tf.data.Dataset` of images, or of pairs with labels.
@@ -110,7 +110,7 @@ def augment(dataset, args, first_step, elements_a_step=1):
 
 
 def _draws_of_each(images, seed):
-  """Uniform numbers `[N, 8]` of each image."""
+  """Uniform numbers `[N, 8]`, one row per image."""
   seeds = tf.random.experimental.stateless_split(seed, 2)
   weights = tf.random.stateless_uniform(tf.shape(images)[1:], seeds[0], minval=None, maxval=None, dtype=tf.int64)
   hashes = tf.reduce_sum(tf.cast(images, tf.int64) * weights, [1, 2, 3])
@@ -120,7 +120,7 @@ def _draws_of_each(images, seed):
 def shift(images, max_shift, fill, offsets):
   """Shifts each image by `offsets` `[N, 2]`, at most `max_shift`, rounded to pixels.
 
-  What moves in are zeros, or with `fill="nearest"` repetitions of the border.
+  Pixels that move in are zeros, or with `fill="nearest"` repetitions of the border.
   """
   margin = round(max_shift)
   padded = tf.pad(images, [[0, 0], [margin, margin], [margin, margin], [0, 0]])

@@ -7,9 +7,9 @@ The same autoencoder of scikit-learn's digits is trained twice: with a standard 
 split takes at most 2.05 bits per dim with the standard normal prior, and 1.88 with the Glow. (Trained for twice as many
 epochs, and so for longer than the Glow, the standard normal one comes to 2.02.)
 
-Keras finds the variables of layers and models, and no others. So the prior is a `FlowModel`: of a bare bijector, as
-attribute of a Keras layer or model, Keras would train nothing, without a word. Tensors and their gradients go through
-the `distribution` of the `FlowModel`.
+Keras finds only the variables of layers and models. So the prior is a `FlowModel`: Keras would silently train nothing
+of a bare bijector that is an attribute of a Keras layer or model. Tensors and their gradients go through the
+`distribution` of the `FlowModel`.
 """
 
 import argparse
@@ -28,7 +28,7 @@ layers, tfd = keras.layers, tfp.distributions
 
 SHAPE, LATENT_SHAPE, NUM_LEVELS = (8, 8, 1), (4, 4, 2), 16  # Of the digits, with 4 bits for each pixel.
 NUM_FILTERS = 32
-NUM_ESTIMATES = 20  # Of the bound of the test split, with other latents each.
+NUM_ESTIMATES = 20  # Of the test split's bound, each with new latents.
 
 
 class VAE(keras.Model):
@@ -65,18 +65,18 @@ class VAE(keras.Model):
 
 
 def mean_and_deviation(h):
-  """Two tensors, of the two halves of the channels of one."""
+  """Two tensors, from the two halves of the channels."""
   mean, raw = tf.split(h, 2, axis=-1)
   return mean, tf.nn.softplus(raw) + 1e-3
 
 
 def event_sum(values):
-  """From `[N, H, W, C]` to `[N]`."""
+  """Sums `[N, H, W, C]` to `[N]`."""
   return tf.reduce_sum(values, axis=[1, 2, 3])
 
 
 def main():
-  """Trains both, and prints their bounds of the test split, which it returns, by the name of the prior."""
+  """Trains both; prints and returns their bounds of the test split, by the name of the prior."""
   args = parse_args()
   train, test = (data.load_images("digits", split, args.batch_size, seed=args.seed) for split in ("train", "test"))
   bounds = {}

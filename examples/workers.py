@@ -1,4 +1,4 @@
-"""Who the worker processes of a run are, where a cluster says so."""
+"""The worker processes of a run, as described by a cluster."""
 
 import os
 
@@ -9,7 +9,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURMD_NODENAME", "S
 
 
 def cluster_resolver():
-  """That of TF_CONFIG, as Kubeflow sets it, or else of the SLURM step that this process is a task of.
+  """The resolver of TF_CONFIG, as Kubeflow sets it, or else of the SLURM step that this process is a task of.
 
   Returns:
     A `tf.distribute.cluster_resolver.ClusterResolver`.
@@ -29,7 +29,7 @@ def cluster_resolver():
 def _slurm_resolver():
   """Each task of the step is a worker, with the devices that SLURM lets it see."""
   tasks = int(os.environ["SLURM_STEP_NUM_TASKS"])
-  # Two jobs may share a node. Ports from 32768 up belong to whoever asks the system for any.
+  # Two jobs may share a node. Any process may get ports from 32768 up from the system.
   first_port = 10000 + int(os.environ["SLURM_JOB_ID"]) % 1400 * 16
   workers = tf.distribute.cluster_resolver.SlurmClusterResolver(
       port_base=first_port, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False).cluster_spec()

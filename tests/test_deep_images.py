@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import distributed_runs
 import keras
 import numpy as np
 import pytest
@@ -246,7 +247,7 @@ def test_two_replicas_are_one_device():
     model.adapt(strategy.experimental_distribute_dataset(data) if strategy.num_replicas_in_sync > 1 else data)
     return model.fit(data, epochs=3, verbose=0).history["loss"]
 
-  two = losses(tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]))
+  two = losses(distributed_runs.mirrored(2))
   np.testing.assert_allclose(two, losses(tf.distribute.get_strategy()), rtol=1e-5)
 
 

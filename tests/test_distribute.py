@@ -265,7 +265,7 @@ def test_initialising_inside_a_replica_is_an_error():
 
 
 def test_no_replica_updates_if_one_has_values_that_are_not_finite():
-  strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+  strategy = distributed_runs.mirrored(2)
   with strategy.scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(), num_bits=None))
   images = np.random.default_rng(0).standard_normal([8, *small_models.SHAPE]).astype(np.float32)

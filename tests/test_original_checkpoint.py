@@ -427,8 +427,8 @@ def test_num_bits(tmp_path):
   expected, _, _ = original_numpy.encode(variables, (images // 32 + 0.5) / 8. - 0.5)
   actual = _load(tmp_path, variables, num_bits=3).log_prob(images)
   np.testing.assert_allclose(actual, expected - 3 * np.log(2.) * 16, rtol=1e-6)
-  with pytest.raises(ValueError, match="`num_bits` .*Received: 9"):
-    _load(tmp_path, variables, num_bits=9)
+  with pytest.raises(ValueError, match="`num_bits` .*Received: 17"):
+    _load(tmp_path, variables, num_bits=17)
 
 
 # The model.

@@ -91,6 +91,7 @@ def quantize(values: tf.Tensor | np.ndarray, num_bits: int) -> tf.Tensor:
     uint8 tensor of the shape of `values`. With fewer than 8 bits it has multiples of `2 ** (8 - num_bits)`, and 255, as
     in the original, for values beyond the brightest bin. With more than 8 bits a uint16 tensor,
     `0 .. 2 ** num_bits - 1`.
+
   Raises:
     ValueError: if `num_bits` is not as above.
   """

@@ -494,6 +494,14 @@ def test_parts_without_parameters_in_files(tmp_path):
   assert all(np.any(v.numpy() != old.numpy()) for v, old in zip(parts[2].variables, chain.parts[2].variables))
 
 
+def _fitted_and_loaded(model, folder):
+  """What a file of the model, after a first `fit`, comes back as."""
+  _compiled(model)
+  _fit(model)
+  model.save(folder / "model.keras")
+  return keras.models.load_model(folder / "model.keras")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_frozen_first", [True, False])
 def test_frozen_parts_in_files(is_frozen_first, tmp_path):
@@ -501,10 +509,7 @@ def test_frozen_parts_in_files(is_frozen_first, tmp_path):
   glow.blocks[0].trainable = not is_frozen_first
   model = tfp_glow.FlowModel(glow)
   glow.blocks[0].trainable = False
-  _compiled(model)
-  _fit(model)
-  model.save(tmp_path / "model.keras")
-  loaded = keras.models.load_model(tmp_path / "model.keras")
+  loaded = _fitted_and_loaded(model, tmp_path)
   np.testing.assert_array_equal(loaded.log_prob(IMAGES), model.log_prob(IMAGES))
   found = loaded.distribution.bijector
   assert not found.blocks[0].trainable and not found.blocks[0].trainable_variables and found.blocks[1].trainable
@@ -524,10 +529,7 @@ def test_unfrozen_parts_in_files(tmp_path):
   glow.blocks[0].trainable = False
   model = tfp_glow.FlowModel(glow)
   glow.blocks[0].trainable = True
-  _compiled(model)
-  _fit(model)
-  model.save(tmp_path / "model.keras")
-  loaded = keras.models.load_model(tmp_path / "model.keras")
+  loaded = _fitted_and_loaded(model, tmp_path)
   for each in (model, loaded):
     _fit(each)
   np.testing.assert_array_equal(loaded.log_prob(IMAGES), model.log_prob(IMAGES))

@@ -18,6 +18,7 @@ import tensorflow_probability as tfp
 import tfp_glow
 from tfp_glow._core import _compat, gradients
 from tfp_glow.networks import elsewhere
+from tfp_glow.training import update
 
 tfb = tfp.bijectors
 tfd = tfp.distributions
@@ -136,6 +137,35 @@ def test_a_gradient_that_is_not_finite_is_so_on_all_replicas(monkeypatch):
   monkeypatch.setattr(tf, "constant", lambda value, constant=tf.constant: constant(value) / 0.)
   np.testing.assert_array_equal(_after_a_step(lambda: optimizer), [0., 0.])
   assert optimizer.dynamic_scale.numpy() == 2.**19
+
+
+# The averages of Adam.
+
+
+@pytest.mark.parametrize("missing", [None, "_get_variable_index", "_momentums", "_velocities"])
+def test_an_adam_steps(missing, monkeypatch):
+  """Its first step has the length of the learning rate, by TensorFlow's operation or by Keras' own."""
+  if missing:
+    monkeypatch.setattr(_compat, "adam_moments", lambda adam, variable: _moments_without(missing, adam, variable))
+  variable = keras.Variable([1., -2.])
+  optimizer = keras.optimizers.Adam(0.25, epsilon=1e-12)
+  optimizer.build([variable])
+  traced = tf.function(lambda: _applied(optimizer, tf.constant([3., -1e-3]), variable), autograph=False)
+  traced()
+  np.testing.assert_allclose(variable.numpy(), [0.75, -1.75], rtol=1e-5)
+  operations = {operation.type for operation in traced.get_concrete_function().graph.get_operations()}
+  assert ("ResourceApplyAdam" in operations) == (missing is None)
+
+
+def _applied(optimizer, gradient, variable):
+  with update.in_few_operations(optimizer):
+    optimizer.apply_gradients([(gradient, variable)])
+
+
+def _moments_without(missing, adam, variable, adam_moments=_compat.adam_moments):
+  """`adam_moments` of a Keras in which one of the private names is not there."""
+  names = {"_get_variable_index", "_momentums", "_velocities"} - {missing}
+  return adam_moments(types.SimpleNamespace(**{name: getattr(adam, name) for name in names}), variable)
 
 
 # Functions that are traced once for all replicas.

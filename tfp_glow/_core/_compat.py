@@ -120,6 +120,29 @@ class _Unsummed:
     return list(grads_and_vars)
 
 
+def adam_moments(adam, variable):
+  """The averages that a Keras Adam keeps for a variable.
+
+  Why: TensorFlow's operation for a whole step of Adam writes to them. Publicly they can only be told by their names.
+
+  Touches: `_get_variable_index`, `_momentums` and `_velocities` of `keras.optimizers.Adam`.
+
+  Missing: Keras' own operations, sixteen for each variable.
+
+  Args:
+    adam: `keras.optimizers.Adam`, built.
+    variable: `tf.Variable` that it updates.
+
+  Returns:
+    The `tf.Variable`s of the mean of the gradients and of the mean of their squares; `None` if they are not there.
+  """
+  try:
+    index = adam._get_variable_index(variable)
+    return adam._momentums[index].value, adam._velocities[index].value
+  except AttributeError:
+    return None
+
+
 def knows_replicas(optimizer, variables):
   """Whether `handle_here` and `first_replica` work for an optimizer and the variables that it updates.
 

@@ -241,7 +241,8 @@ class TopPrior(OnePassBijector):
       with precision.full():
         by_context = conv2d(context, tf.convert_to_tensor(self.context_kernel.value))
       h += by_context * tf.exp(log_scale_of(self.context_log_scale.value))
-    return h[..., :channels], bounded(h[..., channels:], _MAX_LOG_SCALE)
+    mean, log_scale = tf.split(h, 2, axis=-1)
+    return mean, bounded(log_scale, _MAX_LOG_SCALE)
 
   def _checked_labels(self, labels):
     if (labels is None) != (self.num_classes is None):

@@ -24,8 +24,8 @@ def enter(values):
 
 def leave(halves):
   """To `[N, ..., C]`."""
-  kept, changed = parts(halves)
-  return tf.concat([kept[..., :-1], changed], axis=-1)
+  kept, _, changed = tf.split(halves, [(halves.shape[-1] - 1) // 2, 1, -1], axis=-1)
+  return tf.concat([kept, changed], axis=-1)
 
 
 def parts(halves):

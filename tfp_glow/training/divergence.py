@@ -22,14 +22,20 @@ def largest_entries(gradients):
   dtype = tf.float64 if tf.float64 in {gradient.dtype for gradient in gradients} else tf.float32
   # One pass over the data, without a copy; the rest is for those rare cases in which that overflows.
   squares = tf.reduce_sum(tf.cast(tf.stack([tf.cast(tf.nn.l2_loss(g), dtype) for g in gradients]), tf.float64))
-  entries = lambda: tf.cast(tf.stack([tf.cast(_largest_entry(g), dtype) for g in gradients]), tf.float64)
+
+  def entries():
+    # Constants that all share: each would be a node of the graph.
+    infinite = {dtype: tf.constant(np.inf, dtype) for dtype in {g.dtype for g in gradients}}
+    axes = {rank: tf.constant(np.arange(rank, dtype=np.int32)) for rank in {g.shape.rank for g in gradients}}
+    largest = [_largest_entry(g, infinite[g.dtype], axes[g.shape.rank]) for g in gradients]
+    return tf.cast(tf.stack([tf.cast(entry, dtype) for entry in largest]), tf.float64)
+
   return tf.cond(squares < _MAX_SQUARES, lambda: tf.zeros([len(gradients)], tf.float64), entries)
 
 
-def _largest_entry(gradient):
+def _largest_entry(gradient, infinite, axes):
   # A maximum may pass over a NaN.
-  infinite = tf.constant(np.inf, gradient.dtype)
-  return tf.reduce_max(tf.abs(tf.where(tf.math.is_finite(gradient), gradient, infinite)))
+  return tf.reduce_max(tf.abs(tf.where(tf.math.is_finite(gradient), gradient, infinite)), axes)
 
 
 def shortened(gradients, largest):
@@ -46,8 +52,8 @@ def shortened(gradients, largest):
   """
   factor = tf.math.divide_no_nan(tf.constant(_LARGEST_ENTRY, tf.float64), largest)
   present = [gradient for gradient in gradients if gradient is not None]
-  scale = lambda: [tf.cast(factor, g.dtype) * g for g in present]
-  found = iter(tf.cond(largest > 0., scale, lambda: [tf.identity(g) for g in present]))
+  factors = {dtype: tf.cast(factor, dtype) for dtype in {g.dtype for g in present}}
+  found = iter(tf.cond(largest > 0., lambda: [factors[g.dtype] * g for g in present], lambda: present))
   return [None if gradient is None else next(found) for gradient in gradients]
 
 

@@ -50,8 +50,9 @@ class _MeanOfColumn(keras.metrics.Mean):
 
   def update_state(self, weights, terms, sample_weight=None):
     column, column_of_weights = self._columns
-    values = terms[:, column]
+    columns = tf.unstack(terms, axis=1)
+    values = columns[column]
     if column_of_weights is not None:  # Rows may be means of many images, some of which count.
-      values = tf.math.divide_no_nan(values, terms[:, column_of_weights])
-      weights = weights * terms[:, column_of_weights]
+      values = tf.math.divide_no_nan(values, columns[column_of_weights])
+      weights = weights * columns[column_of_weights]
     super().update_state(values, sample_weight=weights)

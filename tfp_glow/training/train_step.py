@@ -1,7 +1,5 @@
 """What one step of `FlowModel` does: of training, of evaluation, of prediction."""
 
-import contextlib
-
 import keras
 import numpy as np
 import tensorflow as tf
@@ -11,7 +9,7 @@ from tfp_glow.likelihood import dequantize
 from tfp_glow.likelihood.image_spec import UNKNOWN, ImageSpec
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.networks.glow import ZeroDense
-from tfp_glow.training import batches, divergence, guard, replicas
+from tfp_glow.training import batches, divergence, guard, replicas, update
 from tfp_glow.training.means import Mean, Means
 from tfp_glow.training.notice import Notice
 
@@ -70,7 +68,7 @@ class FlowSteps(_compat.BuiltModel):
     images, condition = self._unpacked(data)
     with precision.as_switched_off_elsewhere():  # By `evaluate`.
       terms = self._compiled(self._terms)(images, condition, self._noise_seed(dequantize.EVALUATION))
-    return self._update_metrics(terms, tf.ones_like(terms[:, 0]))
+    return self._update_metrics(terms, tf.ones_like(self._loss_of(terms)))
 
   def predict_step(self, data):
     images, condition = self._unpacked(data)
@@ -103,7 +101,7 @@ class FlowSteps(_compat.BuiltModel):
       num_updates = self._num_updates()
       self._compiled(self._apply)(gradients, tf.reduce_sum(largest))
       self._follow(num_updates)
-    return terms, tf.ones_like(terms[:, 0])
+    return terms, tf.ones_like(self._loss_of(terms))
 
   def _num_updates(self):
     """So far; `None` if each batch makes one."""
@@ -134,14 +132,14 @@ class FlowSteps(_compat.BuiltModel):
       sums = replicas.sum_over_replicas(sums)
     num_replicas = tf.distribute.get_replica_context().num_replicas_in_sync
 
-    def update(sums):
+    def apply(sums):
       gradients, terms, weights = replicas.unpacked(sums, *like, num_replicas)
       self._apply(gradients, tf.reduce_sum(self._largest_entries(gradients)))
       self._likelihood.after_update()
       return terms, weights
 
     with self._checked(sums[-1], are_finite, batch):
-      return once(update, sums, trace=self._trace_update)
+      return once(apply, sums, trace=self._trace_update)
 
   def _summands(self, images, condition, noise_seed):
     """What a replica has found, to be added up.
@@ -218,7 +216,7 @@ class FlowSteps(_compat.BuiltModel):
   def _apply(self, gradients, largest):
     """Has the optimizer take a step."""
     gradients = divergence.shortened(gradients, largest)
-    with _scalars_read_once(self.optimizer):
+    with update.in_few_operations(self.optimizer):
       _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
 
   def _bits(self, images, condition, noise_seed, training=False):
@@ -271,14 +269,15 @@ class FlowSteps(_compat.BuiltModel):
 
   def _loss_of(self, terms):
     """Of each image, in bits: per dimension, but in a hybrid model of the whole image."""
+    bits, *others = tf.unstack(terms, axis=1)
     if self.classifier is None:
-      return terms[:, 0]
+      return bits
     if not self._is_hybrid:
-      return terms[:, 0] + self._weight_y * terms[:, 1]
-    bits_y = terms[:, 1] / np.log(2.)
+      return bits + self._weight_y * others[0]
+    bits_y = others[0] / np.log(2.)
     if self._trains_classifier_alone:
       return bits_y
-    return self._likelihood_weight * self._likelihood.num_dims * terms[:, 0] + bits_y
+    return self._likelihood_weight * self._likelihood.num_dims * bits + bits_y
 
   def _update_metrics(self, terms, weights):
     """Returns the means of what this replica has seen; what `fit` and `evaluate` report at the end is of all."""
@@ -303,35 +302,6 @@ class FlowSteps(_compat.BuiltModel):
     with self.distribute_strategy.scope():
       if not self.optimizer.built:
         self.optimizer.build(self.trainable_variables)
-
-
-class _ReadOnce(keras.StatelessScope):
-  """In which variables are read once, until they are written; they are written at once, as without it."""
-
-  def __init__(self, variables):
-    super().__init__([(variable, tf.identity(variable.value)) for variable in variables])
-
-  def add_update(self, update):
-    variable, value = update
-    self.state_mapping.pop(id(variable), None)
-    self.__exit__(None, None, None)
-    variable.assign(value)
-    self.__enter__()
-
-
-def _scalars_read_once(optimizer):
-  """A context in which an optimizer reads its number of steps and its learning rate once, in a graph.
-
-  Keras' Adam reads them for each variable, and computes the same powers and roots of them: TensorFlow takes those for
-  the same only if they are of one tensor. They would be half of the operations of an update.
-
-  Args:
-    optimizer: Keras optimizer, built.
-  """
-  if tf.executing_eagerly():
-    return contextlib.nullcontext()
-  scalars = [getattr(optimizer, name, None) for name in ("iterations", "learning_rate")]
-  return _ReadOnce([scalar for scalar in scalars if isinstance(scalar, keras.Variable)])
 
 
 def _as_it_is(function, *args, trace=None):

@@ -5,6 +5,7 @@ The README's commands are those of `.ci/run`.
 
 import argparse
 import functools
+import inspect
 import json
 import pathlib
 import re
@@ -142,3 +143,11 @@ def test_workers_of_the_pages_are_one_cluster():
   (workers,) = {tuple(configuration["cluster"]["worker"]) for configuration in configurations}
   assert [configuration["task"] for configuration in configurations] == [
       {"type": "worker", "index": index} for index in range(len(workers))]
+
+
+def test_page_has_the_signature_of_load_images():
+  shown = re.search(r"^```none\n(load_images\(.*?\))\n```", PAGES["data"], re.M | re.S)[1]
+  signature = inspect.signature(tfp_glow.data.load_images)
+  bare = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+  signature = signature.replace(parameters=bare, return_annotation=signature.empty)
+  assert " ".join(shown.split()) == f"load_images{signature}"

@@ -83,7 +83,8 @@ def _bfloat16(args):
 
 def _start(args):
   """Seconds to the end of the first training step at the paper's depth, and how they grow with depth."""
-  contestants = _ours_by_gradient() | _peers_by_label()
+  contestants = {**_ours_by_gradient(), "`FlowModel`, reversible": ("FlowModel", _OURS["reversible"]),
+                 **_peers_by_label()}
   num_rounds = min(args.rounds, 3)
   rounds = [{name: measure(system, "start", "--num_levels=3", "--num_steps=32", *options)["first_step"]
              for name, (system, options) in contestants.items()} for _ in progress(num_rounds)]

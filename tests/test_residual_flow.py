@@ -235,7 +235,7 @@ def test_the_size_of_the_graph_does_not_grow_with_the_number_of_blocks():
     (dict(output_shape=(6, 4, 1), squeeze_first=True), "divisible by 2 .. `num_scales` = 4.*Received: .6, 4, 1."),
     (dict(output_shape=3, num_scales=0, factor_out=True), "`factor_out` must be False for vectors. Received: True"),
     (dict(output_shape=3, num_scales=0, mean_and_deviation=([0.] * 3, [1.] * 3)), "must be None for vectors"),
-    (dict(mean_and_deviation=([0.5], [0.])), "`deviation` positive. Received"),
+    (dict(mean_and_deviation=([0.5], [0.])), "deviations must be positive. Received"),
     (dict(mean_and_deviation=([0.5] * 2, [1.] * 2)), "must have one mean and one deviation for each of the 1 channels"),
     (dict(mean_and_deviation=([0.5], [1.]), logit_alpha=0.1), "`logit_alpha` must be None or 'auto'.*Received: 0.1"),
     (dict(learn_orders="yes"), "`learn_orders` must be.*Received: 'yes'"),

@@ -287,7 +287,7 @@ def test_refuses_tensors_beyond_their_storage(write, offset, shape, strides):
                  "a tensor reaches beyond its storage|a tensor's shape is damaged")
 
 
-@pytest.mark.parametrize("count, reason", [(5, "has not the size"), (7, "has not the size"), (2**61, "more memory")])
+@pytest.mark.parametrize("count, reason", [(5, "does not have the size"), (7, "does not have the size"), (2**61, "more memory")])
 def test_refuses_storages_of_another_size(write, count, reason):
   _check_refused(write(_tensor(_Storage("0", "Float", count), 0, (5,), (1,)), {"0": np.zeros(6, np.float32)}), reason)
 
@@ -400,9 +400,9 @@ def test_refuses_other_names(write_pickles, module, name):
 
 
 @pytest.mark.parametrize("instructions, reason", [
-    (b"K\x01)R", "calls what is no function"),
-    (b"clib\nA\n)R)R", "calls what is no function"),
-    (b"clib\nA\nK\x01R", "calls what is no function"),
+    (b"K\x01)R", "calls something that is not a function"),
+    (b"clib\nA\n)R)R", "calls something that is not a function"),
+    (b"clib\nA\nK\x01R", "calls something that is not a function"),
     (b"clib\nA\n}b", "gives a state"),
     (b"]}b", "gives a state"),
     (b"cargparse\nNamespace\n)R}K\x01K\x02sb", "namespace"),

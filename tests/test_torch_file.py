@@ -287,7 +287,8 @@ def test_refuses_tensors_beyond_their_storage(write, offset, shape, strides):
                  "a tensor reaches beyond its storage|a tensor's shape is damaged")
 
 
-@pytest.mark.parametrize("count, reason", [(5, "does not have the size"), (7, "does not have the size"), (2**61, "more memory")])
+@pytest.mark.parametrize("count, reason", [
+    (5, "does not have the size"), (7, "does not have the size"), (2**61, "more memory")])
 def test_refuses_storages_of_another_size(write, count, reason):
   _check_refused(write(_tensor(_Storage("0", "Float", count), 0, (5,), (1,)), {"0": np.zeros(6, np.float32)}), reason)
 

@@ -110,7 +110,8 @@ def check_stateless(network, inputs, name="network"):
     raise ValueError(
         f"`{name}` must compute the same function on every call, or the bijector cannot be inverted. Avoid layers "
         "whose state changes when they are called, such as BatchNormalization or Dropout (in a coupling, "
-        f"LayerNormalization and GroupNormalization are fine). Received: {network.name!r}, which changes {', '.join(changed)}")
+        "LayerNormalization and GroupNormalization are fine). "
+        f"Received: {network.name!r}, which changes {', '.join(changed)}")
   return outputs
 
 

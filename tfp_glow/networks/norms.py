@@ -63,7 +63,7 @@ def check_orders(domain, codomain):
                        f"`LearnedOrder`. Received: {order!r}")
   if (codomain == 1. and domain != 1.) or (domain == math.inf and codomain != math.inf):
     raise ValueError("`codomain` may be 1 only if `domain` is 1, and `domain` infinite only if `codomain` is: "
-                     "otherwise there may be a maximum for each combination of signs, and the iteration would miss the largest. "
+                     "otherwise each combination of signs may have a maximum, and the iteration may miss the largest. "
                      f"Received: domain={domain!r}, codomain={codomain!r}")
 
 

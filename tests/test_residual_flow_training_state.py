@@ -224,7 +224,7 @@ def test_optimizers_that_do_not_fit(change, message, monkeypatch):
     (dict(args=options(lr=-1., update_freq=0)), "not with lr=-1.0, update_freq=0. Received: file.pth"),
     (dict(args=options(annealing_iters=1000)), "not with annealing_iters=1000. Received: file.pth"),
     (dict(ema=averages(decay=1.)), "not with decay=1.0"),
-    (dict(ema=averages(extra=np.zeros([]))), "not of what is in its state dict, in the same order"),
+    (dict(ema=averages(extra=np.zeros([]))), "do not match the parameters of its state dict and their order"),
     (dict(ema=averages(**{KERNEL: Opaque("torch._utils.other", ())})),
      rf"plain tensors in `shadow_params`.*{KERNEL} \(torch._utils.other\)"),
 ])

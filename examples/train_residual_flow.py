@@ -85,7 +85,7 @@ def _make_parser():
       "many parameters as the residual flow (%(default)s)")
   add("--beside", nargs="+", default=[], metavar="FOLDER",
       help="other runs with the same density, to be shown in the same picture")
-  add("--num-scales", type=options.positive_int, help="for images: scales, each but the first half as high and wide (2)")
+  add("--num-scales", type=options.positive_int, help="for images: scales; each but the first halves them (2)")
   add("--num-blocks", type=options.positive_int, nargs="+",
       help="for images: residual blocks at each scale, one number for all or one for each (4)")
   add("--num-hidden", type=options.positive_int, help="for images: channels inside the networks of these blocks (64)")

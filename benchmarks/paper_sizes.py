@@ -42,7 +42,7 @@ def main():
 
 def _add_arguments(parser):
   parser.add_argument("--preset", choices=tuple(PRESETS), action="append", help="only these Glows (all)")
-  parser.add_argument("--steps", type=int, default=3, help="training steps, 2 or more (%(default)s)")
+  parser.add_argument("--steps", type=int, default=3, help="training steps in all, 2 or more (%(default)s)")
   parser.add_argument("--override", action="append", default=[], metavar="OPTION",
                       help="an option of the example scripts, as in --override=--num-steps=2")
 

@@ -20,7 +20,7 @@ _PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "torch", "normflow
 def add_save(parser):
   """Adds the option `--save`, which `save` needs, to a parser."""
   parser.add_argument("--save", action="store_true",
-                      help="keep the tables of the pages in docs/results; then `python docs/tables.py` writes the "
+                      help="keep the tables that a page shows in docs/results; then `python docs/tables.py` writes the "
                       "pages")
 
 

@@ -32,7 +32,7 @@ def main():
 
 def _add_arguments(parser):
   parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (%(default)s)")
-  parser.add_argument("--seconds", type=float, default=120., help="of each training for `quality` (%(default)s)")
+  parser.add_argument("--seconds", type=float, default=120., help="training time for `quality` (%(default)s)")
 
 
 def run_sections(description, sections, add_arguments):

@@ -143,7 +143,7 @@ def test_ctrl_c_saves_what_there_is(tmp_path):
     assert script.exit_code() == 130, script.output()
     printed = "".join(script.output())
   assert "Interrupted: training ends with this batch" in printed
-  assert "Traceback" not in printed and "The same command goes on" in printed
+  assert "Traceback" not in printed and "The same command resumes" in printed
   check_outputs(folder, is_finished=False)
   assert results(folder)["interrupted"] and 2 < results(folder)["epochs"] < 10000
 

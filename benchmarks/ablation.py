@@ -3,11 +3,11 @@
   python benchmarks/ablation.py                          about half an hour on two cores
   python benchmarks/ablation.py --seeds 1 --epochs 2
 
-Trainings of a small Glow (2 levels of 8 steps, 64 wide) on Fashion-MNIST reduced to 16x16, all for the same number of
-steps of Adamax at 0.001, as in the paper's code, after a warm-up of one epoch; a process with one thread for each. Bits
-per dimension are those of the first 4,096 of the 10,000 images of the test split, after each epoch; the figure leaves
-out the epoch of the warm-up, if there are others, since its bits are far above theirs. The numbers are written after
-each training; those of one that diverges are NaN from there on.
+Each training is a small Glow (2 levels of 8 steps, 64 wide) on Fashion-MNIST reduced to 16x16, in a process with one
+thread. All take the same number of steps of Adamax at 0.001, as in the paper's code, after a warm-up of one epoch. Bits
+per dimension are those of the first 4,096 of the 10,000 images of the test split, after each epoch. The figure omits
+the epoch of the warm-up, if there are others, because its bits are far above theirs. The numbers are written after each
+training; if it diverges, they are NaN from there on.
 """
 
 import argparse
@@ -34,7 +34,7 @@ _NUM_TEST_BATCHES = 64
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seeds", type=int, default=3, help="trainings of each combination (%(default)s)")
-  parser.add_argument("--epochs", type=int, default=20, help=f"of {_STEPS_PER_EPOCH} steps (%(default)s)")
+  parser.add_argument("--epochs", type=int, default=20, help=f"epochs of {_STEPS_PER_EPOCH} steps (%(default)s)")
   parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("ablation"),
                       help="folder of the figure and of the numbers (%(default)s)")
   results.add_save(parser)
@@ -46,7 +46,7 @@ def main():
 
 
 def _train_all(seeds, num_epochs, path):
-  """Curves of bits per dimension, one for each seed, by permutation and coupling; in the file as soon as they are."""
+  """Curves of bits per dimension, one for each seed, by permutation and coupling; each is written once it is done."""
   settings = list(itertools.product(_PERMUTATIONS, _COUPLINGS, seeds))
   os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
   workers = len(os.sched_getaffinity(0))
@@ -66,7 +66,7 @@ def _train_all(seeds, num_epochs, path):
 
 
 def _write(path, found):
-  new = path.with_suffix(".new")  # Whoever ends the program while it writes keeps the numbers until then.
+  new = path.with_suffix(".new")  # A program that is ended while it writes keeps the earlier numbers.
   new.write_text(json.dumps([
       {"permutation": permutation, "coupling": coupling, "seed": seed, "bits_per_dim": curve}
       for (permutation, coupling, seed), curve in found.items()], indent=1) + "\n")
@@ -74,7 +74,7 @@ def _write(path, found):
 
 
 def _train(permutation, coupling, seed, num_epochs):
-  """Bits per dimension of test images after each epoch; NaN if there was none, as the training diverged."""
+  """Bits per dimension of test images after each epoch; NaN once the training has diverged."""
   import keras
   import tensorflow_probability as tfp
 
@@ -113,7 +113,7 @@ def _cell(ends):
 
 def _draw(curves, path):
   import matplotlib
-  matplotlib.use("Agg")  # It goes to a file: no display is needed.
+  matplotlib.use("Agg")  # The figure goes to a file: no display is needed.
   from matplotlib import pyplot as plt
   figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
   for axes, coupling in zip(panels, _COUPLINGS):

@@ -1,10 +1,10 @@
-"""What pictures cost while a model trains, in CPU time; prints a table of docs/training.md.
+"""Measures the CPU time of drawing pictures during training; prints a table of docs/training.md.
 
   python benchmarks/callbacks.py
   python benchmarks/callbacks.py --data fashion_mnist --image-size 32 --num-blocks 3 --steps 20
 
-The callbacks of "Pictures while it trains" on that page draw after each of some short epochs; 8 steps of flow a level,
-64 wide, batches of 64. The first epoch, in which TensorFlow builds its graphs, is left out of the medians.
+The callbacks of "Pictures while it trains" on that page draw after each of some short epochs of a Glow with 8 steps of
+flow in each level, 64 wide, in batches of 64. The medians omit the first epoch, in which TensorFlow builds its graphs.
 """
 
 import argparse
@@ -76,7 +76,7 @@ class _Times:
 
 
 class _Clock(keras.callbacks.Callback):
-  """CPU seconds of epochs; the first of the callbacks, so that theirs are not among them but before the first epoch."""
+  """CPU seconds of epochs. It must be the first callback, so that the seconds of the others are not included."""
 
   def __init__(self):
     super().__init__()

@@ -1,11 +1,11 @@
-"""Do samples of a class look like it? A classifier of real images says; prints what docs/conditioning.md shows.
+"""Tests by a classifier of real images whether samples look like their class; prints a table of docs/conditioning.md.
 
   python examples/train_glow.py --conditional --weight-y 0.01 --output by_class
   python benchmarks/class_samples.py by_class
 
-A support vector machine of scikit-learn is fitted on training images of the data that the run was trained on, with as
-many bits as the run keeps of them. Reported is which share of the images it takes for what they are: of the real test
-images, and of samples of the run's SavedModel at several temperatures, as many of each class.
+A support vector machine of scikit-learn is fitted on the run's training images, with as many bits as the run keeps. The
+table has its accuracy on the real test images, and on samples of the run's SavedModel at several temperatures, with as
+many samples of each class.
 """
 
 import argparse
@@ -28,10 +28,10 @@ _TEMPERATURES = (0.5, 0.7, 0.8, 1.)
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("run", type=pathlib.Path, help="folder of a finished run with --conditional")
-  parser.add_argument("--samples", type=int, default=100, help="of each class (%(default)s)")
+  parser.add_argument("--samples", type=int, default=100, help="samples of each class (%(default)s)")
   parser.add_argument("--images", type=int, default=10_000,
-                      help="real ones to fit the classifier on, at most (%(default)s)")
-  parser.add_argument("--seed", type=int, default=0, help="of the samples (%(default)s)")
+                      help="most real images to fit the classifier on (%(default)s)")
+  parser.add_argument("--seed", type=int, default=0, help="seed of the samples (%(default)s)")
   results.add_save(parser)
   args = parser.parse_args()
   path = args.run / "results.json"
@@ -56,7 +56,7 @@ def main():
 
 
 def _save_row(args, found, shares):
-  """A row for each run: the page shows several, one below the other."""
+  """Saves the row of this run; the page shows a row for each of several runs."""
   settings = found["settings"]
   data, weight = pathlib.Path(settings["data"]).stem, f"{settings['weight_y']:g}"
   columns = (f"{data}, {settings['num_bits']} bits", "test bits per dim", "real test images",
@@ -74,7 +74,7 @@ def _arrays(batches, settings, limit):
 
 
 def _samples(sample, num_classes, count, temperature, seed):
-  """Features of as many samples of each class, `[N, D]`, and their labels."""
+  """Features `[N, D]` of samples, the same number of each class, and their labels."""
   features, labels = [], []
   for label in range(num_classes):
     images = sample(num_samples=tf.constant(count), temperature=tf.constant(temperature),

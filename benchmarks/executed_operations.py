@@ -1,4 +1,4 @@
-"""What TensorFlow executes: counted by its profiler."""
+"""Counts the operations that TensorFlow executes, by its profiler."""
 
 import collections
 import pathlib
@@ -9,10 +9,10 @@ from tensorflow.tsl.profiler.protobuf import xplane_pb2
 
 
 def executed(function):
-  """How often each kind of operation runs in a call of a function: a `collections.Counter`.
+  """The number of operations of each kind that run in a call of a function, a `collections.Counter`.
 
   Args:
-    function: Callable without arguments, which waits for what it starts. It is called once before.
+    function: Callable without arguments that waits until its work is done. It is called once before.
   """
   function()
   counts = collections.Counter()
@@ -25,6 +25,6 @@ def executed(function):
       space = xplane_pb2.XSpace.FromString(path.read_bytes())
       for plane in space.planes:
         names = (plane.event_metadata[event.metadata_id].name for line in plane.lines for event in line.events)
-        # Operations are named "name:kind"; so are calls of functions, with a space.
+        # Operations are named "name:kind". Calls of functions are, too, but with a space.
         counts.update(name.rpartition(":")[2] for name in names if ":" in name and "::" not in name)
   return collections.Counter({kind: count for kind, count in counts.items() if kind.isidentifier()})

@@ -1,21 +1,21 @@
-"""Checks and measures this package on a GPU: one command, ten minutes; needs no network and no data.
+"""Checks and measures this package on a GPU, in ten minutes, without network and data.
 
   python benchmarks/gpu.py --json gpu.json --markdown gpu.md
   python benchmarks/gpu.py --only exactness --only speed --data mnist.npz
-  python benchmarks/gpu.py --tiny                      at a tiny size, on a CPU: does the program work?
+  python benchmarks/gpu.py --tiny                      at a tiny size, on a CPU, to test the program
 
-  products    how exact products and convolutions are, by TensorFlow's switch, and what exact ones cost
-  checks      the numbers of the original code, in each precision
-  exactness   of images, encoded and decoded: changed values, by precision and by how TensorFlow runs it
+  products    errors of products and convolutions with TensorFlow's switch on and off, and the cost of exact ones
+  checks      comparison with numbers of the original code, in each precision
+  exactness   changed values of encoded and decoded images, by precision and by how TensorFlow runs the model
   finite      short trainings in each precision
-  speed       a training step beside the bare convolutions, with and without XLA, and beside other libraries
+  speed       a training step compared with bare convolutions and other libraries, with and without XLA
   start       seconds to the end of the first training step
-  memory      at most, by depth
-  scaling     over 1, 2, 4 ... GPUs, as many as there are
+  memory      peak memory by depth
+  scaling     speed on 1, 2, 4 ... GPUs
 
 Times are taken first, one process at a time; `checks`, `exactness`, `finite` and `memory` then run side by side.
-What hangs, crashes or fails costs itself alone: all of it runs in other processes. What there is no time left for is
-left out and named. The file of JSON is written anew after each entry: a run that is ended keeps what it has found.
+All entries run in other processes, so one that hangs, crashes or fails does not affect the rest. Entries without enough
+time are omitted and named. The JSON file is rewritten after each entry, so a run that is ended keeps its results.
 """
 
 import argparse
@@ -32,9 +32,9 @@ import gpu_worker
 
 _REFERENCE = pathlib.Path(__file__).parent.parent / "tests" / "reference"
 
-# Stages, one after the other. In each, processes side by side; in each of these, parts: section, name, and the seconds
-# that it may take of the default budget. What a part leaves of its time is for those after it. What takes times has the
-# card alone; what asks whether numbers are right, or how much memory is taken, has not.
+# Stages run one after the other. Each has processes that run side by side, and each process has parts: section, name,
+# and the seconds that it may take of the default budget. Later parts get the time that earlier ones leave. Parts that
+# measure times have the card alone; those that check numbers or measure memory share it.
 _STAGES = (
     ((("products", "products", 12.), ("speed", "speed_paper", 145.), ("speed", "speed_small", 15.),
       ("speed", "tfb", 3.)),),
@@ -53,7 +53,7 @@ _BUDGET = 600.
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", choices=_SECTIONS, action="append", help="of these sections (all)")
+  parser.add_argument("--only", choices=_SECTIONS, action="append", help="only these sections (all)")
   parser.add_argument("--json", type=pathlib.Path, help="file of all numbers")
   parser.add_argument("--markdown", type=pathlib.Path, help="file of the tables, which are printed as well")
   parser.add_argument("--tiny", action="store_true", help="everything at a tiny size")
@@ -65,7 +65,7 @@ def main():
   args = parser.parse_args()
   machine = _machine()
   found = {"machine": machine, "settings": {"tiny": args.tiny, "budget": args.budget}, "sections": {}}
-  # Where there is no card, parts of the CPU are as good to try the program.
+  # Without a card, parts of the CPU are good enough to try the program.
   stages = _chosen(args.only, machine.get("num_cards", 4 if args.tiny else 1), found["sections"])
   lengths = [max(sum(seconds for *_, seconds in process) for process in stage) for stage in stages]
   scale = args.budget / max(sum(lengths), 1.)
@@ -81,7 +81,7 @@ def main():
 
 
 def _chosen(sections, num_cards, found):
-  """The stages of these sections; `None`: of all."""
+  """The stages of these sections; `None`: all stages."""
   chosen = set(sections or _SECTIONS)
   if num_cards < 2 and "scaling" in chosen:
     chosen.remove("scaling")
@@ -103,7 +103,7 @@ def _write(found, json_path, markdown_path):
 
 
 def _compare(rows):
-  """Adds to what several cards do how much more that is than one does, if that is known: each had its own process."""
+  """Adds the speed-up of several cards over one card, if that was measured (each number of cards has its process)."""
   one = rows.get("1 cards")
   for row, columns in rows.items() if one else ():
     times = columns["images/s"] / one["images/s"]
@@ -111,7 +111,7 @@ def _compare(rows):
 
 
 def _machine():
-  """What is known of it without TensorFlow."""
+  """The machine, as far as it is known without TensorFlow."""
   machine = {"python": platform.python_version()}
   try:
     answer = subprocess.run(["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"],
@@ -124,7 +124,7 @@ def _machine():
 
 
 def _without_nan(value):
-  """JSON knows no NaN."""
+  """Replaces NaN, which JSON does not have."""
   if isinstance(value, dict):
     return {key: _without_nan(entry) for key, entry in value.items()}
   if isinstance(value, list):
@@ -133,7 +133,7 @@ def _without_nan(value):
 
 
 def markdown(found):
-  """All that was found, as tables."""
+  """All results as tables."""
   machine = found["machine"]
   lines = ["# " + ", ".join(f"{key} {value}" for key, value in machine.items()), ""]
   if found.get("seconds"):

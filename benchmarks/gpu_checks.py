@@ -1,4 +1,4 @@
-"""The parts of `gpu.py` that ask whether numbers are right: `checks`, `exactness`, `finite`."""
+"""The parts of `gpu.py` that check numbers: `checks`, `exactness`, `finite`."""
 
 import dataclasses
 import functools
@@ -19,15 +19,15 @@ from tfp_glow import dequantize
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "tests"))
 import reference_models
 
-# Relative error of the objective, absolute errors of latents and of decoded images: what float32 allows, as in
-# `tests/test_original.py`, twice that as a GPU adds up in another order; and what operands of 10 bits allow.
+# Bounds of the objective's relative error, and of absolute errors of latents and decoded images. For float32, twice
+# those of `tests/test_original.py`, as a GPU sums in another order; then those for operands of 10 bits.
 _TOLERANCES = {"float32": (2e-6, 2e-5, 2e-5), "TF32": (1e-3, 3e-2, 3e-2)}
 _LEARNING_RATE = 1e-3
-_TRAINING_SECONDS = 20.  # At most, of the model that encodes and decodes.
+_TRAINING_SECONDS = 20.  # At most, for the model that encodes and decodes.
 
 
 def checks(session):
-  """The numbers of the original code."""
+  """Compares with numbers of the original code."""
   for name in "abd":
     path = pathlib.Path(session.reference) / f"{name}.npz"
     for precision in _TOLERANCES:
@@ -36,7 +36,7 @@ def checks(session):
 
 def _check(session, path, precision):
   if not path.exists():
-    session.notes.append(f"left out, as there is no {path}: `--reference` names the folder")
+    session.notes.append(f"left out, because there is no {path}: `--reference` names the folder")
     return {}
   common.switch(precision)
   with np.load(path) as file:
@@ -59,7 +59,7 @@ def _check(session, path, precision):
 
 
 def exactness_trips(session):
-  """A model is trained, for the next two as well; images, encoded and decoded by it in each precision."""
+  """Trains a model, also for the next two parts; encodes and decodes images with it in each precision."""
   trained = _Trained(session)
   yield "training", trained.train
   for name in ("float32", "bfloat16") if session.tiny else PRECISIONS:
@@ -70,7 +70,7 @@ def exactness_trips(session):
 
 
 def exactness_unusual(session):
-  """Of a residual flow; of images unlike any; of a model that computes as in training; eagerly."""
+  """Encodes and decodes with a residual flow, with unusual images, with the networks of training, and eagerly."""
   yield "residual flow", functools.partial(_residual_flow, session)
   trained = _Trained(session)
   yield "constant images and noise, TF32", functools.partial(trained.unusual_images, "TF32")
@@ -80,14 +80,14 @@ def exactness_unusual(session):
 
 
 def exactness_gradients(session):
-  """Those of `gradient="reversible"`, in each precision."""
+  """Checks the gradients of `gradient="reversible"`, in each precision."""
   trained = _Trained(session)
   for precision in ("float32",) if session.tiny else PRECISIONS:
     yield f"{precision}, gradients", functools.partial(trained.reversible_gradients, precision)
 
 
 class _Trained:
-  """A model that one process has trained for a while, made again in each precision by this or another process."""
+  """A model that one process trains for a while, and that this or another process rebuilds in each precision."""
 
   def __init__(self, session):
     architecture = common.Architecture((32, 32, 1), num_steps=32, num_hidden=32, batch_size=64)
@@ -102,7 +102,7 @@ class _Trained:
     self._train_images, self._images = found[size:], found[:size]
 
   def train(self):
-    """In TensorFloat-32, as TensorFlow does by itself."""
+    """Trains in TensorFloat-32, TensorFlow's default."""
     architecture = self._architecture
     common.switch("TF32")
     model = common.make_model(common.make_glow(architecture, "TF32"), architecture.num_dims,
@@ -121,10 +121,10 @@ class _Trained:
 
   @functools.cached_property
   def _weights(self):
-    """Waits for them."""
+    """Waits for the weights."""
     while not self._path.exists():
       if self._session.left() < 0.:
-        raise TimeoutError("no model has been trained until now")
+        raise TimeoutError("no model has been trained yet")
       time.sleep(0.2)
     with np.load(self._path) as file:
       return list(file.values())
@@ -144,7 +144,7 @@ class _Trained:
     return self._expected
 
   def round_trip(self, precision, mode):
-    """Encodes and decodes: by the model, by its bijector eagerly, in a function, under XLA; or `"as in training"`."""
+    """Encodes and decodes by the model, by its bijector (eagerly, in a function, with XLA), or `"as in training"`."""
     expected = self._need()
     common.switch(precision)
     model = self._model(precision)
@@ -153,7 +153,7 @@ class _Trained:
     if mode == "model":
       z = np.asarray(model.encode(self._images))
       decoded = model.decode(z)
-      # Of the values, as the others: a probability of pixels is smaller by the size of their bins.
+      # A density of the values, like the others: a probability of pixels also has the size of their bins.
       log_prob = model.log_prob(self._images) - dequantize.discrete_log_prob(0., self._architecture.num_dims, 8)
     else:
       compiled = (lambda f: f) if mode == "eager" else functools.partial(
@@ -169,7 +169,7 @@ class _Trained:
         "log-prob moved from float64's by up to, nats": float(shift.max())}}
 
   def unusual_images(self, precision):
-    """Constant images, and noise."""
+    """Encodes and decodes constant images and noise."""
     common.switch(precision)
     model = self._model(precision)
     rows = {}
@@ -182,7 +182,7 @@ class _Trained:
     return rows
 
   def reversible_gradients(self, precision):
-    """Of the loss: how far those of `gradient="reversible"` are from autodiff's, and these from float32's."""
+    """Errors of the loss's gradients: of `gradient="reversible"` against autodiff, and of autodiff against float32."""
     found = {"float32": self._gradients("float32", "autodiff"), "autodiff": self._gradients(precision, "autodiff"),
              "reversible": self._gradients(precision, "reversible")}
     norm = np.linalg.norm
@@ -190,7 +190,7 @@ class _Trained:
         "reversible from autodiff": float(norm(found["reversible"] - found["autodiff"]) / norm(found["autodiff"])),
         "autodiff from float32's": float(norm(found["autodiff"] - found["float32"]) / norm(found["float32"]))}}
 
-  @functools.lru_cache(None)  # noqa: B019  There is one of it.
+  @functools.lru_cache(None)  # noqa: B019  There is only one object.
   def _gradients(self, precision, gradient):
     common.switch(precision)
     distribution = self._model(precision, gradient=gradient).distribution
@@ -206,7 +206,7 @@ class _Trained:
 
 
 def _residual_flow(session):
-  """The way back of a residual flow, by fixed points, in TensorFloat-32."""
+  """Inverts a residual flow by fixed-point iterations in TensorFloat-32."""
   shape, count, hidden = ((4, 4, 1), 8, 8) if session.tiny else ((16, 16, 1), 64, 128)
   batch = common.images(count, shape, session.data)
   flow = tfp_glow.ResidualFlowBijector(
@@ -239,7 +239,7 @@ def finite(session):
 
 
 def _train(session, precision, gradient):
-  """With the guards and the warm-up of the examples."""
+  """A training with the guards and the warm-up of the examples."""
   architecture = common.TINY if session.tiny else common.Architecture((16, 16, 3), 2, 8, 128, 64)
   num_steps = 4 if session.tiny else 100
   common.switch(precision)

@@ -16,7 +16,7 @@ PRECISIONS = {"float32": (False, "float32"), "TF32": (True, "float32"), "bfloat1
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """Of a Glow, and its batches."""
+  """The architecture of a Glow, and the size of its batches."""
   image_shape: tuple = (32, 32, 3)
   num_levels: int = 3
   num_steps: int = 32
@@ -28,12 +28,14 @@ class Architecture:
 
   @property
   def num_dims(self):
-    """Of an image."""
+    """Shape of an image."""
     return int(np.prod(self.image_shape))
 
   def flops(self):
-    """Of the convolutions of a training step, forward and twice as many backward; a multiplication is one, an addition
-    another."""
+    """Floating-point operations of a training step's convolutions: the forward pass, and twice as many backward.
+
+    A multiplication counts as one, an addition as another.
+    """
     height, width, channels = self.image_shape
     total = 0
     for _ in range(self.num_levels):
@@ -50,7 +52,7 @@ TINY = Architecture(image_shape=(4, 4, 3), num_levels=1, num_steps=2, num_hidden
 
 
 def machine():
-  """What TensorFlow knows of it."""
+  """The machine, as TensorFlow describes it."""
   build = tf.sysconfig.get_build_info()
   gpus = tf.config.list_physical_devices("GPU")
   return {"tensorflow": tf.__version__, "keras": keras.__version__, "CUDA": build.get("cuda_version", "none"),
@@ -58,18 +60,18 @@ def machine():
 
 
 def has_gpu():
-  """Whether TensorFlow sees one."""
+  """Whether TensorFlow sees a GPU."""
   return bool(tf.config.list_physical_devices("GPU"))
 
 
 def switch(precision):
-  """Sets TensorFlow's switch to that of a precision."""
+  """Sets TensorFlow's switch for TensorFloat-32 as a precision needs it."""
   tf.config.experimental.enable_tensor_float_32_execution(PRECISIONS[precision][0])
 
 
 @contextlib.contextmanager
 def policy(precision):
-  """Keras' policy of networks that are made meanwhile."""
+  """A context in which new networks have the Keras policy of a precision."""
   before = keras.config.dtype_policy()
   keras.config.set_dtype_policy(PRECISIONS[precision][1])
   try:
@@ -101,7 +103,7 @@ def noise_images(architecture, seed=0):
 
 
 def images(count, image_shape, path=None, seed=0):
-  """uint8 images `[count, *image_shape]`: of an .npz file; or smooth random ones, with a little noise."""
+  """uint8 images `[count, *image_shape]` from an .npz file, or smooth random ones with a little noise."""
   height, width, channels = image_shape
   rng = np.random.default_rng(seed)
   if path is None:

@@ -1,4 +1,4 @@
-"""How `gpu.py` runs its parts: each in a process that may hang, crash or fail, within the time that there is."""
+"""Runs the parts of `gpu.py` in processes that may hang, crash or fail, within the time budget."""
 
 import concurrent.futures
 import contextlib
@@ -12,19 +12,19 @@ import threading
 import time
 
 WORKER = pathlib.Path(__file__).parent / "gpu_worker.py"
-# An entry may end so many seconds after the time of its part.
+# An entry may end this many seconds after the time of its part.
 GRACE = 20.
 _NO_ENTRY = "between entries"
 
 
 class Run:
-  """What was found, and the time that is left."""
+  """Runs processes, collects their results, and keeps track of the time that is left."""
 
   def __init__(self, found, options, budget, limit, write):
     """Creates it.
 
     Args:
-      found: Dict with "machine" and "sections", which takes in what processes say.
+      found: Dict with "machine" and "sections", to which the results are added.
       options: Dict of options of `gpu_worker.py`.
       budget: Seconds in all.
       limit: Seconds of one entry.
@@ -45,8 +45,9 @@ class Run:
 
     Args:
       processes: List of lists of parts that share a process: section, name of the part, seconds.
-      seconds: Of the stage; those of the parts of each process are scaled to it.
-      end: Seconds after the start at which it is to end. It has its own seconds in any case, if the budget has them.
+      seconds: Seconds of the stage; those of the parts of each process are scaled to them.
+      end: Seconds after the start at which the stage should end. It gets its own seconds in any case, if the budget
+        has them.
     """
     end = min(max(self.start + end, time.monotonic() + seconds), self._end)
     with concurrent.futures.ThreadPoolExecutor(len(processes)) as pool:
@@ -54,7 +55,7 @@ class Run:
       try:
         for future in concurrent.futures.as_completed(futures):
           future.result()
-      except BaseException:  # Ctrl-C among them: nothing is begun anew.
+      except BaseException:  # Also Ctrl-C: nothing is restarted.
         self._stop()
         raise
 
@@ -65,7 +66,7 @@ class Run:
         process.kill()
 
   def _parts(self, parts, end):
-    """Runs parts in one process; in another, without the entry that broke the first, where that happens."""
+    """Runs parts in one process. If an entry breaks it, the rest runs in another process without that entry."""
     begin, all_seconds = time.monotonic(), sum(seconds for *_, seconds in parts)
     deadlines, done, seconds_before = {}, {}, 0.
     with self._lock:
@@ -85,7 +86,7 @@ class Run:
     self._write_now()
 
   def _process(self, sections, deadlines, done, begun):
-    """Runs parts in a process; returns the part that broke it, or `None`, where another process is of no use."""
+    """Runs parts in a process; returns the part that broke it, or `None` if another process is not needed."""
     options = {**self._options, "done": done,
                "parts": {part: deadline - time.monotonic() for part, deadline in deadlines.items()}}
     part, entry, problem = next(iter(sections)), _NO_ENTRY, None
@@ -107,7 +108,7 @@ class Run:
         entry = message.get("begin", _NO_ENTRY)
         begun.add(part)
         self._take(part, sections[part], message, done)
-      if problem is None:  # It has closed its output, and is about to end.
+      if problem is None:  # The process has closed its output, and is about to end.
         with contextlib.suppress(subprocess.TimeoutExpired):
           process.wait(10.)
       process.kill()
@@ -123,7 +124,7 @@ class Run:
 
   @contextlib.contextmanager
   def _begun(self, options, log):
-    """A process, which is killed when it is left."""
+    """A context with a process, which is killed at the end."""
     with self._lock:
       if self._is_stopped:
         raise KeyboardInterrupt
@@ -141,7 +142,7 @@ class Run:
         self._running.discard(process)
 
   def _take(self, part, section, message, done):
-    """Takes in what a process has said."""
+    """Adds a message of a process to the results."""
     with self._lock:
       rows = self._found["sections"][section]["rows"]
       if "machine" in message:
@@ -159,7 +160,7 @@ class Run:
   def _note(self, section, note):
     with self._lock:
       notes = self._found["sections"][section]["notes"]
-      if note not in notes:  # A process that is begun anew says again what it leaves out.
+      if note not in notes:  # A restarted process repeats what it leaves out.
         notes.append(note)
         print(f"      {note}", file=sys.stderr, flush=True)
 

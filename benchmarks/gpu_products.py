@@ -1,5 +1,6 @@
-"""The part `products` of `gpu.py`: how exact products and convolutions are, what exact ones cost, and when TensorFlow
-looks at its switch for TensorFloat-32."""
+"""The part `products` of `gpu.py`: errors of products and convolutions, the cost of exact ones, and when TensorFlow
+reads its switch for TensorFloat-32.
+"""
 
 import os
 import subprocess
@@ -14,7 +15,7 @@ from tfp_glow._core import precision
 from tfp_glow._core import products as exact
 
 try:
-  from tensorflow.compiler.tf2xla.python import xla  # Not public: how XLA itself would be asked for exact products.
+  from tensorflow.compiler.tf2xla.python import xla  # Not public: XLA's own way to request exact products.
   from tensorflow.compiler.xla import xla_data_pb2
 except ImportError:
   xla = None
@@ -66,13 +67,13 @@ def _multiply_and_sum(x, w):
 
 
 def _split_side_by_side(x, w):
-  """The three products as one, with three times as long sums."""
+  """The three products as one, with sums three times as long."""
   (x_high, x_low), (w_high, w_low) = exact.parts(x), exact.parts(w)
   return tf.matmul(tf.concat([x_low, x_high, x_high], 1), tf.concat([w_high, w_low, w_high], 0))
 
 
 def _split_without_the_middle(x, w):
-  """Four products: with that of the two rests, too."""
+  """Four products, including that of the two rests."""
   (x_high, x_low), (w_high, w_low) = exact.parts(x), exact.parts(w)
   return (tf.matmul(x_low, w_low) + (tf.matmul(x_low, w_high) + tf.matmul(x_high, w_low))) + tf.matmul(x_high, w_high)
 
@@ -96,7 +97,7 @@ _CONVS = {"plain": lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"), "split": _split_c
 
 
 def _matmul_case(n, c):
-  """A name, what is multiplied, and the product in float64."""
+  """A name, two factors, and their product in float64."""
   rng = np.random.default_rng(0)
   x, w = rng.normal(size=(n, c)).astype(np.float32), np.linalg.qr(rng.normal(size=(c, c)))[0].astype(np.float32)
   return f"product {n} x {c} x {c}", x, w, x.astype(np.float64) @ w.astype(np.float64)
@@ -141,7 +142,7 @@ def _errors(case, functions):
 
 
 def _switch_rows(session):
-  """What becomes of a function when the switch is flipped after it was traced or compiled."""
+  """Errors of a function if the switch is flipped after tracing or compilation."""
   _, x, w, expected = _matmul_case(*((64, 12) if session.tiny else (4096, 96)))
   x, w = tf.constant(x), tf.constant(w)
   set_switch = tf.config.experimental.enable_tensor_float_32_execution
@@ -191,7 +192,7 @@ for jit in (False, True):
 
 
 def _override_row():
-  """Whether the environment alone makes products exact: for a server of SavedModels."""
+  """Whether environment variables alone make products exact, for a server of SavedModels."""
   done = subprocess.run([sys.executable, "-c", _OVERRIDE], env={**os.environ, "NVIDIA_TF32_OVERRIDE": "0"}, text=True,
                         stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True, timeout=60)
   found = [float(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("ERROR")]
@@ -199,9 +200,9 @@ def _override_row():
 
 
 def _milliseconds(function, arguments, mode):
-  """Of one call in a chain, each on what the one before has returned: the best of three chains.
+  """Seconds of one call in a chain, in which each call gets the result of the previous one: the best of three chains.
 
-  The chain is a loop, as it is in a flow, of some calls each time, so that the loop itself counts little.
+  The chain is a loop, as in a flow. Each turn has several calls, so that the loop itself takes little of the time.
   """
 
   def run(x, *weights):

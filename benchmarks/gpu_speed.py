@@ -15,25 +15,25 @@ import systems
 import tensorflow as tf
 from gpu_common import PRECISIONS, machine  # noqa: F401  For `gpu_worker.py`.
 
-_DEPTHS = (64, 4, 32, 16)  # What is measured first, is measured.
+_DEPTHS = (64, 4, 32, 16)  # The most important first, in case time runs out.
 _BARE = "bare convolutions"
-# What the first training step takes where XLA compiles it, on an H100 with 16 CPU cores: bare convolutions, ours.
+# Seconds of the first training step compiled by XLA, on an H100 with 16 CPU cores: bare convolutions, ours.
 _SECONDS_OF_XLA = {"paper": (25., 85.), "small": (20., 45.)}
 
 
 def speed_paper(session):
-  """At the paper's architecture for CIFAR-10."""
+  """Systems with the paper's architecture for CIFAR-10."""
   return _speed(session, common.TINY if session.tiny else common.PAPER, *_SECONDS_OF_XLA["paper"])
 
 
 def speed_small(session):
-  """Where operations count more than their work."""
+  """Systems so small that the number of operations matters more than their work."""
   small = dataclasses.replace(common.TINY, num_steps=1) if session.tiny else common.SMALL
   return _speed(session, small, *_SECONDS_OF_XLA["small"])
 
 
 def _speed(session, architecture, xla_seconds_bare, xla_seconds):
-  """Entries: each system is built and has its time taken; then all take turns."""
+  """Entries: each system is built and timed; then all take turns."""
   yield f"peak ({architecture})", functools.partial(_peak, session, architecture)
   contest = _Contest(session, architecture)
   kinds = [(_BARE, _make_convolutions)] + [
@@ -55,7 +55,7 @@ _peaks = {}
 
 
 def _peak(session, architecture):
-  """Operations a second of a large matrix product, the best of some."""
+  """Operations per second of a large matrix product, the best of several calls."""
   size = 256 if session.tiny else 8192
   rows = {}
   for precision in PRECISIONS:
@@ -86,7 +86,7 @@ class _Contest:
     self._steps, self._models = {}, {}
 
   def enter(self, kind, make, precision, jit):
-    """Builds a system, and takes its time."""
+    """Builds a system, and times it."""
     label = f"{self._architecture}: {kind}, {precision}, {'XLA' if jit else 'no XLA'}"
     common.switch(precision)
     start = time.perf_counter()
@@ -110,8 +110,9 @@ class _Contest:
     return columns
 
   def turns(self):
-    """Rounds in which all take their turns; ratios, to the faster of the bare convolutions of the same precision, are
-    taken within the rounds."""
+    """Rounds in which all take turns. Ratios to the faster bare convolutions of the same precision are taken within a
+    round.
+    """
     all_seconds = sum(max(0.2, 2. * seconds) for *_, seconds in self._steps.values())
     num_rounds = 2 if self._session.tiny else int(np.clip(self._session.left() / 3. / all_seconds, 2, 5))
     rounds = []
@@ -135,7 +136,7 @@ class _Contest:
     return rows
 
   def inference(self):
-    """Milliseconds of what a trained model is asked."""
+    """Milliseconds of calls of a trained model."""
     images = common.noise_images(self._architecture)
     rows = {}
     for precision, model in self._models.items():
@@ -156,9 +157,9 @@ class _Contest:
 
 
 def _make_ours(gradient, architecture, precision, jit):
-  """A function that trains for so many steps, as `fit` does; and the model.
+  """A function that trains for a number of steps, as `fit` does; and the model.
 
-  Deep and wide, and without a warm-up, it diverges at 1e-4: from 8 bits per dimension to 62 in its third step.
+  A deep and wide model without a warm-up diverges at 1e-4: from 8 bits per dimension to 62 in its third step.
   """
   model = common.make_model(common.make_glow(architecture, precision, gradient), architecture.num_dims,
                             jit_compile=jit, learning_rate=1e-6)
@@ -183,7 +184,7 @@ def _trainer(model, architecture, num_devices=1):
 def _make_convolutions(architecture, precision, jit):
   """The convolutions of the coupling networks with bias and relu, chained as in a flow, and Adam; nothing else.
 
-  The steps of a level are a loop over stacked weights: unrolled, XLA would compile for minutes.
+  The steps of a level are a loop over stacked weights. If they were unrolled, XLA would compile for minutes.
   """
   rng = np.random.default_rng(0)
   dtype = tf.bfloat16 if precision == "bfloat16" else tf.float32
@@ -238,7 +239,7 @@ def _make_convolutions(architecture, precision, jit):
 
 
 def start(session):
-  """Imports come before."""
+  """Seconds to the end of the first step, without those of imports."""
   architecture = common.TINY if session.tiny else common.PAPER
   for jit in (False, True)[:1 if session.tiny else 2]:
     label = f"{architecture}: ours, autodiff, TF32, jit_compile={jit}"
@@ -246,7 +247,7 @@ def start(session):
 
 
 def _start(label, architecture, jit):
-  tf.zeros([]).numpy()  # The card is at hand.
+  tf.zeros([]).numpy()  # Initialises the card.
   begin = time.perf_counter()
   model = common.make_model(common.make_glow(architecture), architecture.num_dims, jit_compile=jit)
   built = time.perf_counter()
@@ -281,7 +282,7 @@ def _memory(architecture, gradient):
 
 
 def _peak_mib(reset=False):
-  """Of the card, since it was reset; of the process, where there is no card. After a reset: what is in use."""
+  """Peak memory of the card since its last reset (just after it, memory in use); without a card, of the process."""
   if not common.has_gpu():
     return int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 2**10
   if reset:
@@ -290,7 +291,7 @@ def _peak_mib(reset=False):
 
 
 def scaling(session, count):
-  """Images a second on so many cards; where there is none, on parts of the CPU."""
+  """Images per second on a number of cards; without a card, on parts of the CPU."""
   if not common.has_gpu():
     cpu, *_ = tf.config.list_physical_devices("CPU")
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
@@ -306,7 +307,7 @@ def _scaling(architecture, count):
   with strategy.scope():
     model = common.make_model(common.make_glow(architecture, "TF32"), architecture.num_dims)
   step = _trainer(model, architecture, count)
-  loss = step(1)  # Each has the same images: it is the same on any number.
+  loss = step(1)  # All cards have the same images, so the loss does not depend on their number.
   step(2)
   begin = time.perf_counter()
   step(10)
@@ -315,7 +316,7 @@ def _scaling(architecture, count):
 
 
 def tfb(session):
-  """`tfb.Glow`, which takes minutes to start where it is deep."""
+  """`tfb.Glow`, which takes minutes to start if it is deep."""
   small = dataclasses.replace(common.TINY, num_steps=1) if session.tiny else dataclasses.replace(
       common.SMALL, num_steps=4)
   label = f"{small}: tfb.Glow, TF32, no XLA"

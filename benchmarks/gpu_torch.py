@@ -16,17 +16,17 @@ _PAPER, _SMALL, _TINY = (3, 32, 512, 64, (3, 32, 32)), (3, 8, 128, 64, (3, 32, 3
 
 
 def machine():
-  """What PyTorch knows of it."""
+  """The machine, as PyTorch describes it."""
   return {"torch": torch.__version__} if nf is not None else {}
 
 
 def torch_paper(session):
-  """At the paper's architecture for CIFAR-10."""
+  """normflows with the paper's architecture for CIFAR-10."""
   return _entries(session, _TINY if session.tiny else _PAPER)
 
 
 def torch_small(session):
-  """Where operations count more than their work."""
+  """normflows so small that the number of operations matters more than their work."""
   return _entries(session, _TINY if session.tiny else _SMALL)
 
 

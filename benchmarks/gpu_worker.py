@@ -13,12 +13,12 @@ import sys
 import time
 import traceback
 
-# Numbers of cards, a process for each: TensorFlow takes the collective operations of two strategies for one another.
+# Numbers of cards, a process for each, because TensorFlow confuses the collective operations of two strategies.
 NUMBERS_OF_CARDS = (1, 2, 4, 8, 16)
 
-# From a part to the module and the function that makes its entries, and what that is called with: each a name, a
-# function without arguments, which returns the rows of a table, a dict for each, and, where they are many, the seconds
-# that it takes.
+# From a part to the module and the function that makes its entries, and the arguments of that function. An entry is a
+# name, a function without arguments that returns the rows of a table (a dict for each), and, if it takes many, the
+# seconds that it takes.
 PARTS = {
     "products": ("gpu_products", "products"),
     "checks": ("gpu_checks", "checks"),
@@ -45,7 +45,7 @@ class Session:
     self.reference = options.get("reference")
     self.data = options.get("data")
     self.folder = pathlib.Path(options["folder"]) if "folder" in options else None  # What processes leave for others.
-    self.notes = []  # Of the entry that runs.
+    self.notes = []  # Notes of the current entry.
     self.end = 0.
 
   def left(self):
@@ -67,7 +67,7 @@ def main():
     say(part=part, machine=module.machine())
     _run(getattr(module, function)(session, *args), session, options.get("done", {}).get(part, []))
   sys.stderr.flush()
-  # Libraries of GPUs have been seen to hang when they are taken down.
+  # Libraries of GPUs have hung at the end of a process.
   os._exit(0)
 
 
@@ -79,14 +79,14 @@ def _run(entries, session, done):
       say(notes=[f"from {name} on left out, for lack of time"])
       return
     if seconds and session.left() < seconds[0]:
-      say(notes=[f"{name} left out: it takes about {seconds[0]:.0f} s, which a larger `--budget` has"])
+      say(notes=[f"{name} left out: it takes about {seconds[0]:.0f} s; use a larger `--budget`"])
       continue
     session.notes = []
     say(begin=name)
     try:
       rows, notes = entry(), []
     except Exception as error:
-      # Whatever it is: the other entries are measured all the same.
+      # Any error: the other entries are still measured.
       traceback.print_exc()
       rows, notes = {}, [f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"]
     say(end=name, rows=rows, notes=notes + session.notes)

@@ -5,8 +5,8 @@
   python benchmarks/health.py --only invertibility
 
 Stress: short trainings of a small Glow (2 levels of 4 steps, 32 wide, 8x8) with every combination of learning rate,
-batch size, bits and kind of images; all systems with Adam and with the warm-up, the cosine and the clipping of
-`examples/train_glow.py`. Counted are those whose losses are all finite, and then 1,000 samples at temperature 1.
+batch size, bits and kind of images. All systems use Adam with the warm-up, the cosine and the clipping of
+`examples/train_glow.py`. The tables count trainings whose losses, and then 1,000 samples at temperature 1, are finite.
 Real images are Fashion-MNIST's, which Debian's package `dataset-fashion-mnist` installs.
 """
 
@@ -29,14 +29,14 @@ def main():
 
 def _add_arguments(parser):
   parser.add_argument("--seeds", type=int, default=3, help="trainings of each combination (%(default)s)")
-  parser.add_argument("--steps", type=int, default=100, help="of each of those trainings (%(default)s)")
+  parser.add_argument("--steps", type=int, default=100, help="steps of each training of the stress test (%(default)s)")
   parser.add_argument("--training-steps", type=int, default=300, help="before invertibility is measured (%(default)s)")
 
 
 def _stress(args):
   contestants = {"`tfp_glow` in `FlowModel`": "FlowModel", "`tfp_glow` in a bare training step": "tfp_glow",
                  **{f"`{name}`": name for name in run.peers()}}
-  # A process for each core, with one thread: so small a model gains nothing from more.
+  # A process with one thread for each core: so small a model gains nothing from more threads.
   os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1")
   measure = lambda system, batch_size: run.measure(
       system, "health", *_ARCHITECTURE, f"--batch_size={batch_size}", f"--calls={args.steps}", f"--seeds={args.seeds}",

@@ -3,12 +3,12 @@
   python benchmarks/hybrid.py                         about half an hour on two cores
   python benchmarks/hybrid.py --data digits --seconds 30
 
-A residual flow, affine couplings, and affine couplings with 1x1 convolutions, with as many parameters as the residual
-flow has (heads aside) and heads of the same kind at each of two scales, are trained for the same time, with each weight
-of the likelihood: 0, the inverse of the number of dimensions, and 1. The loss is that weight times the bits of the
-image, and the cross-entropy of its class. Each training is a process with one thread, and its time begins after one
-step: it is not compared how long a flow takes to start. Adam at 0.002 after a warm-up of 50 steps, images in batches of
-64; accuracy and bits per dimension are those of images that were not trained on, the first 1,000 of the test split.
+Three flows are compared: a residual flow, affine couplings, and affine couplings with 1x1 convolutions. All have the
+same number of parameters (without heads), and heads of the same kind at each of two scales. They are trained for the
+same time, with each weight of the likelihood: 0, the inverse of the number of dimensions, and 1. The loss is that
+weight times the bits of the image, plus the cross-entropy of its class. Each training is a process with one thread. Its
+time begins after one step, so start-up times are not compared. The optimizer is Adam at 0.002 after a warm-up of 50
+steps, with batches of 64 images. Accuracy and bits per dimension are those of the first 1,000 images of the test split.
 """
 
 import argparse
@@ -31,10 +31,10 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--data", nargs="+", default=["digits", "mnist.npz"],
                       help="'digits', or the path of an .npz file as Keras has it (%(default)s)")
-  parser.add_argument("--seconds", type=float, default=120., help="of each training (%(default)s)")
+  parser.add_argument("--seconds", type=float, default=120., help="seconds of each training (%(default)s)")
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("hybrid.json"),
-                      help="the numbers, written after each training (%(default)s)")
+                      help="file of the numbers, written after each training (%(default)s)")
   results.add_save(parser)
   args = parser.parse_args()
   for data in args.data:
@@ -46,7 +46,7 @@ def main():
 
 
 def train_all(settings, args):
-  """What came of each setting."""
+  """The results of each setting."""
   os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1", TF_NUM_INTEROP_THREADS="1",
                     TF_CPP_MIN_LOG_LEVEL="3")
   context = multiprocessing.get_context("spawn")
@@ -61,7 +61,7 @@ def train_all(settings, args):
 
 
 def _train(data, flow, weight, seconds, seed):
-  """Trains one model; a dict of what it has come to."""
+  """Trains one model; returns a dict of its results."""
   import keras
   import tensorflow as tf
 
@@ -99,7 +99,7 @@ def _make_flow(flow, shape, seed):
 
 
 def _width_of_as_many_parameters(make, aim):
-  """The number of parameters is a polynomial of second degree of the width."""
+  """The width that gives a number of parameters, which is a polynomial of second degree of the width."""
   import numpy as np
 
   widths = (4, 8, 12)

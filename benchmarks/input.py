@@ -1,18 +1,19 @@
-"""Images a second that `load_images` gives, beside what one would write without it; prints tables of docs/data.md.
+"""Measures images per second of `load_images` and of code without it; prints tables of docs/data.md.
 
   python benchmarks/input.py
   python benchmarks/input.py --only folder --images 5000
-  python benchmarks/input.py --tiny                     at a tiny size: does the program work?
+  python benchmarks/input.py --tiny                     at a tiny size, to test the program
 
-  arrays    grey 28x28 images in memory (an .npz file), as they are, padded, reduced; beside a bare `tf.data` pipeline
-  tfds      the same of Fashion-MNIST, which Debian's package `dataset-fashion-mnist` installs
-  folder    small PNG and JPEG files of various sizes; beside a bare `tf.data` pipeline, which decodes in each epoch or
-            has a `cache()`, and beside PyTorch's `ImageFolder` with a process for each CPU core
-  workers   the first epoch of one of several workers, which reads its share of that folder, beside that of one process
-  needed    images a second that a training step of `benchmarks/gpu.py` takes, without XLA, on a device of this machine
+  arrays    grey 28x28 images in memory (an .npz file): unchanged, padded, reduced; compared with a bare `tf.data`
+            pipeline
+  tfds      the same for Fashion-MNIST, which Debian's package `dataset-fashion-mnist` installs
+  folder    small PNG and JPEG files of various sizes; compared with a bare `tf.data` pipeline, which decodes in each
+            epoch or has a `cache()`, and with PyTorch's `ImageFolder` with a process for each CPU core
+  workers   the first epoch of one of several workers, which reads its share of that folder, compared with one process
+  needed    images per second that a training step of `benchmarks/gpu.py` takes, without XLA, on this machine's device
 
-All take turns, round after round, and each begins anew in each. The first epoch opens files and decodes, the second has
-what is kept. Shown are medians and ranges; ratios are taken within a round.
+All take turns, round after round, and start again in each round. The first epoch opens files and decodes them, the
+second uses what is kept. The tables have medians and ranges; ratios are taken within a round.
 """
 
 import functools
@@ -47,9 +48,9 @@ def main():
 
 
 def _add_arguments(parser):
-  parser.add_argument("--images", type=int, help="of the folder (4000); in memory there are five times as many")
+  parser.add_argument("--images", type=int, help="images of the folder (4000); five times as many in memory")
   parser.add_argument("--batch-size", type=int, default=64, help="(%(default)s)")
-  parser.add_argument("--rounds", type=int, help="of each measurement (3)")
+  parser.add_argument("--rounds", type=int, help="rounds of each measurement (3)")
   parser.add_argument("--data-dir", help="where TFDS keeps its data sets (a folder that is deleted at the end)")
   parser.add_argument("--tiny", action="store_true", help="everything at a tiny size")
 
@@ -59,7 +60,7 @@ def _count(args):
 
 
 def _arrays(args):
-  """Bare: what is shuffled are images, which are then padded or reduced batch by batch."""
+  """The bare pipeline shuffles images, and then pads or reduces them batch by batch."""
   images, rows = _noise(5 * _count(args), 28)[..., 0], []
   with tempfile.TemporaryDirectory() as folder:
     path = pathlib.Path(folder) / "images.npz"
@@ -74,7 +75,7 @@ def _arrays(args):
 
 def _tfds(args):
   if not _DEBIAN.is_dir():
-    print("Left out: Fashion-MNIST is not there (Debian's package `dataset-fashion-mnist`).")
+    print("Left out: Fashion-MNIST is missing (Debian's package `dataset-fashion-mnist`).")
     return
   import tensorflow_datasets as tfds
   with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +95,7 @@ def _tfds(args):
 
 
 def _bare(batches, size):
-  """Squares of another size."""
+  """Pads or reduces squares to another size."""
   def resize(images):
     side = images.shape[1]
     if size > side:
@@ -122,7 +123,7 @@ def _folder(args):
 
 
 def _bare_files(folder, args, is_cached):
-  """Decodes and reduces one by one, as the images differ in size."""
+  """Decodes and reduces images one by one, because they differ in size."""
   def read(path):
     image = tf.io.decode_image(tf.io.read_file(path), channels=3, expand_animations=False)
     side = tf.reduce_min(tf.shape(image)[:2])
@@ -137,7 +138,7 @@ def _bare_files(folder, args, is_cached):
 
 
 def _torch(folder, args):
-  """Its epochs, in a process of its own."""
+  """Images per second of its epochs, in a separate process."""
   command = [sys.executable, _TORCH, f"{folder}/train", str(_FOLDER_SIZE), str(args.batch_size)]
   done = subprocess.run(command, capture_output=True, text=True, check=False)
   if done.returncode:
@@ -159,7 +160,7 @@ def _write_files(folder, count):
 
 
 def _workers(args):
-  """It decodes its share of each batch, one process all of it."""
+  """Compares a worker, which decodes its share of each batch, with one process, which decodes all."""
   with tempfile.TemporaryDirectory() as folder:
     _write_files(folder, _count(args))
     load = functools.partial(data.load_images, folder, "train", args.batch_size, _FOLDER_SIZE)
@@ -175,11 +176,11 @@ def _workers(args):
 
 
 def _needed(args):
-  """Of steps of `FlowModel.fit`, the first of which is left out."""
+  """Median seconds of steps of `FlowModel.fit`, without the first."""
   has_gpu = gpu_common.has_gpu()
   named = {"paper's": gpu_common.PAPER, "small": gpu_common.SMALL} if has_gpu else {"small": gpu_common.SMALL}
   if not has_gpu:
-    print("There is no GPU: the CPU needs less, and the paper's model is left out.\n")
+    print("There is no GPU. The CPU needs fewer images, and the paper's model is left out.\n")
   table = results.Table("model of `benchmarks/gpu.py`", "step, ms", "images/s")
   for name, architecture in ({"tiny": gpu_common.TINY} if args.tiny else named).items():
     model = gpu_common.make_model(gpu_common.make_glow(architecture), architecture.num_dims)
@@ -192,7 +193,7 @@ def _needed(args):
 
 
 def _compare(what, args, size, contestants):
-  """Prints a table of the images a second of each: the first epoch, the second, and the ratio of the latter to ours.
+  """Prints a table of images per second: the first epoch, the second epoch, and the latter's ratio to ours.
 
   Returns:
     A row of `_PAGE_COLUMNS`.
@@ -201,7 +202,7 @@ def _compare(what, args, size, contestants):
   for _ in run.progress(args.rounds or (1 if args.tiny else 3)):
     found = {}
     for name, make in contestants.items():
-      gc.collect()  # What has been kept of an earlier round.
+      gc.collect()  # Frees what an earlier round kept.
       made = make()
       found[name] = made() if callable(made) else [_rate(made), _rate(made)]
     rounds.append(found)
@@ -222,7 +223,7 @@ def _compare(what, args, size, contestants):
 
 
 def _rounded(value):
-  """To two digits, or to thousands."""
+  """A number to two digits, or to thousands."""
   return f"{round(value, -min(3, max(0, len(str(int(value))) - 2))):,.0f}"
 
 
@@ -231,7 +232,7 @@ def _thousands(values):
 
 
 def _rate(dataset):
-  """Images a second of a pass."""
+  """Images per second of a pass."""
   start = time.perf_counter()
   count = sum(len(batch) for batch in dataset)
   return count / (time.perf_counter() - start)

@@ -1,4 +1,4 @@
-"""Images a second of PyTorch's `ImageFolder`, of two epochs; `input.py` calls it with folder, size and batch size."""
+"""Images per second of PyTorch's `ImageFolder` in two epochs; `input.py` calls it with folder, size and batch size."""
 
 import json
 import os

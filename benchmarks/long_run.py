@@ -1,12 +1,12 @@
-"""What memory a long training takes: whether anything grows. Prints a line each minute, then a table of docs/speed.md.
+"""Whether the memory of a long training grows. Prints a line each minute, then a table of docs/speed.md.
 
   python benchmarks/long_run.py                  an hour
   python benchmarks/long_run.py --minutes 10
 
-A small Glow learns scikit-learn's digits, with all that an epoch may bring: validation, a checkpoint of the best
-weights, the state of training, pictures. The first minutes, in which TensorFlow builds its graphs and the C library
-finds out how much is in use at once, do not count: from `--begin` on (5 minutes) the median of the first tenth of the
-epochs is compared with that of the last.
+A small Glow learns scikit-learn's digits. Each epoch has validation, a checkpoint of the best weights, the state of
+training and pictures. The first minutes, in which TensorFlow builds its graphs and the C library's allocator settles,
+do not count. From `--begin` (5 minutes) on, the median of the first tenth of the epochs is compared with that of the
+last tenth.
 """
 
 import argparse
@@ -55,11 +55,11 @@ def _train(seconds, memory):
 
 
 class _Memory(keras.callbacks.Callback):
-  """What the process occupies after each epoch.
+  """Records the resident memory of the process after each epoch.
 
   Attributes:
-    megabytes: List of Python `float`s, of the epochs that count.
-    num_epochs: Python `int`, of all.
+    megabytes: List of Python `float`s, one for each epoch that counts.
+    num_epochs: Python `int`, number of all epochs.
   """
 
   def __init__(self, begin):

@@ -1,4 +1,4 @@
-"""One measurement of one system, in this process; prints its result as a line of JSON.
+"""Makes one measurement of one system in this process; prints the result as a line of JSON.
 
 `run.py`, `health.py` and `serving.py` call it.
 """
@@ -23,7 +23,7 @@ import systems
 
 _MAKERS = {**systems.MAKERS, **residual_systems.MAKERS}
 _WARM_UP_CALLS = 3
-# What `export` writes.
+# Files that `export` writes.
 _KERAS_FILE, _SAVED_MODEL = "model.keras", "saved_model"
 
 
@@ -33,13 +33,13 @@ def main():
   parser.add_argument("system", choices=(*_MAKERS, "SavedModel"))
   parser.add_argument("measurement", choices=tuple(_MEASUREMENTS))
   parser.add_argument("--calls", type=int, default=10, help="timed calls (%(default)s)")
-  stress = parser.add_argument_group("of `health`, where `--calls` are the training steps")
-  stress.add_argument("--kinds", nargs="+", default=["real", "constant", "extreme"], help="of images (%(default)s)")
-  stress.add_argument("--bits", nargs="+", type=int, default=[1, 8], help="of the images (%(default)s)")
-  stress.add_argument("--rates", nargs="+", type=float, default=[1e-4, 1e-3, 1e-2, 3e-2], help="to learn (%(default)s)")
+  stress = parser.add_argument_group("for `health`, where `--calls` are the training steps")
+  stress.add_argument("--kinds", nargs="+", default=["real", "constant", "extreme"], help="images (%(default)s)")
+  stress.add_argument("--bits", nargs="+", type=int, default=[1, 8], help="bits of the images (%(default)s)")
+  stress.add_argument("--rates", nargs="+", type=float, default=[1e-4, 1e-3, 1e-2, 3e-2], help="(%(default)s)")
   stress.add_argument("--seeds", type=int, default=3, help="trainings of each setting (%(default)s)")
-  parser.add_argument("--seconds", type=float, default=120., help="of training, for `quality` (%(default)s)")
-  parser.add_argument("--folder", type=pathlib.Path, help="what `export` writes to, and `load` and `latency` read from")
+  parser.add_argument("--seconds", type=float, default=120., help="seconds of training, for `quality` (%(default)s)")
+  parser.add_argument("--folder", type=pathlib.Path, help="folder that `export` writes, and `load` and `latency` read")
   parser.add_argument("--replicas", type=int, default=1, help="logical devices, for `replicas` (%(default)s)")
   for field in dataclasses.fields(systems.Architecture):
     if field.name != "image_shape":
@@ -67,7 +67,7 @@ def _speed(args, architecture):
 
 
 def _start(args, architecture):
-  """Seconds from construction to the end of the first training step, and of a later step; imports come before."""
+  """Seconds from construction to the end of the first training step, without imports, and seconds of a later step."""
   images = architecture.images()
   _import(args.system)
   start = time.perf_counter()
@@ -79,7 +79,7 @@ def _start(args, architecture):
 
 
 def _replicas(args, architecture):
-  """From the start of `fit` to the end of its first step: seconds, those of the processor, and the peak's MiB."""
+  """From the start of `fit` to the end of its first step: seconds, CPU seconds, and peak MiB."""
   import keras
   import tensorflow as tf
 
@@ -109,14 +109,14 @@ def _replicas(args, architecture):
 
 
 def _import(name):
-  """What a program of this system imports; its imports are what is measured."""
+  """Imports what a program of this system imports, to measure the imports."""
   libraries = ["normflows"] if name.startswith("normflows") else ["keras", "tensorflow_probability", "tf_keras"]
   for library in libraries:
     importlib.import_module(library)
 
 
 def _memory(args, architecture):
-  """Peak MiB of the process after some training steps, and MiB of parameters, gradients and Adam's two averages."""
+  """Peak MiB of the process after some training steps, and MiB of parameters, gradients and Adam's two moments."""
   system = _MAKERS[args.system](architecture)
   images = architecture.images()
   for _ in range(_WARM_UP_CALLS):
@@ -125,12 +125,12 @@ def _memory(args, architecture):
 
 
 def peak():
-  """MiB, as Linux counts them: `getrusage` would begin with what the process had that started this one."""
+  """Peak MiB from Linux's counters, because `getrusage` would include the peak of the parent process."""
   return int(re.search(r"VmHWM:\s+(\d+) kB", pathlib.Path("/proc/self/status").read_text())[1]) / 2**10
 
 
 def _working_memory(args, architecture):
-  """MiB by which the peak of the process grows in some training steps, and from the construction on."""
+  """MiB by which the peak of the process grows in some training steps, and from construction to their end."""
   _import(args.system)
   before = peak()
   system = _MAKERS[args.system](architecture)
@@ -154,7 +154,7 @@ def _fit(args, architecture):
   model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow))
   model.compile(keras.optimizers.Adam(architecture.learning_rate))
   images = np.random.default_rng(0).integers(0, 256, (architecture.batch_size, *architecture.image_shape), np.uint8)
-  num_steps = 10 * args.calls  # A call of `fit` has costs of its own, which are not those of its steps.
+  num_steps = 10 * args.calls  # Many steps, because each call of `fit` has further costs.
   data = tf.data.Dataset.from_tensors(images).repeat(num_steps)
   model.fit(data.take(1), epochs=1, verbose=0)
   batch = tf.constant(images)
@@ -173,9 +173,9 @@ def _fit(args, architecture):
 
 
 def _operations(args, architecture):
-  """Operations that run: for each further step of flow, and for what `FlowModel` adds; and nodes of its training step.
+  """Operations that run for each further step of flow, and those that `FlowModel` adds; nodes of its training step.
 
-  They depend on neither machine nor size.
+  The numbers do not depend on the machine or the size.
   """
   import keras
   import tensorflow as tf
@@ -222,15 +222,15 @@ def _operations(args, architecture):
 
 
 def _quality(args, architecture):
-  """Test bits per dimension on Fashion-MNIST, 8 bits, after so many seconds of training, start-up included."""
-  # In a process of its own: TensorFlow's pipelines and PyTorch in one process crash.
+  """Test bits per dimension on Fashion-MNIST, 8 bits, after a time of training that includes start-up."""
+  # In a separate process, because TensorFlow's pipelines and PyTorch in one process crash.
   with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
     train, test = pool.map(_fashion_mnist, ("train", "test"))
   size = architecture.batch_size
   batches = itertools.cycle(train[i:i + size] for i in range(0, len(train) - size + 1, size))
   _import(args.system)
   rng = np.random.default_rng(args.seed)
-  # The same uniform noise for all: 8 bits.
+  # The same uniform noise for all systems, for 8 bits.
   dequantize = lambda images: ((images + rng.random(images.shape)) / 256. - 0.5).astype(np.float32)
   start = time.perf_counter()
   system = _MAKERS[args.system](architecture)
@@ -250,9 +250,9 @@ def _fashion_mnist(split):
 
 
 def _health(args, architecture):
-  """Which of many short trainings stay finite, and 1,000 samples after each; a dict for each training.
+  """Whether many short trainings, and 1,000 samples after each, stay finite; a dict for each training.
 
-  Adam with the warm-up and the clipping of `examples/train_glow.py`, whose loss is in bits per dimension.
+  The optimizer is Adam with the warm-up and the clipping of `examples/train_glow.py`; losses are bits per dimension.
   """
   clip_norm = 100. * architecture.num_dims * math.log(2.)
   system = _MAKERS[args.system](dataclasses.replace(architecture, clip_norm=clip_norm))
@@ -280,7 +280,7 @@ def _trains(system, batches, learning_rate, num_steps):
 
 
 def _stress_batches(kind, num_bits, architecture, seed):
-  """An endless row of dequantized batches: `"real"`, `"constant"` (all 128) or `"extreme"` (each value 0 or 255)."""
+  """Yields dequantized batches without end: `"real"`, `"constant"` (all 128) or `"extreme"` (each value 0 or 255)."""
   from tfp_glow import data
   rng = np.random.default_rng(seed)
   shape = (architecture.batch_size, *architecture.image_shape)
@@ -321,7 +321,7 @@ def _invertibility(args, architecture):
   results = {}
   for name, batch in images.items():
     x = tfp_glow.dequantize.dequantize(tf.constant(batch), 8, 0.5)
-    # As arrays: of a tensor TFP would know where it came from.
+    # As arrays, because TFP would recall the pass that made a tensor.
     error = np.abs(x - glow.forward(glow.inverse(x).numpy())).max()
     results[name] = {"error": float(error), "changed": int((model.decode(model.encode(batch)) != batch).sum())}
   return {"bits_per_dim": history["bits_per_dim"][-1], "images": results}
@@ -344,7 +344,7 @@ def _export(args, architecture):
 
 
 def _load(args, architecture):
-  """Seconds from the file to the first answer of `log_prob`; imports come before."""
+  """Seconds from the file to the first result of `log_prob`, without imports."""
   importlib.import_module("tfp_glow" if args.system == "FlowModel" else "tensorflow")
   images = _uint8_images(architecture)
   start = time.perf_counter()
@@ -366,7 +366,7 @@ def _latency(args, architecture):
 
 
 def _calls(args, images):
-  """The same questions to the loaded SavedModel or to the loaded `FlowModel`, each a function that asks one."""
+  """Functions that make the same calls to the loaded SavedModel or to the loaded `FlowModel`."""
   import tensorflow as tf
   latents, seed = np.zeros([len(images), images[0].size], np.float32), (0, 1)
   if args.system == "SavedModel":

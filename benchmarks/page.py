@@ -1,10 +1,10 @@
-"""How long one waits for the answers of the web page of `examples/serve.py`; prints a table of docs/serving.md.
+"""Measures the response times of the web page of `examples/serve.py`; prints a table of docs/serving.md.
 
   python benchmarks/page.py output/saved_model --images output/test_images --directions output/edits/directions.npz
 
-The server has a process of its own. This one asks over HTTP what the page asks, all questions in turn, one at a time:
-images are samples of the model, and an edit moves all sliders. Options are those of serve.py, --calls and --save. The
-latter needs the model first, in the output folder of `examples/train_glow.py`: the table is named after its data.
+The server runs in a separate process. This one sends the page's requests over HTTP, all kinds in turn, one at a time.
+Images are samples of the model, and an edit moves all sliders. Options are those of serve.py, --calls and --save. With
+--save the model must come first, in the output folder of `examples/train_glow.py`; its data give the table its name.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _ANSWERS = {"/api/model": "names and 24 images", "/api/image": "bits of an image
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--calls", type=int, default=50, help="of each question (%(default)s)")
+  parser.add_argument("--calls", type=int, default=50, help="requests of each kind (%(default)s)")
   results.add_save(parser)
   args, options = parser.parse_known_args()
   data = _data_of(options, parser) if args.save else None
@@ -48,7 +48,7 @@ def main():
 
 
 def _data_of(options, parser):
-  """What the model was trained on."""
+  """The data that the model was trained on."""
   path = pathlib.Path(options[0] if options else "").parent / "results.json"
   if not path.is_file():
     parser.error(f"--save needs a model in the output folder of examples/train_glow.py. Received: {options}")
@@ -63,8 +63,8 @@ def _serving(options):
   command = [sys.executable, _SCRIPT, *options, f"--host={_HOST}", f"--port={port}"]
   with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
     try:
-      if not process.stdout.readline():  # The line that names its address.
-        sys.exit(f"{' '.join(map(str, command))} failed.")  # It has said why.
+      if not process.stdout.readline():  # The line with its address.
+        sys.exit(f"{' '.join(map(str, command))} failed.")  # The server has printed the reason.
       with contextlib.closing(http.client.HTTPConnection(_HOST, port)) as connection:
         yield connection
     finally:
@@ -72,7 +72,7 @@ def _serving(options):
 
 
 def _questions(connection):
-  """From paths of the server to what is sent there; `None` where there is nothing to send."""
+  """A dict from paths of the server to the data that is sent there; `None` for none."""
   known = _ask(connection, "/api/model", None)
   label = {"label": 0} if known["classes"] else {}
   sample = {"temperature": 0.7, "seed": 0, **label}

@@ -1,13 +1,13 @@
-"""What a training step of the papers' models takes, at their full sizes; prints the table of docs/experiments.md.
+"""Measures a training step of the papers' models at their full sizes; prints the table of docs/experiments.md.
 
   python benchmarks/paper_sizes.py                                  all of them
   python benchmarks/paper_sizes.py --only glow --preset celeba_hq256
 
 Glow's are the presets of `examples/presets.py`, with their gradient, `reversible`. The residual flow is that of
-`examples/train_residual_flow.py`, with the sizes of its paper for CIFAR-10. Each model has a process of its own, the
+`examples/train_residual_flow.py`, with the sizes of its paper for CIFAR-10. Each model has a separate process, the
 optimizer of the example, and batches of one image of noise. The first step has the rate 0 of the warm-up. Weights that
-no step changes are named below the table. The peak is that of the resident memory of the process, its libraries
-included.
+no step changes are named below the table. The peak is that of the resident memory of the process, including its
+libraries.
 """
 
 import concurrent.futures
@@ -29,11 +29,11 @@ import run
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
 from presets import PRESETS
 
-# Of the residual flow of CIFAR-10, whose defaults in the example are those of small images.
+# Options of the residual flow for CIFAR-10; the example's defaults are for small images.
 RESIDUAL_FLOW = ("--data=cifar10", "--image-size=32", "--num-scales=3", "--num-blocks=16", "--num-hidden=512",
                  "--num-dense-blocks=4", "--num-dense-hidden=128")
 
-GREY = ("digits", "fashion_mnist", "mnist")  # Data of one channel; of all others there are three.
+GREY = ("digits", "fashion_mnist", "mnist")  # Data of one channel; all others have three.
 
 
 def main():
@@ -41,10 +41,10 @@ def main():
 
 
 def _add_arguments(parser):
-  parser.add_argument("--preset", choices=tuple(PRESETS), action="append", help="of these experiments with Glow (all)")
-  parser.add_argument("--steps", type=int, default=3, help="of training, the first included; 2 or more (%(default)s)")
+  parser.add_argument("--preset", choices=tuple(PRESETS), action="append", help="only these Glows (all)")
+  parser.add_argument("--steps", type=int, default=3, help="training steps in all, 2 or more (%(default)s)")
   parser.add_argument("--override", action="append", default=[], metavar="OPTION",
-                      help="of the example scripts, as in --override=--num-steps=2")
+                      help="an option of the example scripts, as in --override=--num-steps=2")
 
 
 def _glow(args):
@@ -79,18 +79,18 @@ def _show_table(models, args):
 
 
 def measure(script, options, num_steps):
-  """A training in a process of its own.
+  """Runs `train` in a separate process.
 
   Args:
     script: Python `str`, the module in `examples` that makes the model.
-    options: Sequence of Python `str`s, those of its command line.
+    options: Sequence of Python `str`s, its command line.
     num_steps: Python `int`, steps of training.
 
   Returns:
     As `train`.
 
   Raises:
-    BrokenProcessPool: if the process was ended, as when there is not enough memory.
+    BrokenProcessPool: if the process was ended, for example for lack of memory.
   """
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
   with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
@@ -101,8 +101,8 @@ def train(script, options, num_steps):
   """Trains a model of an example in this process, by the code of the example.
 
   Returns:
-    A dict: `parameters`; seconds of the `first_step`, from the initialised model on, and of a `further_step`, the
-    median; the `peak` of the process in GiB; the `losses`; and names of the trainable variables that are `unchanged`.
+    A dict: `parameters`; seconds of the `first_step` (from the initialised model on) and of a `further_step` (the
+    median); the `peak` of the process in GiB; the `losses`; and names of the trainable variables that are `unchanged`.
   """
   import measure as measurements
   import train_glow
@@ -135,7 +135,7 @@ def _batches(args, model):
 
 
 def _checksums(model):
-  """Of the trainable variables; copies of them would count as memory."""
+  """Checksums of the trainable variables, because copies would count as memory."""
   return [zlib.crc32(v.numpy()) for v in model.trainable_variables]
 
 

@@ -1,7 +1,7 @@
-"""How long a program waits for the first step on many devices; and what many cards would gain, on paper.
+"""Measures the time to the first step on many devices, and calculates the speed-up of many cards.
 
   python benchmarks/replicas.py                  both tables of docs/distributed.md: ten minutes on two cores
-  python benchmarks/replicas.py --only scaling   without TensorFlow's devices: numbers of parameters, and arithmetic
+  python benchmarks/replicas.py --only scaling   only the calculation, from numbers of parameters
 """
 
 import argparse
@@ -23,9 +23,9 @@ def main():
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """Machines with cards; what each sends and receives a second, at the same time, in bytes."""
+  """Machines with cards. Rates are bytes per second that each sends and receives at the same time."""
   num_machines: int
-  num_cards: int  # Of each machine.
+  num_cards: int  # Cards of each machine.
   of_card: float  # Between the cards of a machine.
   of_machine: float = 1.  # Between machines.
 
@@ -34,20 +34,21 @@ class Cluster:
     return self.num_machines * self.num_cards
 
   def seconds(self, num_bytes):
-    """Of an exchange by rings: each sends and receives 2 (n - 1) / n times what is added up, first within machines."""
+    """Seconds of an exchange by rings: each sends and receives 2 (n - 1) / n times the data, first within machines."""
     ring = lambda count, bandwidth: 2. * (count - 1) / count * num_bytes / bandwidth
     return ring(self.num_cards, self.of_card) + ring(self.num_machines, self.of_machine)
 
 
-_NVLINK = 300e9  # Of the 450e9 of each direction of NVLink 4.
+_NVLINK = 300e9  # Of NVLink 4's 450e9 in each direction.
 CLUSTERS = {"8 cards, NVLink": Cluster(1, 8, _NVLINK), "4 x 8 cards, 400 Gb/s": Cluster(4, 8, _NVLINK, 400e9 / 8),
             "4 x 8 cards, 100 Gb/s": Cluster(4, 8, _NVLINK, 100e9 / 8)}
-# Of a card, as docs/gpu.md counts: 1.54e12 in the 279 ms of a training step of the paper's CIFAR-10 model.
+# Operations per second of a card, as docs/gpu.md counts: 1.54e12 in the 279 ms of a training step of the paper's
+# CIFAR-10 model.
 _OPERATIONS_A_SECOND = 5.5e12
 
 
 def operations(preset):
-  """Floating-point operations of a training step for one image: those of the convolutions.
+  """Floating-point operations of the convolutions in a training step, for one image.
 
   Args:
     preset: One of `examples/presets.py`.
@@ -59,17 +60,17 @@ def operations(preset):
     network = 9 * channels // 2 * preset.num_hidden + preset.num_hidden**2 + 9 * preset.num_hidden * num_outputs
     multiplications += preset.num_steps * size**2 * network
     channels //= 2
-  num_passes = 4 if preset.gradient == "reversible" else 3  # The way back costs two, and rebuilding one.
+  num_passes = 4 if preset.gradient == "reversible" else 3  # The backward pass costs two, and rebuilding one.
   return 2 * num_passes * multiplications
 
 
 def speed_up(cluster, num_bytes, seconds_of_image, batch_size):
-  """How many times as fast as one card that gets whole batches.
+  """The speed-up over one card that gets whole batches.
 
   Args:
     cluster: `Cluster`.
-    num_bytes: What is exchanged, by each replica.
-    seconds_of_image: Of a training step, on one card.
+    num_bytes: Bytes that each replica exchanges.
+    seconds_of_image: Seconds of a training step for one image, on one card.
     batch_size: Images of a step, over all cards.
   """
   share = -(-batch_size // cluster.num_replicas)  # The slowest replica's.
@@ -77,7 +78,7 @@ def speed_up(cluster, num_bytes, seconds_of_image, batch_size):
 
 
 def _num_parameters(preset):
-  """Of two shallow models: it is linear in the depth."""
+  """Number of parameters, from those of two shallow models: it is linear in the depth."""
   import tfp_glow
   num_classes = 1000 if preset.data.startswith("imagenet") else 10
   kwargs = {"coupling": preset.coupling, "num_classes": num_classes if preset.conditional else None}
@@ -102,7 +103,7 @@ def _scaling(args):
 
 
 def _start(args):
-  """From construction on."""
+  """Seconds from construction to the end of the first step."""
   table = results.Table("devices", "first step, s", "processor, s", "peak, MiB")
   for count in _COUNTS:
     rounds = [run.measure("tfp_glow", "replicas", f"--replicas={count}", *_MEASURED) for _ in run.progress(args.rounds)]
@@ -111,7 +112,7 @@ def _start(args):
 
 
 def _add_arguments(parser: argparse.ArgumentParser):
-  parser.add_argument("--rounds", type=int, default=3, help="of each measurement (%(default)s)")
+  parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (%(default)s)")
 
 
 _SECTIONS = {"start": _start, "scaling": _scaling}

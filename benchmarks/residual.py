@@ -3,9 +3,9 @@
   python benchmarks/residual.py                        all of it: half an hour on two cores
   python benchmarks/residual.py --only speed --rounds 3
 
-Measured as by `run.py`; what both systems have in common is in `residual_systems.py`. normflows has three gradients:
-its default, computed in the forward pass to save memory (and right only where all images weigh the same); that of the
-Neumann series alone; and plain backpropagation through the estimate.
+Measurements are made as in `run.py`; `residual_systems.py` says what both systems have in common. normflows has three
+gradients: its default, computed in the forward pass to save memory (and right only if all images have the same weight);
+that of the Neumann series alone; and plain backpropagation through the estimate.
 """
 
 import statistics
@@ -29,7 +29,7 @@ def main():
 
 
 def _add_arguments(parser):
-  parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
+  parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (%(default)s)")
 
 
 def _speed(args):
@@ -45,7 +45,7 @@ def _speed(args):
 
 
 def _blocks(args):
-  """How time and memory of training grow with the number of blocks."""
+  """Growth of the time and memory of training with the number of blocks."""
   table = results.Table("training", *(f"{count} blocks" for count in _NUM_BLOCKS))
   num_rounds = min(args.rounds, 3)
   rounds = {count: [{measurement: _measure_all(measurement, count) for measurement in ("speed", "working_memory")}
@@ -58,7 +58,7 @@ def _blocks(args):
 
 
 def _measure_all(measurement, num_blocks):
-  """What each contestant's measurement found, one after the other."""
+  """The results of each contestant's measurement, made one after the other."""
   if "normflows" not in run.peers():
     sys.exit('This benchmark needs normflows: pip install -e ".[benchmarks]"')
   return {name: run.measure(system, measurement, *_OPTIONS, f"--num_steps={num_blocks}", *options)

@@ -1,16 +1,16 @@
-"""The residual flows that `residual.py` compares, each with the same architecture: as functions that run one call.
+"""The residual flows that `residual.py` compares, as functions that run one call. Both have the same architecture.
 
-Images as they are, at one scale: actnorm, and then blocks and actnorms in turn. Both draw their weights from the same
-distribution, bound each layer by 0.98, bring its norm up to date by five power iterations after each training step, and
-estimate log-dets with Gaussian probes and the same number of terms: in training two, else 20, and a geometric number of
-further ones. Samples are exact to the last digits of float32; by itself normflows leaves errors of 0.003.
+Images are not squeezed, and there is one scale: actnorm, and then blocks and actnorms in turn. Both draw weights from
+the same distribution, bound each layer by 0.98, update its norm by five power iterations after each training step, and
+estimate log-dets with Gaussian probes and the same number of terms: two in training, otherwise 20, and a geometric
+number of further ones. Samples are exact to the last digits of float32; normflows' default has errors of 0.003.
 """
 
 import systems
 
 _COEFFICIENT = 0.98
 _NUM_POWER_ITERATIONS = 5
-_TOLERANCE = 1e-6  # That of the package, relative to `1 + |x|`; normflows compares squares.
+_TOLERANCE = 1e-6  # As in the package, relative to `1 + |x|`; normflows compares squares.
 
 
 def _tfp_glow(architecture):
@@ -50,7 +50,7 @@ def _tfp_glow(architecture):
 
 
 def _normflows(architecture):
-  """With the gradient `"memory_efficient"`, `"neumann"` alone, or `"plain"`."""
+  """normflows with the gradient `"memory_efficient"`, `"neumann"` alone, or `"plain"`."""
   import normflows as nf
   height, width, channels = architecture.image_shape
   hidden = architecture.num_hidden
@@ -67,12 +67,12 @@ def _normflows(architecture):
     flows = [nf.flows.ActNorm([channels, 1, 1])]
     for k in range(architecture.num_steps):
       flows += [make_block(k == 0), nf.flows.ActNorm([channels, 1, 1])]
-    # In its order, from latents to data.
+    # In normflows' order, from latents to data.
     base = nf.distributions.DiagGaussian((channels, height, width), trainable=False)
     return nf.NormalizingFlow(base, flows[::-1])
 
   def sample(model, count):
-    """`model.sample`, without the log-dets, which nobody asked for, and as exact as the other system's."""
+    """`model.sample` without the log-dets, which are not needed, and as exact as the other system's."""
     z, _ = model.q0(count)
     for flow in model.flows:
       is_block = isinstance(flow, nf.flows.Residual)

@@ -1,6 +1,6 @@
-"""Tables of measured numbers: printed as Markdown, and kept in `docs/results`, from where `docs/tables.py` takes them.
+"""Tables of measured numbers, printed as Markdown and kept in `docs/results`, where `docs/tables.py` reads them.
 
-A file is named as its table. It has the command that measured it, the date, the machine, versions, columns and rows.
+A file has the name of its table. It holds the command that measured it, date, machine, versions, columns and rows.
 """
 
 import datetime
@@ -18,14 +18,14 @@ _PACKAGES = ("tensorflow", "tensorflow-probability", "keras", "torch", "normflow
 
 
 def add_save(parser):
-  """Adds the option `--save`, which `save` asks for, to a parser."""
+  """Adds the option `--save`, which `save` needs, to a parser."""
   parser.add_argument("--save", action="store_true",
                       help="keep the tables that a page shows in docs/results; then `python docs/tables.py` writes the "
                       "pages")
 
 
 class Table:
-  """Rows are printed as they come: who ends a long measurement keeps those until then.
+  """A table whose rows are printed at once, so that a measurement that is ended keeps its rows so far.
 
   Args:
     *columns: Python `str`s, the header.
@@ -36,26 +36,26 @@ class Table:
     print(markdown(columns, []), flush=True)
 
   def add(self, *cells):
-    """Prints another row, of what `str` makes of its cells."""
+    """Prints another row; cells are converted by `str`."""
     self.rows.append([str(cell) for cell in cells])
     print(_line(self.rows[-1]), flush=True)
 
   def save(self, args, name):
-    """As the function of this name."""
+    """Calls the function `save`."""
     save(args, name, self.columns, self.rows)
 
 
 def save(args, name, columns, rows):
-  """Writes a table to its file, if the command line asks for it.
+  """Writes a table to its file, if the command line has `--save`.
 
   Args:
-    args: What a parser with `add_save` returned.
-    name: Python `str`, the file's name without its ending; that of the page's mark.
+    args: Parsed arguments of a parser with `add_save`.
+    name: Python `str`, the file's name without its ending, and the name in the page's mark.
     columns: Sequence of Python `str`s, the header.
     rows: Sequence of sequences of Python `str`s.
 
   Raises:
-    ValueError: if that is no table.
+    ValueError: if columns and rows do not make a table.
   """
   if not args.save:
     return
@@ -91,11 +91,11 @@ def markdown(columns, rows):
     Python `str`, without a line break at its end.
 
   Raises:
-    ValueError: if a row has another number of cells, or a cell holds what would end it.
+    ValueError: if a row has another number of cells, or a cell holds a bar or a line break.
   """
   for cells in (columns, *rows):
     if len(cells) != len(columns) or any(set(cell) & set("|\n") for cell in cells):
-      raise ValueError(f"`rows` must have {len(columns)} cells each, as `columns`, without bars and line breaks. "
+      raise ValueError(f"`rows` must have {len(columns)} cells each, like `columns`, without bars and line breaks. "
                        f"Received: {cells}")
   return "\n".join([_line(columns), "|" + "---|" * len(columns), *map(_line, rows)])
 

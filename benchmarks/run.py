@@ -1,11 +1,11 @@
-"""Measures this package against its peers, in one run; prints the tables of docs/speed.md.
+"""Compares this package with its peers; prints the tables of docs/speed.md.
 
   python benchmarks/run.py                          all of it: about an hour and a half on two cores
   python benchmarks/run.py --only speed --rounds 3
 
-Every measurement has a process of its own. In each round all systems take their turns, and ratios are taken within the
-round: another program that slows the machine down slows both sides. Shown are the median and the range over all rounds.
-The peers are an extra, `pip install -e ".[benchmarks]"`; those that are not installed are left out.
+Every measurement runs in a separate process. In each round all systems take turns, and ratios are taken within the
+round, because a program that slows the machine down then slows both sides. Tables have the median and the range over
+all rounds. The peers are an extra, `pip install -e ".[benchmarks]"`; peers that are not installed are left out.
 """
 
 import argparse
@@ -31,12 +31,12 @@ def main():
 
 
 def _add_arguments(parser):
-  parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
-  parser.add_argument("--seconds", type=float, default=120., help="of each training to compare quality (%(default)s)")
+  parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (%(default)s)")
+  parser.add_argument("--seconds", type=float, default=120., help="training time for `quality` (%(default)s)")
 
 
 def run_sections(description, sections, add_arguments):
-  """Parses the command line of a benchmark, and prints all its tables or those that are asked for.
+  """Parses the command line of a benchmark, and prints all its tables or the selected ones.
 
   Args:
     description: Python `str`, for `--help`.
@@ -44,7 +44,7 @@ def run_sections(description, sections, add_arguments):
     add_arguments: Function that adds arguments to a parser.
   """
   parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", choices=tuple(sections), action="append", help="of these tables (all)")
+  parser.add_argument("--only", choices=tuple(sections), action="append", help="only these tables (all)")
   add_arguments(parser)
   results.add_save(parser)
   args = parser.parse_args()
@@ -82,7 +82,7 @@ def _bfloat16(args):
 
 
 def _start(args):
-  """Seconds to the end of the first training step at the paper's depth, and how they grow with depth."""
+  """Seconds to the end of the first training step at the paper's depth, and their growth with depth."""
   contestants = {**_ours_by_gradient(), "`FlowModel`, reversible": ("FlowModel", _OURS["reversible"]),
                  **_peers_by_label()}
   num_rounds = min(args.rounds, 3)
@@ -104,7 +104,7 @@ def _start(args):
 
 
 def _memory(args):
-  """Peak of the process; and how it grows from the least depth, without what four copies of the parameters take."""
+  """Peak memory of the process, and its growth from the least depth, without four copies of the parameters."""
   table = results.Table("2 levels, peak MiB (of it parameters, gradients, Adam)",
                         *(f"{depth} steps" for depth in _DEPTHS), "growth of the rest")
   for name, (system, options) in (_ours_by_gradient() | _peers_by_label()).items():
@@ -119,7 +119,7 @@ def _memory(args):
 
 
 def _operations(args):
-  """What depends on no machine."""
+  """Numbers that do not depend on the machine."""
   one, three = (measure("tfp_glow", "operations", f"--num_levels={levels}", "--num_hidden=32") for levels in (1, 3))
   table = results.Table("operations that run", "1 level", "3 levels")
   for name, count in one.items():
@@ -153,17 +153,17 @@ def _ours_by_gradient():
 
 
 def _peers_by_label():
-  """As tables show them."""
+  """Numbers of operations in the form of the tables."""
   return {f"`{name}`" if "." in name else name: (name, ()) for name in peers()}
 
 
 def peers():
-  """Names of the other systems, as far as they are installed."""
+  """Names of the other systems that are installed."""
   return ["tfb.Glow"] + ["normflows"] * (importlib.util.find_spec("normflows") is not None)
 
 
 def measure(system, measurement, *options):
-  """What `measure.py` prints, called with these arguments in a process of its own; ends the program if it fails."""
+  """The output of `measure.py` with these arguments, in a separate process; ends the program if it fails."""
   command = [sys.executable, _MEASURE, system, measurement, *options]
   process = subprocess.run(command, capture_output=True, text=True, check=False)
   if process.returncode:
@@ -172,7 +172,7 @@ def measure(system, measurement, *options):
 
 
 def progress(count):
-  """The numbers of the rounds, each printed when it begins."""
+  """Yields the numbers of the rounds, and prints each."""
   for index in range(count):
     print(f"  round {index + 1} of {count}", file=sys.stderr, flush=True)
     yield index

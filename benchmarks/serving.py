@@ -3,8 +3,8 @@
   python benchmarks/serving.py                   load time and latency
   python benchmarks/serving.py --only latency --rounds 9 --num_hidden=512
 
-One model is written in both forms, by `save` and by `export`. Every measurement has a process of its own; in each
-round both take their turns, and ratios are taken within the round. Shown are the median and the range over all rounds.
+One model is written in both forms, by `save` and by `export`. Every measurement runs in a separate process. In each
+round both take turns, and ratios are taken within the round. Tables have the median and the range over all rounds.
 Options of the architecture are those of `measure.py`.
 """
 
@@ -19,8 +19,8 @@ _BATCH_SIZES = (1, 16)
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", choices=tuple(_SECTIONS), action="append", help="of these (all)")
-  parser.add_argument("--rounds", type=int, default=5, help="of each measurement (%(default)s)")
+  parser.add_argument("--only", choices=tuple(_SECTIONS), action="append", help="only these tables (all)")
+  parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (%(default)s)")
   results.add_save(parser)
   args, architecture = parser.parse_known_args()
   with tempfile.TemporaryDirectory() as folder:
@@ -35,7 +35,7 @@ def main():
 
 
 def _load(measure, args):
-  """Seconds from the file to the first answer."""
+  """Seconds from the file to the first result."""
   rounds = _rounds(measure, args.rounds, "load", "--batch_size=1")
   table = results.Table("", "`FlowModel`, seconds", "SavedModel, seconds", "ratio")
   table.add("load, and first `log_prob`", *_cells(rounds, "load"))
@@ -57,7 +57,7 @@ def _latency(measure, args):
 
 
 def _rounds(measure, num_rounds, *options):
-  # They take turns at being the first.
+  # They take turns in going first.
   orders = (("FlowModel", "SavedModel"), ("SavedModel", "FlowModel"))
   return [{system: measure(system, *options) for system in orders[index % 2]} for index in run.progress(num_rounds)]
 

@@ -1,6 +1,6 @@
-"""The systems that the benchmarks compare, each with the same architecture: as functions that run one call.
+"""The systems that the benchmarks compare, as functions that run one call. All have the same architecture.
 
-Settings of the peers are the best of those that were tried:
+Settings of the peers are the best that were found:
 
 - `tfb.Glow`: its default networks of the given width, inside one `tf.function`, Adam of `tf_keras` (a fused kernel).
 - `normflows`: `GlowBlock`s with `use_lu=True`, as many threads as cores, Adam of `torch.optim`.
@@ -15,7 +15,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-  """Of a Glow, and the batches it gets."""
+  """The architecture of a Glow, and its batches."""
   image_shape: tuple = (32, 32, 3)
   num_levels: int = 2
   num_steps: int = 4
@@ -25,8 +25,8 @@ class Architecture:
   gradient: str = "autodiff"
   policy: str = "float32"
   learning_rate: float = 1e-4
-  clip_norm: float = math.inf  # Of the gradients' global norm.
-  seed: int = 0  # Of the initial values.
+  clip_norm: float = math.inf  # Bound of the gradients' global norm.
+  seed: int = 0  # Seed of the initial values.
 
   @property
   def num_dims(self):
@@ -39,22 +39,22 @@ class Architecture:
 
 @dataclasses.dataclass(frozen=True)
 class System:
-  """What can be timed. Every call returns when its result is there."""
+  """Functions that can be timed. Every call waits for its result."""
   step: Callable  # One training step on a batch (NumPy, float32); returns the loss in nats per image.
-  log_prob: Callable  # Of a batch, `[N]`, nats.
-  sample: Callable  # New images: a batch, or as many as asked for.
+  log_prob: Callable  # Log-densities of a batch, `[N]`, nats.
+  sample: Callable  # New images: a batch, or a given number of them.
   num_parameters: int
-  set_learning_rate: Callable  # Of the next steps.
-  restart: Callable = None  # With the weights of another seed, initialised from a batch, and a fresh optimizer.
+  set_learning_rate: Callable  # Sets the rate of the next steps.
+  restart: Callable = None  # Draws weights by another seed, initialises from a batch, and resets the optimizer.
 
 
 def tensorflow_system(make_distribution, initialize, make_optimizer, make_step, architecture):
-  """A system of what these four functions make.
+  """A system made by these four functions.
 
   Args:
     make_distribution: From a seed to a `tfd.TransformedDistribution`.
-    initialize: From a distribution and a batch to nothing.
-    make_optimizer: From variables to an optimizer and these variables, as it takes them.
+    initialize: Function of a distribution and a batch.
+    make_optimizer: From variables to an optimizer and these variables, in the form that it takes.
     make_step: From all three to a function that trains on a batch and returns the loss.
     architecture: `Architecture`.
   """
@@ -95,7 +95,7 @@ def _make_bare_step(distribution, optimizer, variables):
 
 
 def _clipping(architecture):
-  """Keyword arguments of both kinds of Keras' optimizers."""
+  """Keyword arguments for optimizers of Keras 3 and of `tf_keras`."""
   return {"global_clipnorm": architecture.clip_norm} if math.isfinite(architecture.clip_norm) else {}
 
 
@@ -126,7 +126,7 @@ def _tfp_glow(architecture, make_step=_make_bare_step):
 
 
 def _flow_model(architecture):
-  """As `_tfp_glow`, trained by `FlowModel` with its guards; that one's loss is in bits per dimension."""
+  """As `_tfp_glow`, but trained by `FlowModel` with its guards, whose loss is in bits per dimension."""
   import tensorflow as tf
 
   import tfp_glow
@@ -174,7 +174,7 @@ def _tfb_glow(architecture):
 
 
 def _convolutions(architecture):
-  """The convolutions of the coupling networks with bias and relu, one after the other, and nothing around them."""
+  """The convolutions of the coupling networks with bias and relu, one after the other, and nothing else."""
   import tensorflow as tf
   rng = np.random.default_rng(0)
   height, width, channels = architecture.image_shape
@@ -243,12 +243,12 @@ def _normflows(architecture):
 
 
 def torch_system(make_model, log_prob, sample, architecture, after_update=lambda model: None):
-  """A system of what these functions make, with as many threads as cores.
+  """A system made by these functions, with as many threads as cores.
 
   Args:
-    make_model: Makes a `torch.nn.Module`; from torch's global seed.
-    log_prob: From the model and a batch, channels first, to `[N]`; its first call initialises the model.
-    sample: From the model and a number of images to these.
+    make_model: Makes a `torch.nn.Module` from torch's global seed.
+    log_prob: From the model and a batch, channels first, to `[N]`. Its first call initialises the model.
+    sample: From the model and a number of images to images.
     architecture: `Architecture`.
     after_update: Called with the model after each training step.
   """
@@ -296,6 +296,6 @@ def torch_system(make_model, log_prob, sample, architecture, after_update=lambda
                 sum(p.numel() for p in model.parameters()), set_learning_rate, restart)
 
 
-# From a name to the function that builds the system of an `Architecture`, initialised from a batch where it does that.
+# From a name to the function that builds the system of an `Architecture`, initialised from a batch if it needs one.
 MAKERS = {"convolutions": _convolutions, "tfp_glow": _tfp_glow, "FlowModel": _flow_model, "tfb.Glow": _tfb_glow,
           "normflows": _normflows}

@@ -1,20 +1,20 @@
-"""Densities of small tables: a Glow of vectors, a masked autoregressive flow, a mixture of Gaussians, and one Gaussian.
+"""Densities of small tables: Glow for vectors, a masked autoregressive flow, a mixture of Gaussians, and one Gaussian.
 
   python benchmarks/vectors.py          the table of docs/tables.md: eleven minutes on two cores
   python benchmarks/vectors.py --data wine --num-folds 5 --json wine.json
 
-The tables are those of scikit-learn, without columns that take one value in more than a tenth of the rows. Their
-numbers are rounded, which a density could make use of: uniform noise as wide as the least step between two values of a
-column hides that. Rows are split into folds; of what is not tested, a fifth is for validation. Columns are standardised
-by the mean and the deviation of the training rows, the same for all: log-likelihoods, in nats, are those of
-standardised rows.
+The tables are those of scikit-learn, without columns that have the same value in more than a tenth of the rows. Their
+numbers are rounded, which a density could exploit. Uniform noise as wide as the least step between two values of a
+column prevents that. Rows are split into folds. A fifth of the rows outside of the test fold is for validation. For all
+methods, columns are standardised by the mean and the deviation of the training rows. Log-likelihoods, in nats, are
+those of standardised rows.
 
-Each of the four is fitted on the same training rows. The flows are trained by the same optimizer, from rows that
-`Whitening` has made uncorrelated, and stop early, at the best bits per dimension of the validation rows; the number of
-components of the mixture, and whether their covariances are full or diagonal, are those that suit the validation rows
-best. The autoregressive flow is `tfb.MaskedAutoregressiveFlow` with `tfb.AutoregressiveNetwork`s, in `FlowModel` as
-well; its networks are as wide as gives it about as many parameters as the other flow has, masked ones not counted. They
-have tanh in them: with relu, scales have no bound, and the mean of one fold of breast_cancer was -2e16 nats.
+All four are fitted on the same training rows. The flows are trained by the same optimizer, from rows that `Whitening`
+has made uncorrelated, and stop early, at the best bits per dimension of the validation rows. The mixture's number of
+components, and whether its covariances are full or diagonal, are chosen by the validation rows. The autoregressive flow
+is `tfb.MaskedAutoregressiveFlow` with `tfb.AutoregressiveNetwork`s, also in `FlowModel`. The width of its networks
+gives it about as many parameters as the other flow, without masked ones. Their activation is tanh: with relu, scales
+have no bound, and the mean of one fold of breast_cancer was -2e16 nats.
 """
 
 import argparse
@@ -61,16 +61,16 @@ def parse_args():
   add = parser.add_argument
   add("--data", nargs="+", choices=_TABLES, default=list(_TABLES), help="(%(default)s)")
   add("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="(%(default)s)")
-  add("--num-folds", type=int, default=3, help="of which each is tested once (%(default)s)")
+  add("--num-folds", type=int, default=3, help="folds, each of which is tested once (%(default)s)")
   add("--num-steps", type=int, default=5, help="steps of flow, and autoregressive layers (%(default)s)")
   add("--num-hidden", type=int, default=32, help="width inside the networks of couplings (%(default)s)")
-  add("--max-components", type=int, default=6, help="of the mixture (%(default)s)")
+  add("--max-components", type=int, default=6, help="most components of the mixture (%(default)s)")
   add("--epochs", type=int, default=500, help="at most (%(default)s)")
-  add("--patience", type=int, default=30, help="epochs without a better one, before training stops (%(default)s)")
+  add("--patience", type=int, default=30, help="epochs without improvement before training stops (%(default)s)")
   add("--batch-size", type=int, default=64, help="(%(default)s)")
   add("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
   add("--weight-decay", type=float, default=1e-2, help="(%(default)s)")
-  add("--seed", type=int, default=0, help="of folds, noise and initial values (%(default)s)")
+  add("--seed", type=int, default=0, help="seed of folds, noise and initial values (%(default)s)")
   add("--json", type=pathlib.Path, help="file of all numbers, also of each fold")
   results.add_save(parser)
   return parser.parse_args()
@@ -86,7 +86,7 @@ def load(name, seed):
 
 
 def _of_table(name, table, args):
-  """From methods to what came of them, a dict."""
+  """A dict from methods to their results."""
   found = {method: [] for method in args.methods}
   folds = model_selection.KFold(args.num_folds, shuffle=True, random_state=args.seed)
   for fold, (rest, test) in enumerate(folds.split(table)):
@@ -111,7 +111,7 @@ def _vector_flow(train, validation, test, args):
 
 
 def _autoregressive(train, validation, test, args):
-  keras.utils.set_random_seed(args.seed)  # TensorFlow's seed, too, which networks of `tf_keras` are drawn by.
+  keras.utils.set_random_seed(args.seed)  # Also sets TensorFlow's seed, by which networks of `tf_keras` are drawn.
   num_dims = train.shape[1]
   like = tfp_glow.VectorFlowBijector(num_dims, args.num_steps, args.num_hidden)
   aim = sum(v.shape.num_elements() for v in like.trainable_variables)
@@ -127,17 +127,17 @@ def _autoregressive(train, validation, test, args):
 
 
 def size_of_network(num_dims, width):
-  """Number of parameters of a network of an autoregressive layer that are not masked: of its kernels, half."""
+  """Number of unmasked parameters of an autoregressive layer's network: half of its kernels are masked."""
   return (num_dims * width + width**2 + 2 * num_dims * width) // 2 + 2 * width + 2 * num_dims
 
 
 def _trained(flow, num_parameters, train, validation, test, args):
-  """Log-likelihoods of the test rows, and what else is to be known."""
+  """Log-likelihoods of the test rows, and other results."""
   train, validation, test = (np.float32(rows) for rows in (train, validation, test))
   model = tfp_glow.FlowModel(flow, num_bits=None)
   model.compile(keras.optimizers.AdamW(args.learning_rate, weight_decay=args.weight_decay, global_clipnorm=10.))
   model.adapt(train)
-  keras.utils.set_random_seed(args.seed)  # Of the order of rows.
+  keras.utils.set_random_seed(args.seed)  # For the order of rows.
   stop = keras.callbacks.EarlyStopping("val_bits_per_dim", patience=args.patience, restore_best_weights=True)
   history = model.fit(train, validation_data=(validation, None), batch_size=args.batch_size, epochs=args.epochs,
                       callbacks=[stop], verbose=0).history
@@ -174,7 +174,7 @@ _LABELS = {"vector flow": "`VectorFlowBijector`", "autoregressive flow": "`tfb.M
 
 
 def _cells(found):
-  """Means and, in brackets, deviations of the folds; the best mean is in bold."""
+  """Means and, in brackets, deviations over the folds; the best mean is bold."""
   best = max(of_method["mean"] for of_method in found)
   bold = lambda of_method: "**" if of_method["mean"] == best else ""
   return [f"{bold(one)}{one['mean']:.2f}{bold(one)} ({one['deviation']:.2f})" for one in found]

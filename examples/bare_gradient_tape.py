@@ -2,7 +2,7 @@
 
   python examples/bare_gradient_tape.py
 
-The bijector is an ordinary TFP bijector over ordinary `tf.Variable`s. This script writes out what `FlowModel` does by
+The bijector is an ordinary TFP bijector over ordinary `tf.Variable`s. This script does by hand what `FlowModel` does
 itself: noise within the bins of the pixels, initialisation from the first batch, bits per dimension (2.28 for the test
 split with the default settings).
 """
@@ -19,7 +19,7 @@ from tfp_glow import data, dequantize
 
 tfd = tfp.distributions
 
-SHAPE, NUM_DIMS, NUM_BITS = (8, 8, 1), 64, 4  # Of scikit-learn's digits.
+SHAPE, NUM_DIMS, NUM_BITS = (8, 8, 1), 64, 4  # For scikit-learn's digits.
 
 
 def main():
@@ -53,7 +53,7 @@ def parse_args():
 def values_of(images, step):
   """uint8 images as floats in [-1/2, 1/2), each pixel at random in its bin, with new noise at each step.
 
-  Steps below 0 are outside of training.
+  Steps below 0 are for evaluation.
   """
   return dequantize.dequantize(images, NUM_BITS, dequantize.image_noise(images, [0, step]))
 

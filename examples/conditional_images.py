@@ -8,7 +8,7 @@ The 8x8 digits of scikit-learn, with the default settings; MNIST from Keras' fil
 
   super-resolution   the context is the reduced image: each of its pixels is the mean of a square of --factor times
                      --factor; the density is that of the whole image
-  inpainting         the context is the upper half, upside down, so that pixels that meet at the middle lie at the same
+  inpainting         the context is the upper half, upside down, so that pixels that meet at the middle have the same
                      place; the density is that of the lower half alone
 
 The script also trains a Glow of the same size without the context, and a small classifier on real images. The table
@@ -144,18 +144,18 @@ def parse_args():
   parser = options.empty_parser(__doc__)
   add = parser.add_argument
   add("--task", choices=TASKS, default="super-resolution", help="(%(default)s)")
-  add("--factor", type=options.positive_int, help="of super-resolution, a power of two (2 for the digits, else 4)")
+  add("--factor", type=options.positive_int, help="reduction of images, a power of two (2 for the digits, else 4)")
   options.add_data_options(parser, "'digits', the name of a TFDS data set, a folder of images, or an .npz file")
   add("--num-blocks", type=options.positive_int, default=2, help="scales, each half as high and wide (%(default)s)")
   add("--num-steps", type=options.positive_int, default=4, help="steps of flow at each scale (%(default)s)")
   add("--num-hidden", type=options.positive_int, default=64, help="channels inside the coupling networks (%(default)s)")
   add("--num-features", type=options.positive_int, default=8,
-      help="channels that the network makes of the context (%(default)s)")
+      help="channels that the network computes from the context (%(default)s)")
   add("--epochs", type=options.positive_int, default=45, help="(%(default)s)")
   add("--batch-size", type=options.positive_int, default=64, help="(%(default)s)")
   add("--learning-rate", type=options.positive_float, default=2e-3,
-      help="the highest, after a warm-up; it falls to 0 at the last step (%(default)s)")
-  add("--num-images", type=options.positive_int, default=200, help="of the test split, to sample for (%(default)s)")
+      help="the highest rate, after a warm-up; it falls to 0 at the last step (%(default)s)")
+  add("--num-images", type=options.positive_int, default=200, help="test images to sample for (%(default)s)")
   add("--seed", type=options.non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   output_folder.add_options(parser, "conditional")
   # Settings that functions of the longer examples need.
@@ -226,7 +226,7 @@ def num_classes(splits):
 
 
 def classes_of(classifier, images):
-  """Integers `[N]`."""
+  """Labels, integers `[N]`."""
   return np.argmax(classifier.predict(images, verbose=0), axis=-1)
 
 
@@ -260,7 +260,7 @@ def measures(model, test, images, labels, task, classifier, seed):
 
 
 def draw(model, context, seed):
-  """A sample for each context, which only a conditional model gets."""
+  """A sample for each context, which is passed only to a conditional model."""
   condition = {} if model.context_shape is None else {"context": context}
   return model.sample(len(context), seed=seed, **condition)
 

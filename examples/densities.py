@@ -50,7 +50,7 @@ DENSITIES = {"checkerboard": _checkerboard, "eight_gaussians": _eight_gaussians,
 
 
 def draw(name, count, *seed):
-  """Points of a density, float32 `[count, 2]`; same seed, same points."""
+  """Points of a density, float32 `[count, 2]`. The same seed gives the same points."""
   return DENSITIES[name](np.random.default_rng(seed), count).astype(np.float32)
 
 
@@ -104,12 +104,12 @@ def save_pictures(name, beside, model, test_points, history, test_bits_per_dim, 
   Args:
     name: One of `DENSITIES`.
     beside: List of folders of other runs, whose densities the picture also shows.
-    model: See `run_pictures.save_pictures`.
-    test_points: See there.
-    history: See there.
-    test_bits_per_dim: See there.
-    folder: See there.
-    seed: See there.
+    model: As in `run_pictures.save_pictures`.
+    test_points: The points of the test split.
+    history: As in `run_pictures.save_pictures`.
+    test_bits_per_dim: As in `run_pictures.save_pictures`.
+    folder: As in `run_pictures.save_pictures`.
+    seed: As in `run_pictures.save_pictures`.
   """
   del test_points
   grid = density_on_grid(model)
@@ -117,7 +117,7 @@ def save_pictures(name, beside, model, test_points, history, test_bits_per_dim, 
   panels = {"data": _histogram(draw(name, NUM_PICTURE_POINTS, seed, _PICTURE)), folder.name: grid,
             **{other.name: np.load(other / GRID) for other in map(pathlib.Path, beside)}}
   figure, axes = plt.subplots(1, len(panels), figsize=(3. * len(panels), 3.3), layout="constrained", squeeze=False)
-  # A flow has sharp ridges: a brighter scale would leave all else dark.
+  # A flow has sharp ridges. A scale up to their height would leave everything else dark.
   brightest = 1.2 * np.quantile(panels["data"], 0.98)
   for axis, (title, density) in zip(axes[0], panels.items()):
     axis.imshow(density, origin="lower", extent=[-SIDE, SIDE] * 2, vmin=0., vmax=brightest)

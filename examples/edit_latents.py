@@ -49,15 +49,15 @@ CLASS_NAMES = {"fashion_mnist": (
 DEFAULT_EDITS = {"digits": [[3, 8], [4, 9]], "fashion_mnist": [[5, 7], [0, 2]]}
 
 DEFAULT_STRENGTHS = (0., 0.25, 0.5, 0.75, 1., 1.25, 1.5)
-SAMPLE_TEMPERATURES = (0., 0.25, 0.6, 0.7, 0.8, 0.9, 1.)  # Those of figure 8 of the paper.
+SAMPLE_TEMPERATURES = (0., 0.25, 0.6, 0.7, 0.8, 0.9, 1.)  # As in figure 8 of the paper.
 NUM_INTERPOLATION_STEPS = 9
 
 BATCH_SIZE = 100
-NUM_IMAGES = 10_000  # From each split, at most: for the classifier, the directions, the moves.
-NUM_MOVED = 200  # From each class, at most.
+NUM_IMAGES = 10_000  # At most, from each split: for the classifier, the directions, the moves.
+NUM_MOVED = 200  # At most, from each class.
 NUM_SAMPLES = 200  # At each temperature.
 NUM_COLUMNS = 16  # Samples in a row.
-NUM_ROWS = 4  # Of images in a picture of an edit; each pair has two in an interpolation.
+NUM_ROWS = 4  # Rows in the picture of an edit. In that of an interpolation, each pair of images has two.
 
 
 class Images(NamedTuple):
@@ -122,7 +122,7 @@ def parse_args():
       "fashion_mnist, else 0 1)")
   add("--strengths", type=options.finite_float, nargs="+", default=list(DEFAULT_STRENGTHS), metavar="STRENGTH",
       help="multiples of the difference of the means that are added (0 to 1.5 in steps of 0.25)")
-  add("--seed", type=options.non_negative_int, default=0, help="of the classifier and the samples (%(default)s)")
+  add("--seed", type=options.non_negative_int, default=0, help="seed of the classifier and the samples (%(default)s)")
   add("--output", type=pathlib.Path, help="folder of the results, where earlier ones are replaced (RUN/edits)")
   args = parser.parse_args()
   args.output = args.output or args.run / "edits"
@@ -163,7 +163,7 @@ def load_model(run, settings, image_shape):
   """The trained model."""
   model = train_glow.make_model(settings, image_shape)
   if model.num_classes is not None:
-    raise ValueError("the run must be one without --conditional: latents are to hold the class, too. "
+    raise ValueError("the run must be one without --conditional, because latents must hold the class, too. "
                      f"Received: {run}")
   model.load_weights(run / train_glow.WEIGHTS)
   return model
@@ -231,7 +231,7 @@ def class_direction(model, train, edit):
 
 
 def moved(z, direction, strengths):
-  """Latents `[S, N, D]`: those of `z`, `[N, D]`, moved by multiples `[S]` of a direction `[D]`."""
+  """Latents `[S, N, D]`: `z` `[N, D]` moved by multiples `[S]` of a direction `[D]`."""
   return z + np.multiply.outer(np.asarray(strengths, z.dtype), direction)[:, np.newaxis]
 
 
@@ -247,7 +247,7 @@ def save_edits(path, model, classifier, test, edits, names, directions, strength
                      "share_of_real_to": real, **numbers})
     named = with_names(numbers, edit, names)
     print_table(f"{title}: {images.shape[1]} images of the test split ({real:.3f} of the real images "
-                f"of {names[edit[1]]} are taken for it)", named)
+                f"of {names[edit[1]]} are classified as such)", named)
     rows = list(np.swapaxes(images[:, :NUM_ROWS], 0, 1))
     curves = {name: named[name] for name in named if name.startswith("taken")}
     panels.append(Panel(title, "strength", list(strengths), rows, [""] * len(rows), curves))
@@ -315,7 +315,7 @@ def save_samples(path, model, classifier, temperatures, seed):
 
 
 def with_names(numbers, edit, names):
-  """The result of `along_path`, and what else there is, with readable names."""
+  """The result of `along_path`, and other numbers, with readable names."""
   source, target = (names[label] for label in edit)
   headings = {"probability_of_to": f"probability of {target}", "share_of_to": f"taken for {target}",
               "share_of_from": f"taken for {source}"}

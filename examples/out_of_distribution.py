@@ -5,7 +5,7 @@
 
 The script trains a Glow on Fashion-MNIST (or on scikit-learn's digits), and scores its test images against images of
 other kinds. The table has the AUROC of three scores: the probability that an odd image gets a higher score than a test
-image. 1 is perfect, 0.5 is chance; below 0.5 odd images look more usual than the usual ones.
+image. 1 is perfect, 0.5 is chance; below 0.5, odd images look more usual than the usual ones.
 
   likelihood   bits per dimension: how unlikely the model finds the image
   typicality   how far the bits per dimension are from the mean over training images, on either side
@@ -70,7 +70,7 @@ def parse_args():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   add = parser.add_argument
   add("--data", choices=("fashion_mnist", "digits"), default="fashion_mnist", help="(%(default)s)")
-  add("--num-images", type=positive_int, default=1000, help="of each kind, to score (%(default)s)")
+  add("--num-images", type=positive_int, default=1000, help="images of each kind to score (%(default)s)")
   add("--num-blocks", type=positive_int, default=2, help="scales, each half as high and wide (%(default)s)")
   add("--num-steps", type=positive_int, default=4, help="steps of flow at each scale (%(default)s)")
   add("--num-hidden", type=positive_int, default=64, help="channels inside the coupling networks (%(default)s)")

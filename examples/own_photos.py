@@ -10,10 +10,10 @@ them is kept for validation, and another tenth for the test. The output folder t
   pictures/samples_0010.png            samples after 10 epochs, from the same noise each time
   pictures/interpolations_0010.png     paths through latent space between four photos of the test split
   pictures/bits_per_dim.png            the curve of training
-  model.weights.h5, saved_model/       what was learned
+  model.weights.h5, saved_model/       the weights, and a SavedModel
 
-The same command resumes a run that was ended. A few hundred photos show that it works. For samples that look like
-photos, take tens of thousands of one kind (such as faces in one place), the settings of the paper, and a GPU.
+The same command resumes a run that was ended. A few hundred photos are enough to try it. For samples that look like
+photos, use tens of thousands of one kind (such as faces in one place), the settings of the paper, and a GPU.
 """
 
 import argparse
@@ -40,8 +40,8 @@ def main():
     test = load("test")
     photos = next(iter(test.rebatch(16)))
     if len(photos) < 2:
-      raise ValueError("`folder` must hold so many photos, some dozens, that two or more are kept for the test. "
-                       f"Received: {folder}, of which {len(photos)} is")
+      raise ValueError("`folder` must hold some dozens of photos, so that two or more are kept for the test. "
+                       f"Received: {folder}, with {len(photos)} for the test")
     model = make_model(test.element_spec.shape[1:], args)
     train(model, load, photos[::max(1, len(photos) // 4)][:4], args)
     bits_per_dim = model.evaluate(test, return_dict=True, verbose=0)["bits_per_dim"]

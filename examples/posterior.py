@@ -11,8 +11,8 @@ with partly reported cases has no formula. That of linear_gaussian has one, with
 Ranks check whether posteriors are as wide as they should be: the ranks of parameters drawn from the prior among samples
 of the posterior given their simulation. If the posterior is right, they are uniform. So are the ranks of the
 log-density of the parameters among those of the samples. The table has the chi-square statistic of each, and its
-p-value: far below 0.01, the posterior is wrong. Uniform ranks do not show that anything was learned, because the
-prior has them, too. For that, see by how many nats the log-density of the true parameters exceeds the prior's.
+p-value: if it is far below 0.01, the posterior is wrong. Uniform ranks do not show that anything was learned, because
+the prior has them, too. For that, see by how many nats the log-density of the true parameters exceeds the prior's.
 
 The folder then holds:
 
@@ -44,11 +44,11 @@ import tfp_glow
 WEIGHTS, POSTERIORS, RANKS = "model.weights.h5", "posteriors.png", "ranks.png"
 OUTPUTS = (WEIGHTS, POSTERIORS, RANKS, output_folder.RESULTS)
 
-NUM_VALIDATION, NUM_TEST = 10_000, 20_000  # Simulations, to see how training goes, and to measure log-densities.
-NUM_RANKS, NUM_SAMPLES, NUM_BINS = 1000, 99, 20  # Ranks are 0 .. 99: five of them are a bin.
+NUM_VALIDATION, NUM_TEST = 10_000, 20_000  # Simulations to monitor training, and to measure log-densities.
+NUM_RANKS, NUM_SAMPLES, NUM_BINS = 1000, 99, 20  # Ranks are 0 .. 99; a bin has five of them.
 LOG_DENSITY = "log-density"
-NUM_POSTERIORS, SIDE, NUM_CELLS = 4, 3.5, 150  # Of the picture, which shows the square from -SIDE to SIDE.
-_TRAIN, _VALIDATION, _TEST = range(3)  # What is drawn, for the seed.
+NUM_POSTERIORS, SIDE, NUM_CELLS = 4, 3.5, 150  # For the picture, which shows the square from -SIDE to SIDE.
+_TRAIN, _VALIDATION, _TEST = range(3)  # The purpose of a draw, for its seed.
 
 
 def main():
@@ -80,13 +80,13 @@ def parse_args():
   add = parser.add_argument
   add("--simulator", choices=SIMULATORS, default="epidemic", help="(%(default)s)")
   add("--model", choices=("couplings", "residual_flow"), default="couplings", help="(%(default)s)")
-  add("--num-simulations", type=options.positive_int, default=100_000, help="to train with (%(default)s)")
+  add("--num-simulations", type=options.positive_int, default=100_000, help="simulations to train with (%(default)s)")
   add("--num-steps", type=options.positive_int, default=6, help="steps of flow (%(default)s)")
-  add("--num-hidden", type=options.positive_int, default=64, help="width inside their networks (%(default)s)")
+  add("--num-hidden", type=options.positive_int, default=64, help="width of the coupling networks (%(default)s)")
   add("--epochs", type=options.positive_int, default=10, help="(%(default)s)")
   add("--batch-size", type=options.positive_int, default=256, help="(%(default)s)")
   add("--learning-rate", type=options.positive_float, default=2e-3,
-      help="the highest, which falls to 0 at the last step (%(default)s)")
+      help="the highest rate; it falls to 0 at the last step (%(default)s)")
   add("--seed", type=options.non_negative_int, default=0, help="the same seed gives the same result (%(default)s)")
   output_folder.add_options(parser, "posterior")
   args = parser.parse_args()
@@ -111,7 +111,7 @@ def fit(model, simulator, args):
   batches = lambda count, what: tf.data.Dataset.from_tensor_slices(
       as_pair(*draw(simulator, count, args.seed, what))).batch(args.batch_size)
   train, validation = batches(args.num_simulations, _TRAIN), batches(NUM_VALIDATION, _VALIDATION)
-  train = train.shuffle(len(train), args.seed)  # Batches are independent draws as they are.
+  train = train.shuffle(len(train), args.seed)  # Within an epoch, batches are independent draws already.
   schedule = keras.optimizers.schedules.CosineDecay(args.learning_rate, args.epochs * len(train))
   model.compile(keras.optimizers.Adam(schedule, global_clipnorm=10.), jit_compile=True)
   model.fit(train, validation_data=validation, epochs=args.epochs)
@@ -172,7 +172,7 @@ def show(results):
 
 
 def save_posteriors(path, model, simulator, theta, x):
-  """Draws posteriors; the brightest place is the likeliest."""
+  """Draws posteriors, brightest where they are largest."""
   line = (np.arange(NUM_CELLS) + 0.5) / NUM_CELLS * 2. * SIDE - SIDE
   grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2).astype(np.float32)
   figure, axes = plt.subplots(1, len(x), figsize=(3. * len(x), 3.3), layout="constrained", squeeze=False)

@@ -5,16 +5,16 @@ The published commands of the original code (https://github.com/openai/glow, REA
 give the rest, and the experiments with 5 bits. Where they disagree:
 
 - LSUN has 4 levels in the table and `--n_level 3` in the command. Here 4: the bits per dimension are the paper's.
-- The paper's text names Adam, the code's default is Adamax. Here Adamax: the commands leave it at that.
+- The paper's text names Adam, the code's default is Adamax. Here Adamax: the commands do not change the default.
 
 All have a learned top, the default of `GlowBijector`. The ablation is `--preset cifar10` with each `--permutation` and
-each `--coupling`, and `--seed 0`, `1` and `2`. The original also keeps an average of its weights, but evaluates without
-it; there is none here.
+each `--coupling`, and `--seed 0`, `1` and `2`. The original also keeps an average of its weights, but does not evaluate
+it; these settings have none.
 
-These differ from the published settings, because `train_glow.py` does so with any data:
+These settings differ from the published ones, because `train_glow.py` uses them with any data:
 
-- The best epoch is that of a validation split, if need be a twentieth of the training images; the original takes the
-  epoch that is best on the test split.
+- The best epoch is chosen on a validation split (a twentieth of the training images if there is none). The original
+  chooses it on the test split.
 - Gradients longer than 100 are clipped, and random shifts are by whole pixels.
 - For LSUN the central squares are evaluated; the original evaluates random ones.
 - ImageNet with labels was not reduced by the authors.
@@ -29,7 +29,7 @@ class Preset:
   """One experiment; all names but `bits_per_dim` are those of options of `train_glow.py`."""
   data: str
   image_size: int
-  batch_size: int  # Over all devices: the original had 8 of them, for 256x256 40.
+  batch_size: int  # Over all devices. The original used 8, and 40 for 256x256.
   num_blocks: int  # The paper's levels, L.
   num_steps: int  # The paper's depth of a level, K.
   coupling: str
@@ -45,7 +45,7 @@ class Preset:
   optimizer: str = "adamax"
   learning_rate: float = 1e-3
   schedule: str = "constant"
-  epochs: int = 1_000_000  # The code's default: until somebody ends it (Ctrl-C, --time-limit).
+  epochs: int = 1_000_000  # The code's default: until the user ends it (Ctrl-C, --time-limit).
   gradient: str = "reversible"  # Changes no number; the original saves memory as well.
 
   @property
@@ -60,7 +60,7 @@ class Preset:
 
   @property
   def _steps_of_an_epoch(self):
-    # 50,000 images of 32x32, or as many pixels, whatever the data.
+    # 50,000 images of 32x32, or as many pixels, for any data.
     return math.ceil(50_000 * 32**2 / (self.batch_size * self.image_size**2))
 
   def options(self):
@@ -70,7 +70,7 @@ class Preset:
     return options
 
 
-_SHIFTS = {"max_shift": 3.2}  # A tenth of the size; what moves in repeats the border.
+_SHIFTS = {"max_shift": 3.2}  # A tenth of the size; pixels that move in repeat the border.
 _BY_CLASS = {"conditional": True, "weight_y": 0.01, "num_bits": 5}
 
 PRESETS = {

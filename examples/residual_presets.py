@@ -6,17 +6,17 @@ README.md) and the defaults of its train_img.py; bits per dimension are the pape
 The flow differs from the published one:
 
 - Actnorm has a factor 3 in its exponent, as in Glow: its scales learn three times as fast. It starts with deviations of
-  exactly 1; the authors' leaves channels of a variance below 0.2 smaller than that.
-- Norms of layers are iterated until they are known to a thousandth. The authors' iteration stops earlier the longer the
-  vectors are, and some layers and blocks then exceed their bound.
+  exactly 1; the authors' actnorm leaves channels with a variance below 0.2 smaller than that.
+- Norms of layers are iterated until they are known to a thousandth. The authors' iteration stops the earlier, the
+  longer the vectors are, and some layers and blocks then exceed their bound.
 - The 32 levels of 5-bit images are bins of the same width; in the authors' code those of CelebA-HQ overlap by 1/32.
 
-Training and evaluation differ, because `train_residual_flow.py` does so with any data:
+Training and evaluation differ, because `train_residual_flow.py` does this with any data:
 
-- The best epoch is that of a validation split, if need be a twentieth of the training images, and its estimates always
-  draw the same noise. The authors take the epoch that a noisy estimate finds best on the test split.
-- The rate of each batch of the warm-up is that of the authors' batch before it: it starts from 0.
-- Where several batches make an update, averages follow it until the next one, not at once.
+- The best epoch is chosen on a validation split (a twentieth of the training images if there is none), whose estimates
+  always draw the same noise. The authors choose it by a noisy estimate on the test split.
+- In the warm-up, the rate of each batch is that of the authors' previous batch: it starts from 0.
+- If several batches make an update, averages follow it gradually until the next one, not at once.
 - Data sets are those of TFDS. Its CelebA-HQ has no test split. The last tenth of the images takes its place, and
   differs from the authors' split.
 """

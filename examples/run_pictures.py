@@ -61,7 +61,7 @@ def _samples(model, num_classes, seed):
 
 
 def _interpolations(model, images, labels):
-  """Rows of images, each from one of `images` to the next and the last to the first, with the class of the former."""
+  """Rows of images, each from one of `images` to the next (from the last to the first), with the class of the start."""
   ends = (model.encode(part, labels) for part in (images, np.roll(images, -1, axis=0)))
   lines = latent.interpolate(*ends, NUM_COLUMNS)
   decoded = model.decode(lines.reshape(-1, lines.shape[-1]), None if labels is None else np.tile(labels, NUM_COLUMNS))

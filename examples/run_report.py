@@ -28,7 +28,7 @@ def save_report(folder, results, names):
   Args:
     folder: `pathlib.Path` of the run, with its pictures.
     results: Dict of the numbers of the run, and of its dicts "settings" and "versions".
-    names: Names of the pictures to show, as far as they are in the folder. Others than PNG files are left out.
+    names: Names of the pictures to show, if they are in the folder. Names of other files than PNG files are ignored.
   """
   numbers = {name: value for name, value in results.items() if not isinstance(value, dict)}
   figures = "".join(_figure(folder / name) for name in names if name.endswith(".png") and (folder / name).exists())

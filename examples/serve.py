@@ -4,14 +4,14 @@
   python examples/edit_latents.py output
   python examples/serve.py output/saved_model --images output/test_images --directions output/edits/directions.npz
 
-Any SavedModel written by `FlowModel.export` will do, if its images are uint8, grey or RGB, and it has latents. The page
+Any SavedModel written by `FlowModel.export` works, if it has latents and its images are uint8, grey or RGB. The page
 needs only TensorFlow and that folder.
 
 If a model takes a context, as for super-resolution, it must be a grey or RGB image. The page asks for one, and gives
 the model its values between -1 (black) and 1 (white).
 
 Each slider is a direction in latent space, as returned by `tfp_glow.latent.attribute_direction`. The file written by
-edit_latents.py holds those between classes. Write others by
+edit_latents.py holds directions between classes. Write others by
 
   np.savez("directions.npz", **{"name of the slider": direction, ...})
 """
@@ -34,11 +34,11 @@ from werkzeug import exceptions
 PAGE = pathlib.Path(__file__).parent / "serve"  # index.html and what it refers to
 
 MAX_FILE_BYTES = 20 * 2**20
-MAX_REQUEST_BYTES = 2 * MAX_FILE_BYTES  # Base64 takes a third more than the file; the rest is little.
-# To read a picture takes 300 MB at most, for each of the four threads of waitress: 16 bytes a pixel where there is
-# transparency, and 6 in a JPEG file, which is then decoded at a fraction of its size.
+MAX_REQUEST_BYTES = 2 * MAX_FILE_BYTES  # Base64 takes a third more than the file; the rest is small.
+# Reading a picture takes at most 300 MB in each of the four threads of waitress: 16 bytes for each pixel with
+# transparency, and 6 for a JPEG file, which is then decoded at a fraction of its size.
 MAX_PIXELS, MAX_JPEG_PIXELS = 16_000_000, 50_000_000
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # None that calls other programs.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # No format whose reader calls other programs.
 JPEG_FORMATS = ("JPEG", "MPO")  # MPO: what cameras write, with more pictures behind the first.
 
 MAX_EXAMPLES = 24
@@ -79,7 +79,7 @@ def parse_args():
   add("--classes", nargs="+", default=[], metavar="NAME",
       help="names of the classes 0, 1, ... of a class-conditional model")
   add("--host", default="127.0.0.1",
-      help="address to listen at; at the default, only this machine can open the page, at 0.0.0.0 everyone who reaches "
+      help="address to listen at; by default only this machine can open the page, with 0.0.0.0 everyone who reaches "
       "this machine (%(default)s)")
   add("--port", type=port_number, default=8000, help="(%(default)s)")
   return parser.parse_args()
@@ -87,7 +87,7 @@ def parse_args():
 
 def port_number(text):
   """An argparse type."""
-  if not (text.isdecimal() and 0 < int(text) < 2**16):  # The system would take larger ones for others.
+  if not (text.isdecimal() and 0 < int(text) < 2**16):  # The system would map larger ones to other ports.
     raise argparse.ArgumentTypeError(f"must be a whole number from 1 to {2**16 - 1}. Received: {text!r}")
   return int(text)
 
@@ -145,8 +145,8 @@ class ServedModel:
     """The arguments that all images of a call below share, by name.
 
     Args:
-      label: Python `int`, or `None` where there are no classes.
-      context: uint8 array `[h, w, c]`, or `None` where there is none.
+      label: Python `int`, or `None` if there are no classes.
+      context: uint8 array `[h, w, c]`, or `None` if the model takes none.
     """
     condition = {"labels": None if label is None else np.int32(label),
                  "context": None if context is None else np.float32(context / 127.5 - 1.)}
@@ -165,7 +165,7 @@ class ServedModel:
     return self._call("decode", "images", len(latents), condition, latent=tf.constant(latents))
 
   def interpolate(self, first, second, condition):
-    """Images `[N, NUM_STEPS, H, W, C]` on the ways between images `[N, H, W, C]`."""
+    """Images `[N, NUM_STEPS, H, W, C]` on the paths between images `[N, H, W, C]`."""
     return self._call("interpolate", "images", len(first), condition, first=tf.constant(first),
                       second=tf.constant(second), num_steps=tf.constant(NUM_STEPS))
 
@@ -194,14 +194,14 @@ def load_directions(path, model):
     directions = {name: arrays[name] for name in arrays.files}
   except OSError:
     raise
-  except Exception as error:  # What damaged files raise: of zip, of NumPy, of Python.
+  except Exception as error:  # Damaged files raise errors of zipfile, of NumPy and of Python.
     raise ValueError("--directions must be an npz file of floating arrays "
                      f"({type(error).__name__}: {error}). Received: {path}") from error
   for name, direction in directions.items():
     is_floating = np.issubdtype(direction.dtype, np.floating)
     if not is_floating or direction.shape != model.latent_shape or not np.isfinite(direction).all():
-      raise ValueError(f"--directions must be floating, finite and of shape {list(model.latent_shape)}, as the latents "
-                       f"are. Received: {name!r} {direction.dtype} {list(direction.shape)} in {path}")
+      raise ValueError(f"--directions must be floating, finite and of shape {list(model.latent_shape)}, like the "
+                       f"latents. Received: {name!r} {direction.dtype} {list(direction.shape)} in {path}")
   return directions
 
 
@@ -216,7 +216,7 @@ def load_examples(folder, model):
 
 
 def load_contexts(folder, model):
-  """As `load_examples`, in the shape of contexts; a grey one without a folder, none if the model takes none."""
+  """As `load_examples`, in the shape of contexts. Without a folder, one grey image; without contexts, none."""
   if model.context_shape is None:
     return []
   return [np.full(model.context_shape, 127, np.uint8)] if folder is None else _images_in(folder, model.context_shape)
@@ -293,9 +293,9 @@ def _check_file(content):
 
 
 def make_app(model, directions, examples, contexts=()):
-  """The Flask application: the page, and under /api/ what it asks for, JSON in both directions.
+  """The Flask application: the page, and the requests that it sends to /api/, as JSON in both directions.
 
-  Images are data URLs in both directions; what comes back has the size of the model's images. The answer to a request
+  Images are data URLs in both directions; returned images have the size of the model's images. The answer to a request
   that is not as below has the status 400, 413 or 415, and a message in `error`.
 
   ```none
@@ -306,8 +306,8 @@ def make_app(model, directions, examples, contexts=()):
   POST /api/sample       {temperature, seed}     -> {images}
   ```
 
-  For a class-conditional model all of them also take `label`, an index, and for one with a context `context`, an image.
-  POST /api/context {image} -> {image} brings one to its size; it alone takes neither.
+  For a class-conditional model all of them also take `label`, an index, and for a model with a context `context`, an
+  image. POST /api/context {image} -> {image} resizes an image to a context; it alone takes neither.
 
   Args:
     model: `ServedModel`.

@@ -11,15 +11,15 @@ class LinearGaussian:
 
   MATRIX = np.array([[1., 0.5], [-0.5, 1.], [1., 1.]])
   DEVIATION = 0.7
-  COVARIANCE = np.linalg.inv(np.eye(2) + MATRIX.T @ MATRIX / DEVIATION**2)  # Of the posterior, whose mean is
-  GAIN = COVARIANCE @ MATRIX.T / DEVIATION**2  # `GAIN @ x`.
+  COVARIANCE = np.linalg.inv(np.eye(2) + MATRIX.T @ MATRIX / DEVIATION**2)  # The posterior's covariance.
+  GAIN = COVARIANCE @ MATRIX.T / DEVIATION**2  # The posterior's mean is `GAIN @ x`.
 
   def simulate(self, theta, rng):
     """Observations `[N, num_numbers]` of parameters `[N, 2]`."""
     return theta @ self.MATRIX.T + self.DEVIATION * rng.standard_normal([len(theta), self.num_numbers])
 
   def log_posterior(self, theta, x):
-    """Log-densities `[N]`, nats, of parameters `[N, 2]` given observations `[N, num_numbers]`, or one of them."""
+    """Log-densities `[N]`, nats, of parameters `[N, 2]` given observations `[N, num_numbers]`, or one observation."""
     difference = theta - x @ self.GAIN.T
     precision = np.linalg.inv(self.COVARIANCE)
     distance = np.einsum("ni,ij,nj->n", difference, precision, difference)
@@ -57,7 +57,7 @@ SIMULATORS = {"linear_gaussian": LinearGaussian(), "epidemic": Epidemic()}
 
 
 def draw(simulator, count, *seed):
-  """Parameters `[count, 2]` and observations of them, float32; same seed, same numbers."""
+  """Parameters `[count, 2]` and their observations, float32. The same seed gives the same numbers."""
   rng = np.random.default_rng(seed)
   theta = rng.standard_normal([count, 2])
   return theta.astype(np.float32), simulator.simulate(theta, rng).astype(np.float32)

@@ -70,7 +70,7 @@ NOT_OF_THE_RUN = ("output", "overwrite", "time_limit", "data_dir", "strategy", "
 OPTIMIZERS = {"adam": keras.optimizers.Adam, "adamax": keras.optimizers.Adamax}
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
-# Kubeflow's operator leaves this code to programs that want to be started again.
+# Kubeflow's operator reserves this exit code for programs that want to be started again.
 EXIT_WORKER_LOST = 138
 # Errors that first show that another worker is gone.
 WORKER_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError,
@@ -87,13 +87,13 @@ def main():
 
 
 def run(args, *parts, **kwargs):
-  """As `run_alone`, also as one of several workers, of which others may be lost."""
+  """As `run_alone`, also as one of several workers, if others are lost."""
   try:
     return run_alone(args, *parts, **kwargs)
   except WORKER_LOST as error:
     if args.strategy != "multiworker":
       raise
-    print(f"Another worker is gone: {error}\nThe same command on all workers goes on from the last state.",
+    print(f"Another worker is gone: {error}\nThe same command on all workers resumes from the last state.",
           file=sys.stderr)
     return EXIT_WORKER_LOST
 
@@ -139,7 +139,7 @@ def run_alone(args, load_splits, make_model, save_results, outputs, jit_compile=
     bits_per_dim, interrupted = train(model, splits, state, first_epoch, best_is_there, args)
   except FloatingPointError as error:
     print(f"{error}\nThe best weights until then, if an epoch was finished, are in {args.output / BEST_UNTIL_NOW}. "
-          "Another --learning-rate is another run: give it another --output, or --overwrite.", file=sys.stderr)
+          "With another --learning-rate it is another run: use another --output, or --overwrite.", file=sys.stderr)
     return EXIT_FAILED
   metrics = model.evaluate(training_data.of_workers(splits, strategy, "test"), return_dict=True, verbose=0)
   results = {**{key: float(value) for key, value in metrics.items() if key != "loss"},
@@ -150,12 +150,12 @@ def run_alone(args, load_splits, make_model, save_results, outputs, jit_compile=
     state.delete()
     (args.output / BEST_UNTIL_NOW).unlink(missing_ok=True)
   else:
-    print("The same command goes on from the last epoch that was finished; with --overwrite it starts anew.")
+    print("The same command resumes from the last finished epoch; with --overwrite it starts again.")
   return EXIT_INTERRUPTED if interrupted else 0
 
 
 def make_strategy(args):
-  """The strategy. Of several workers all but the chief print nothing, and leave nothing in their output folders."""
+  """The strategy. With several workers, only the chief prints, and leaves results in its output folder."""
   if args.strategy == "none":
     return tf.distribute.get_strategy()
   if args.strategy == "mirrored":
@@ -202,7 +202,7 @@ def compile_model(model, args, steps_per_epoch, jit_compile="auto"):
   if args.accumulation_steps > 1:
     kwargs["gradient_accumulation_steps"] = args.accumulation_steps
   if args.ema:
-    # Keras averages after each batch, also after those that only add to an update: together they decay as one would.
+    # Keras averages after each batch, even if several make an update: together their decays are that of one update.
     kwargs.update(use_ema=True, ema_momentum=args.ema**(1. / args.accumulation_steps))
   # The schedule counts batches, too, whether they update the weights or not.
   optimizer = OPTIMIZERS[args.optimizer](
@@ -220,9 +220,9 @@ def training_state(args):
 def prepare_output(args, keep_best_until_now, outputs=OUTPUTS):
   """Makes the folder, and removes the results of an earlier run, so that two runs are not mixed."""
   try:
-    (args.output / STATE).mkdir(parents=True, exist_ok=True)  # Now, not after an epoch, if that cannot be.
+    (args.output / STATE).mkdir(parents=True, exist_ok=True)  # Made now, so that an error comes before the first epoch.
   except OSError as error:
-    raise OSError(f"--output must be a folder that can be made ({error}). Received: {args.output}") from error
+    raise OSError(f"--output must be a folder that can be created ({error}). Received: {args.output}") from error
   for name in (*outputs, BEST_UNTIL_NOW):
     path = args.output / name
     if path.is_dir():
@@ -244,7 +244,7 @@ class BestWeights(keras.callbacks.ModelCheckpoint):
 
 
 class AveragesValidated(keras.callbacks.Callback):
-  """Puts moving averages in the place of the weights from the start of validation to the end of the epoch.
+  """Replaces the weights by their moving averages from the start of validation to the end of the epoch.
 
   Callbacks that save averages come before it, those that save the state of training after it.
 
@@ -256,13 +256,13 @@ class AveragesValidated(keras.callbacks.Callback):
     take_averages(self.model)
 
   def on_epoch_end(self, epoch, logs=None):
-    # Also norms of constrained layers and the seed of estimates, as if there had been no validation.
+    # Restores norms of constrained layers and the seed of estimates as well, as if there had been no validation.
     for variable, value in zip(self.model.weights, self._values):
       variable.assign(value)
 
 
 def take_averages(model):
-  """Puts moving averages in the place of the weights, if the optimizer keeps any, as `fit` does at its end."""
+  """Replaces the weights by their moving averages, if the optimizer keeps any, as `fit` does at its end."""
   if model.optimizer.use_ema:
     with model.distribute_strategy.scope():
       model.optimizer.finalize_variable_values(model.trainable_variables)
@@ -277,7 +277,7 @@ def is_loaded(model, path):
     model.load_weights(path)
     return True
   except (OSError, KeyError) as error:
-    print(f"{path} cannot be read ({error}): the best weights of the epochs before are lost.", file=sys.stderr)
+    print(f"{path} cannot be read ({error}): the best weights of earlier epochs are lost.", file=sys.stderr)
     return False
 
 
@@ -315,7 +315,7 @@ def train(model, splits, state, first_epoch, best_is_there, args):
 
   if first_epoch or state.num_batches:
     batches = f"{state.num_batches} batches of epoch {first_epoch + 1}" if state.num_batches else f"epoch {first_epoch}"
-    print(f"Going on after {batches} of {args.epochs}.")
+    print(f"Resuming after {batches} of {args.epochs}.")
   else:
     model.adapt(of_workers("train"))
   if first_epoch >= args.epochs:
@@ -336,7 +336,7 @@ def end_at_once(*_):
 
 
 def learning_rate_schedule(args, steps_per_epoch):
-  """A warm-up, then half a cosine down to 0 at the last step, or as it is."""
+  """A warm-up, then half a cosine down to 0 at the last step, or a constant rate."""
   num_steps = args.epochs * steps_per_epoch
   num_warmup_steps = num_steps // 20 if args.warm_up_steps is None else args.warm_up_steps
   return keras.optimizers.schedules.CosineDecay(
@@ -404,6 +404,6 @@ def versions():
 
 if __name__ == "__main__":
   if signal.getsignal(signal.SIGINT) != signal.SIG_IGN:  # As in a background job of a shell.
-    # But in training, Ctrl-C ends the program wherever it is: as an exception it may be lost in a library, or crash it.
+    # In training, however, Ctrl-C ends the program at any place: an exception might be lost in a library, or crash it.
     signal.signal(signal.SIGINT, end_at_once)
   sys.exit(main())

@@ -12,7 +12,7 @@ The experiments of the paper, whose settings are in residual_presets.py; options
 
 For images the folder then holds what train_glow.py leaves. For a density:
 
-  model.weights.h5      the weights with the best bits per dimension of points to validate
+  model.weights.h5      the weights with the best bits per dimension of validation points
   saved_model/          a SavedModel that needs nothing but TensorFlow
   densities.png         the density of the data, that of the model, and those of --beside
   density.npy           the density of the model, for the picture of another run
@@ -53,7 +53,7 @@ def main():
   if args.data not in densities.DENSITIES:
     return train_glow.run(args, training_data.load_splits, make_model, train_glow.save_results, train_glow.OUTPUTS)
   make = {"residual_flow": make_model, "couplings": make_couplings}[args.model]
-  # Networks as small as these in a `Scan` gain from XLA.
+  # XLA speeds up networks as small as these in a `Scan`.
   return train_glow.run(args, densities.load_splits, make, save_results, OUTPUTS_OF_DENSITIES,
                         jit_compile=args.strategy == "none")
 
@@ -77,27 +77,27 @@ def parse_args():
 def _make_parser():
   parser = options.empty_parser(__doc__)
   add = parser.add_argument
-  add("--preset", choices=PRESETS, help="an experiment of the paper; its settings take the place of the defaults below")
+  add("--preset", choices=PRESETS, help="an experiment of the paper; its settings replace the defaults below")
   options.add_data_options(
       parser, f"one of {', '.join(densities.DENSITIES)}; or 'digits', the name of a TFDS data set, a folder of images")
   add("--model", choices=("residual_flow", "couplings"), default="residual_flow",
-      help="of a density; couplings: as many affine couplings as --num-dense-blocks, so wide that they have as many "
-      "parameters as the residual flow (%(default)s)")
+      help="model of a density; couplings: as many affine couplings as --num-dense-blocks, so wide that they have as "
+      "many parameters as the residual flow (%(default)s)")
   add("--beside", nargs="+", default=[], metavar="FOLDER",
       help="other runs with the same density, to be shown in the same picture")
-  add("--num-scales", type=options.positive_int, help="of images; each but the first half as high and wide (2)")
+  add("--num-scales", type=options.positive_int, help="for images: scales; each but the first halves them (2)")
   add("--num-blocks", type=options.positive_int, nargs="+",
-      help="of images: residual blocks at each scale, one number for all or one for each (4)")
-  add("--num-hidden", type=options.positive_int, help="of images: channels inside their networks (64)")
-  add("--squeeze-first", action=argparse.BooleanOptionalAction, help="of images: half as high and wide at once (no)")
+      help="for images: residual blocks at each scale, one number for all or one for each (4)")
+  add("--num-hidden", type=options.positive_int, help="for images: channels inside the networks of these blocks (64)")
+  add("--squeeze-first", action=argparse.BooleanOptionalAction, help="for images: squeeze at the start (no)")
   add("--factor-out", action=argparse.BooleanOptionalAction,
-      help="of images: half of the channels leaves after each scale but the last (no)")
-  add("--logit-alpha", type=options.below_half, help="of images: how far the logit keeps them from 0 and 1 (0.05)")
+      help="for images: half of the channels leaves after each scale but the last (no)")
+  add("--logit-alpha", type=options.below_half, help="for images: how far the logit keeps them from 0 and 1 (0.05)")
   add("--num-terms", type=options.positive_int,
-      help="of images: terms of a log-det that each training step has, besides those drawn at random (2)")
+      help="for images: terms of each log-det in training, in addition to those drawn at random (2)")
   add("--num-dense-blocks", type=options.non_negative_int,
-      help="fully connected residual blocks, of densities all there are (2 of images, else 16)")
-  add("--num-dense-hidden", type=options.positive_int, help="width inside their networks (64 of images, else 128)")
+      help="fully connected residual blocks; a density has no others (2 for images, else 16)")
+  add("--num-dense-hidden", type=options.positive_int, help="width of their networks (64 for images, else 128)")
   add("--activation", choices=("lip_swish", "elu"), default="lip_swish", help="(%(default)s)")
   add("--coefficient", type=options.fraction, default=0.98, help="bound of the norm of each layer (%(default)s)")
   options.add_training_options(parser)
@@ -122,7 +122,7 @@ def _set_defaults(parser, args, is_density):
                  f"Received: {' '.join(map(str, args.num_blocks))}")
   if len(args.num_blocks) == 1:
     args.num_blocks = args.num_blocks * args.num_scales
-  halvings = ((args.num_scales, "2 ** num_scales", "--squeeze-first, as every scale but the first,")
+  halvings = ((args.num_scales, "2 ** num_scales", "--squeeze-first, like every scale but the first,")
               if args.squeeze_first else (args.num_scales - 1, "2 ** (num_scales - 1)", "every scale but the first"))
   options.check(parser, args, *halvings)
 

@@ -9,11 +9,10 @@ from tfp_glow.training import replicas
 
 
 def load_splits(args):
-  """Batches of images to train, to choose the best epoch (validation), and to report (test); of pairs with labels for
-  class-conditional models.
+  """Batches of images to train, to choose the best epoch (validation), and to report (test).
 
-  `"train"` is one epoch; `"train_epochs"` is a function of `epochs` and `skip_batches`, as of `load_images`. `"load"`
-  has a function for each split, of arguments of `load_images`.
+  For class-conditional models they are pairs with labels. `"train"` is one epoch. `"train_epochs"` is a function of
+  `epochs` and `skip_batches`, and `"load"` has for each split a function of other arguments of `load_images`.
   """
   load = functools.partial(
       data.load_images, args.data, batch_size=args.batch_size, image_size=args.image_size,
@@ -45,14 +44,15 @@ def _first_that_exists(load, split, part):
 
 
 def of_workers(splits, strategy, split, make=None):
-  """The dataset of a split for the processes of a strategy; each of several loads and decodes its own share.
+  """The dataset of a split for the processes of a strategy. Each process loads and decodes its own share.
 
   Args:
-    splits: As from `load_splits`; without `"load"`, as for points, each process gets all.
+    splits: From `load_splits`. Without `"load"`, as for points, each process gets everything.
     strategy: `tf.distribute.Strategy`.
     split: `"train"`, `"validation"` or `"test"`.
-    make: Function from one that loads the split, with further arguments of `load_images`, and the number of elements
-      that are a batch of a process, one for each of its replicas, to a dataset; `None`: it is that of the split.
+    make: Function to a dataset from two arguments: a function that loads the split, with further arguments of
+      `load_images`, and the number of elements in a batch of a process, one for each of its replicas. `None`: the
+      dataset of the split.
   """
   if "load" not in splits or not replicas.has_workers(strategy):
     return splits[split] if make is None else make(splits[f"{split}_epochs"], 1)
@@ -89,7 +89,7 @@ def augment(dataset, args, first_step, elements_a_step=1):
     dataset: `tf.data.Dataset` of images, or of pairs with labels.
     args: With `max_shift`, `shift_fill`, `flip` and `seed`.
     first_step: Python `int`, the number of the first step.
-    elements_a_step: Python `int`, how many elements one step takes.
+    elements_a_step: Python `int`, number of elements in one step.
   """
   if not (args.max_shift or args.flip):
     return dataset

@@ -9,7 +9,7 @@ _SLURM = ("SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURMD_NODENAME", "S
 
 
 def cluster_resolver():
-  """The resolver of TF_CONFIG, as Kubeflow sets it, or else of the SLURM step that this process is a task of.
+  """The resolver for TF_CONFIG, as Kubeflow sets it, or else for the SLURM step of which this process is a task.
 
   Returns:
     A `tf.distribute.cluster_resolver.ClusterResolver`.
@@ -33,8 +33,8 @@ def _slurm_resolver():
   first_port = 10000 + int(os.environ["SLURM_JOB_ID"]) % 1400 * 16
   workers = tf.distribute.cluster_resolver.SlurmClusterResolver(
       port_base=first_port, gpus_per_node=tasks, gpus_per_task=1, auto_set_gpu=False).cluster_spec()
-  # Not the number of the task: TensorFlow sorts the nodes by letters, n10 before n2, and SLURM may deal out its tasks
-  # in turn.
+  # Not the number of the task: TensorFlow sorts the nodes alphabetically, n10 before n2, and SLURM may distribute its
+  # tasks in turn.
   own = f"{os.environ['SLURMD_NODENAME']}:{first_port + int(os.environ['SLURM_LOCALID'])}"
   addresses = workers.job_tasks("worker")
   if own not in addresses:

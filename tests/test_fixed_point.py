@@ -86,7 +86,7 @@ def test_no_convergence_is_never_silent(make):
 
 def test_inputs_that_are_not_finite_do_not_converge():
   for bad in (np.nan, np.inf):
-    with pytest.raises(tf.errors.InvalidArgumentError, match="inputs be finite"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match="inputs must be finite"):
       linear_block(0.5).forward(np.array([[bad]]))
 
 

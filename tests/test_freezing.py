@@ -259,7 +259,7 @@ def test_compositions_of_tfp_have_no_such_thing():
   chain = tfb.Chain([_glow()])
   model = tfp_glow.FlowModel(chain)
   chain.trainable = False  # Python lets anybody do so.
-  with pytest.raises(ValueError, match="`trainable` must be that of a part of this package.*Received: .*chain"):
+  with pytest.raises(ValueError, match="`trainable` must be set on a part of this package.*Received: .*chain"):
     model.compile()
 
 

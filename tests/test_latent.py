@@ -115,7 +115,7 @@ def test_every_latent_of_a_batch_has_an_arc_of_its_own():
 def test_opposite_latents_have_no_arc(dtype):
   z0 = normal(3, 1000, dtype=dtype)
   z1 = np.concatenate([normal(2, 1000, seed=1, dtype=dtype), (-z0[2:] * 1.7).astype(dtype)])
-  with pytest.raises(ValueError, match="`z0` and `z1` must not be opposite.*Received: 1 of 3 pairs are"):
+  with pytest.raises(ValueError, match="`z0` and `z1` must not be opposite.*Received: 1 opposite pairs of 3"):
     latent.interpolate(z0, z1, 3, spherical=True)
 
 

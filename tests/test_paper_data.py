@@ -73,8 +73,8 @@ def test_celeb_a_hq_that_is_missing_says_what_to_do(is_empty, tmp_path, monkeypa
   if not is_empty:
     write_tar(tmp_path / "downloads" / "manual" / "other.tar", {})
   folder = re.escape(str(tmp_path / "downloads" / "manual"))
-  with pytest.raises(RuntimeError, match=rf"(?s)`name_or_folder`.*got by hand and put into {folder};.*data1024x1024.tar"
-                     r".*preparing-datasets-for-training.*Received: name_or_folder='celeb_a_hq/256'$"):
+  with pytest.raises(RuntimeError, match=rf"(?s)`name_or_folder`.*downloaded by hand and put into {folder};.*"
+                     r"data1024x1024.tar.*preparing-datasets-for-training.*Received: name_or_folder='celeb_a_hq/256'$"):
     data.load_images("celeb_a_hq/256", "train", 8, data_dir=tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_files_that_were_got_by_hand_are_not_downloaded(tmp_path, monkeypatch):
   monkeypatch.setattr(preparation, "_host_answers", lambda builder: pytest.fail("asks hosts for files that are there"))
   for name in ("train_32x32.tar", "valid_32x32.tar"):
     write_tar(tmp_path / "downloads" / "manual" / name, {})
-  with pytest.raises(RuntimeError, match=r"(?s)train_32x32.tar, has wrong checksum.*got by hand it takes from "):
+  with pytest.raises(RuntimeError, match=r"(?s)train_32x32.tar, has wrong checksum.*were downloaded by hand from "):
     data.load_images("downsampled_imagenet/32x32", "train", 8, image_size=32, data_dir=tmp_path)
 
 

@@ -320,5 +320,5 @@ def test_bad_networks():
   with pytest.raises(ValueError, match=r"must have a shape that is known.*Received: \(None,\)"):
     block.build([None])
   block.build([3])
-  with pytest.raises(ValueError, match=r"never changes.*Received: \(4,\), before it \(3,\)"):
+  with pytest.raises(ValueError, match=r"never changes.*Received: \(4,\), previously \(3,\)"):
     block.inverse(np.zeros([2, 4], np.float32))

@@ -207,7 +207,7 @@ def test_optimizers_of_other_versions_of_torch():
     (lambda: optimizer(**{BIAS: {"step": 59}}), "different numbers of updates: 59, 60"),
     (lambda: optimizer(**{BIAS: {"step": 0.5}}), f"step of {BIAS} must be a number of updates"),
     (lambda: optimizer({"params": list(range(130))}), "130 parameters, 131 have a moving average"),
-    (lambda: optimizer({"params": list(range(1, 132))}), "moments of what is not among its parameters"),
+    (lambda: optimizer({"params": list(range(1, 132))}), "moments of unknown parameters"),
     (lambda: optimizer({"betas": (0.9, 1.), "eps": 0.}), r"Adam.*not with betas=\(0.9, 1.0\), eps=0.0"),
     (lambda: optimizer({"amsgrad": True}), "not with amsgrad=True"),
     (lambda: optimizer({"weight_decay": 5e-4}), "not with weight_decay=0.0005. Received: file.pth"),
@@ -224,7 +224,7 @@ def test_optimizers_that_do_not_fit(change, message, monkeypatch):
     (dict(args=options(lr=-1., update_freq=0)), "not with lr=-1.0, update_freq=0. Received: file.pth"),
     (dict(args=options(annealing_iters=1000)), "not with annealing_iters=1000. Received: file.pth"),
     (dict(ema=averages(decay=1.)), "not with decay=1.0"),
-    (dict(ema=averages(extra=np.zeros([]))), "not of what is in its state dict, in the same order"),
+    (dict(ema=averages(extra=np.zeros([]))), "do not match the parameters of its state dict and their order"),
     (dict(ema=averages(**{KERNEL: Opaque("torch._utils.other", ())})),
      rf"plain tensors in `shadow_params`.*{KERNEL} \(torch._utils.other\)"),
 ])

@@ -103,8 +103,8 @@ def test_options_take_precedence_wherever_they_are(monkeypatch):
 
 @pytest.mark.parametrize("options, message", [
     (["--preset=svhn"], "--preset: invalid choice: 'svhn'"),
-    (["--preset=mnist", "--image-size=30"], "divisible by 2 ** (num_scales - 1) = 4, as every scale but the first"),
-    (["--preset=imagenet64", "--image-size=36"], "divisible by 2 ** num_scales = 8, as --squeeze-first, as every"),
+    (["--preset=mnist", "--image-size=30"], "divisible by 2 ** (num_scales - 1) = 4, because every scale but"),
+    (["--preset=imagenet64", "--image-size=36"], "divisible by 2 ** num_scales = 8, because --squeeze-first, like"),
     (["--preset=mnist", "--num-blocks", "1", "2"], "one number, or one for each of the 3 scales. Received: 1 2"),
     (["--preset=mnist", "--data=moons"], "--num-scales must not be given with --data moons: it is for images"),
     (["--data=moons", "--no-factor-out"], "--factor-out must not be given with --data moons: it is for images"),

@@ -287,7 +287,8 @@ def test_refuses_tensors_beyond_their_storage(write, offset, shape, strides):
                  "a tensor reaches beyond its storage|a tensor's shape is damaged")
 
 
-@pytest.mark.parametrize("count, reason", [(5, "has not the size"), (7, "has not the size"), (2**61, "more memory")])
+@pytest.mark.parametrize("count, reason", [
+    (5, "does not have the size"), (7, "does not have the size"), (2**61, "more memory")])
 def test_refuses_storages_of_another_size(write, count, reason):
   _check_refused(write(_tensor(_Storage("0", "Float", count), 0, (5,), (1,)), {"0": np.zeros(6, np.float32)}), reason)
 
@@ -400,21 +401,21 @@ def test_refuses_other_names(write_pickles, module, name):
 
 
 @pytest.mark.parametrize("instructions, reason", [
-    (b"K\x01)R", "calls what is no function"),
-    (b"clib\nA\n)R)R", "calls what is no function"),
-    (b"clib\nA\nK\x01R", "calls what is no function"),
+    (b"K\x01)R", "calls something that is not a function"),
+    (b"clib\nA\n)R)R", "calls something that is not a function"),
+    (b"clib\nA\nK\x01R", "calls something that is not a function"),
     (b"clib\nA\n}b", "gives a state"),
     (b"]}b", "gives a state"),
     (b"cargparse\nNamespace\n)R}K\x01K\x02sb", "namespace"),
     (b"cargparse\nNamespace\n(K\x01tR", "TypeError"),
-    (b"}K\x01a", "no list"),
-    (b"]K\x01K\x02s", "no dict"),
-    (b"}(K\x01u", "no dict"),
+    (b"}K\x01a", "not a list"),
+    (b"]K\x01K\x02s", "not a dict"),
+    (b"}(K\x01u", "not a dict"),
     (b"clib\n" + b"x" * 1000 + b"\n", "a name"),
     (b"c_codecs\nencode\n(X\x01\0\0\0xX\x05\0\0\0rot13tR", "bytes"),
     (b"cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n(X\x02\0\0\0O8tR(K\x03X\x01\0\0\0|tbC\x08" + bytes(8) + b"tR",
      "a number of NumPy"),
-    (b"}(K\x01K\x02K\x03u", "no dict"),
+    (b"}(K\x01K\x02K\x03u", "not a dict"),
     (b"}]K\x01s", "a key"),
     (b"}" + b")" + b"\x85" * 10**5 + b"K\x01s", "a key"),
     (b"\x8f()\x90", "a key"),
@@ -571,7 +572,7 @@ def test_paths(write, tmp_path, monkeypatch):
   path = write([1])
   monkeypatch.setenv("HOME", str(tmp_path))
   assert read_torch_file("~/model.pth") == read_torch_file(str(path)) == [1]
-  _check_refused(tmp_path, "no folder")
+  _check_refused(tmp_path, "not a folder")
   with pytest.raises(FileNotFoundError, match=r"`path` must .* Received: .*missing.pth"):
     read_torch_file(tmp_path / "missing.pth")
   for wrong in (None, 3, b"model.pth"):

@@ -143,7 +143,7 @@ def test_ctrl_c_saves_what_there_is(tmp_path):
     assert script.exit_code() == 130, script.output()
     printed = "".join(script.output())
   assert "Interrupted: training ends with this batch" in printed
-  assert "Traceback" not in printed and "The same command goes on" in printed
+  assert "Traceback" not in printed and "The same command resumes" in printed
   check_outputs(folder, is_finished=False)
   assert results(folder)["interrupted"] and 2 < results(folder)["epochs"] < 10000
 
@@ -190,14 +190,14 @@ def test_a_killed_run_goes_on_by_itself(finished, monkeypatch, tmp_path, capsys)
     run = functools.partial(example_runs.run_script, ended_by=number)
     with forks.Fork(tmp_path, run, "--epochs=2", "--deterministic", f"--output={folder}") as script:
       assert script.exit_code() == exit_code, script.output()
-  assert "Going on after epoch 1 of 2" in script.output()[0] and "goes on from there when" in script.output()[0]
+  assert "Resuming after epoch 1 of 2" in script.output()[0] and "goes on from there when" in script.output()[0]
   # It would be so for all tests that follow.
   monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
   assert call(monkeypatch, "--epochs=2", "--deterministic", "--num-steps=2", "--output", folder) == 2
   error = capsys.readouterr().err
   assert "`settings`" in error and "'num_steps': 2" in error
   assert call(monkeypatch, "--epochs=2", "--deterministic", "--output", folder) == 0
-  assert "Going on after 3 batches of epoch 2 of 2" in capsys.readouterr().out
+  assert "Resuming after 3 batches of epoch 2 of 2" in capsys.readouterr().out
   check_outputs(folder)
   for key in ("bits_per_dim", "validation_bits_per_dim", "epochs"):
     assert results(folder)[key] == results(whole)[key]

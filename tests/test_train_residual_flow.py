@@ -89,7 +89,7 @@ def test_a_run_goes_on(monkeypatch, tmp_path, few_points, capsys):
   assert call(monkeypatch, "--data=two_spirals", *options) == 2
   assert "`settings`" in capsys.readouterr().err
   assert call(monkeypatch, "--data=moons", *options) == 0
-  assert "Going on after epoch 1 of 1" in capsys.readouterr().out
+  assert "Resuming after epoch 1 of 1" in capsys.readouterr().out
   assert results(ended)["epochs"] == 1 and "share_on_squares" not in results(ended)
   for name in ("bits_per_dim", "validation_bits_per_dim"):
     assert results(ended)[name] == pytest.approx(found[0][name], rel=1e-6)

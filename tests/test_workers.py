@@ -147,10 +147,10 @@ def test_example_with_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
   assert (tmp_path / "output_0" / "training_state").exists()
   with make(distributed_runs.slurm_worker, {1: signal.SIGTERM}) as workers:
     assert [workers.exit_code(index) for index in range(2)] == [143, 143], workers.output(0)[1]
-    assert "Going on after epoch 1 of 2" in workers.output(0)[0] and workers.output(1)[0] == ""
+    assert "Resuming after epoch 1 of 2" in workers.output(0)[0] and workers.output(1)[0] == ""
   with make(distributed_runs.slurm_worker, {}) as workers:
     assert [workers.exit_code(index) for index in range(2)] == [0, 0], workers.output(0)[1]
-    assert "Going on after 4 batches of epoch 2 of 2" in workers.output(0)[0] and workers.output(1)[0] == ""
+    assert "Resuming after 4 batches of epoch 2 of 2" in workers.output(0)[0] and workers.output(1)[0] == ""
   assert not (tmp_path / "output_1").exists() and not (tmp_path / "output_0" / "training_state").exists()
   results = json.loads((tmp_path / "output_0" / "results.json").read_text())
   monkeypatch.setattr(tfp_glow, "GlowBijector", example_runs.flow)

@@ -1,1 +1,1 @@
-"""What knows nothing of flows: numbers, checks, gradients, files."""
+"""Helpers that know nothing of flows: numerics, checks of arguments, gradients, files."""

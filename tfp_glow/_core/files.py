@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all."""
+"""Files and folders that are written completely or not at all."""
 
 import contextlib
 import os
@@ -8,10 +8,10 @@ import tensorflow as tf
 
 
 def checked_path(name, path):
-  """A path, the argument called `name`, as a string, with the home folder for `~`.
+  """The path given as the argument `name`, as a string; `~` becomes the home folder.
 
   Raises:
-    TypeError: if it is none.
+    TypeError: if it is not a path.
   """
   if not isinstance(path, (str, os.PathLike)) or not str(path):
     raise TypeError(f"`{name}` must be a path, a `str` or `os.PathLike`. Received: {path!r}")
@@ -20,12 +20,12 @@ def checked_path(name, path):
 
 @contextlib.contextmanager
 def written_as_a_whole(path):
-  """Gives a path to write a file or a folder to, which becomes `path` in the end, in place of what is there.
+  """Yields a temporary path to write a file or a folder to; at the end it replaces `path`.
 
-  Until then, and if there is an error, what was there before stays. The path given has the ending of `path`.
+  Until then, and after an error, the old file or folder stays. The temporary path has the same ending as `path`.
 
   Args:
-    path: Of any file system that TensorFlow knows. Where it is a link, what it leads to is replaced.
+    path: On any file system that TensorFlow knows. If it is a link, its target is replaced.
   """
   path = os.fspath(path).rstrip("/")
   path = os.path.realpath(path) if os.path.islink(path) else path

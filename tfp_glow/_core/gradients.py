@@ -1,4 +1,4 @@
-"""Gradients: custom ones, which graphs that nobody will differentiate can do without, and pull-backs of functions."""
+"""Custom gradients, which graphs for evaluation can leave out, and pull-backs of functions."""
 
 import contextlib
 import functools
@@ -13,10 +13,10 @@ _this_thread = threading.local()
 
 
 def custom_gradient(function):
-  """As `tf.custom_gradient`, of gradients computed in the precision of the value; within `left_out` of that alone.
+  """`tf.custom_gradient` whose gradients are computed in the precision of the value; none within `left_out`.
 
   Args:
-    function: Callable, as that of `tf.custom_gradient`.
+    function: Callable, as for `tf.custom_gradient`.
 
   Returns:
     Callable.
@@ -47,10 +47,10 @@ def custom_gradient(function):
 
 @contextlib.contextmanager
 def left_out():
-  """For functions that are traced to be evaluated only: a SavedModel would hold the gradients, which take time to load.
+  """For functions traced for evaluation only: a SavedModel would otherwise hold their gradients and load slowly.
 
-  A `tf.function` inside of them that is traced for the first time here has no gradients later either, as it is not
-  traced again: a network that is one must have been called before.
+  A `tf.function` inside them that is first traced here has no gradients later either, because it is not traced again.
+  So a network that is a `tf.function` must have been called before.
   """
   with _leaving_out(True):
     yield
@@ -72,10 +72,10 @@ def _leaving_out(value):
 
 
 def copied(nest):
-  """The same tensors, made anew in the graph in which this is called.
+  """Copies of the tensors in the current graph.
 
-  A tape sees what is made of a tensor of another graph, that of a loop's forward pass for example, at its first use
-  only: later gradients with respect to it would be zero.
+  A tape follows a tensor of another graph (that of a loop's forward pass, for example) at its first use only. Later
+  gradients with respect to it would be zero.
 
   Args:
     nest: Nest of tensors.
@@ -84,15 +84,15 @@ def copied(nest):
 
 
 def with_pull_back(function, arguments):
-  """Evaluates a function, and makes the one that pulls gradients back through it.
+  """Evaluates a function, and returns a second one that pulls gradients back through it.
 
   Args:
     function: Callable, from `arguments` to a nest of tensors.
-    arguments: Tuple of nests of tensors, made in the graph in which this is called; see `copied`.
+    arguments: Tuple of nests of tensors of the current graph; see `copied`.
 
   Returns:
     outputs: What the function returns.
-    pull_back: Callable, from the gradients of the outputs to those of `arguments`, zero where they have none.
+    pull_back: Callable, from the gradients of the outputs to those of `arguments`, zero where there is none.
   """
   flat = tf.nest.flatten(arguments)
   floating = [tensor for tensor in flat if tensor.dtype.is_floating]
@@ -109,19 +109,19 @@ def with_pull_back(function, arguments):
 
 
 def linearized(function, x, weights):
-  """Evaluates a function, and makes the one that multiplies a tensor like the outputs with its Jacobian at `x`.
+  """Evaluates a function, and returns a second one that multiplies a tensor like the outputs by its Jacobian at `x`.
 
   Args:
-    function: Callable, from a tensor and a nest of them to a tensor.
+    function: Callable, from a tensor and a nest of tensors to a tensor.
     x: Tensor.
     weights: Nest of tensors.
 
   Returns:
     outputs: What the function returns.
-    pull_back: Callable, as often as wanted.
+    pull_back: Callable; it can be called any number of times.
   """
   x = tf.identity(x)  # See `copied`.
-  # Here gradients are part of what is evaluated: a SavedModel must have them, too.
+  # These gradients are part of the value, so a SavedModel needs them, too.
   with _leaving_out(False), tf.GradientTape(persistent=True, watch_accessed_variables=False) as tape:
     tape.watch(x)
     outputs = function(x, weights)
@@ -130,15 +130,15 @@ def linearized(function, x, weights):
 
 
 def only_if(predicate, function, otherwise, *inputs):
-  """What a function of tensors returns if a predicate holds, else another tensor; gradients as well are computed then.
+  """`function(*inputs)` if the predicate holds, otherwise `otherwise`. Gradients are computed only if it holds.
 
-  In graphs they evaluate the function again, within their own branch: of a `tf.cond` they would keep what they need in
-  either case, and XLA could not compile those of a branch with loops.
+  In graphs, gradients evaluate the function again, in a branch of their own. The gradients of a `tf.cond` would keep
+  their intermediate tensors in both cases, and XLA could not compile them for a branch with loops.
 
   Args:
     predicate: Bool scalar.
-    function: Callable, from `inputs` to a floating tensor; it may read variables. Other tensors get no gradients.
-    otherwise: Tensor of the shape and dtype of what the function returns. It gets no gradients.
+    function: Callable, from `inputs` to a floating tensor. It may read variables. Other tensors get no gradients.
+    otherwise: Tensor with the shape and dtype of the function's result. It gets no gradients.
     *inputs: Floating tensors.
 
   Returns:
@@ -152,14 +152,14 @@ def only_if(predicate, function, otherwise, *inputs):
 
 
 def stacked_if(predicate, function, otherwise, *inputs):
-  """As `only_if`, of what a function of a number returns for each of 0, 1, ..., stacked, one after the other.
+  """As `only_if`, for the stacked results of `function(0, ...)`, `function(1, ...)`, ..., one after the other.
 
-  So gradients need the memory of one evaluation. Nor are they those of a loop, of which XLA knows no shapes.
+  Gradients need the memory of one evaluation only. They are not those of a loop, whose shapes XLA does not know.
 
   Args:
     predicate: Bool scalar.
-    function: Callable, from an int32 scalar and `inputs` to a floating tensor; it may read variables.
-    otherwise: Tensor of the shape and dtype of the result, the first of its sizes known. It gets no gradients.
+    function: Callable, from an int32 scalar and `inputs` to a floating tensor. It may read variables.
+    otherwise: Tensor with the shape and dtype of the result; its first size is known. It gets no gradients.
     *inputs: Floating tensors.
 
   Returns:
@@ -186,7 +186,7 @@ def stacked_if(predicate, function, otherwise, *inputs):
 
 
 def _chosen(predicate, value, otherwise, pull_back, sources):
-  """Makes what `only_if` returns of a function of nothing, and of one from its gradients to those of the sources."""
+  """The result of `only_if`, from a function without arguments, and one from its gradient to those of the sources."""
 
   @custom_gradient
   def with_gradients(value, *sources):
@@ -201,7 +201,7 @@ def _chosen(predicate, value, otherwise, pull_back, sources):
 
 
 class _Again:
-  """A function of tensors in a graph, and the one that pulls gradients back through another evaluation of it."""
+  """A function of tensors in a graph, with a pull-back that evaluates the function again."""
 
   def __init__(self, function, *inputs):
     self._traced = tf.function(function, autograph=False).get_concrete_function(*inputs)
@@ -211,11 +211,11 @@ class _Again:
     return self._traced(*inputs)
 
   def values(self):
-    """Those of the variables that it reads."""
+    """The values of the variables that the function reads."""
     return [tf.convert_to_tensor(variable) for variable in self._variables]
 
   def pull_back(self, d_value, *inputs):
-    """The gradients of the inputs, zero of integers, and then of the variables."""
+    """The gradients with respect to the inputs (zero for integers), then those with respect to the variables."""
     inputs = copied(inputs)
     with tf.GradientTape() as tape:
       tape.watch([tensor for tensor in inputs if tensor.dtype.is_floating])
@@ -226,13 +226,13 @@ class _Again:
 
 
 def _shaped_like(tensor, gradient):
-  """A gradient of it, which may not know its shape."""
+  """Sets the static shape of a tensor's gradient, which may be unknown."""
   gradient.set_shape(tensor.shape)
   return gradient
 
 
 def not_differentiable(value, *arguments):
-  """`value`, whose gradient with respect to `arguments` is NaN wherever there is one: never taken for zero."""
+  """`value`, with NaN as its gradient with respect to `arguments`, so that nobody takes it for zero."""
 
   @custom_gradient
   def hide(value, *arguments):

@@ -1,4 +1,4 @@
-"""Numbers that stay finite: bounded scales, statistics, inputs within reach; random generators."""
+"""Numbers that stay finite (bounded scales, statistics, clipped inputs), and random generators."""
 
 import random
 
@@ -8,24 +8,24 @@ import tensorflow as tf
 from tfp_glow._core import precision
 from tfp_glow._core.gradients import custom_gradient
 
-# The original trains `log_scale / 3` in place of `log_scale`, which makes its updates three times as large.
+# The original code trains `log_scale / 3` instead of `log_scale`, which makes its updates three times as large.
 LOG_SCALE_FACTOR = 3.
 
-# Learned log-scales act as if they lay within plus and minus this: half of float32's range, so that such a scale, its
-# inverse and the squares of both are finite and not 0.
+# Learned log-scales are clipped to plus and minus this, half of float32's range. Then the scale, its inverse and the
+# squares of both are finite and not 0.
 MAX_LOG_SCALE = 40.
 
 
 def generator(seed):
-  """NumPy's, from a seed; `None`: another each time, but the same after `keras.utils.set_random_seed`."""
+  """NumPy's generator for a seed. `None`: a new one each time (the same after `keras.utils.set_random_seed`)."""
   return np.random.default_rng(random.randrange(2**31) if seed is None else seed)
 
 
 def bounded(log_scale, bound=MAX_LOG_SCALE):
   """`log_scale`, clipped to plus and minus `bound`.
 
-  Beyond the bounds the gradient is that at the bound, so that training leads back, but at most 1: where a network makes
-  so little of the scale, that of the squared latent may be anything.
+  Beyond the bounds the gradient is that at the bound, so that training leads back, but clipped to -1 .. 1: with a
+  network's scale at the bound, the gradient of the squared latent may have any size.
 
   Args:
     log_scale: Tensor.
@@ -41,10 +41,10 @@ def bounded(log_scale, bound=MAX_LOG_SCALE):
 
 
 def activation_statistics(x, factor=LOG_SCALE_FACTOR):
-  """The shift and the raw log-scale after which `(x + shift) * exp(factor * log_scale)` has mean 0 and variance 1.
+  """The shift and the raw log-scale for which `(x + shift) * exp(factor * log_scale)` has mean 0 and variance 1.
 
-  A channel that is constant up to rounding (in a batch of one image that is reduced to one position, for example) tells
-  nothing about the deviation, and gets scale 1. A larger scale, step after step, would make other batches overflow.
+  A channel that is constant up to rounding says nothing about the deviation, and gets scale 1. (A batch of one image
+  with a single position is an example.) A larger scale, step after step, would make other batches overflow.
 
   Args:
     x: Tensor `[..., C]`.
@@ -63,10 +63,10 @@ def activation_statistics(x, factor=LOG_SCALE_FACTOR):
 
 
 def at_least_one(batch):
-  """A batch, with an event of zeros if it is empty.
+  """The batch, or one event of zeros if it is empty.
 
-  Of an empty batch TensorFlow's convolution on CPUs returns its input, with the input's number of channels. A batch is
-  empty for a replica when there are fewer events than replicas, for example.
+  TensorFlow's convolution on CPUs returns an empty batch unchanged, with the wrong number of channels. A replica's
+  batch is empty if there are fewer events than replicas, for example.
 
   Args:
     batch: Tensor `[N, ...]`.
@@ -83,9 +83,9 @@ def at_least_one(batch):
 def within_reach(inputs):
   """Inputs of a network, clipped to plus and minus 1000.
 
-  Actnorms have made them about 1. (A pixel that is black in all images but one is, with 8 bits, 900 deviations off.)
-  Further out convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings stay
-  invertible.
+  Actnorms have scaled them to about 1. (A pixel that is black in all images but one is 900 deviations off, with 8
+  bits.) Further out, convolutions and relus only multiply, coupling after coupling, until they overflow. The couplings
+  stay invertible.
   """
 
   @custom_gradient
@@ -97,12 +97,12 @@ def within_reach(inputs):
 
 
 def within_reach_pull_back(inputs, clipped, d_outputs):
-  """The gradient of `within_reach`, which made `clipped` of `inputs`: 0 where it clips."""
+  """The gradient of `within_reach`, from its `inputs` and its result `clipped`: 0 where it clips."""
   return tf.where(tf.equal(inputs, clipped), d_outputs, tf.zeros([], d_outputs.dtype))
 
 
 def _clipped(x, bound):
-  """`tf.clip_by_value`, as one operation; TensorFlow Lite has none."""
+  """`tf.clip_by_value` as one operation, which TensorFlow Lite lacks."""
   bound = tf.constant(bound, x.dtype)
   if precision.is_lite():
     return tf.maximum(tf.minimum(x, bound), -bound)
@@ -110,7 +110,7 @@ def _clipped(x, bound):
 
 
 def assign_unless_frozen(variable, value):
-  """What data-dependent initialisation does with a variable.
+  """Assigns what data-dependent initialisation found, unless the variable is frozen.
 
   Args:
     variable: `keras.Variable`.
@@ -121,10 +121,10 @@ def assign_unless_frozen(variable, value):
 
 
 def log_scale_of(parameter, factor=LOG_SCALE_FACTOR):
-  """What a variable `log_scale` stands for: `factor` times it, within bounds."""
+  """The log-scale that a variable stands for: `factor` times its value, within bounds."""
   return bounded(factor * parameter)
 
 
 def before_channels(x, num_dims):
-  """From `[..., C]` to `[..., 1, ..., 1, C]`, with so many dimensions of size 1; `[..., C]` is known when built."""
+  """From `[..., C]` to `[..., 1, ..., 1, C]` with `num_dims` dimensions of size 1; the static shape must be known."""
   return tf.reshape(x, x.shape[:-1].as_list() + [1] * num_dims + [x.shape[-1]])

@@ -1,12 +1,13 @@
-"""In which precision networks compute: as they were made in the training step, in full elsewhere.
+"""The precision in which networks compute: their own policy in the training step, full precision elsewhere.
 
-A network that rounds its inputs is a step function. On the way back of a flow its inputs are what they were but for
-rounding: some fall on another step, and the next coupling multiplies the difference. Training minds little, but what is
-kept of a model is exact only if its networks compute in the flow's own precision. Two things lower that: a Keras dtype
-policy such as `"mixed_bfloat16"`, and devices whose float32 products keep fewer bits than float32 has: NVIDIA's cards
-since 2020 keep 10 of 23 (TensorFloat-32), unless TensorFlow is told otherwise, for the whole process.
+A network that rounds its inputs is a step function. On the way back through a flow, its inputs are the same except for
+rounding errors. Some inputs then fall on another step, and the next coupling multiplies the difference. Training
+tolerates this. Everything else is exact only if networks compute in the flow's own precision. Two things lower the
+precision: a Keras dtype policy such as `"mixed_bfloat16"`, and devices whose float32 products keep fewer bits than
+float32 has. NVIDIA's cards since 2020 keep 10 of 23 bits (TensorFloat-32), unless TensorFlow is told otherwise, for the
+whole process.
 
-So each evaluation is made in a `Mode`, which belongs to the thread, as long as it is traced or runs.
+So each evaluation has a `Mode`. It belongs to the thread, while the evaluation is traced or runs.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ import tensorflow as tf
 
 _this_thread = threading.local()
 
-# What a product is tried with: with fewer than 20 bits of mantissa these are other numbers.
+# Factors to try a product with: fewer than 20 bits of mantissa change the result.
 _ODD, _UNIT = np.full([8, 8], 1. + 2.**-20, np.float32), np.eye(8, dtype=np.float32)
 
 
@@ -26,9 +27,10 @@ class Mode(NamedTuple):
   """How networks compute.
 
   Attributes:
-    is_training: Python `bool`: by their dtype policies, and with what products the device has.
-    device_rounds: Python `bool`: otherwise: the device's products of float32 numbers are not those of float32.
-    is_lite: Python `bool`: what is traced is for TensorFlow Lite, and made of operations that it has itself.
+    is_training: Python `bool`: whether they follow their dtype policies, with the device's own products.
+    device_rounds: Python `bool`: whether the device's products of float32 numbers lose bits. Outside of training,
+      operands are then split.
+    is_lite: Python `bool`: whether the graph is traced for TensorFlow Lite, from operations that it has itself.
   """
   is_training: bool
   device_rounds: bool
@@ -36,7 +38,7 @@ class Mode(NamedTuple):
 
 
 def mode():
-  """The `Mode` of the evaluation that this thread is in; `None` outside of any."""
+  """The `Mode` of this thread's present evaluation; `None` outside of any."""
   return getattr(_this_thread, "mode", None)
 
 
@@ -46,13 +48,13 @@ def is_full():
 
 
 def is_lite():
-  """Whether what is traced is for TensorFlow Lite."""
+  """Whether the graph is traced for TensorFlow Lite."""
   return mode() is not None and mode().is_lite
 
 
 @contextlib.contextmanager
 def of_evaluation(is_training):
-  """The mode of an evaluation; of one within another, that of the other.
+  """Enters the mode of an evaluation; within another evaluation, the outer mode stays.
 
   Args:
     is_training: Python `bool`.
@@ -60,7 +62,7 @@ def of_evaluation(is_training):
   if mode() is not None:
     yield
   elif is_training:
-    # Another thread may have the switch off now, and no longer when this goes on, or when its graph runs.
+    # Another thread may hold the switch off now, but no longer when this continues, or when its graph runs.
     with entered(Mode(True, _may_round())):
       yield
   else:
@@ -70,7 +72,7 @@ def of_evaluation(is_training):
 
 @contextlib.contextmanager
 def entered(new_mode):
-  """Has this thread be in a mode, `None` or a `Mode`: that in which a gradient's value was computed, say."""
+  """Puts this thread into a mode (a `Mode` or `None`), for example the one in which a gradient's value was computed."""
   before = mode()
   _this_thread.mode = new_mode
   try:
@@ -82,7 +84,7 @@ def entered(new_mode):
 
 @contextlib.contextmanager
 def full():
-  """Full precision, in training, too."""
+  """Full precision, also in training."""
   with switched_off() if tf.executing_eagerly() else contextlib.nullcontext():
     with entered(Mode(False, _products_are_rounded()) if mode() is None else Mode(False, *mode()[1:])):
       yield
@@ -90,17 +92,17 @@ def full():
 
 @contextlib.contextmanager
 def for_other_processes(is_lite=False):
-  """For what is traced to be run elsewhere, where TensorFlow's switch may be as it likes: on devices as those here.
+  """For graphs that other processes run, on devices like those here, with TensorFlow's switch either on or off.
 
   Args:
-    is_lite: Python `bool`: by TensorFlow Lite, on devices that round nothing.
+    is_lite: Python `bool`: whether TensorFlow Lite runs them, on devices that round nothing.
   """
   with entered(Mode(False, _may_round() and not is_lite, is_lite)):
     yield
 
 
 class _Switch:
-  """TensorFlow's switch of TensorFloat-32: off as long as anybody needs it to be, in whatever thread."""
+  """TensorFlow's switch of TensorFloat-32: off as long as any thread needs it off."""
 
   def __init__(self):
     self._lock = threading.Lock()
@@ -109,7 +111,7 @@ class _Switch:
 
   @property
   def is_held(self):
-    """Whether any thread needs it to be off."""
+    """Whether any thread needs it off."""
     return self._num_users > 0
 
   def __enter__(self):
@@ -132,15 +134,15 @@ _SWITCH = _Switch()
 
 
 def switched_off():
-  """A context within which products that run are those of float32, and those that XLA compiles stay so.
+  """A context in which products run in full float32; those that XLA compiles in it keep this.
 
-  The cheapest way, and the only one for networks that are not ours; but not for graphs that others will run.
+  It is the cheapest way, and the only one for other code's networks, but it does not help graphs that others run.
   """
   return _SWITCH
 
 
 def as_switched_off_elsewhere():
-  """For what a thread of a replica computes: it does not know by itself that whoever started it holds the switch."""
+  """For a replica's thread, which does not know by itself that the thread that started it holds the switch."""
   return _SWITCH if _SWITCH.is_held else contextlib.nullcontext()
 
 
@@ -151,8 +153,8 @@ def _has_tensor_float_32():
 
 
 def _products_are_rounded():
-  """Whether products in what this thread now computes, or traces for later, may lose bits."""
-  # A graph may run when the switch is on again, unless whoever runs it sees to that.
+  """Whether products that this thread now computes, or traces for later, may lose bits."""
+  # The switch may be on again when a graph runs, unless this thread holds it.
   is_for_later = tf.inside_function() and not getattr(_this_thread, "num_holds", 0)
   return _may_round() if is_for_later else _device_rounds()
 
@@ -168,5 +170,5 @@ def _device_rounds():
     return True
   with tf.init_scope():
     if not tf.executing_eagerly():
-      return True  # A graph of TensorFlow 1: nobody knows.
+      return True  # A graph of TensorFlow 1: it cannot be tried, so assume the worst.
     return bool((tf.matmul(_ODD, _UNIT).numpy() != _ODD).any())

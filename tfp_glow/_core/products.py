@@ -1,16 +1,16 @@
-"""Products over channels, and convolutions, as exact as the evaluation that they are part of must be.
+"""Products over channels, and convolutions, as exact as their evaluation must be.
 
-Devices that compute float32 products from operands with 10 bits of mantissa (see `precision`) are given each operand in
-two parts, what they keep of it and the rest:
+Some devices compute float32 products from operands with 10 bits of mantissa (see `precision`). They get each operand
+in two parts, the bits that they keep and the rest:
 
 ```none
 a = a_high + a_low,    b = b_high + b_low
 a b = a_low b_high + a_high b_low + a_high b_high    (+ a_low b_low, below the last bit of float32)
 ```
 
-These are the products of float32 whatever the switch says and whoever compiles them: XLA, a SavedModel on a server. The
-sums are the device's own. An H100's lose more than float32's where they are long: relative errors are 1e-7 for sums of
-a dozen products, 1e-5 for those of 4,608.
+The results are products of full float32, whatever the switch says and whoever compiles them: XLA, or a server that
+loads a SavedModel. The sums are the device's own. Long sums of an H100 lose more than float32's: relative errors are
+1e-7 for sums of a dozen products, 1e-5 for sums of 4,608.
 """
 
 import tensorflow as tf
@@ -18,7 +18,7 @@ import tensorflow as tf
 from tfp_glow._core import precision
 from tfp_glow._core.gradients import custom_gradient
 
-# Sign, exponent and the upper 10 bits of the mantissa of a float32; and half of the last of these bits.
+# Sign, exponent and the upper 10 bits of a float32's mantissa; and half of the last of these bits.
 _KEPT_BITS = 0xFFFFE000
 _HALF_OF_THE_LAST = 0x1000
 
@@ -29,27 +29,27 @@ def rows(x):
 
 
 def with_rows(product, like):
-  """From `[N, D]` to `[..., D]`, the leading dimensions being those of a tensor `[..., C]`."""
+  """From `[N, D]` to `[..., D]`, with the leading dimensions of the tensor `like`, `[..., C]`."""
   sizes = [tf.shape(like)[i] if size is None else size for i, size in enumerate(like.shape[:-1])]
   return tf.reshape(product, [-1, *sizes[1:], product.shape[-1]])
 
 
 def flow_dtype(dtype):
-  """That of the flow's own products: float64, which no device rounds; but TensorFlow Lite has no products of it."""
+  """The dtype of the flow's own products: float64, which no device rounds; TensorFlow Lite has no float64 products."""
   return dtype if precision.is_lite() else tf.float64
 
 
 def flow_matmul(a, b, transpose_a=False, transpose_b=False, dtype=None):
-  """`tf.matmul` of matrices of the flow itself, which are small: exact in float32, in training, too.
+  """`tf.matmul` of the flow's own matrices, which are small: exact in float32, also in training.
 
-  In `flow_dtype`; those that are used often are best kept in it.
+  It is computed in `flow_dtype`. Matrices that are used often are best kept in that dtype.
 
   Args:
     a: Floating matrix.
     b: Floating matrix.
     transpose_a: Python `bool`.
     transpose_b: Python `bool`.
-    dtype: Of the product, `None` for that of `a`.
+    dtype: Dtype of the product; `None`: that of `a`.
   """
   wide = flow_dtype(a.dtype)
   product = tf.matmul(tf.cast(a, wide), tf.cast(b, wide), transpose_a, transpose_b)
@@ -84,7 +84,7 @@ def matmul(a, b, transpose_a=False, transpose_b=False):
 
 
 def conv2d(inputs, kernel):
-  """A convolution in a network, padded to the size of its inputs `[N, H, W, C]`; the kernel is `[h, w, C, D]`."""
+  """A network's convolution of `[N, H, W, C]` with a kernel `[h, w, C, D]`, padded to the size of the inputs."""
   if not _needs_parts(inputs):
     return tf.nn.conv2d(inputs, kernel, strides=1, padding="SAME")
 
@@ -96,7 +96,7 @@ def conv2d(inputs, kernel):
 
 
 def conv2d_back(outputs, kernel, input_shape):
-  """The transpose of `conv2d`: from tensors like its outputs to tensors like its inputs, of this shape."""
+  """The transpose of `conv2d`: from a tensor like its outputs to one like its inputs, of shape `input_shape`."""
   convolve = lambda outputs, kernel: tf.nn.conv2d_transpose(outputs, kernel, input_shape, strides=1, padding="SAME")
   if not _needs_parts(outputs):
     return convolve(outputs, kernel)
@@ -108,7 +108,7 @@ def conv2d_back(outputs, kernel, input_shape):
 
 
 def conv2d_to_kernel(inputs, d_outputs, shape):
-  """The gradient of `conv2d` with respect to its kernel, of this shape."""
+  """The gradient of `conv2d` with respect to its kernel, of shape `shape`."""
   convolve = lambda inputs, d_outputs: tf.raw_ops.Conv2DBackpropFilter(
       input=inputs, filter_sizes=shape, out_backprop=d_outputs, strides=[1] * 4, padding="SAME")
   if not _needs_parts(inputs):
@@ -125,7 +125,7 @@ def _needs_parts(operand):
 
 
 def _by_parts(product, gradients, a, b):
-  """`product(a, b)`, which is linear in both, of the parts of `a` and `b`.
+  """`product(a, b)`, which is linear in both, computed from the parts of `a` and `b`.
 
   Args:
     product: Callable, from two float32 tensors to one.
@@ -136,7 +136,7 @@ def _by_parts(product, gradients, a, b):
 
   def evaluate(a, b):
     (a_high, a_low), (b_high, b_low) = parts(a), parts(b)
-    # The small ones first: their sum is rounded where it does not count.
+    # The small ones first: rounding errors of their sum do not matter.
     outputs = (product(a_low, b_high) + product(a_high, b_low)) + product(a_high, b_high)
     return outputs, lambda d: gradients(a, b, d)
 
@@ -144,10 +144,10 @@ def _by_parts(product, gradients, a, b):
 
 
 def parts(x):
-  """Numbers with 10 bits of mantissa, and what is left: two tensors whose sum is a float32 tensor.
+  """Splits a float32 tensor into two whose sum it is: numbers with 10 bits of mantissa, and the rest.
 
-  Taken by its bits: compilers may not simplify `x - (x - high)`, but they could. Rounded to the nearest, the upper part
-  leaves a rest of 11 bits and a sign: a device rounds that below the last bit of `x`.
+  Bit operations do this, because a compiler could simplify `x - (x - high)`. The upper part is rounded to the nearest,
+  so the rest has 11 bits and a sign. A device's rounding of the rest lies below the last bit of `x`.
   """
   bits = tf.bitcast(x, tf.uint32) + tf.constant(_HALF_OF_THE_LAST, tf.uint32)
   high = tf.bitcast(tf.bitwise.bitwise_and(bits, tf.constant(_KEPT_BITS, tf.uint32)), tf.float32)

@@ -1,4 +1,4 @@
-"""Checks of arguments, in one wording."""
+"""Checks of arguments, with uniform messages."""
 
 import math
 import numbers
@@ -8,12 +8,12 @@ import tensorflow as tf
 
 
 def is_int(value, least=1, below=math.inf):
-  """Whether it is an `int`, of Python or NumPy, of at least `least` and below `below`; a `bool` is none."""
+  """Whether it is an `int` of Python or NumPy, at least `least` and below `below`. A `bool` does not count."""
   return not isinstance(value, bool) and isinstance(value, numbers.Integral) and bool(least <= value < below)
 
 
 def is_number(value):
-  """Whether it is a real number, of Python or NumPy; a `bool` is none."""
+  """Whether it is a real number of Python or NumPy. A `bool` does not count."""
   return not isinstance(value, bool) and isinstance(value, numbers.Real)
 
 
@@ -34,7 +34,7 @@ def check_fractions(bound=1., **arguments):
 
 
 def check_positive(**arguments):
-  """Raises `ValueError` for an argument that is not a positive number, and finite."""
+  """Raises `ValueError` for an argument that is not a positive, finite number."""
   for name, value in arguments.items():
     if not is_number(value) or not 0. < value < math.inf:
       raise ValueError(f"`{name}` must be a positive number. Received: {value!r}")
@@ -48,7 +48,7 @@ def check_bools(**arguments):
 
 
 def check_choice(name, value, choices):
-  """Raises `ValueError` for a value that is not one of a tuple of `str`s, or of `int`s."""
+  """Raises `ValueError` for a value that is not one of `choices`, a tuple of `str`s or of `int`s."""
   is_of_kind = isinstance(value, str) if isinstance(choices[0], str) else is_int(value, -math.inf)
   if not is_of_kind or value not in choices:
     raise ValueError(f"`{name}` must be one of {choices}. Received: {value!r}")
@@ -64,12 +64,12 @@ def checked_event_shape(name, shape, vectors=False):
   """The shape of an image, `(height, width, channels)`, as a tuple of Python `int`s.
 
   Args:
-    name: Python `str`, of the argument.
+    name: Python `str`, the name of the argument.
     shape: Iterable of `int`s.
-    vectors: Python `bool`: whether it may be that of a vector, too, `(channels,)`.
+    vectors: Python `bool`: whether the shape of a vector, `(channels,)`, is allowed as well.
 
   Raises:
-    ValueError: if it is none, or a size is not a positive `int`.
+    ValueError: if it is not of that form, or a size is not a positive `int`.
   """
   sizes = tuple(shape) if np.iterable(shape) else (shape,)
   if len(sizes) not in ((1, 3) if vectors else (3,)) or not all(map(is_int, sizes)):
@@ -85,6 +85,6 @@ def checked_dtype(dtype):
   except TypeError:
     found = None
   if found not in (tf.float32, tf.float64):
-    raise ValueError("`dtype` must be float32 or float64: log-determinants need their precision (a network may have "
-                     f"less, by its own Keras dtype policy). Received: {dtype if found is None else found.name!r}")
+    raise ValueError("`dtype` must be float32 or float64, because log-determinants need this precision (a network's "
+                     f"own Keras dtype policy may be lower). Received: {dtype if found is None else found.name!r}")
   return found

@@ -73,7 +73,7 @@ class ActNorm(OnePassBijector):
   def _initialize_back(self, x):
     shift, log_scale = activation_statistics(x, self.log_scale_factor)
     assign_unless_frozen(self.log_scale, -log_scale)
-    # Of the scale that it has now: that may be frozen.
+    # The scale read back, because it may be frozen and thus unchanged.
     scale = tf.exp(-log_scale_of(tf.convert_to_tensor(self.log_scale.value), self.log_scale_factor))
     assign_unless_frozen(self.shift, -shift * scale)
     return self._forward_and_log_det(x)[0]

@@ -18,7 +18,7 @@ from tfp_glow.bijectors import batching, contexts, ownership, recall
 
 tfb = tfp.bijectors
 
-# An argument between bijectors: whoever has a log-det to ask for is given the right one.
+# An argument between bijectors: `False` tells a bijector with a costly log-det to leave it out.
 _NEEDS_LOG_DET = "needs_log_det"
 
 
@@ -46,7 +46,7 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     The contract is that of distrax (https://github.com/google-deepmind/distrax).
   """
 
-  # Whether `**kwargs` of its functions are for its parts, which say in `argument_names` what they take.
+  # Whether the `**kwargs` of its functions go to its parts, whose `argument_names` list what they take.
   _passes_arguments_on = False
 
   def __init__(self, *, forward_event_shape: Sequence[int | None] | tf.TensorShape,
@@ -55,10 +55,10 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     """Creates the base.
 
     Args:
-      forward_event_shape: Shape of one event given to `forward`; a list of `int`s, `None` where any size will do.
-      inverse_event_shape: The same of `inverse`.
+      forward_event_shape: Shape of one event given to `forward`: a list of `int`s, with `None` for any size.
+      inverse_event_shape: The same for `inverse`.
       dtype: float32 or float64, of parameters, inputs and outputs. Default: Keras' `floatx`.
-      validate_args: Python `bool`: check values at run time (a non-finite input is an error), at a cost.
+      validate_args: Python `bool`: check values at run time (a non-finite input is an error), which costs time.
       parameters: The constructor's arguments, as everywhere in TFP.
       name: Python `str`.
     """
@@ -74,11 +74,11 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
 
   @property
   def dtype_policy(self) -> keras.DTypePolicy:
-    """Keras' global dtype policy when this was made, which is that of the networks it made."""
+    """Keras' global dtype policy when the bijector was made; the networks that it made have it, too."""
     return self._dtype_policy
 
-  # TFP takes bijectors made with equal arguments for equal, and answers for one from the cache of the other. Ours hold
-  # weights of their own.
+  # TFP treats bijectors made with equal arguments as equal, and answers for one from the cache of the other. But each
+  # of ours has its own weights.
 
   def __eq__(self, other):
     return self is other
@@ -98,25 +98,24 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     raise NotImplementedError(f"{type(self).__name__} must implement `_inverse_and_log_det`.")
 
   def _initialize(self, y, **condition):
-    """Sets parameters, but frozen ones, from the batch `y` `[N] + event_shape`; returns what `inverse` now makes of it.
-    """
+    """Sets all parameters that are not frozen from the batch `y` `[N] + event_shape`; returns its new `inverse`."""
     return self._inverse_and_log_det(y, **self.any_condition(y) | condition)[0]
 
   def _initialize_back(self, x, **condition):
-    """As `_initialize`, for `Invert`: of the batch `x` on the latent side; returns what `forward` now makes of it."""
+    """As `_initialize`, for `Invert`: from the batch `x` on the latent side; returns its new `forward`."""
     return self._forward_and_log_det(x, **self.any_condition(x) | condition)[0]
 
   def _depends_on_variables_only(self):
-    """Whether passes depend on nothing but inputs, arguments, and variables of `_add_variable`, `_adopt` and children.
+    """Whether passes depend only on inputs, arguments, and variables of `_add_variable`, `_adopt` and children.
 
-    Nobody knows what classes from elsewhere hold: arrays, functions, Keras' objects. They may override it.
+    `False` for classes from elsewhere: they may hold anything (arrays, functions, Keras' objects), or override this.
     """
     classes = [cls for cls in type(self).__mro__ if issubclass(cls, OnePassBijector)]
     return (all(cls.__module__.startswith("tfp_glow.") for cls in classes)
             and all(child._depends_on_variables_only() for child in self._children))
 
   def _walk(self, y, **kwargs):
-    """`inverse`, part after part: yields the name of each, its value and its log-det, as they are computed."""
+    """`inverse`, part by part: yields the name, the value and the log-det of each."""
     yield (self.name, *self._inverse_and_log_det(y, **kwargs))
 
   # The contract.
@@ -126,8 +125,8 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
 
     Args:
       x: Tensor `[...] + event_shape`.
-      **kwargs: Conditioning, of shape `[...]` (or broadcasting to it), e.g. `labels`, or `context`, whose own shape
-        follows; and options, `bool`s.
+      **kwargs: Conditioning: `labels` of shape `[...]`, `context` of shape `[...] + context_shape`, or anything that
+        broadcasts to these; and options, `bool`s.
 
     Returns:
       y: Tensor `[...] + event_shape`.
@@ -135,7 +134,7 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
 
     Raises:
       ValueError: if the shape of `x`, or that of an argument, does not fit.
-      TypeError: if `x` is a tensor of another dtype than that of the bijector; all else is converted.
+      TypeError: if `x` is a tensor whose dtype is not the bijector's. Other inputs are converted.
     """
     with self._scope_of("forward_and_log_det"):
       return self._evaluate(self._convert(x, "x", inverse=False), False, kwargs)
@@ -153,13 +152,13 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
 
     Raises:
       ValueError: if the shape of `y`, or that of an argument, does not fit.
-      TypeError: if `y` is a tensor of another dtype than that of the bijector; all else is converted.
+      TypeError: if `y` is a tensor whose dtype is not the bijector's. Other inputs are converted.
     """
     with self._scope_of("inverse_and_log_det"):
       return self._evaluate(self._convert(y, "y", inverse=True), True, kwargs)
 
   def walk(self, y: tf.Tensor | np.ndarray, **kwargs: Any) -> Iterator[tuple[str, tf.Tensor, tf.Tensor]]:
-    """`inverse` part after part, to see where something goes wrong; eagerly, and not for speed.
+    """`inverse` part by part, to see where something goes wrong. It runs eagerly and is slow.
 
     Args:
       y: Tensor `[N] + event_shape`.
@@ -167,17 +166,17 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
 
     Yields:
       name: Of the part, e.g. `"block1, step of flow 7, affine_coupling"`.
-      value: What it makes of the value before.
+      value: Its output for the previous value.
       log_det: Its log-det, `[N]` or a scalar.
 
     Raises:
       ValueError: if the shape of `y` does not fit.
-      TypeError: if `y` is a tensor of another dtype than that of the bijector; all else is converted.
+      TypeError: if `y` is a tensor whose dtype is not the bijector's. Other inputs are converted.
     """
     y = self._convert(y, "y", inverse=True)
     steps = self._walk(y, **self._flat_arguments(self._inverse_and_log_det, kwargs, y))
     while True:
-      with self._precision_of(kwargs):  # Not while others compute.
+      with self._precision_of(kwargs):  # Not while the caller computes between two parts.
         step = next(steps, None)
       if step is None:
         return
@@ -186,23 +185,23 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
   def initialize(self, y: tf.Tensor | np.ndarray, **kwargs: Any) -> None:
     """Data-dependent initialisation, layer after layer, from one batch of data.
 
-    An explicit act, as `adapt` of Keras' `Normalization`: never inside `forward` or `inverse`. Frozen parts keep their
-    values.
+    It must be called explicitly, like `adapt` of Keras' `Normalization`: `forward` and `inverse` never call it. Frozen
+    parts keep their values.
 
     Args:
       y: Tensor `[...] + event_shape` on the data side, a batch of typical data.
-      **kwargs: Conditioning, as in `inverse_and_log_det`; where there are classes, `labels` need not be given.
+      **kwargs: Conditioning, as in `inverse_and_log_det`. With classes, `labels` may be omitted.
 
     Raises:
-      RuntimeError: inside a `tf.function` or in replica context: it must happen once, for all replicas alike.
-      ValueError: if the shape of `y` or of conditioning does not fit, `y` is empty, or holds values that are not
-        finite.
+      RuntimeError: inside a `tf.function` or in replica context: it must happen once for all replicas.
+      ValueError: if the shape of `y` or of conditioning does not fit, or `y` is empty or holds non-finite values.
     """
     in_replica = tf.distribute.has_strategy() and not tf.distribute.in_cross_replica_context()
     if in_replica or not tf.executing_eagerly():
       raise RuntimeError(
-          f"`{self.name}.initialize` assigns variables, once and for all replicas alike: call it eagerly, outside of "
-          f"`tf.function` and `strategy.run`. Received: a call in {'a replica' if in_replica else 'a graph'}")
+          f"`{self.name}.initialize` must be called eagerly, outside of `tf.function` and `strategy.run`, because it "
+          "assigns variables once for all replicas. "
+          f"Received: a call in {'a replica' if in_replica else 'a graph'}")
     y = self._convert(y, "y", inverse=True)
     flat = batching.with_one_batch_dim(y, self._event_shapes[True].rank)
     if flat.shape[0] == 0 or not bool(tf.reduce_all(tf.math.is_finite(flat))):
@@ -214,21 +213,21 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     self.mark_initialized()
 
   def mark_initialized(self) -> None:
-    """Has the bijector count as initialised, if it remembers: by `initialize`, or by weights from elsewhere."""
+    """Marks the bijector as initialised, after `initialize` or with weights from elsewhere, if it remembers this."""
 
   @property
   def is_stochastic(self) -> bool:
-    """Whether log-dets are estimated; if so, calls take `training=True` for the estimate that is meant for training."""
+    """Whether log-dets are estimated. If so, calls take `training=True` for the estimate that training uses."""
     return any(child.is_stochastic for child in self._children)
 
   @property
   def has_costly_log_det(self) -> bool:
-    """Whether a log-det takes longer than the value; `_forward_and_log_det` may then take `needs_log_det=False`."""
+    """Whether a log-det takes longer than the value. `_forward_and_log_det` may then take `needs_log_det=False`."""
     return any(child.has_costly_log_det for child in self._children)
 
   @property
   def initialized(self) -> bool:
-    """Whether `initialize` was called; `False` of bijectors that do not remember."""
+    """Whether `initialize` was called; `False` for bijectors that do not remember."""
     return False
 
   @property
@@ -238,12 +237,12 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
 
   @property
   def num_classes(self) -> int | None:
-    """Number of classes that `labels` tell apart, `None` where there are none."""
+    """Number of classes of `labels`; `None` if there are none."""
     return next((child.num_classes for child in self._children if child.num_classes is not None), None)
 
   @property
   def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
-    """Shape of one `context`, or a dict of them; `None` where calls take no context."""
+    """Shape of one `context`, or a dict of such shapes; `None` if calls take no context."""
     found = (child.context_shape for child in self._children)
     return next((shape for shape in found if shape is not None), None)
 
@@ -252,12 +251,12 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
 
   @property
   def can_be_recalled(self) -> bool:
-    """Whether passes may be remembered: all that they depend on is known; see `OnePassBijector`."""
+    """Whether passes may be remembered, because all that they depend on is known (see `OnePassBijector`)."""
     known = {id(v.value) for v in self._keras_variables()}
     return all(id(v) in known for v in self.variables) and self._depends_on_variables_only()
 
   def any_condition(self, values: tf.Tensor) -> dict[str, tf.Tensor]:
-    """Conditioning for a batch `values` `[N, ...]` for which no other is at hand: class 0, and zeros as context.
+    """Default conditioning for a batch `values` `[N, ...]`: class 0, and zeros as context.
 
     Args:
       values: Tensor `[N, ...]`.
@@ -274,23 +273,23 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     return condition
 
   def event_shape_of(self, inverse: bool) -> tf.TensorShape:
-    """Shape of one event given to `inverse`, or else to `forward`, as far as it is fixed.
+    """Shape of one event given to `inverse` or to `forward`, as far as it is fixed.
 
     Args:
-      inverse: Python `bool`: the side that `inverse` is given, which is that of data; else that of latents.
+      inverse: Python `bool`: `True` for inputs of `inverse`, the data; `False` for inputs of `forward`, the latents.
 
     Returns:
-      `tf.TensorShape`, with `None` where any size will do.
+      `tf.TensorShape`, with `None` for any size.
     """
     return self._event_shapes[inverse]
 
   @property
   def log_det_estimator(self) -> str | None:
-    """How log-dets are computed outside of training, a Python `str`; `None` where there is a formula for them."""
+    """How log-dets are computed outside of training, a Python `str`; `None` if they have a closed form."""
     ways = dict.fromkeys(child.log_det_estimator for child in self._children)
     return "; ".join(way for way in ways if way) or None
 
-  # TFP's interface. Its own cache is left alone: it never learns that a weight changed or that a tape was opened.
+  # TFP's interface, without TFP's own cache, which does not notice that a weight changed or a tape was opened.
 
   def forward(self, x, name="forward", **kwargs):
     with self._scope_of(name):
@@ -310,8 +309,8 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
 
   def experimental_compute_density_correction(self, x, tangent_space, backward_compat=False, event_ndims=None,
                                               **kwargs):
-    """As TFP's. `tfd.TransformedDistribution.log_prob` asks for it right after `x = inverse(y)`: the log-det came with
-    `x`. Asked for later, it is still that of the pass that made `x`.
+    """As TFP's. `tfd.TransformedDistribution.log_prob` calls it right after `x = inverse(y)`, which also computed the
+    log-det. A later call still gets the log-det of the pass that made `x`.
     """
     log_det = recall.log_det_that_came_with(x, self, kwargs)
     if log_det is None or not isinstance(tangent_space, tfp.experimental.tangent_spaces.FullSpace):
@@ -323,7 +322,7 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
   @classmethod
   def _parameter_properties(cls, dtype, num_classes=None):
     del dtype, num_classes
-    return {}  # None has a batch: a slice of a batch of distributions has the same bijector.
+    return {}  # No parameter has batch dimensions: a slice of a batch of distributions has the same bijector.
 
   def forward_dtype(self, *args, **kwargs):
     _compat.forget_compositions_of(self)
@@ -334,10 +333,10 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     return super().inverse_dtype(*args, **kwargs)
 
   def keep_last(self, weights: Any) -> None:
-    """Keeps a reference to what `recall` compares the weights with; the pass before is recalled no more.
+    """Keeps a weak reference to the weights of the last pass for `recall`; the pass before it is forgotten.
 
     Args:
-      weights: What has a method `forget`, or `None`.
+      weights: Object with a method `forget`, or `None`.
     """
     before = None if self._last_weights is None else self._last_weights()
     if before is not None:
@@ -348,13 +347,14 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     return tf.name_scope(f"{self.name}_{name}")
 
   def _value(self, inputs, inverse, kwargs):
-    # What `log_prob` begins with is computed, as often as it is asked for: so it has gradients in forward mode, too.
+    # `log_prob` begins with `inverse`. It is computed at each call, so that it has gradients in forward mode, too.
     done = self._recall(inputs, inverse, kwargs, way_back_only=inverse)
     if done is None and self.has_costly_log_det and not inverse:
       value, log_det = self._evaluate(inputs, inverse, kwargs, needs_log_det=False)[0], None
     else:
       value, log_det = done or self._evaluate(inputs, inverse, kwargs)
-    if inverse or done is None:  # `log_prob` asks for the log-det of `inverse`; else a pass that was recalled will do.
+    # `log_prob` asks for the log-det of `inverse`. A recalled `forward` is already remembered.
+    if inverse or done is None:
       recall.Pass(self, inverse, inputs, value, log_det, kwargs)
     return value
 
@@ -367,7 +367,7 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     return recall.recall(self, inputs, inverse, kwargs, evaluate, way_back_only)
 
   def _summed(self, log_det, inputs, event_ndims, inverse):
-    """A log-det `[...]` over those leading dimensions that `event_ndims` counts to the event."""
+    """Sums a log-det `[...]` over the leading dimensions that belong to the event by `event_ndims`."""
     min_event_ndims = self._event_shapes[inverse].rank
     extra = 0 if event_ndims is None else int(tf.get_static_value(event_ndims)) - min_event_ndims
     if not 0 <= extra <= inputs.shape.rank - min_event_ndims:
@@ -391,15 +391,15 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     return self._event_shapes[True] == self._event_shapes[False]
 
   def _other_shape(self, shape, inverse):
-    """The shape on the other side, of bijectors that keep it, or are between two shapes that are known."""
+    """The shape on the other side, for bijectors that keep it or have a known shape on both sides."""
     shape, own = tf.TensorShape(shape), self._event_shapes[inverse]
     if self._keeps_shape():
       return shape
     if shape.rank is None:
       return self._event_shapes[not inverse]
     if not own.is_compatible_with(shape[shape.rank - own.rank:]):
-      raise ValueError(f"`{'output' if inverse else 'input'}_shape` of `{self.name}`, the shape of an event of its "
-                       f"{'inverse' if inverse else 'forward'}, must be {own}. Received: {shape}")
+      raise ValueError(f"`{'output' if inverse else 'input'}_shape` of `{self.name}`, the shape of an event given to "
+                       f"`{'inverse' if inverse else 'forward'}`, must be {own}. Received: {shape}")
     return shape[:shape.rank - own.rank].concatenate(self._event_shapes[not inverse])
 
   def _other_shape_tensor(self, shape, inverse):
@@ -442,12 +442,12 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     return precision.of_evaluation(is_training)
 
   def _own_arguments(self, function, kwargs):
-    """Checks names; `training`, which the precision of networks depends on, is for those only that take it."""
+    """Checks names. Any call may have `training`, which sets the networks' precision; not all functions take it."""
     parameters = list(inspect.signature(function).parameters.values())[1:]
     takes_any = any(p.kind == p.VAR_KEYWORD for p in parameters) and not self._passes_arguments_on
     known = self.argument_names.union(p.name for p in parameters if p.kind != p.VAR_KEYWORD) - {_NEEDS_LOG_DET}
     shapes, declares = self._context_shapes(), type(self).context_shape is not OnePassBijector.context_shape
-    if shapes is None and declares:  # It may be called with a context, but not this one.
+    if shapes is None and declares:  # Its class may take a context, but this bijector does not.
       known -= {"context"}
     unknown = sorted(kwargs.keys() - known - {"training"})
     if unknown and (not takes_any or _NEEDS_LOG_DET in unknown):
@@ -463,7 +463,7 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     return arguments
 
   def _flat_arguments(self, function, kwargs, inputs):
-    """The arguments of a function of `inputs` `[...] + event_shape`, for a batch with one dimension."""
+    """The arguments of a function of `inputs` `[...] + event_shape`, reshaped to one batch dimension."""
     batch_rank = inputs.shape.rank - self._event_shapes[True].rank
     condition, options = batching.flat_arguments(
         self._own_arguments(function, kwargs), tf.shape(inputs)[:batch_rank], inputs.shape[:batch_rank],

@@ -1,4 +1,4 @@
-"""From any number of leading dimensions to the one that bijectors compute with, and back."""
+"""Conversion between any number of leading dimensions and the one that bijectors compute with."""
 
 import tensorflow as tf
 
@@ -6,11 +6,11 @@ from tfp_glow._core.numerics import at_least_one
 
 
 def evaluate(function, inputs, event_rank, kwargs, context_shape=None):
-  """Calls a function of a batch with inputs of any leading dimensions.
+  """Calls a function of one batch dimension with inputs of any leading dimensions.
 
   Args:
-    function: Callable, from a tensor `[N] + event_shape` (and the other arguments, as `flat_arguments` returns them) to
-      a value `[N] + event_shape` and a log-det that broadcasts to `[N]`.
+    function: Callable, from a tensor `[N] + event_shape` (and the arguments that `flat_arguments` returns) to a value
+      `[N] + event_shape` and a log-det that broadcasts to `[N]`.
     inputs: Tensor `[...] + event_shape`.
     event_rank: Python `int`, the rank of `event_shape`.
     kwargs: As in `flat_arguments`.
@@ -38,14 +38,14 @@ def evaluate(function, inputs, event_rank, kwargs, context_shape=None):
 
 
 def flat_arguments(kwargs, batch_shape, static_batch_shape, context_shape=None):
-  """Arguments for a batch with one dimension.
+  """Arguments for one batch dimension.
 
   Args:
-    kwargs: Dict: conditioning, of shape `[...]` or broadcasting to it (`context`: followed by the shape of one), and
-      options, `bool`s. `None` counts as absent.
+    kwargs: Dict: conditioning that broadcasts to `[...]` (`context`: to `[...] + context_shape`), and options, `bool`s.
+      `None` counts as absent.
     batch_shape: Integer tensor, `[...]`.
-    static_batch_shape: `tf.TensorShape` of it.
-    context_shape: `tf.TensorShape` of one context, or a dict of them; `None`: there is none.
+    static_batch_shape: The same as a `tf.TensorShape`.
+    context_shape: `tf.TensorShape` of one context, or a dict of them; `None`: there is no context.
 
   Returns:
     condition: Dict of tensors `[N]` (`context`: `[N] + context_shape`, or a dict of them).
@@ -70,11 +70,11 @@ def flat_arguments(kwargs, batch_shape, static_batch_shape, context_shape=None):
 
 
 def with_extra_dims(condition, extra):
-  """Conditioning `[N, ...]` (or a nest) as `[N, 1, ..., 1, ...]`, for parts to which an event is several.
+  """Conditioning `[N, ...]` (or a nest) as `[N, 1, ..., 1, ...]`, for parts that see several events in one.
 
   Args:
-    condition: Tensor, nest of them, or a `bool`, which stays as it is.
-    extra: Python `int`, how many dimensions of an event the part takes for those of a batch.
+    condition: Tensor, nest of them, or a `bool`, which is returned unchanged.
+    extra: Python `int`, the number of an event's dimensions that are batch dimensions for the part.
   """
   if isinstance(condition, bool):
     return condition
@@ -82,7 +82,7 @@ def with_extra_dims(condition, extra):
 
 
 def with_one_batch_dim(value, event_rank):
-  """To exactly one leading dimension."""
+  """Reshapes to exactly one leading dimension."""
   event = value.shape[value.shape.rank - event_rank:]
   if value.shape.rank == event_rank + 1:
     return value
@@ -92,7 +92,7 @@ def with_one_batch_dim(value, event_rank):
 
 
 def _never_empty(run):
-  """Lets a pass run on `at_least_one` event; what was added is dropped."""
+  """Makes a pass run on `at_least_one` event; what was added is dropped."""
 
   def run_padded(inputs, **kwargs):
     count = tf.shape(inputs)[:1]
@@ -106,7 +106,7 @@ def _never_empty(run):
 
 
 def _flat_argument(name, value, batch_shape, static_batch_shape, event_shape):
-  """Conditioning, broadcast to the batch and then flat."""
+  """Conditioning, broadcast to the batch and then reshaped to one batch dimension."""
   value = tf.convert_to_tensor(value, name=name)
   rank = value.shape.rank - event_shape.rank
   if rank < 0 or rank > len(static_batch_shape) or not event_shape.is_compatible_with(value.shape[rank:]) or any(

@@ -1,4 +1,4 @@
-"""`Chain` and `Invert`: compositions in one pass; and any bijector of TFP as one of ours."""
+"""`Chain` and `Invert`, compositions in one pass; and adapters that turn bijectors of TFP into ours."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _pass_of(part, value, inverse, kwargs):
 
 
 def _initialized_by(part, values, inverse, condition):
-  """Has a part initialise itself: what it takes for an event may be a part of one."""
+  """Initialises a part, for which one of our events may be several."""
   condition = _arguments_of(part, condition)
   initialize = part._initialize if inverse else part._initialize_back
   extra = _num_extra(part, values, inverse)
@@ -124,7 +124,7 @@ def _initialized_by(part, values, inverse, condition):
 
 
 def _num_extra(part, value, inverse):
-  """Number of dimensions of an event that a part takes for those of a batch."""
+  """Number of an event's dimensions that are batch dimensions for a part."""
   return value.shape.rank - 1 - part.event_shape_of(inverse).rank
 
 
@@ -137,8 +137,8 @@ class Chain(Sequence):
   """`tfb.Chain`, with value and log-det in one pass: `Chain([f, g]).forward(x) = f(g(x))`.
 
   The parts may be bijectors of this package and of TFP. Arguments, such as `labels`, reach each part of this package
-  that takes them; parts of TFP's are given none. Within `tfb.Chain`, outside of `FlowModel`, `log_prob` is the same
-  number, but may take two passes, `experimental_sample_and_log_prob` three, and gradients more.
+  that takes them; TFP's own bijectors get none. `tfb.Chain`, outside of `FlowModel`, gives the same `log_prob`, but may
+  take two passes, `experimental_sample_and_log_prob` three, and gradients more.
 
   #### Example
 
@@ -164,8 +164,8 @@ class Chain(Sequence):
       name: Python `str`.
 
     Raises:
-      TypeError: if `bijectors` are something else.
-      ValueError: if there is none, or they do not compute in the same dtype.
+      TypeError: if `bijectors` is something else.
+      ValueError: if it is empty, a bijector goes from or to several tensors, or their dtypes differ.
     """
     parameters = dict(locals())
     if not isinstance(bijectors, (list, tuple)) or not all(isinstance(part, tfb.Bijector) for part in bijectors):
@@ -183,7 +183,7 @@ class Chain(Sequence):
     parts = _as_parts(bijectors, dtype, ranks.inverse_min_event_ndims)
     latent = tf.TensorShape(_event_shape(bijectors[-1], ranks.forward_min_event_ndims, inverse=False))
     data = tf.TensorShape(_event_shape(bijectors[0], ranks.inverse_min_event_ndims, inverse=True))
-    # Sizes that a part on one side knows are those on the other side as well.
+    # A size that is known on one side fixes the size on the other side.
     latent = latent.merge_with(functools.reduce(lambda shape, part: part.inverse_event_shape(shape), parts, data))
     data = data.merge_with(functools.reduce(lambda shape, part: part.forward_event_shape(shape), parts[::-1], latent))
     super().__init__(parts, forward_event_shape=latent, inverse_event_shape=data, dtype=dtype,
@@ -196,7 +196,7 @@ class Chain(Sequence):
 class Invert(OnePassBijector):
   """`tfb.Invert`, with value and log-det in one pass: `forward` is the `inverse` of another bijector.
 
-  So its data are what the other has as latents. `initialize` runs the other from there, layer after layer.
+  Its data are thus the other's latents. `initialize` runs the other from there, layer after layer.
   """
 
   _passes_arguments_on = True
@@ -243,7 +243,7 @@ class Invert(OnePassBijector):
 
   @property
   def has_costly_log_det(self) -> bool:
-    return False  # It is the part's `inverse` that is called for a value.
+    return False  # A `forward` calls the part's `inverse`, which computes both anyway.
 
   def _forward_and_log_det(self, x, **kwargs):
     return self._part._inverse_and_log_det(x, **kwargs)
@@ -265,7 +265,7 @@ class Invert(OnePassBijector):
 
 
 class _OfTFP(OnePassBijector):
-  """A bijector that is none of ours, of events that may have more dimensions than it needs."""
+  """A bijector from outside of this package; events may have more dimensions than it needs."""
 
   _passes_arguments_on = True
 
@@ -273,7 +273,7 @@ class _OfTFP(OnePassBijector):
     super().__init__(forward_event_shape=[None] * bijector.inverse_event_ndims(event_ndims),
                      inverse_event_shape=[None] * event_ndims, dtype=bijector.dtype or dtype, name=bijector.name)
     self.bijector = bijector
-    # `tf.Module` finds them in the bijector: the order of variables, also in files, is the bijector's.
+    # `tf.Module` finds them in the bijector, so the order of variables, also in files, is the bijector's.
     self._children = _compat.untracked(self, _outermost_within(bijector))
 
   def _set_trainable(self, value):
@@ -286,7 +286,7 @@ class _OfTFP(OnePassBijector):
     return super()._owned() + self._owned_by_tfp()
 
   def _owned_by_tfp(self):
-    """Of variables that follow nothing; some are made when they are first needed."""
+    """`Owned`s of TFP's variables, which follow no source. Looked up each time, because some are made late."""
     ours = {id(variable) for child in self._children for variable in child.variables}
     return [ownership.Owned(variable, None, variable) for variable in self.bijector.variables
             if id(variable) not in ours]
@@ -300,7 +300,7 @@ class _OfTFP(OnePassBijector):
     return getattr(self.bijector, "initialized", not hasattr(self.bijector, "initialize"))
 
   def _depends_on_variables_only(self):
-    # Passes are recomputed by Keras, which knows no variables of TFP; and functions may hold anything.
+    # Gradients of recalled passes need `keras.Variable`s, which TFP's are not; and functions may hold anything.
     return (type(self.bijector).__module__.startswith("tensorflow_probability.") and not self.bijector.variables
             and not any(map(callable, self.bijector.parameters.values())))
 
@@ -326,7 +326,7 @@ class _OfTFP(OnePassBijector):
     return frozenset(name for name, value in names.items() if value)
 
   def _forward_and_log_det(self, x, **kwargs):
-    x = tf.identity(x)  # Of a tensor of the user's it may remember what was long ago.
+    x = tf.identity(x)  # For the user's own tensor TFP's cache may hold an outdated result.
     return (self.bijector.forward(x, **kwargs),
             self.bijector.forward_log_det_jacobian(x, self.forward_min_event_ndims, **kwargs))
 
@@ -354,33 +354,33 @@ class _OfTFP(OnePassBijector):
 
 
 def _outermost_within(bijector):
-  """The outermost bijectors of this package in one of TFP's, or in one that has our methods by other means."""
+  """The outermost bijectors of this package within another bijector."""
   found = [part for part in bijector.submodules if isinstance(part, OnePassBijector)]
   within = {id(part) for owner in found for part in owner.submodules}
   return [owner for owner in found if id(owner) not in within]
 
 
 def latent_side_of(bijector):
-  """The part of a composition that latents enter first, on its way to data."""
+  """The part of a composition that latents enter first in `forward`."""
   while isinstance(bijector, Sequence) and not hasattr(bijector, "split_latent"):
     bijector = bijector.parts[-1]
   return bijector.bijector if isinstance(bijector, _OfTFP) else bijector
 
 
 def is_of_tensors(bijector):
-  """Whether a bijector goes from one tensor to one tensor, not from or to several."""
+  """Whether a bijector goes from one tensor to one tensor."""
   return not any(map(tf.nest.is_nested, (bijector.forward_min_event_ndims, bijector.inverse_min_event_ndims)))
 
 
 def as_one_pass(bijector, dtype=None, event_ndims=None):
-  """A `OnePassBijector` that does what a bijector does, with the same variables.
+  """Any bijector as a `OnePassBijector` with the same variables.
 
-  Compositions of TFP, `tfb.Chain` and `tfb.Invert`, are walked: each part gives value and log-det together.
+  TFP's compositions, `tfb.Chain` and `tfb.Invert`, are rebuilt: each part gives value and log-det together.
 
   Args:
     bijector: `tfb.Bijector`.
-    dtype: Of a bijector that has none.
-    event_ndims: Python `int`, the rank of events given to `inverse`; `None`: as few dimensions as will do.
+    dtype: Dtype for bijectors that have none.
+    event_ndims: Python `int`, the rank of events given to `inverse`; `None`: the least possible.
   """
   event_ndims = bijector.inverse_min_event_ndims if event_ndims is None else event_ndims
   if isinstance(bijector, OnePassBijector):
@@ -399,7 +399,7 @@ def as_one_pass(bijector, dtype=None, event_ndims=None):
 
 
 def _as_parts(bijectors, dtype, event_ndims):
-  """The parts of a sequence, in the order of `inverse`, which is given events of this rank."""
+  """The parts of a sequence, in the order of `inverse`, whose input events have rank `event_ndims`."""
   parts = []
   for bijector in bijectors:
     parts.append(as_one_pass(bijector, dtype, event_ndims))

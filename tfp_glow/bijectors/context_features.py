@@ -1,4 +1,4 @@
-"""What the parts of a conditional flow are given of its context: features in the size of each level."""
+"""What the parts of a conditional flow see of its context: features in the size of each level."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from tfp_glow.networks import building
 
 
 class ContextFeatures:
-  """What the parts of a flow are given of a context.
+  """What the parts of a flow see of a context.
 
-  A context network, if there is one, comes first: its outputs then take the place of the context. Vectors are repeated
-  at all positions of a level. Images of at least the size of the first level are squeezed to that, which loses nothing,
-  and averaged over blocks for each further level; smaller ones are repeated in blocks up to the size of a level. All
+  A context network, if there is one, comes first, and its outputs replace the context. Vectors are repeated at all
+  positions of a level. Images of at least the size of the first level are squeezed to that size, which loses nothing,
+  and averaged over blocks for each further level. Smaller images are repeated in blocks up to the size of a level. All
   parts of a context become channels of one image.
   """
 
@@ -23,9 +23,9 @@ class ContextFeatures:
     """Creates it, and builds the network.
 
     Args:
-      shapes: Of `contexts.checked_context_shape`, not `None`.
+      shapes: From `contexts.checked_context_shape`, not `None`.
       network: Keras layer, from a context `[N] + shape` (or a dict of them) to vectors or images, or a nest of them;
-        `None`: there is none.
+        `None`: no network.
       sizes: List of pairs, height and width of each level, the largest first. Empty for flows of vectors.
       dtype: `tf.DType`.
 
@@ -48,17 +48,17 @@ class ContextFeatures:
 
   @property
   def variables(self):
-    """Those of the network, a list of `keras.Variable`s."""
+    """The variables of the network, a list of `keras.Variable`s."""
     return [] if self.network is None else self.network.variables
 
   @property
   def num_channels(self):
-    """Channels of the features of a level, the same for all."""
+    """Number of channels of the features, the same for all levels."""
     return sum(shape[-1] * _block(shape, self._sizes)**2 for shape in self._shapes)
 
   @property
   def num_flat(self):
-    """How many numbers `flat` returns."""
+    """Number of features per event that `flat` returns."""
     return sum(shape.num_elements() for shape in self._shapes)
 
   def shape(self, level):
@@ -66,7 +66,7 @@ class ContextFeatures:
     return tf.TensorShape([*self._sizes[level], self.num_channels])
 
   def parts(self, context):
-    """Those of the context, or of what the network makes of it, for the functions below.
+    """The parts of the context, or of the network's outputs for it, for the methods below.
 
     Args:
       context: Tensor `[N] + shape`, or a dict of them.
@@ -85,25 +85,25 @@ class ContextFeatures:
     return [tf.concat([_resized(part, *size) for part in entered], axis=-1) for size in self._sizes]
 
   def flat(self, parts):
-    """Features `[N, num_flat]` for what works on vectors: images are flattened."""
+    """Features `[N, num_flat]` for parts of the flow that act on vectors; images are flattened."""
     sizes = [shape.num_elements() for shape in self._shapes]
     return tf.concat([tf.reshape(part, [-1, size]) for part, size in zip(parts, sizes)], axis=-1)
 
   def _build(self, shapes):
-    """Returns the shapes of what the network makes, a list."""
-    building.is_built(self.network, "context_network")  # Raises, if it is no layer.
+    """Builds the network; returns the shapes of its outputs, a list."""
+    building.is_built(self.network, "context_network")  # Raises if it is not a layer.
     inputs = tf.nest.map_structure(lambda shape: tf.zeros([1, *shape], self._dtype), shapes)
     outputs = tf.nest.flatten(building.outputs_of(self.network, inputs, self._dtype))
     found = [tf.TensorShape(output.shape[1:]) for output in outputs]
     if not found or any(shape.rank not in (1, 3) for shape in found):
-      raise ValueError("`context_network` must return vectors [N, D] or images [N, h, w, c], one tensor or a dict of "
-                       f"them. Received: {self.network.name!r}, which returns {[output.shape for output in outputs]}")
+      raise ValueError("`context_network` must return vectors [N, D] or images [N, h, w, c], one tensor or a dict. "
+                       f"Received: {self.network.name!r}, which returns {[output.shape for output in outputs]}")
     building.check_stateless(self.network, inputs, "context_network")
     self._lower_layers = building.lower_layers_of(self.network, self._dtype)
     return found
 
   def _entered(self, part):
-    """An image no larger than the first level; of a vector, one of a single position."""
+    """An image no larger than the first level. A vector becomes an image of one position."""
     if part.shape.rank == 2:
       return tf.reshape(part, [-1, 1, 1, part.shape[-1]])
     block = _block(part.shape[1:], self._sizes)
@@ -111,13 +111,13 @@ class ContextFeatures:
 
 
 def check_no_network(context_network):
-  """Raises `ValueError` if there is a network, without a context to be given."""
+  """Raises `ValueError` if there is a context network; called for flows without a context."""
   if context_network is not None:
     raise ValueError(f"`context_network` must be None without a `context_shape`. Received: {context_network!r}")
 
 
 def _block(shape, sizes):
-  """The side of the blocks that an image is squeezed by for the first level; 1 of all else."""
+  """The side of the blocks that an image is squeezed by for the first level; 1 for vectors and smaller images."""
   return max(1, shape[0] // sizes[0][0]) if shape.rank == 3 and sizes else 1
 
 
@@ -140,7 +140,7 @@ def _resized(image, height, width):
     blocks = tf.reshape(image, [-1, height, old_height // height, width, old_width // width, channels])
     return tf.reduce_mean(blocks, axis=[2, 4])
   rows, columns = height // old_height, width // old_width
-  # Reshaped, not indexed by `tf.newaxis`: TensorFlow Lite takes no index of so many dimensions.
+  # Reshaped, not indexed by `tf.newaxis`: TensorFlow Lite does not support indices of so many dimensions.
   blocks = tf.broadcast_to(tf.reshape(image, [-1, old_height, 1, old_width, 1, channels]),
                            [tf.shape(image)[0], old_height, rows, old_width, columns, channels])
   return tf.reshape(blocks, [-1, height, width, channels])

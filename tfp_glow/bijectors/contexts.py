@@ -1,4 +1,4 @@
-"""Context: what a conditional flow is given besides its inputs."""
+"""Checks and conversions of `context`, what a conditional flow is given besides its inputs."""
 
 from __future__ import annotations
 
@@ -36,24 +36,24 @@ def _shape_of(shape):
 
 
 def as_public(shapes):
-  """`checked_context_shape`'s, with tuples of Python `int`s in place of `tf.TensorShape`s."""
+  """The result of `checked_context_shape` with tuples of Python `int`s instead of `tf.TensorShape`s."""
   if isinstance(shapes, abc.Mapping):
     return {name: tuple(shape) for name, shape in shapes.items()}
   return None if shapes is None else tuple(shapes)
 
 
 def converted(context, shapes, dtype, name):
-  """The argument `context` as a tensor of this dtype, or a dict of them.
+  """The argument `context` as a tensor of dtype `dtype`, or a dict of them.
 
   Args:
     context: Tensor, array or the like, or a dict of them.
-    shapes: Of `checked_context_shape`, not `None`.
+    shapes: From `checked_context_shape`, not `None`.
     dtype: `tf.DType`.
-    name: Python `str`, of the bijector.
+    name: Python `str`, the name of the bijector.
 
   Raises:
     TypeError: if it holds a tensor of another dtype.
-    ValueError: if it is `None`, or a dict where there is one shape only, or else not a dict with the right keys.
+    ValueError: if it is `None`, or not a dict with the keys of `shapes`, or a dict although `shapes` is one shape.
   """
   if context is None:
     raise ValueError(
@@ -75,10 +75,11 @@ def _tensor(context, dtype, name):
 
 
 def of_size(context, shape):
-  """The features for events of a batch, of those that a flow hands on to all of its parts.
+  """Selects, from the features that a flow gives to all its parts, those of the size of a batch's events.
 
   Args:
-    context: List of tensors `[N, ..., F]`, one of which has the size of the events; all else is returned as it is.
+    context: List of tensors `[N, ..., F]`, one of which has the size of the events. Anything but a list is returned
+      unchanged.
     shape: `tf.TensorShape` of the batch, `[N, ..., C]`.
   """
   if not isinstance(context, list):

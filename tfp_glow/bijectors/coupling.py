@@ -56,7 +56,7 @@ class _Coupling(OnePassBijector):
     return super()._depends_on_variables_only() and not elsewhere.is_read_by(self.network)
 
   def transform(self, inputs, parameters, inverse):
-    """Changes the second half by the network's outputs, one tensor for each group; returns it with the log-det.
+    """Changes the second half by the network's outputs; returns it with the log-det.
 
     Args:
       inputs: Tensor `[N, ..., C - C // 2]`.
@@ -209,7 +209,7 @@ class _CouplingStep(Step):
     return halves.joined(kept, changed), log_det
 
   def _differentiable_transform(self, inverse):
-    """The coupling's `transform`, with the gradients of `undo`, which take fewer passes over the data."""
+    """The coupling's `transform` with the gradients of `undo`, which take fewer passes over the data."""
 
     @custom_gradient
     def transform(inputs, *parameters):
@@ -235,7 +235,7 @@ class _CouplingStep(Step):
     return halves.joined(kept, changed), log_det, [*hidden, h]
 
   def outputs_again(self, inputs, activations, inverse):
-    """The outputs of `apply_and_keep`, from what else it returned."""
+    """The outputs of `apply_and_keep`, from its inputs and the activations that it returned."""
     kept, changed = halves.parts(inputs)
     changed, _ = self._bijector.transform(changed, self._split(activations[-1]), inverse)
     return halves.joined(kept, changed)

@@ -7,16 +7,16 @@ from tfp_glow._core.gradients import copied, custom_gradient, linearized, not_di
 
 
 def solve(branch, x, weights, tolerance, max_iterations, name):
-  """Finds `y` with `y + g(y) = x`, as the limit of `y <- x - g(y)`, which contracts as `g` does.
+  """Finds `y` with `y + g(y) = x`, as the limit of `y <- x - g(y)`, which converges because `g` contracts.
 
-  An event is done when a step moves none of its numbers by more than the tolerance, relative to the largest number of
-  `y`, of `x`, and 1. It then stays unchanged, whatever the others still need. (`x` may be far larger if `g` adds
-  something that does not depend on `y`; rounding errors are then those of `x`.) An event is also done when its steps
-  have long been near the tolerance and do not become smaller: they are then rounding errors within `g`.
+  An event is done when a step moves none of its numbers by more than the tolerance, relative to 1 plus the largest
+  number of `y` and `x`. It then stays unchanged, even if others need more steps. (`x` may be far larger than `y` if `g`
+  adds something that does not depend on `y`; rounding errors are then those of `x`.) An event is also done when its
+  steps have long been near the tolerance and do not become smaller: they are then rounding errors within `g`.
 
-  The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way. Its tolerance is
-  relative to the largest number alone, because gradients may have any size. It keeps only `y`. Second derivatives are
-  not available: they are NaN.
+  The gradient is that of the implicit function. It solves `d_x + d_x J = d_y` in the same way, with a tolerance
+  relative to the largest number alone, because gradients may have any size. It keeps only `y` in memory. Second
+  derivatives are not available: they are NaN.
 
   Args:
     branch: Callable `g`, from a tensor like `x` and a nest `weights` to a tensor like `x`.
@@ -24,7 +24,7 @@ def solve(branch, x, weights, tolerance, max_iterations, name):
     weights: Nest of tensors.
     tolerance: Python `float`.
     max_iterations: Python `int`.
-    name: Python `str`, of the bijector, for the error message.
+    name: Python `str`, the name of the bijector, for the error message.
 
   Returns:
     Tensor like `x`. Events that are not done after `max_iterations` raise `tf.errors.InvalidArgumentError`. Where XLA
@@ -88,9 +88,9 @@ def _settled(step, start, has_unit, tolerance, max_iterations, what):
       lambda _, moves, *__: tf.reduce_any(moves), move,
       (start, tf.fill(count, True), infinite, infinite, tf.zeros(count, tf.int32)), maximum_iterations=max_iterations)
   is_done = is_settled(distance, num_since)
-  # A gradient that is not finite has no solution. That is no error, as elsewhere and as for second derivatives.
+  # A non-finite gradient has no solution. As elsewhere, the result is NaN, not an error.
   is_excused = not has_unit and ~tf.reduce_all(tf.math.is_finite(start), axes)
   message = [f"{what} must be reached in `max_iterations` = {max_iterations}, to a relative {tolerance:g}: the network "
-             "must contract, and its inputs be finite. Received: the last step of each event moved it by", distance]
+             "must contract, and its inputs must be finite. Received: the last step moved each event by", distance]
   with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_done | is_excused), message)]):
     return tf.where(tf.reshape(is_done, [-1] + [1] * len(axes)), y, np.nan)

@@ -33,8 +33,8 @@ class GlowBijector(WholeFlow):
            channels leave, whitened by a Gaussian whose mean and scale are learned from the other half.
   ```
 
-  All latents are standard normal if the model is right. The vector holds them in the order in which they leave, the top
-  latent last. `split_latent` returns them as images.
+  All latents are standard normal if the model is right. The vector holds them in the order in which they leave, with
+  the top latent last. `split_latent` returns them as images.
 
   `log_prob` of a `tfd.TransformedDistribution` is one pass, also within `tfp_glow.Chain`. Within `tfb.Chain` it may
   take two, and `experimental_sample_and_log_prob` three.
@@ -150,7 +150,7 @@ class GlowBijector(WholeFlow):
 
   def class_features(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
                      context: Any = None) -> tf.Tensor:
-    """The inputs of the original's classifier: the mean over all positions of the top latent, before whitening.
+    """The inputs of the original code's classifier: the mean of the top latent over all positions, before whitening.
 
     They depend on the image alone: the labels only undo their effect on `z`.
 
@@ -252,7 +252,7 @@ class GlowBijector(WholeFlow):
     return self.join_latent(parts + [top]), log_det + log_det_top
 
   def _initialize(self, y, labels=None, context=None):
-    """Block after block; the top prior keeps its values, whatever the labels."""
+    """Initialises block after block; the top prior keeps its values, so that any labels do."""
     labels = self.any_condition(y).get("labels") if labels is None else labels
     run_block = lambda block, y, condition: (block._initialize(y, **condition), 0.)
     return self._encode(y, labels, context, run_block)[0]
@@ -289,5 +289,5 @@ def _checked_output_shape(output_shape, num_glow_blocks):
   shape = checked_event_shape("output_shape", output_shape)
   if any(size % 2**num_glow_blocks for size in shape[:2]):
     raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** `num_glow_blocks` = "
-                     f"{2**num_glow_blocks}, as every block halves them. Received: {output_shape!r}")
+                     f"{2**num_glow_blocks}, because every block halves them. Received: {output_shape!r}")
   return shape

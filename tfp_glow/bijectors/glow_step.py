@@ -38,7 +38,7 @@ class GlowStep(Sequence):
       name: Python `str`.
 
     Raises:
-      ValueError: if they have not.
+      ValueError: if the `event_ndims` differ.
     """
     parameters = dict(locals())
     ranks = [part.inverse_min_event_ndims for part in (actnorm, permutation, coupling)]
@@ -59,7 +59,7 @@ class GlowStep(Sequence):
       event_shape: Static shape of one event, `[H, W, C]` or `[C]`.
 
     Raises:
-      ValueError: if they do not fit it, see there.
+      ValueError: if the network does not fit them; see `AffineCoupling.build`.
     """
     self.coupling.build(event_shape)
 
@@ -79,7 +79,7 @@ class GlowStep(Sequence):
 
 
 class _FusedStep(Step):
-  """Actnorm and permutation as one product of `halves`, for all steps at once, beside the step of the coupling."""
+  """Actnorm and permutation as one product of `halves`, prepared for all steps at once, and the coupling's step."""
 
   def __init__(self, bijector):
     super().__init__(bijector)
@@ -140,7 +140,7 @@ class _FusedStep(Step):
     matrix, coupling_weights = weights
     pull_back = lambda inputs, d_outputs: self._coupling.pull_back(
         inputs, activations, coupling_weights, d_outputs, d_log_det, inverse, context)
-    if inverse:  # The product is computed again, as it is small: it need not be kept.
+    if inverse:  # The product is cheap: it is computed again instead of kept.
       d_between, d_coupling_weights, d_context = pull_back(halves.product(inputs, matrix), d_outputs)
       d_inputs, d_matrix = halves.product_pull_back(inputs, matrix, d_between)
     else:

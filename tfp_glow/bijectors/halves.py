@@ -1,12 +1,12 @@
-"""The two parts of the channels that couplings tell apart, in one tensor with a channel of ones, and products of it.
+"""The two halves of a coupling's channels in one tensor, with a channel of ones between them, and products of it.
 
 ```none
 [N, ..., C]    | a a a | b b b |    `enter`    [N, ..., C + 1]    | a a a 1 | b b b |
                                     `leave`                          kept    changed
 ```
 
-`a` are the first `C // 2` channels, which a coupling keeps. The ones are what `networks.ActNormConv2D` sees the border
-by, and what carries the bias of a product: an affine map of the channels is one matrix.
+`a` are the first `C // 2` channels, which a coupling keeps. By the ones `networks.ActNormConv2D` sees the border. They
+also carry the bias of a product, so that an affine map of the channels is one matrix.
 """
 
 import numpy as np
@@ -29,7 +29,7 @@ def leave(halves):
 
 
 def parts(halves):
-  """What is kept, with the ones, `[N, ..., C // 2 + 1]`; and what changes, `[N, ..., C - C // 2]`."""
+  """The kept channels, with the ones, `[N, ..., C // 2 + 1]`; and the changed ones, `[N, ..., C - C // 2]`."""
   kept, changed = tf.split(halves, [(halves.shape[-1] - 1) // 2 + 1, -1], axis=-1)
   return kept, changed
 
@@ -40,7 +40,7 @@ def joined(kept, changed):
 
 
 def affine_matrix(matrix, bias):
-  """The matrix `[..., C + 1, C + 1]` of `z @ matrix + bias` for the tensor of this file.
+  """The matrix `[..., C + 1, C + 1]` that computes `z @ matrix + bias` on a tensor from `enter`.
 
   Args:
     matrix: Tensor `[..., C, C]`.
@@ -58,7 +58,7 @@ def affine_matrix(matrix, bias):
 
 
 def product(halves, matrix):
-  """The affine map of the channels that `affine_matrix` made `matrix` of."""
+  """Applies the affine map of the channels whose matrix `affine_matrix` returned."""
   return channel_product(halves, matrix)
 
 

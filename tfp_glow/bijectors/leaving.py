@@ -1,4 +1,4 @@
-"""How the activations of a residual flow become its latent, a vector."""
+"""Bijectors that turn the activations of a residual flow into its latent, a vector."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class Flatten(OnePassBijector):
 
 
 class HalfLeaves(OnePassBijector):
-  """`inverse`: from an image to a vector that holds the second half of its channels, and then what another bijector
-  makes of the first half.
+  """`inverse`: from an image to a vector of the second half of its channels, then another bijector's output for the
+  first half.
 
   References:
     Dinh et al., "Density estimation using Real NVP" (2016), section 3.6.

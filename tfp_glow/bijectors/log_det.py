@@ -33,7 +33,7 @@ def tail_probabilities(roulette):
   """`P(N >= k)` for `k = 1, 2, ...`, as far as uniform numbers of 32 bits resolve it.
 
   The last `k` is 33 for `"geometric"` and 16 for `"poisson"`. Later terms would occur once in billions of draws, with
-  weights of billions. No mean of draws would show them.
+  weights of billions, and no mean of draws would show them.
 
   Args:
     roulette: `"geometric"`: `N` has the distribution `0.5 ** N`, from 1. `"poisson"`: Poisson with mean 2.
@@ -46,10 +46,10 @@ def tail_probabilities(roulette):
 
 
 def num_copies(num_dims):
-  """How many copies of each event, one after the other, `exact` passes to the branch.
+  """Number of copies of each event, one after the other, that `exact` passes to the branch.
 
   Args:
-    num_dims: Python `int`, numbers in an event.
+    num_dims: Python `int`, number of numbers in an event.
   """
   return 1 if num_dims <= _FEW else num_dims
 
@@ -72,7 +72,7 @@ def exact(branch, y, weights):
 
 
 def _jacobian_by_rows(branch, y, weights):
-  """`g(y)` and its Jacobian `[N, D, D]`: least work, but the graph grows with `D`."""
+  """`g(y)` and its Jacobian `[N, D, D]`, with the least work; but the graph grows with `D`."""
   residual, pull_back = linearized(branch, y, weights)
   num_dims = y.shape[1:].num_elements()
   rows = [pull_back(tf.zeros_like(y) + tf.constant(np.reshape(row, y.shape[1:]), y.dtype)) for row in np.eye(num_dims)]
@@ -80,7 +80,7 @@ def _jacobian_by_rows(branch, y, weights):
 
 
 def _jacobian_at_once(branch, y, weights):
-  """The same from `D` copies of each event, at their cost in work and memory."""
+  """The same from `D` copies of each event, which cost work and memory."""
   event_shape = y.shape[1:]
   num_dims = event_shape.num_elements()
   copies = tf.stack([y] * num_dims, axis=1)  # XLA would not compile gradients of a broadcast in a `Scan`.
@@ -163,16 +163,16 @@ class SeriesEstimator:
     return self.evaluate(branch, y, weights, probe, self._draw_num_terms(seed))
 
   def evaluate(self, branch, y, weights, probe, num_terms):
-    """As a call, from what was drawn: the probe, a tensor like `y`, and the number of terms, an integer scalar."""
+    """As a call, but with a given probe (a tensor like `y`) and number of terms (an integer scalar)."""
 
     def run(y, *flat):
       packed = tf.nest.pack_sequence_as(weights, flat)
-      # Tapes from outside need not see the series: `_pull_back` has its gradients. A persistent tape would make
+      # `_pull_back` has the gradients of the series, so outer tapes need not see it. A persistent outer tape would make
       # TensorFlow trace the loop again and again.
       residual, pull_back = linearized(branch, *tf.nest.map_structure(tf.stop_gradient, (y, packed)))
       log_det, weighted = self._sum(pull_back, probe, num_terms)
       weighted = not_differentiable(weighted, y, *flat)
-      # The next block waits. Otherwise work of many blocks might be delayed, and their activations kept.
+      # Makes the next block wait. Otherwise TensorFlow might delay the work of many blocks, and keep their activations.
       with tf.control_dependencies([log_det, weighted]):
         outputs = y + residual
       return (outputs, log_det), functools.partial(_pull_back, branch, y, packed, probe, weighted)
@@ -212,7 +212,7 @@ def _pull_back(branch, y, weights, probe, weighted, d_outputs, d_log_det):
     residual, pull_back = linearized(branch, y, weights)
     return residual, pull_back(_per_event(d_log_det, weighted) * weighted)
 
-  # Wait for our turn. Otherwise all blocks would be evaluated at once, and their activations kept.
+  # Waits for the gradient. Otherwise all blocks would be evaluated at once, and their activations kept.
   with tf.control_dependencies([d_outputs]):
     y_again = tf.identity(y)
   _, pull_back = with_pull_back(evaluate_again, (y_again, copied(weights)))
@@ -232,7 +232,7 @@ def _draw_probe(distribution, seed, y):
 
 
 def _uniform(shape, seed, dtype):
-  """Between `2 ** -33` and 1, in steps of `2 ** -32` as far as the dtype resolves them."""
+  """Uniform numbers between `2 ** -33` and 1, in steps of `2 ** -32` as far as the dtype resolves them."""
   # The same numbers on every device, and under XLA, which would choose a different generator.
   bits = tf.random.stateless_uniform(shape, seed, minval=None, maxval=None, dtype=tf.int32, alg="philox")
   # Otherwise one float32 number in 66 million would be 0, and its logarithm infinite.

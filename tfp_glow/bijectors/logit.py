@@ -50,12 +50,12 @@ class Logit(OnePassBijector):
     self._alpha = alpha
 
   def _initialize(self, y):
-    # Beyond this bound the logarithms are NaN, and so would be everything initialised from them.
+    # Beyond this bound the logarithms are NaN, and everything initialised from them would be, too.
     bound = 0.5 / (1. - 2. * self._alpha)
     low, high = float(tf.reduce_min(y)), float(tf.reduce_max(y))
     if not -bound < low <= high < bound:
-      raise ValueError("`y` must lie between -1/2 and 1/2, as images do, where a flow begins with a logit (that of a "
-                       f"`ResidualFlowBijector` is left out by `logit_alpha=None`). Received: {low:g} to {high:g}")
+      raise ValueError("`y` must lie between -1/2 and 1/2, as images do, because the flow begins with a logit (make a "
+                       f"`ResidualFlowBijector` without it by `logit_alpha=None`). Received: {low:g} to {high:g}")
     return super()._initialize(y)
 
   def _forward_and_log_det(self, x):

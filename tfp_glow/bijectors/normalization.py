@@ -13,7 +13,7 @@ from tfp_glow.bijectors.channels import channels_event_shape, num_positions
 
 
 class Normalization(OnePassBijector):
-  """Per-channel affine map with fixed parameters, as data pipelines normalise images.
+  """Per-channel affine map with fixed parameters, with which data pipelines normalise images.
 
   ```none
   inverse(y) = (y - mean) / deviation
@@ -64,6 +64,6 @@ def checked_statistics(mean, deviation):
   except (TypeError, ValueError):
     is_valid = False
   if not is_valid:
-    raise ValueError("`mean` and `deviation` must be sequences of as many finite numbers as there are channels, those "
-                     f"of `deviation` positive. Received: mean={mean!r}, deviation={deviation!r}")
+    raise ValueError("`mean` and `deviation` must be sequences with one finite number for each channel, and deviations "
+                     f"must be positive. Received: mean={mean!r}, deviation={deviation!r}")
   return mean, deviation

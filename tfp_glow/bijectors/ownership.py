@@ -1,4 +1,4 @@
-"""Variables that Keras and TensorFlow both know, and what follows their updates."""
+"""Variables that Keras and TensorFlow both know, their `trainable`, and what follows their updates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from tfp_glow._core.validation import check_bools
 
 
 class Owned(NamedTuple):
-  """A variable of a bijector, and what says whether it is trained.
+  """A variable of a bijector, and the object whose `trainable` it follows.
 
   Attributes:
-    source: What has `trainable`: of parameters mostly the variable itself, of others what their bijector remembers.
-    variable: `keras.Variable`; `None` of the variables of TFP's bijectors.
+    source: Object with `trainable`. For most parameters it is the variable itself, for other variables the bijector's
+      switch.
+    variable: `keras.Variable`; `None` for the variables of TFP's bijectors.
     stored: The `tf.Variable` that shares its storage. (`variable.value` is a tensor in Keras' `StatelessScope`.)
   """
   source: Any
@@ -32,11 +33,11 @@ class Owned(NamedTuple):
 
   @property
   def can_be_frozen(self):
-    """Whether freezing its bijector means anything to it: it is trained, or measured."""
+    """Whether freezing its bijector has an effect on it, because it is trained or measured."""
     return self.is_parameter or self.source is not self.stored
 
   def sync(self):
-    """Has the variable follow the source; returns whether this changes anything."""
+    """Copies the source's `trainable` to the variable; returns whether this changes anything."""
     value = self.source.trainable and self.is_parameter
     if self.variable is not None:
       self.variable.trainable = value
@@ -47,7 +48,7 @@ class Owned(NamedTuple):
 
 
 class _Switch:
-  """Remembers the last `trainable` of a bijector, for variables that it does not have, or does not train."""
+  """Remembers the last `trainable` of a bijector, for variables that are not trained or not made yet."""
 
   def __init__(self):
     self.trainable = True
@@ -59,11 +60,11 @@ class VariableOwner:
   Keras' `StatelessScope`, which `Scan` uses to run one step with the weights of another, knows `keras.Variable`s;
   `tf.Module`, `tf.train.Checkpoint` and TFP know `tf.Variable`s. Each pair shares its storage.
 
-  For classes that derive from `tfb.Bijector`, too.
+  It is a mixin for classes that also derive from `tfb.Bijector`.
   """
 
   def _own_nothing_yet(self):
-    """To be called first."""
+    """Must be called before anything else."""
     self._own_keras_variables = _compat.untracked(self, [])
     self._own_variables = []
     self._children = []
@@ -72,10 +73,11 @@ class VariableOwner:
 
   def __setattr__(self, name, value):
     if name == "trainable":
-      object.__setattr__(self, name, value)  # TensorFlow would set nothing where it is this value, of a part of it.
+      # TensorFlow would skip a value that this has already, though its parts may not.
+      object.__setattr__(self, name, value)
       return
     if isinstance(value, (keras.Variable, keras.layers.Layer)):
-      value = _compat.untracked(self, value)  # Or a checkpoint would hold each variable twice.
+      value = _compat.untracked(self, value)  # Otherwise a checkpoint would hold each variable twice.
     super().__setattr__(name, value)
 
   def _add_variable(self, name, value, trainable=True, aggregation="none"):
@@ -90,7 +92,7 @@ class VariableOwner:
     self._own_variables.extend(stored)
     for variable, tf_variable in zip(keras_variables, stored):
       variable.trainable = variable.trainable and self._switch.trainable
-      if not variable.trainable and tf_variable.trainable:  # Of a layer that was frozen before.
+      if not variable.trainable and tf_variable.trainable:  # Its layer was frozen before.
         _compat.set_trainable(tf_variable, False)
 
   def _add_child(self, bijector):
@@ -110,8 +112,8 @@ class VariableOwner:
       NotImplementedError: always.
     """
     raise NotImplementedError(
-        f"`{self.name}.copy` would have new weights in place of the present ones; make another bijector, and restore a "
-        f"`tf.train.Checkpoint` into it. Received: {override_parameters_kwargs}")
+        f"`{self.name}.copy` is not possible, because the copy would have new weights. Make another bijector, and "
+        f"restore a `tf.train.Checkpoint` into it. Received: {override_parameters_kwargs}")
 
   def __deepcopy__(self, memo):
     raise NotImplementedError(self._cannot_be("deep-copied"))
@@ -120,11 +122,11 @@ class VariableOwner:
     raise NotImplementedError(self._cannot_be("copied or pickled"))
 
   def _cannot_be(self, what):
-    return (f"`{self.name}` cannot be {what}: its networks would lose their variables; make another bijector, and "
-            "restore a `tf.train.Checkpoint` into it. (A `FlowModel` can be pickled, and saved.)")
+    return (f"`{self.name}` cannot be {what}, because its networks would lose their variables. Make another bijector, "
+            "and restore a `tf.train.Checkpoint` into it. (A `FlowModel` can be pickled and saved.)")
 
   def after_update(self) -> None:
-    """Brings state that follows the weights up to date: call it after every update of them, as `FlowModel` does.
+    """Updates the state that follows the weights. Call it after every update of the weights, as `FlowModel` does.
 
     Norms of constrained layers are measured again, and estimates draw new noise. Most bijectors have no such state.
     """
@@ -133,18 +135,18 @@ class VariableOwner:
 
   @property
   def trainable(self) -> bool:
-    """Whether any of its variables is trained. It can be set, as that of a Keras layer.
+    """Whether any of its variables is trained. It can be set, like that of a Keras layer.
 
-    `False` freezes all variables and networks of the bijector and its parts, `True` has them trained. Variables that
-    are never trained, such as the permutation of a 1x1 convolution, stay as they are. What is frozen has no gradients,
-    is not among `trainable_variables`, here and of distributions, and keeps its values in `initialize` as well. A
+    `False` freezes all variables and networks of the bijector and its parts; `True` unfreezes them. Variables that are
+    never trained, such as the permutation of a 1x1 convolution, do not change. Frozen variables have no gradients, are
+    not among the `trainable_variables` of bijectors and distributions, and keep their values in `initialize` as well. A
     `FlowModel` must be compiled afterwards.
 
-    Parts of the `template` of a `Scan` stand for those of all of its steps. One step alone cannot be frozen: it has no
-    variables of its own.
+    Freezing a part of the `template` of a `Scan` freezes it in all steps. One step alone cannot be frozen, because it
+    has no variables of its own.
 
-    Layers of networks have a `trainable` of their own, by Keras, which takes effect when the bijector, or
-    `FlowModel.compile`, is called next.
+    Layers of networks have Keras' own `trainable`. It takes effect at the next call of the bijector or of
+    `FlowModel.compile`.
     """
     owned = self._owned()
     sources = [each.source for each in owned if each.is_parameter] or [
@@ -158,7 +160,7 @@ class VariableOwner:
     check_bools(trainable=value)
     self._set_trainable(bool(value))
     self._sync_trainable()
-    self._tell_followers()  # Also of variables of TFP's bijectors, which follow nothing.
+    self._tell_followers()  # Always, because variables of TFP's bijectors follow no source.
 
   @property
   def trainable_variables(self):
@@ -169,7 +171,7 @@ class VariableOwner:
   # What this module's functions ask of bijectors.
 
   def _set_trainable(self, value):
-    """Tells all sources."""
+    """Sets the `trainable` of all sources."""
     self._switch.trainable = value
     for layer in self._layers():
       layer.trainable = value
@@ -179,7 +181,7 @@ class VariableOwner:
       child._set_trainable(value)
 
   def _layers(self):
-    """The Keras layers that are its own."""
+    """Its own Keras layers."""
     return [value for value in vars(self).values() if isinstance(value, keras.layers.Layer)]
 
   def _own(self):
@@ -188,11 +190,11 @@ class VariableOwner:
             for variable, stored in zip(self._own_keras_variables, self._own_variables)]
 
   def _owned(self):
-    """`Owned`s of all variables, those of its parts among them."""
+    """`Owned`s of all variables, including those of its parts."""
     return sum([child._owned() for child in self._children], self._own())
 
   def _sync_trainable(self):
-    """As `sync_trainable`, but tells nobody; returns whether anything changed."""
+    """As `sync_trainable`, but tells no followers; returns whether anything changed."""
     return any([child._sync_trainable() for child in self._children] + [owned.sync() for owned in self._own()])
 
   def _tell_followers(self):
@@ -207,7 +209,7 @@ class VariableOwner:
       child._add_follower(follower)
 
   def noise_seeds(self) -> list[keras.Variable]:
-    """The seeds of what estimates of log-dets draw.
+    """The seeds of the noise in estimates of log-dets.
 
     Returns:
       List of integer `keras.Variable`s `[..., 2]`: a seed, and the number of updates so far.
@@ -219,12 +221,12 @@ class VariableOwner:
     return sum([child._variables_of_update() for child in self._children], [])
 
   def _update(self):
-    """The values that it assigns to them."""
+    """The values that `after_update` assigns to them."""
     return sum([child._update() for child in self._children], [])
 
 
 def sync_trainable(bijector: VariableOwner) -> None:
-  """Has a bijector's variables follow what layers of its networks now have as `trainable`, as each call does.
+  """Copies the `trainable` of the networks' layers to the bijector's variables. Each call of the bijector does this.
 
   Args:
     bijector: `OnePassBijector`.
@@ -234,17 +236,17 @@ def sync_trainable(bijector: VariableOwner) -> None:
 
 
 def on_trainable_changed(bijector: VariableOwner, follower: Callable[[], None]) -> None:
-  """Has a method called whenever a variable of a bijector, or of one of its parts, is frozen or unfrozen.
+  """Registers a method to be called whenever a variable of a bijector, or of one of its parts, is frozen or unfrozen.
 
   Args:
     bijector: `OnePassBijector`.
-    follower: Method without arguments; its object is not kept alive.
+    follower: Method without arguments. Its object is not kept alive.
   """
   bijector._add_follower(follower)
 
 
 def frozen_variables(bijector: VariableOwner) -> list[tf.Variable]:
-  """The variables that are frozen; those that are never trained, too, where their bijector is frozen.
+  """The frozen variables, and the never trained ones of frozen bijectors.
 
   Args:
     bijector: `OnePassBijector`.
@@ -256,11 +258,11 @@ def frozen_variables(bijector: VariableOwner) -> list[tf.Variable]:
 
 
 def freeze(bijector: VariableOwner, variables: Sequence[tf.Variable]) -> None:
-  """Freezes what `frozen_variables` returned of a bijector that was made in the same way.
+  """Freezes what `frozen_variables` returned for a bijector that was made in the same way.
 
   Args:
     bijector: `OnePassBijector`.
-    variables: Sequence of `tf.Variable`s; those that are not its own are ignored.
+    variables: Sequence of `tf.Variable`s. Variables of others are ignored.
   """
   ids = set(map(id, variables))
   for owned in bijector._owned():

@@ -1,13 +1,13 @@
-"""Passes that TFP asks for in two calls: what the first computed, the second need not compute again.
+"""Recalls passes that TFP asks for in two calls, so that the second call need not compute them again.
 
-`tfd.TransformedDistribution` draws by `forward(x)` and then asks for `forward_log_det_jacobian(x)`; and `tfb.Chain`
-walks from the latents that its `inverse` returned back to the data, to sum log-dets there. Computed again from the
-latents, that way back would be another computation: far from the data, in float32, it ends elsewhere.
+`tfd.TransformedDistribution` draws by `forward(x)` and then calls `forward_log_det_jacobian(x)`. `tfb.Chain` walks from
+the latents that its `inverse` returned back to the data, to sum log-dets there. If that way back were computed from the
+latents, it would end elsewhere: far from the data, float32 rebuilds other values.
 
-So a tensor that a pass returned knows that pass, and one that was given to a pass knows it as long as anybody has what
-it returned. A pass is taken for another evaluation only while the weights are what they were. Its numbers are then
-those of the pass; its gradients are computed when they are asked for, anew, from the tensor and the weights: whatever
-tapes there were, and are, they are those of another evaluation.
+So a tensor that a pass returned knows that pass. A tensor that was given to a pass knows it as long as the returned
+tensor lives. A pass is recalled only while the weights have not changed. The numbers are then those of the pass. Its
+gradients are computed anew from the tensor and the weights when they are needed, so they are those of another
+evaluation under any gradient tapes.
 """
 
 import weakref
@@ -18,7 +18,7 @@ import tensorflow as tf
 
 from tfp_glow._core.gradients import custom_gradient, with_pull_back
 
-# Where tensors know of passes: of those that returned them, and of the last that they were given to.
+# Attributes of tensors: the passes that returned them, and the last pass that they were given to.
 _RETURNED_BY = "_tfp_glow_returned_by"
 _GIVEN_TO = "_tfp_glow_given_to"
 
@@ -26,8 +26,8 @@ _GIVEN_TO = "_tfp_glow_given_to"
 class Pass:
   """One evaluation of a bijector.
 
-  The tensor returned keeps it alive, and with it the one given; not the other way round: no cycle, and nothing outlives
-  the user's own reference to what was returned.
+  The returned tensor keeps the pass alive, and so the given tensor, but not the other way round. So there is no cycle,
+  and nothing outlives the user's own reference to the returned tensor.
   """
 
   def __init__(self, bijector, inverse, given, returned, log_det, kwargs):
@@ -37,8 +37,8 @@ class Pass:
       bijector: `OnePassBijector`.
       inverse: Python `bool`, the direction.
       given: Tensor.
-      returned: Tensor, another one.
-      log_det: Tensor, or `None` where it was not computed.
+      returned: Another tensor.
+      log_det: Tensor, or `None` if it was not computed.
       kwargs: Dict of the other arguments.
     """
     self._bijector = bijector
@@ -53,23 +53,23 @@ class Pass:
     setattr(given, _GIVEN_TO, weakref.ref(self))
 
   def log_det_that_came_with(self, bijector, kwargs):
-    """The log-det of `inverse`, if this was that, by the bijector; else `None`. As it is: for who asks at once."""
+    """The log-det, if this was a pass of the bijector's `inverse`; else `None`. It does not check the weights."""
     return self._log_det if self._inverse and self._is_by(bijector, kwargs) else None
 
   def again(self, bijector, inverse, kwargs):
-    """Value and log-det of another pass from what this was given; `None` where this cannot tell."""
+    """Value and log-det of the same pass once more; `None` if this one does not hold for it."""
     if inverse != self._inverse or self._returned() is None or not self._holds(bijector, kwargs):
       return None
     return self._returned(), self._log_det
 
   def back(self, bijector, inverse, kwargs):
-    """Value and log-det of a pass from what this returned, the other way; `None` where this cannot tell."""
+    """Value and log-det of a pass the other way, from what this returned; `None` if this one does not hold for it."""
     if inverse == self._inverse or self._given is None or not self._holds(bijector, kwargs):
       return None
     return self._given, -self._log_det
 
   def forget(self):
-    """Lets go of what was given: in a loop of passes each would keep all before it."""
+    """Drops the given tensor. Otherwise, in a loop of passes, each would keep all previous ones."""
     self._given = None
 
   def _holds(self, bijector, kwargs):
@@ -81,36 +81,36 @@ class Pass:
 
 
 def log_det_that_came_with(tensor, bijector, kwargs):
-  """The log-det of the pass of `inverse` that returned a tensor, `None` if there was none by this bijector."""
+  """The log-det of the bijector's `inverse` that returned a tensor; `None` if it did not come from there."""
   found = (done.log_det_that_came_with(bijector, kwargs) for done in getattr(tensor, _RETURNED_BY, ()))
   return next((log_det for log_det in found if log_det is not None), None)
 
 
 def recall(bijector, inputs, inverse, kwargs, evaluate, way_back_only):
-  """Value and log-det of a pass, from another that still holds; `None` where there is none.
+  """Value and log-det of a pass, from a remembered one that still holds; `None` if there is none.
 
   Args:
     bijector: `OnePassBijector`.
     inputs: Tensor.
     inverse: Python `bool`, the direction.
     kwargs: Dict of the other arguments.
-    evaluate: Callable, from a tensor like `inputs` to value and log-det: for the gradients.
-    way_back_only: Python `bool`: whether a pass that was given `inputs` will not do.
+    evaluate: Callable, from a tensor like `inputs` to value and log-det, for the gradients.
+    way_back_only: Python `bool`: whether to use only passes that returned `inputs`, not those that were given it.
   """
   given_to = None if way_back_only else getattr(inputs, _GIVEN_TO, lambda: None)()
   answers = [] if given_to is None else [given_to.again(bijector, inverse, kwargs)]
   answers += [done.back(bijector, inverse, kwargs) for done in getattr(inputs, _RETURNED_BY, ())]
   answer = next((answer for answer in answers if answer is not None), None)
-  if answer is None or not bijector.can_be_recalled:  # In this order: few calls follow a pass, and networks are large.
+  if answer is None or not bijector.can_be_recalled:  # The second check is slow for large networks, and rarely needed.
     return None
   value, log_det = _with_gradients_of(evaluate, bijector, inputs, answer)
-  # What a composition asks next: another bijector's way on from here.
+  # A composition asks next for another bijector's pass from here.
   setattr(value, _RETURNED_BY, getattr(answer[0], _RETURNED_BY, ()))
   return value, log_det
 
 
 def _with_gradients_of(evaluate, bijector, inputs, answer):
-  """`answer`, whose gradients are those of `evaluate(inputs)` with the weights as they are now."""
+  """`answer` with the gradients of `evaluate(inputs)` with the present weights."""
   variables = bijector._keras_variables()
 
   @custom_gradient
@@ -131,7 +131,7 @@ def _with_gradients_of(evaluate, bijector, inputs, answer):
 
 
 class _WeightsInGraph:
-  """The weights at a place in a graph: those of any other from which no operation in between leads that may write."""
+  """The weights at a place in a graph. They are the same at a later place if no operation in between may write."""
 
   def __init__(self):
     self._graph = tf.compat.v1.get_default_graph()
@@ -148,7 +148,7 @@ class _WeightsInGraph:
 
 
 class _Weights:
-  """The weights as they are when this is made. Only those of a bijector's last pass are kept: copies take memory."""
+  """The weights at the time this is made. Only those of a bijector's last pass are kept, because copies take memory."""
 
   def __init__(self, bijector, of_pass):
     self._bijector = bijector
@@ -157,7 +157,7 @@ class _Weights:
     bijector.keep_last(self)
 
   def forget(self):
-    """Of the pass nothing is recalled any more."""
+    """Drops the weights and the pass, which is then recalled no more."""
     self._tensors = None
     if self._pass() is not None:
       self._pass().forget()
@@ -169,17 +169,17 @@ class _Weights:
 
 
 def _frozen(value):
-  """The value of an argument as it is now: an array, a list or a variable may be changed in place."""
+  """A copy of an argument, because an array, a list or a variable may be changed in place."""
   if isinstance(value, keras.Variable):
     value = value.value
   if isinstance(value, tf.Variable):
-    # In a graph, it is seen that it is written.
+    # In a graph, writes to it are seen as operations.
     return value if tf.inside_function() else np.array(value.numpy())
   return value if value is None or tf.is_tensor(value) else np.array(value)
 
 
 def _are_same(frozen, value):
-  """Whether an argument, which may be a nest, is what it was."""
+  """Whether an argument, which may be a nest, is unchanged."""
   try:
     tf.nest.assert_same_structure(frozen, value)
   except (TypeError, ValueError):

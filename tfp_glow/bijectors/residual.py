@@ -37,7 +37,7 @@ class InvertibleResidualBlock(OnePassBijector):
 
   With a context, a learned map of it is added to the outputs of the network's first linear map. It changes the
   function, but not its Lipschitz constant. Networks other than a `keras.Sequential` of layers of `tfp_glow.lipschitz`
-  are called with `[inputs, context]` instead. They must contract in the inputs for every context.
+  are called with `[inputs, context]` instead, and must contract in the inputs for every context.
 
   `log_det="exact"` computes the log-det from the Jacobian, for events of few numbers. Other values give a random
   estimate (see `log_det.SeriesEstimator`). It is a function of the inputs, the weights and the seed, and stays the same
@@ -122,7 +122,7 @@ class InvertibleResidualBlock(OnePassBijector):
     self._tolerance = tolerance or (1e-6 if self.dtype == tf.float32 else 1e-12)
     self._max_iterations = max_iterations
     self._own_context_shapes = _compat.untracked(self, contexts.checked_context_shape(context_shape))
-    building.is_built(network)  # Raises if it is no layer.
+    building.is_built(network)  # Raises if it is not a layer.
     self.context_map = self._make_context_map()
     if self.is_stochastic:
       roulette = roulette if log_det == "russian_roulette" else None
@@ -131,7 +131,7 @@ class InvertibleResidualBlock(OnePassBijector):
       seed = int(numerics.generator(seed).integers(2**31))
       self._noise_seed = self._add_variable("noise_seed", tf.constant([seed, 0]), trainable=False,
                                             aggregation="only_first_replica")
-    # Last, as if it were built later: a saved model builds its network before it makes the block again.
+    # Last, so that the order of variables is that of a network built later: a loaded model builds its network first.
     if building.is_built(network):
       self._adopt(network.variables)
 
@@ -144,7 +144,7 @@ class InvertibleResidualBlock(OnePassBijector):
     return True
 
   def _make_context_map(self):
-    """A map from a context to what is added to the outputs of the network's first linear map; zeros at first."""
+    """The learned map from a context to what is added to the outputs of the network's first linear map; 0 at first."""
     shape, first = self._own_context_shapes, lipschitz.first_linear_map(self.network)
     if shape is None or first is None:
       return None
@@ -176,7 +176,7 @@ class InvertibleResidualBlock(OnePassBijector):
   def redraw(self, seed: int) -> list[tuple[keras.Variable, np.ndarray]]:
     """Initial values of another block like this with another seed.
 
-    Only what differs is listed. All of it is random, also the power iteration's vectors, which `after_update` corrects.
+    Only what differs is listed. All of it is random, even the power iteration's vectors, which `after_update` corrects.
 
     Args:
       seed: Python `int`.
@@ -207,7 +207,7 @@ class InvertibleResidualBlock(OnePassBijector):
     if not event_shape.is_fully_defined() or self._event_shape is not None:
       raise ValueError(f"Events of `{self.name}` must have a shape that is known when the graph is built and never "
                        "changes: the Lipschitz constant of its network depends on it. "
-                       f"Received: {event_shape}, before it {self._event_shape}")
+                       f"Received: {event_shape}, previously {self._event_shape}")
     if not self.is_stochastic and event_shape.num_elements() > _MOST_FOR_EXACT:
       raise ValueError(f"`log_det` must not be 'exact' for events of more than {_MOST_FOR_EXACT} numbers. "
                        f"Received: {event_shape}")
@@ -220,8 +220,8 @@ class InvertibleResidualBlock(OnePassBijector):
     lower = [layer.compute_dtype for layer in building.lower_layers_of(self.network, self.dtype)
              if not isinstance(layer, (keras.Model, keras.layers.InputLayer))]
     if dtype != self.dtype or lower:
-      raise ValueError(f"`network` must compute in the dtype of the block, {self.dtype.name}: rounding errors larger "
-                       f"than its own would not let `forward` converge. Received: {(lower or [dtype.name])[0]}")
+      raise ValueError(f"`network` must compute in the dtype of the block, {self.dtype.name}: with larger rounding "
+                       f"errors `forward` would not converge. Received: {(lower or [dtype.name])[0]}")
     if not was_built:
       self._adopt(self.network.variables)
     self._event_shape = event_shape
@@ -253,7 +253,7 @@ class InvertibleResidualBlock(OnePassBijector):
       layer.update_spectral_norm()
 
   def _prepared(self, y, context):
-    """The weights for events like `y`, and those for the inputs of the log-det, which may be copies of each event."""
+    """The weights for events like `y`, and those for the log-det, which may see several copies of each event."""
     self.build(y.shape[1:])
     context = contexts.of_size(context, y.shape)
     weights, count = self._weights(context), log_dets.num_copies(y.shape[1:].num_elements())

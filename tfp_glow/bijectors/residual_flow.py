@@ -242,13 +242,13 @@ def _entrance(shape, logit_alpha, mean_and_deviation, dtype):
   if mean_and_deviation is None:
     return [] if logit_alpha is None else [Logit(logit_alpha, shape.rank, dtype)]
   if logit_alpha is not None:
-    raise ValueError("`logit_alpha` must be None or 'auto' with `mean_and_deviation`, which take its place. "
+    raise ValueError("`logit_alpha` must be None or 'auto' with `mean_and_deviation`, which replaces the logit. "
                      f"Received: {logit_alpha!r}")
   if not isinstance(mean_and_deviation, abc.Sequence) or len(mean_and_deviation) != 2:
     raise ValueError(f"`mean_and_deviation` must be a pair of sequences. Received: {mean_and_deviation!r}")
   mean, deviation = checked_statistics(*mean_and_deviation)
   if len(mean) != shape[-1]:
-    raise ValueError(f"`mean_and_deviation` must have numbers for {shape[-1]} channels. "
+    raise ValueError(f"`mean_and_deviation` must have one mean and one deviation for each of the {shape[-1]} channels. "
                      f"Received: {mean_and_deviation!r}")
   return [Normalization((mean - 0.5).tolist(), deviation.tolist(), shape.rank, dtype)]
 
@@ -306,8 +306,8 @@ class _Maker:
       return alone
     scan = Scan(lambda k: self._step(event_shape, num_hidden, False), count - len(alone), event_shape,
                 redraw=self._redraw, dtype=self._dtype, name=name)
-    # In a graph, all steps at once: one by one and eagerly, this would take longer than some training.
-    # (It is not called as a function: TensorFlow would warn that each flow traces it again.)
+    # In a graph, for all steps at once: one by one and eagerly, this would take longer than some training. (A concrete
+    # function, because TensorFlow would warn about a `tf.function` that each flow traces again.)
     tf.function(scan.after_update, autograph=False).get_concrete_function()()
     return alone + [scan]
 
@@ -351,7 +351,7 @@ class _Maker:
 
 
 def _checked_sizes(output_shape, num_scales, num_blocks_per_scale, squeeze_first):
-  """The shape of an event, and the numbers of blocks, a list of one for each scale."""
+  """The shape of an event, and a list of the number of blocks in each scale."""
   shape = checked_event_shape("output_shape", output_shape, vectors=True)
   if len(shape) == 1 and (num_scales != 0 or isinstance(num_scales, bool)):
     raise ValueError(f"`num_scales` must be 0 for vectors. Received: {num_scales!r} for {output_shape!r}")
@@ -361,7 +361,7 @@ def _checked_sizes(output_shape, num_scales, num_blocks_per_scale, squeeze_first
                      ("(`num_scales` - 1)", "every scale but the first halves"))
     divisor = 2**(num_scales - 1 + squeeze_first)
     if any(size % divisor for size in shape[:2]):
-      raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** {formula} = {divisor}, as "
+      raise ValueError(f"`output_shape` must have a height and width divisible by 2 ** {formula} = {divisor}, because "
                        f"{what} them. Received: {output_shape!r}")
   return tf.TensorShape(shape), _checked_num_blocks(num_blocks_per_scale, num_scales)
 
@@ -371,7 +371,7 @@ def _checked_num_blocks(num_blocks_per_scale, num_scales):
     check_counts(num_blocks_per_scale=num_blocks_per_scale)
     return [num_blocks_per_scale] * num_scales
   if len(num_blocks_per_scale) != num_scales:
-    raise ValueError(f"`num_blocks_per_scale` must have a number for each of the {num_scales} scales. "
+    raise ValueError(f"`num_blocks_per_scale` must have one number for each of the {num_scales} scales. "
                      f"Received: {num_blocks_per_scale!r}")
   for count in num_blocks_per_scale:
     check_counts(num_blocks_per_scale=count)
@@ -379,7 +379,7 @@ def _checked_num_blocks(num_blocks_per_scale, num_scales):
 
 
 def _check_is_of_images(shape, **options):
-  """Raises `ValueError` if a flow of vectors is asked for something that only images have."""
+  """Raises `ValueError` if a flow of vectors is given an option for images."""
   for name, is_asked_for in options.items():
     if is_asked_for and shape.rank != 3:
       raise ValueError(f"`{name}` must be False for vectors. Received: {is_asked_for!r}")

@@ -19,15 +19,15 @@ _GRADIENTS = ("autodiff", "reversible")
 
 
 class Scan(OnePassBijector):
-  """`K` steps that differ in nothing but their parameters.
+  """`K` steps that differ only in their parameters.
 
-  Each parameter of a step is held once, with shape `[K, ...]`, and one step is traced, in a loop: the size of the
-  graph, the time to start and the number of variables do not depend on `K`.
+  Each parameter of a step is held once, with shape `[K, ...]`, and one step is traced, in a loop. So the size of the
+  graph, the start-up time and the number of variables do not depend on `K`.
 
   `inverse` (data to latent) runs the steps in order, `forward` in reverse.
 
-  What is frozen in the `template` is frozen in all steps. A step that is to be frozen alone must be a bijector of its
-  own, beside a `Scan` of the others, in a `Chain`.
+  What is frozen in the `template` is frozen in all steps. To freeze one step alone, make it a separate bijector in a
+  `Chain`, with a `Scan` of the others.
 
   References:
     `flowjax.bijections.Scan` (https://github.com/danielward27/flowjax).
@@ -41,22 +41,22 @@ class Scan(OnePassBijector):
 
     Args:
       make_step: Callable, from the index of a step (a Python `int`) to a `OnePassBijector` that keeps the event's
-        shape. All steps must be alike but for the values of their parameters.
+        shape. Steps may differ only in the values of their parameters.
       num_steps: Python `int`, `K`, at least 1.
       event_shape: Static shape of one event, e.g. `[H, W, C]`.
       gradient: `"autodiff"`: backpropagation through the steps, which keeps the activations of all of them.
-        `"reversible"`: the activations of each step are computed again from its output, so that the memory for them
-        does not depend on `K`. Of a coupling this costs one more evaluation of its network (a third more time); of
-        steps that are not made of this package's layers, two.
-      redraw: Callable, from the first step to the initial values of the next one, in the order of its variables: called
-        in place of `make_step` for all steps but the first, as it is quicker to draw values than to build layers.
+        `"reversible"`: the activations of each step are computed again from its output, so that their memory does not
+        depend on `K`. For a coupling this costs one more evaluation of its network (a third more time), for steps that
+        are not made of this package's layers two.
+      redraw: Callable, from the first step to the initial values of the next one, in the order of its variables. It is
+        called instead of `make_step` for all other steps, because drawing values is quicker than building layers.
       dtype: See `OnePassBijector`.
       validate_args: See `OnePassBijector`.
       name: Python `str`.
 
     Raises:
-      ValueError: if an argument is not as above, the steps are not alike, or a network in them holds state that a call
-        changes (BatchNormalization, Dropout).
+      ValueError: if an argument is not as above, the steps differ in more than values, or a network in them holds state
+        that a call changes (BatchNormalization, Dropout).
     """
     parameters = dict(locals())
     check_counts(num_steps=num_steps)
@@ -66,8 +66,8 @@ class Scan(OnePassBijector):
     self._num_steps = int(num_steps)
     self._gradient = gradient
     make = lambda k: _make(make_step, k, self._event_shapes[True], self.dtype)
-    # The first step serves as the template: run with slices of the stacks in place of its own variables, which are
-    # nobody's parameters. Neither `tf.Module` nor a checkpoint may see them: they do not look into a `Step`.
+    # The first step is the template. It runs with slices of the stacks instead of its own variables, which are not
+    # parameters of anything. `tf.Module` and checkpoints must not see them, and do not look into a `Step`.
     self._step = step_of(make(0))
     self._template_variables = _compat.untracked(self, self.template._keras_variables())
     draw = lambda k: redraw(self.template) if redraw else _values_of(make(k), k, self.template)
@@ -87,7 +87,7 @@ class Scan(OnePassBijector):
   _passes_arguments_on = True
 
   def stacked(self, variable: keras.Variable) -> keras.Variable:
-    """The parameter `[K, ...]` of all steps that stands in for a variable of the template step.
+    """The stacked parameter `[K, ...]` of all steps for a variable of the template.
 
     Args:
       variable: `keras.Variable` of `template`.
@@ -96,7 +96,7 @@ class Scan(OnePassBijector):
       `keras.Variable` `[K, ...]`.
 
     Raises:
-      ValueError: if it is another variable.
+      ValueError: if it is not a variable of the template.
     """
     for own, stack in zip(self._template_variables, self._stacks):
       if own is variable:
@@ -106,7 +106,7 @@ class Scan(OnePassBijector):
 
   @property
   def template(self) -> OnePassBijector:
-    """The step that is traced. The values of its own variables mean nothing; see `stacked`.
+    """The step that is traced. The values of its own variables are not used; see `stacked`.
 
     What is frozen in it (see `trainable`) is frozen in all steps.
     """
@@ -171,12 +171,12 @@ class Scan(OnePassBijector):
       outputs, log_det = self._apply_steps_and_keep(entered, stacks, inverse, kwargs)
     else:
       outputs, log_det = self._apply_steps(entered, stacks, inverse, kwargs, self._reader_with_gradients(stacks))
-    # Exact where the constant is the same for all steps and so not stacked.
+    # A constant that is the same for all steps is not stacked.
     constant = tf.reduce_sum(tf.broadcast_to(constants, [self._num_steps]))
     return self._step.leave(outputs), log_det + constant
 
   def _apply_steps(self, inputs, stacks, inverse, kwargs, read=None):
-    """All steps, with weights and variables `stacks`; returns values and the log-dets that depend on them, `[N]`."""
+    """All steps, with weights and variables `stacks`; returns values and the value-dependent log-dets, `[N]`."""
 
     def step(slices, value, log_det):
       weights, variables = slices
@@ -187,9 +187,9 @@ class Scan(OnePassBijector):
     return self._repeat(step, (inputs, _no_log_det(inputs)), stacks, [], inverse, read)[0]
 
   def _apply_steps_and_keep(self, inputs, stacks, inverse, context):
-    """`_apply_steps`, with the gradients that the steps have themselves: fewer operations than TensorFlow would make.
+    """`_apply_steps` with the steps' own gradients, which take fewer operations than TensorFlow's.
 
-    Only for graphs: there TensorFlow drops what is kept if nobody asks for gradients.
+    Only for graphs: there TensorFlow drops the activations if nobody asks for gradients.
     """
 
     @gradients.custom_gradient
@@ -222,7 +222,7 @@ class Scan(OnePassBijector):
     return run(*tf.nest.flatten((inputs, stacks, context)))
 
   def _apply_steps_reversibly(self, inputs, stacks, prepare_back, inverse, kwargs):
-    """`_apply_steps`, which keeps its outputs alone for the gradients."""
+    """`_apply_steps`, keeping only its outputs for the gradients."""
     context = {key: kwargs[key] for key in ("context",) if key in kwargs}
 
     @gradients.custom_gradient
@@ -239,8 +239,9 @@ class Scan(OnePassBijector):
     return run(*tf.nest.flatten((inputs, stacks, context)))
 
   def _rebuild_steps(self, outputs, stacks, weights_back, d_outputs, d_log_det, inverse, kwargs, d_context):
-    """The gradients of `_apply_steps`: with respect to its inputs, to all of `stacks`, one after the other, and to the
-    context, beginning at `d_context`.
+    """The gradients of `_apply_steps` with respect to its inputs, to each of `stacks`, and to the context.
+
+    `d_context` is the gradient with respect to the context to start from.
     """
 
     def step(slices, outputs, d_outputs, d_context):
@@ -275,7 +276,7 @@ class Scan(OnePassBijector):
     return list(map(_stacked, self._repeat(step, (), stacks, like, True)[1]))
 
   def _scope(self, variables):
-    """Has the template take these values for its variables."""
+    """A context in which the template's variables have these values."""
     return keras.StatelessScope(state_mapping=list(zip(self._step.variables, variables)))
 
   def _repeat(self, step, state, stacks, results_like, first_to_last, read=None):
@@ -284,17 +285,17 @@ class Scan(OnePassBijector):
     Args:
       step: Callable, from slices and state to the next state and a list of results.
       state: Tuple of tensors.
-      stacks: Nest of tensors `[K, ...]`, and of results of another call.
-      results_like: List of tensors, or `tf.TensorSpec`s, of the dtypes and static shapes of the results.
-      first_to_last: Python `bool`: else it starts at the last slice.
-      read: Callable, from an index to the slices; `None`: by slicing, of which TensorFlow's gradient is slow.
+      stacks: Nest of tensors `[K, ...]`, or of results of another `_repeat`.
+      results_like: List of tensors or `tf.TensorSpec`s with the dtypes and static shapes of the results.
+      first_to_last: Python `bool`; `False`: it starts at the last slice.
+      read: Callable, from an index to the slices; `None`: slicing, whose gradient in TensorFlow is slow.
 
     Returns:
       state: What the last call returned.
-      results: List of the results of all calls: for `_stacked`, or parts of `stacks` for another call.
+      results: List of the results of all calls, for `_stacked` or for the `stacks` of another `_repeat`.
     """
     read = read or (lambda k: _rows(stacks, k))
-    if self._num_steps == 1:  # No loop, whose gradients take TensorFlow long to trace.
+    if self._num_steps == 1:  # No loop: TensorFlow takes long to trace gradients of loops.
       state, results = step(read(0), *state)
       return state, [result[tf.newaxis] for result in results]
     first, change = (0, 1) if first_to_last else (self._num_steps - 1, -1)
@@ -306,15 +307,15 @@ class Scan(OnePassBijector):
     arrays = [tf.TensorArray(like.dtype, self._num_steps, element_shape=like.shape) for like in results_like]
     state_shapes = tf.nest.map_structure(lambda t: t.shape, state)
     invariants = (tf.TensorShape([]), state_shapes, [tf.TensorShape(None)] * len(arrays))
-    # The number of steps alone ends it: XLA asks for that number, and to compare anything else takes more operations.
+    # Only the number of steps ends the loop: XLA needs that number, and any other condition takes more operations.
     _, state, arrays = tf.while_loop(lambda *_: tf.constant(True), body, (first, state, arrays),
                                      maximum_iterations=self._num_steps, shape_invariants=invariants)
     return state, arrays
 
   def _reader_with_gradients(self, stacks):
-    """From an index to the slices, for a loop that TensorFlow differentiates.
+    """A function from an index to the slices, for a loop that TensorFlow differentiates.
 
-    The gradient of `stack[k]` would be a sum of K tensors of the size of the stack.
+    The gradient of slicing, `stack[k]`, would be a sum of K tensors of the size of the stack.
     """
     if self._num_steps == 1:
       return None
@@ -345,7 +346,7 @@ class Scan(OnePassBijector):
     return self._initialize_steps(x, initialize, first_to_last=False)
 
   def _initialize_steps(self, values, initialize, first_to_last):
-    """Step after step, with the template as the workbench."""
+    """Initialises step after step: each is loaded into the template, and read from it afterwards."""
 
     def initialize_step(values, row):
       for variable, value in zip(self._template_variables, row):
@@ -353,8 +354,8 @@ class Scan(OnePassBijector):
       values = initialize(values)
       return values, [tf.convert_to_tensor(variable.value) for variable in self._template_variables]
 
-    # Traced once: to run all operations of all steps one by one would take longer. A concrete function, as TensorFlow
-    # would take those of several flows for one that is traced again and again, and warn.
+    # Traced once, because running all operations of all steps one by one would take longer. A concrete function,
+    # because TensorFlow would warn about a `tf.function` that each flow traces again.
     function, rows, order = None, [], slice(None, None, 1 if first_to_last else -1)
     for row in list(self._rows())[order]:
       function = function or tf.function(initialize_step, autograph=False).get_concrete_function(values, list(row))
@@ -366,7 +367,7 @@ class Scan(OnePassBijector):
 
 
 def _rows(stacks, k):
-  """`stack[k]` of a nest of them, tensors and arrays, in fewer operations."""
+  """`stack[k]` for a nest of stacks (tensors or arrays), in fewer operations."""
   begin, end, stride = tf.reshape(k, [1]), tf.reshape(k + 1, [1]), tf.ones([1], tf.int32)
   row = lambda stack: stack.read(k) if isinstance(stack, tf.TensorArray) else tf.strided_slice(
       stack, begin, end, stride, shrink_axis_mask=1)
@@ -382,12 +383,12 @@ def _stacked(results):
 
 
 def _zeros_like(context):
-  """Zeros like the tensors of a nest, a list."""
+  """A list of zeros like the tensors of a nest."""
   return [tf.zeros_like(tensor) for tensor in tf.nest.flatten(context)]
 
 
 def _added(total, found):
-  """The sum of a list of tensors and of a nest of as many; or of none, which is `None`."""
+  """Adds a nest of tensors (`None` if there are none) to a list of as many tensors."""
   return [a + b for a, b in zip(total, [] if found is None else tf.nest.flatten(found), strict=True)]
 
 
@@ -411,10 +412,10 @@ def _make(make_step, k, event_shape, dtype):
 
 
 def _values_of(step, k, first):
-  """The values of the variables of step `k`, if it differs from the first in nothing else."""
+  """The values of the variables of step `k`; raises `ValueError` if it differs from the first in anything else."""
   variables = lambda step: [(v.shape, v.dtype, v.trainable) for v in step._keras_variables()]
   describe = lambda step: f"{type(step).__name__} with {variables(step)}"
   if describe(step) != describe(first):
-    raise ValueError("`make_step` must return steps that differ in nothing but the values of their parameters. "
+    raise ValueError("`make_step` must return steps that differ only in the values of their parameters. "
                      f"Received: step 0 is {describe(first)}, step {k} is {describe(step)}")
   return [v.numpy() for v in step._keras_variables()]

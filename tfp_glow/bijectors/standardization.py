@@ -10,24 +10,25 @@ import tensorflow as tf
 from tfp_glow.bijectors.base import OnePassBijector
 from tfp_glow.bijectors.channels import channels_event_shape, num_positions
 
-_MOST_DEVIATIONS = 1e5  # Of a mean in float32: the deviation then has less than two digits.
+_MOST_DEVIATIONS = 1e5  # Beyond this many deviations from 0, a float32 mean leaves differences less than two digits.
 
 
 class Standardization(OnePassBijector):
-  """Per-channel affine map that makes data of mean 0 and variance 1: columns of tables, in whatever units they are.
+  """Per-channel affine map to mean 0 and variance 1, for example for columns of a table in any units.
 
   ```none
   inverse(y) = (y - mean) / deviation
   inverse log-det = -num_positions * sum(log(deviation))
   ```
 
-  `initialize` measures mean and deviation, unless it is frozen; `FlowModel.adapt(table)` calls it. Training leaves them
-  as they are. Before that, it is the identity. As the log-det is part of it, densities of a flow behind it are those of
-  the data as they are, in their own units. `Normalization` is given its numbers instead, `ActNorm` trains them.
+  The bijector is the identity until `initialize` measures mean and deviation, unless it is frozen.
+  `FlowModel.adapt(table)` calls `initialize`. Training does not change them. Its log-det is included, so a flow behind
+  it gives densities of the original data, in their own units. `Normalization` is given its numbers instead, and
+  `ActNorm` trains them.
 
-  The deviation of a channel that is constant, but for rounding, is taken for 1: data say nothing of its scale. In
-  float32 `initialize` warns of channels whose mean is more than 1e5 deviations: most digits of their differences have
-  been lost in rounding.
+  A channel that is constant up to rounding gets deviation 1, because data say nothing about its scale. In float32,
+  `initialize` warns of channels whose mean is more than 1e5 deviations from 0: rounding has lost most digits of their
+  differences.
 
   #### Example
 
@@ -44,7 +45,7 @@ class Standardization(OnePassBijector):
 
   def __init__(self, num_channels: int, event_ndims: int = 1, dtype: tf.DType | str | None = None,
                validate_args: bool = False, name: str = "standardization"):
-    """Creates the identity, until `initialize`.
+    """Creates the bijector; it is the identity until `initialize`.
 
     Args:
       num_channels: Python `int`, the size of the last dimension.
@@ -86,14 +87,14 @@ class Standardization(OnePassBijector):
     return self._forward_and_log_det(x)[0]
 
   def _assign(self, mean, deviation):
-    if not self.trainable:  # Frozen: neither is ever trained.
+    if not self.trainable:  # Frozen. (Unfrozen, mean and deviation are still not trained.)
       return
     self.mean.assign(tf.cast(mean, self.dtype))
     self.deviation.assign(tf.cast(deviation, self.dtype))
 
 
 def _statistics(values):
-  """Mean and deviation `[C]` of values `[..., C]`, in float64: sums of many numbers lose too much in float32."""
+  """Mean and deviation `[C]` of values `[..., C]`, in float64, because sums of many float32 numbers lose too much."""
   is_wide = values.dtype == tf.float64
   limits, axes = np.finfo(values.dtype.as_numpy_dtype), list(range(values.shape.rank - 1))
   values = tf.cast(values, tf.float64)
@@ -105,11 +106,12 @@ def _statistics(values):
 
 
 def _warn_of_lost_digits(mean, deviation):
-  """Of channels that are not constant, by their mean and deviation `[C]`."""
+  """Warns of channels that are not constant, but whose mean is too many deviations from 0."""
   channels = np.flatnonzero((deviation > 0.) & (np.abs(mean) > _MOST_DEVIATIONS * deviation))
   if channels.size:
     warnings.warn(
-        f"Means of more than {_MOST_DEVIATIONS:,.0f} standard deviations leave float32 less than two digits of how the "
-        "values of a column differ. Make the flow with `dtype=\"float64\"` and give it float64 data, or subtract a "
-        f"constant from these columns before. Received: such columns at the indices {channels.tolist()}",
+        f"The mean of a column should be at most {_MOST_DEVIATIONS:,.0f} standard deviations from 0: beyond that, "
+        "float32 keeps less than two digits of the differences between its values. Make the flow with "
+        "`dtype=\"float64\"` and give it float64 data, or first subtract a constant from these columns. "
+        f"Received: such columns at the indices {channels.tolist()}",
         stacklevel=5)

@@ -18,11 +18,11 @@ def step_maker(num_channels, coupling, permutation, network_fn, default_network,
     coupling: `AffineCoupling` or `AdditiveCoupling`.
     permutation: `"conv1x1"`, `"reverse"` or `"shuffle"`.
     network_fn: Callable, from the number of output channels to a Keras layer; `None`: `default_network` makes it.
-    default_network: Callable, from the number of output channels, how many of them each channel that changes has, and a
-      seed, to a Keras layer that has `redraw`, as `CouplingNetwork` has.
+    default_network: Callable, from the number of output channels, the number of them for each changing channel, and a
+      seed, to a Keras layer with a method `redraw`, for example `CouplingNetwork`.
     rng: NumPy's generator, from which seeds are drawn.
     dtype: `tf.DType`.
-    context_shape: Of the couplings.
+    context_shape: See `AffineCoupling`.
     event_ndims: 3 for images, 1 for vectors.
 
   Returns:

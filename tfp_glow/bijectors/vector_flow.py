@@ -1,4 +1,4 @@
-"""Glow of vectors: the bijector for tables."""
+"""Glow for vectors: the bijector for tables."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from tfp_glow.networks.dense import DenseCouplingNetwork
 
 
 class VectorFlowBijector(WholeSequence):
-  """Glow of vectors, such as rows of a table, from a latent vector of the same size.
+  """Glow for vectors, such as rows of a table, from a latent vector of the same size.
 
   ```none
   inverse: standardise each column, and make columns uncorrelated; then K steps of flow: actnorm, an invertible linear
-           map (the 1x1 convolution of Glow), and an affine coupling, whose network is a small dense one.
+           map (the 1x1 convolution of Glow), and an affine coupling with a small dense network.
   ```
 
-  The latent is standard normal where the model is right. Means, deviations and correlations of columns are measured by
-  `initialize`, which `FlowModel.adapt(table)` calls, and stay as they are in training, which so begins at the Gaussian
-  of the data. (See `Standardization` and `Whitening`.) They are part of the log-det: densities are those of the columns
-  in their own units.
+  The latent is standard normal if the model is right. `initialize`, which `FlowModel.adapt(table)` calls, measures
+  means, deviations and correlations of columns. Training does not change them, and so starts from the Gaussian of the
+  data. (See `Standardization` and `Whitening`.) The log-det includes them, so densities are those of the columns in
+  their own units.
 
   #### Example
 
@@ -62,28 +62,28 @@ class VectorFlowBijector(WholeSequence):
     """Creates the bijector.
 
     Args:
-      output_shape: `D` or `(D,)`, the size of a vector, at least 2: couplings change one half by the other.
+      output_shape: `D` or `(D,)`, the size of a vector, at least 2, because couplings change one half by the other.
       num_steps: Python `int`, steps of flow.
-      num_hidden: Python `int`, width of the two hidden layers of the default network. It computes in the precision of
-        Keras' global dtype policy, as that of `GlowBijector`.
+      num_hidden: Python `int`, width of the two hidden layers of the default network. The network computes in the
+        precision of Keras' global dtype policy, as in `GlowBijector`.
       network_fn: Callable, from `num_output_channels` to a Keras layer from `[N, D // 2]` to
-        `[N, num_output_channels]`, used in place of `networks.DenseCouplingNetwork`. It is called for every step. Have
-        its last layer start at zero. With a context it is called with a list, `[inputs, context]`, of which the second
-        are the features `[N, F]`.
-      gradient: `"autodiff"` is the faster; `"reversible"` needs memory for the activations of one step only, whatever
+        `[N, num_output_channels]`, used instead of `networks.DenseCouplingNetwork`. It is called for every step. Start
+        its last layer at zero. With a context the layer is called with `[inputs, context]`; `context` holds features
+        `[N, F]`.
+      gradient: `"autodiff"` is faster. `"reversible"` needs memory only for the activations of one step, whatever
         `num_steps`. See `Scan`.
-      seed: Python `int`: same seed, same initial values (but for those of your own `network_fn`). `None`: others each
-        time (after `keras.utils.set_random_seed`, the same).
+      seed: Python `int`: the same seed gives the same initial values, except in networks of your own `network_fn`.
+        `None`: new values each time (the same after `keras.utils.set_random_seed`).
       dtype: Floating dtype of parameters, vectors and latents. Default: Keras' `floatx`.
       validate_args: Python `bool`: a non-finite input is an error, at a cost.
       name: Python `str`.
       context_shape: Shape of one context, `(F,)` of a vector or `(h, w, c)` of an image, or a dict from names to such
-        shapes: all couplings depend on `context`, which must be passed as `bijector_kwargs={"context": context}`,
-        `[..., *context_shape]` or a dict of such tensors. Images are flattened. Scale what you give to about -1 .. 1:
-        contexts are not standardised. `None`: there is no context.
+        shapes. All couplings depend on `context`, which must be passed as `bijector_kwargs={"context": context}`,
+        `[..., *context_shape]` or a dict of such tensors. Images are flattened. Scale your context to about -1 .. 1: it
+        is not standardised. `None`: no context.
       context_network: Keras layer, from a batch of contexts (or a dict of them) to vectors or images, or a dict of
-        them, which then take the place of the context: evaluated once a pass, and trained with the rest. `None`: the
-        context is taken as it is.
+        them. Its outputs replace the context. It is evaluated once per pass, and trained with the rest. `None`: the
+        context is used unchanged.
 
     Raises:
       TypeError: if `context_network` is not a Keras layer.
@@ -116,7 +116,7 @@ class VectorFlowBijector(WholeSequence):
 
 
 def _context_features(context_shape, context_network, dtype):
-  """Checked shapes of the context, and `ContextFeatures`; a pair of `None`s if there is no context."""
+  """Checked shapes of the context, and its `ContextFeatures`; two `None`s if there is no context."""
   shapes = contexts.checked_context_shape(context_shape)
   if shapes is None:
     context_features.check_no_network(context_network)
@@ -128,6 +128,6 @@ def _checked_num_dims(output_shape):
   sizes = tuple(output_shape) if np.iterable(output_shape) else (output_shape,)
   if len(sizes) != 1 or not is_int(sizes[0], least=2):
     raise ValueError("`output_shape` must be D or (D,), an `int` of at least 2: couplings change one half of a vector "
-                     "by the other (`ResidualFlowBijector(1, num_scales=0)` is a flow of single numbers). "
+                     "by the other (`ResidualFlowBijector(1, num_scales=0)` is a flow for single numbers). "
                      f"Received: {output_shape!r}")
   return int(sizes[0])

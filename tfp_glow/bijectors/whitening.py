@@ -10,7 +10,7 @@ from tfp_glow.bijectors.base import OnePassBijector
 
 
 class Whitening(OnePassBijector):
-  """Linear map that makes vectors uncorrelated: a flow behind it starts from the Gaussian of their covariance.
+  """Linear map that makes the numbers of a vector uncorrelated: a flow behind it starts from the Gaussian of the data.
 
   ```none
   covariance = factor @ transpose(factor)
@@ -18,17 +18,17 @@ class Whitening(OnePassBijector):
   inverse log-det = -sum(log(diag(factor)))
   ```
 
-  `initialize` measures the covariance, unless it is frozen, and training leaves it as it is. Before that, it is the
-  identity. Put it on the latent side of a `Standardization`, for columns of mean 0 and variance 1.
+  The bijector is the identity until `initialize` measures the covariance, unless it is frozen. Training does not change
+  it. Put it on the latent side of a `Standardization`, for columns of mean 0 and variance 1.
 
-  Directions in which data hardly vary are not stretched to variance 1: a share of the mean variance is added to the
-  diagonal. It is 1e-4, and more where there are fewer than ten rows for each of the D columns: `0.01 (D / N)^2` of N
-  rows, but at most 1.
+  Directions in which data hardly vary are not stretched to variance 1, because the covariance is mixed with a share of
+  the mean variance on the diagonal. For N rows of D columns the share is `0.01 (D / N)^2`, but at least 1e-4 (reached
+  at ten rows for each column) and at most 1.
   """
 
   def __init__(self, num_channels: int, dtype: tf.DType | str | None = None, validate_args: bool = False,
                name: str = "whitening"):
-    """Creates the identity, until `initialize`.
+    """Creates the bijector; it is the identity until `initialize`.
 
     Args:
       num_channels: Python `int`, the size of a vector.
@@ -51,7 +51,8 @@ class Whitening(OnePassBijector):
 
   def _inverse_and_log_det(self, y):
     factor = tf.convert_to_tensor(self.factor.value)
-    # Not solved for `y`: the inverse depends on no data, and so is a constant where there is no such operation.
+    # A product with the inverse, not a solve for `y`: the inverse depends on no data, so it can become a constant where
+    # triangular solves are missing.
     return flow_matmul(y, _inverse(factor), transpose_b=True), self._log_det_of_inverse(factor)
 
   def _log_det_of_inverse(self, factor):
@@ -66,17 +67,17 @@ class Whitening(OnePassBijector):
     return self._forward_and_log_det(x)[0]
 
   def _assign(self, factor):
-    if self.trainable:  # Not frozen: it is never trained.
+    if self.trainable:  # Not frozen. (The factor is still not trained.)
       self.factor.assign(tf.cast(factor, self.dtype))
 
 
 def _inverse(factor):
-  """Of a lower triangular matrix, float64."""
+  """The inverse of a lower triangular matrix, float64."""
   return tf.linalg.triangular_solve(tf.cast(factor, tf.float64), tf.eye(factor.shape[-1], dtype=tf.float64))
 
 
 def _covariance(values):
-  """Of values `[N, D]`, float64 `[D, D]`; see `Whitening`. Columns that are constant count as of variance 1."""
+  """The covariance of values `[N, D]` (see `Whitening`), float64 `[D, D]`. Constant columns count as of variance 1."""
   values = tf.cast(values, tf.float64)
   count, size = tf.cast(tf.shape(values)[0], tf.float64), float(values.shape[-1])
   values -= tf.reduce_mean(values, 0)

@@ -1,4 +1,4 @@
-"""What whole flows, from latents to data, have in common."""
+"""`WholeFlow`, the base class of whole flows from latents to data."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tfp_glow.networks import elsewhere
 
 
 class WholeFlow(OnePassBijector):
-  """A flow all of whose variables exist from the start, and which remembers whether it was initialised.
+  """A flow that makes all its variables at the start, and remembers whether it was initialised.
 
-  Its latent is one vector: parts that left on the way, one after the other. A subclass says in `_latent_shapes` what
-  they are as images.
+  Its latent is one vector of the parts that left on the way, one after the other. `_latent_shapes` of a subclass has
+  their shapes.
   """
 
   def __init__(self, *args, **kwargs):
@@ -33,10 +33,10 @@ class WholeFlow(OnePassBijector):
   _context_features = None
 
   def _take_context(self, shapes, features):
-    """Has calls take a context.
+    """Makes calls take a context.
 
     Args:
-      shapes: Of `contexts.checked_context_shape`, not `None`.
+      shapes: From `contexts.checked_context_shape`, not `None`.
       features: `ContextFeatures`.
     """
     self._own_context_shapes = _compat.untracked(self, shapes)
@@ -63,7 +63,7 @@ class WholeFlow(OnePassBijector):
     self._initialized.assign(True)
 
   def __repr__(self):
-    """With the architecture: what the constructor was given that is not the default, the shapes, and the size."""
+    """Shows the architecture: arguments that differ from their defaults, shapes, and number of parameters."""
     signature = inspect.signature(type(self).__init__).parameters
     given = [f"{key}={value!r}" for key, value in self.parameters.items()
              if key in signature and key not in ("name", "dtype") and value is not signature[key].default]
@@ -74,7 +74,7 @@ class WholeFlow(OnePassBijector):
 
   @property
   def built(self) -> bool:
-    """`True`: all variables exist from the start, while couplings on their own make theirs when first called."""
+    """`True`: all variables exist from the start, unlike those of a single coupling, which its first call makes."""
     return True
 
   @property
@@ -83,13 +83,13 @@ class WholeFlow(OnePassBijector):
     return bool(self._initialized.numpy())
 
   def split_latent(self, z: tf.Tensor | np.ndarray) -> list[tf.Tensor]:
-    """The parts of the latent, images where the data are images, from the vector.
+    """Splits the latent vector into its parts, which are images if the data are images.
 
     Args:
       z: Tensor `[..., H * W * C]`.
 
     Returns:
-      List of tensors `[..., h, w, c]`: the first to leave first, the last, or top, one last.
+      List of tensors `[..., h, w, c]`, in the order in which they leave; the last is the top latent.
 
     Raises:
       ValueError: if the shape of `z` does not fit.
@@ -109,7 +109,7 @@ class WholeFlow(OnePassBijector):
       z: Tensor `[..., H * W * C]`.
 
     Raises:
-      ValueError: if `parts` are not as many tensors of the right shapes.
+      ValueError: if the number or the shapes of `parts` do not fit.
     """
     shapes = self._latent_shapes()
     parts = [tf.convert_to_tensor(part, self.dtype) for part in parts]
@@ -122,28 +122,28 @@ class WholeFlow(OnePassBijector):
 
   @property
   def feature_shapes(self) -> list[tuple[int, int, int]]:
-    """Shapes `(h, w, c)` of the features of `inverse_with_features`, one for each scale; none of flows of vectors."""
+    """Shapes `(h, w, c)` of the features of `inverse_with_features`, one for each scale; empty for flows of vectors."""
     return [tuple(shape) for shape in self._feature_shapes() if shape.rank == 3]
 
   def inverse_with_features(self, y: tf.Tensor | np.ndarray, needs_log_det: bool = True,
                             **kwargs: Any) -> tuple[tf.Tensor, tf.Tensor, list[tf.Tensor]]:
-    """`inverse_and_log_det`, and what a classifier may look at on the way, in one pass.
+    """`inverse_and_log_det`, and features for a classifier, in one pass.
 
     Args:
       y: Tensor `[N] + event_shape`.
-      needs_log_det: Python `bool`: else those log-dets are left out that take longer than the values, and what is
-        returned in their place means nothing.
+      needs_log_det: Python `bool`; `False`: log-dets that take longer than the values are left out, and the returned
+        `log_det` is meaningless.
       **kwargs: As in `inverse_and_log_det`.
 
     Returns:
       x: Tensor `[N, D]`, the latent.
       log_det: `log |det dx/dy|` in nats, `[N]`.
-      features: List of tensors `[N, h, w, c]`, one for each scale, of the shapes `feature_shapes`: what leaves there;
-        of a flow of which nothing leaves before the end, the activations after each scale.
+      features: List of tensors `[N, h, w, c]`, one for each scale, of the shapes `feature_shapes`: the latents that
+        leave there, or, if nothing leaves before the end, the activations after each scale.
 
     Raises:
       ValueError: if the shape of `y`, or that of an argument, does not fit.
-      TypeError: if `y` is a tensor of another dtype than that of the bijector.
+      TypeError: if `y` is a tensor whose dtype is not the bijector's.
     """
     y = self._convert(y, "y", inverse=True)
     if y.shape.rank != 1 + self.inverse_min_event_ndims:
@@ -164,7 +164,7 @@ class WholeFlow(OnePassBijector):
     return x, log_det, self.split_latent(x)
 
   def _latent_shapes(self) -> list[tf.TensorShape]:
-    """Those of the parts of `split_latent`."""
+    """The shapes of the parts that `split_latent` returns."""
     raise NotImplementedError
 
   def _feature_shapes(self):

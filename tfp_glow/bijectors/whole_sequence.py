@@ -7,7 +7,7 @@ from tfp_glow.bijectors.whole_flow import WholeFlow
 
 
 class WholeSequence(WholeFlow, Sequence):
-  """A whole flow of parts one after the other; a subclass says in `_context_of_parts` what of a context they get."""
+  """A whole flow of parts one after the other. `_context_of_parts` of a subclass returns the parts' context."""
 
   def _forward_and_log_det(self, x, context=None, **kwargs):
     return super()._forward_and_log_det(x, **self._condition(context), **kwargs)
@@ -32,10 +32,10 @@ class WholeSequence(WholeFlow, Sequence):
     return {"context": self._context_of_parts(features, features.parts(context))}
 
   def _context_of_parts(self, features, parts):
-    """What the parts of the flow are given.
+    """The `context` argument of the flow's parts.
 
     Args:
       features: `ContextFeatures`.
-      parts: What its `parts` returned.
+      parts: The result of `features.parts`.
     """
     raise NotImplementedError

@@ -1,4 +1,4 @@
-"""Compares the contents of a checkpoint with a model, and puts them into it."""
+"""Compares the contents of a checkpoint with a model, and assigns them to it."""
 
 import numpy as np
 

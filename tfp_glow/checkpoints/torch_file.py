@@ -73,9 +73,9 @@ def read_torch_file(path: str | os.PathLike) -> Any:
   """
   path = checked_path("path", path)
   if not os.path.exists(path):
-    raise FileNotFoundError(f"`path` must be a file of PyTorch that is there. Received: {path}")
+    raise FileNotFoundError(f"`path` must be an existing file of PyTorch. Received: {path}")
   if not os.path.isfile(path):
-    raise ValueError(f"`path` must be a file of PyTorch, and no folder. Received: {path}")
+    raise ValueError(f"`path` must be a file of PyTorch, not a folder. Received: {path}")
   with open(path, "rb") as file:
     try:
       return _read(file)
@@ -100,7 +100,7 @@ def _read(file):
   file.seek(0)
   if head == b"PK":
     return _read_zip(file, budget)
-  _expect(head[:1] == b"\x80", "it begins neither as a zip file nor as a pickle")
+  _expect(head[:1] == b"\x80", "it begins neither like a zip file nor like a pickle")
   return _read_pickles(file, budget)
 
 
@@ -115,7 +115,7 @@ def _read_zip(file, budget):
     value = _Machine(storages.load, budget).run(io.BytesIO(_contents(archive, f"{folder}/data.pkl", budget)))
     for key, storage in storages.roots.items():
       name = f"{folder}/data/{key}"
-      _expect(archive.getinfo(name).file_size == storage.num_bytes, f"{name!r} has not the size that the pickle gives")
+      _expect(archive.getinfo(name).file_size == storage.num_bytes, f"{name!r} does not have the size in the pickle")
       storage.fill(_contents(archive, name, budget))
   return value
 
@@ -153,7 +153,7 @@ def _read_pickles(file, budget):
     storage = storages.roots[key]
     count = int.from_bytes(_next_bytes(file, 8), "little")
     _expect(count * storage.element.stored.itemsize == storage.num_bytes,
-            f"storage {key!r} has not the size that the pickle gives")
+            f"storage {key!r} does not have the size in the pickle")
     storage.fill(_next_bytes(file, storage.num_bytes))
   return value
 
@@ -353,7 +353,7 @@ _FUNCTIONS: dict[str, Callable] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_with_dtype,
 }
-# Other packages that it may name. A file that names anything else is no model, or wants to do more than to be read.
+# Other packages that it may name. A file that names anything else is not a model, or tries to do more than be read.
 _PACKAGES = ("__main__", "lib", "numpy", "resflows", "torch")
 _NAMES = {f"builtins.{name}" for name in ("bool", "bytes", "complex", "dict", "float", "int", "list", "object", "range",
                                           "slice", "str", "tuple", "type")}
@@ -438,7 +438,7 @@ class _Machine:
 
   def call(self):
     function, args = self.pop(2)
-    _expect(_is_global(function) and isinstance(args, tuple), "it calls what is no function")
+    _expect(_is_global(function) and isinstance(args, tuple), "it calls something that is not a function")
     make = _FUNCTIONS.get(function.name)
     if make is None:
       self.push(Opaque(function.name, args))
@@ -455,19 +455,19 @@ class _Machine:
       _expect(isinstance(state, dict) and all(isinstance(key, str) for key in state), "a namespace is damaged")
       vars(target).update(state)
     else:  # Attributes of an `OrderedDict`.
-      _expect(isinstance(target, dict), "it gives a state to what has none")
+      _expect(isinstance(target, dict), "it gives a state to an object without one")
 
   def extend(self, values):
     target = self._stack[-1]
     if isinstance(target, set):
       target.update(_members(values))
       return
-    _expect(isinstance(target, (list, Opaque)), "it appends to what is no list")
+    _expect(isinstance(target, (list, Opaque)), "it appends to something that is not a list")
     (target.items if isinstance(target, Opaque) else target).extend(values)
 
   def update(self, values):
     target = self._stack[-1]
-    _expect(isinstance(target, (dict, Opaque)) and len(values) % 2 == 0, "it sets items of what is no dict")
+    _expect(isinstance(target, (dict, Opaque)) and len(values) % 2 == 0, "it sets items of a thing that is not a dict")
     pairs = list(zip(values[::2], values[1::2]))
     if isinstance(target, Opaque):
       target.items.extend(pairs)

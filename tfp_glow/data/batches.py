@@ -1,4 +1,4 @@
-"""From a source of images to the batches of `load_images`: all of them, or the share of a worker."""
+"""Makes the batches of `load_images` from a source of images: all of them, or the share of a worker."""
 
 from typing import NamedTuple
 
@@ -44,7 +44,7 @@ def of_source(source, share, passes):
   """
   num_batches = passes.num_batches(source.num_images, share.batch_size)
   if not num_batches:
-    raise ValueError(f"`batch_size` must be at most the number of images ({source.num_images}) where `drop_remainder` "
+    raise ValueError(f"`batch_size` must be at most the number of images ({source.num_images}) if `drop_remainder` "
                      f"is True. Received: batch_size={share.batch_size}")
   if passes.skip_batches > num_batches:
     raise ValueError(f"`skip_batches` must be at most the number of batches of an epoch ({num_batches}). "
@@ -59,7 +59,7 @@ def of_source(source, share, passes):
 
   dataset = dataset.map(decode if cut_at_random else lambda *batch: decode(batch, None),
                         num_parallel_calls=tf.data.AUTOTUNE)
-  if len(share.parts) == 1:  # With several replicas Keras would take the number of elements for that of steps.
+  if len(share.parts) == 1:  # With several replicas Keras would mistake the number of elements for that of steps.
     num_batches = num_batches * (1 if passes.epochs is None else len(passes.epochs)) - passes.skip_batches
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(num_batches))
   # Workers that get the same dataset share each batch. Sharding by files, TensorFlow's default, would give batches that

@@ -15,7 +15,7 @@ _JPEG_FORMATS = ("JPEG", "MPO")  # MPO: written by cameras, with more pictures a
 _EXIF_ORIENTATION, _EXIF_QUARTER_TURNS = 0x0112, (5, 6, 7, 8)
 # The start of a PNG file, and the positions of its bit depth and its colour type (grey with opacity or not).
 _PNG_SIGNATURE, _PNG_BIT_DEPTH, _PNG_COLOUR_TYPE, _GREY_WITH_OPACITY = b"\x89PNG\r\n\x1a\n", 24, 25, 4
-# Pillow takes 16-bit TIFF files that are not grey for 8-bit ones, and keeps the upper bits.
+# Pillow reads 16-bit TIFF files that are not grey as 8-bit ones, and keeps the upper bits.
 _TIFF_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I;16B")
 _TIFF_BITS, _TIFF_PHOTOMETRY, _TIFF_NUM_BANDS, _MIN_IS_BLACK = 258, 262, 277, 1
 _OF_TIFF = ("TIFF files must be of unsigned numbers of at most 8 bits, or of 16, and of 1 to 4 bands: grey, a palette, "
@@ -35,7 +35,7 @@ class ImageFile(NamedTuple):
 
 
 def inspect(path, root, split):
-  """Describes an image file, or returns the error if it is not readable; without a split its bytes decide it."""
+  """Describes an image file, or returns the error if it is unreadable. Without a split, its bytes decide the split."""
   from PIL import Image
   try:
     content = pathlib.Path(path).read_bytes()
@@ -48,7 +48,7 @@ def inspect(path, root, split):
           image.format == "PNG" and content[_PNG_COLOUR_TYPE] == _GREY_WITH_OPACITY)  # Pillow says RGB for 16 bits.
       if image.format == "PNG":
         image.verify()  # Checksums, without decoding.
-      elif image.format not in _JPEG_FORMATS or not content.endswith(b"\xff\xd9"):  # Such a JPEG is complete.
+      elif image.format not in _JPEG_FORMATS or not content.endswith(b"\xff\xd9"):  # A JPEG with this end is complete.
         image.load()
         if image.format == "TIFF":
           width, height = image.size  # Pillow has turned the image.
@@ -69,7 +69,7 @@ def _is_deep(image, content):
   if image.format != "TIFF":
     return False
   is_deep = image.mode.startswith("I;16")
-  # Pillow drops further bands, takes 12 bits for 16, and swaps dark and bright where 0 is white.
+  # Pillow drops further bands, reads 12 bits as 16, and swaps dark and bright if 0 is white.
   if (image.mode not in _TIFF_MODES or image.tag_v2.get(_TIFF_NUM_BANDS, 1) != len(image.getbands())
       or is_deep and (image.tag_v2.get(_TIFF_BITS) != (16,) or image.tag_v2.get(_TIFF_PHOTOMETRY) != _MIN_IS_BLACK)):
     raise ValueError(_OF_TIFF)
@@ -83,7 +83,7 @@ def read(path, image_size, shorter_side, place, num_channels, dtype=np.uint8):
     path: Python `str`.
     image_size: Python `int`, side of the square to cut out and resize, up or down; None: the image stays as it is.
     shorter_side: Python `int`, the length to which the shorter side of the image is reduced first; None: `image_size`.
-    place: Of the square, two numbers in [0, 1), top to bottom and left to right; None: the middle.
+    place: Place of the square, two numbers in [0, 1), top to bottom and left to right; None: the middle.
     num_channels: Python `int`, 1 or 3.
     dtype: `np.uint8`; or `np.uint16` for files that can give 16 bits.
 

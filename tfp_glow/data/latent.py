@@ -107,7 +107,7 @@ def attribute_direction(z: np.ndarray | tf.Tensor, has_attribute: np.ndarray | t
 def _arcs(z0, z1, num_steps, dtype):
   """As `np.linspace`, along arcs in the plane of each pair of vectors."""
   if z0.ndim == 0:
-    raise ValueError(f"`z0` and `z1` must be vectors where `spherical` is True. Received: scalars of {dtype}")
+    raise ValueError(f"`z0` and `z1` must be vectors if `spherical` is True. Received: scalars of {dtype}")
   for name, z in (("z0", z0), ("z1", z1)):
     _check_finite(name, z)
   (norm0, unit0), (norm1, unit1) = _norm_and_direction(z0), _norm_and_direction(z1)
@@ -117,8 +117,8 @@ def _arcs(z0, z1, num_steps, dtype):
   length_of_difference, across = _norm_and_direction(unit1 - unit0)
   are_opposite = (length_of_sum < 4. * np.finfo(dtype).eps) & (norm0 > 0.) & (norm1 > 0.)
   if are_opposite.any():
-    raise ValueError("`z0` and `z1` must not be opposite where `spherical` is True: arcs lead in all directions from "
-                     f"one to the other. Received: {np.count_nonzero(are_opposite)} of {are_opposite.size} pairs are")
+    raise ValueError("`z0` and `z1` must not be opposite if `spherical` is True, because arcs in all directions "
+                     f"connect them. Received: {np.count_nonzero(are_opposite)} opposite pairs of {are_opposite.size}")
   angle = 2. * np.arctan2(length_of_difference, length_of_sum)
   share = np.linspace(0., 1., num_steps).reshape([-1] + [1] * z0.ndim)
   from_middle = (share - 0.5) * angle

@@ -78,17 +78,16 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
     epochs: `range` of the epochs that the dataset holds, one after the other, for a run that may be resumed. Order and
       random squares of each epoch depend only on the seed and its number. See `callbacks.TrainingState`. None: one
       pass, and a new order each time the dataset is iterated.
-    skip_batches: Number of batches at the start of the first of `epochs` to skip, without decoding them: those that a
-      run has seen before it was ended within an epoch.
+    skip_batches: Number of batches to skip, without decoding them, at the start of the first of `epochs`: those that
+      a run had seen when it was ended within an epoch.
     input_context: The argument that `strategy.distribute_datasets_from_function` gives to its function, for the share
-      of one of several workers: from each batch of `batch_size` images, those of each of its replicas, one after the
+      of one of several workers: the images of its replicas in each batch of `batch_size` images, one replica after the
       other. Together the workers get the batches of one process, each image once. Each worker decodes only its share.
       Of shuffled TFDS data it reads only its own records, except a few where two shares meet, and all of data sets that
       are not kept. It reads the whole of an `.npz` file, and every file of a folder once, to check it. None: all
       images.
     dtype: uint8 or uint16, of the images. uint16 values are those of the files, 0 .. 65535 for a model with
       `num_bits=16`. None: uint8, or the dtype of an `.npz` file.
-      `num_bits=16`. None: those of an `.npz` file as they are, else uint8.
 
   Returns:
     A `tf.data.Dataset` of batches `[B, H, W, C]`, uint8 or uint16, with static height, width and channels, or of pairs

@@ -48,7 +48,7 @@ def load(path, split, with_labels, dtype=None):
     raise ValueError("`name_or_folder` must hold uint8 images (or uint16 ones) [N, H, W] or [N, H, W, C] as "
                      f"'x_{name}'. Received: {images.dtype}, shape {images.shape}, in {str(path)!r}")
   if dtype is not None and images.dtype != dtype:
-    raise ValueError(f"`dtype` must be None or {images.dtype.name!r} for {str(path)!r}, whose 'x_{name}' is of that. "
+    raise ValueError(f"`dtype` must be None or {images.dtype.name!r} for {str(path)!r}, the dtype of 'x_{name}'. "
                      f"Received: dtype={np.dtype(dtype).name!r}")
   if with_labels:
     labels = _checked_labels(labels, len(images), path)
@@ -82,7 +82,7 @@ def _read(path, names):
       found = {name: file[name] for name in names if name in file}
       names_there = list(file)
   except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-    reason = "it is no zip file" if not zipfile.is_zipfile(path) else error  # NumPy's error would speak of a pickle.
+    reason = "it is not a zip file" if not zipfile.is_zipfile(path) else error  # NumPy's error would mention a pickle.
     raise ValueError(f"`name_or_folder` must be a readable {SUFFIX} file of arrays ({reason}). "
                      f"Received: name_or_folder={str(path)!r}") from error
   without = [name for name in names if name.startswith("x_") and name not in found]

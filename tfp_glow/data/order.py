@@ -3,8 +3,8 @@
 A batch has as many lanes as images. A lane owns consecutive numbers of images, `num_images / batch_size` of them (one
 more or less). Each batch takes one image from each lane. Each pass draws an order within the lanes. A worker has the
 same lanes of every batch, so it gets the same images in each pass, except at the ends of its lanes. Each pass also
-draws which lanes have one image more, for the last batch. Otherwise only images of these lanes would be in the last
-batch, where each image counts more.
+draws which lanes have one image more, for the last batch. Otherwise the last batch, where each image counts more, would
+always have images of the same lanes.
 """
 
 from typing import NamedTuple

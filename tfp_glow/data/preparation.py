@@ -50,10 +50,10 @@ def prepare(builder, name):
     elif builder.MANUAL_DOWNLOAD_INSTRUCTIONS or _is_in_manual_folder(builder) or _host_answers(builder):
       builder.download_and_prepare()
   except Exception as error:
-    by_hand = f"Files that were got by hand it takes from {manual_folder(builder)}"
+    by_hand = f"It takes files that were downloaded by hand from {manual_folder(builder)}"
     if builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
       instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split())
-      by_hand = f"Its files must be got by hand and put into {manual_folder(builder)}; TFDS says: {instructions}"
+      by_hand = f"Its files must be downloaded by hand and put into {manual_folder(builder)}; TFDS says: {instructions}"
     raise RuntimeError(f"`name_or_folder`: TFDS could not prepare {name!r} in {builder.data_dir}: {error}. {by_hand}. "
                        f"Received: name_or_folder={name!r}") from error
 

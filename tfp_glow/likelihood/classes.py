@@ -1,4 +1,4 @@
-"""Images of unknown class: their density is the mean of those of all classes."""
+"""Images of unknown class: their density is the mean of the densities under all classes."""
 
 import math
 
@@ -9,7 +9,7 @@ from tfp_glow.likelihood.image_spec import UNKNOWN
 
 
 def with_known_labels(condition):
-  """A condition, as of `ImageSpec.condition`, in which unknown classes are class 0: any will do for a first pass."""
+  """A condition (see `ImageSpec.condition`) with class 0 in place of unknown classes, for a first pass."""
   if "labels" not in condition:
     return condition
   labels = condition["labels"]
@@ -17,12 +17,12 @@ def with_known_labels(condition):
 
 
 def with_means_where_unknown(labels, log_density, of_classes):
-  """Log-densities, those of images of unknown class replaced by `logsumexp_k(of_classes) - log(num_classes)`.
+  """Replaces the log-densities of images of unknown class by `logsumexp_k(of_classes) - log(num_classes)`.
 
   Args:
-    labels: int32 tensor `[N]`, or one for all.
-    log_density: Tensor `[N]`, by these labels.
-    of_classes: Callable, from whether they are needed, a bool scalar, to a tensor `[N, num_classes]`.
+    labels: int32 tensor `[N]`, or a scalar for all images.
+    log_density: Tensor `[N]`, with these labels.
+    of_classes: Callable, from a bool scalar (whether the result is needed) to a tensor `[N, num_classes]`.
 
   Returns:
     Tensor `[N]`.
@@ -34,7 +34,7 @@ def with_means_where_unknown(labels, log_density, of_classes):
 
 
 def act_on_latents_alone(flow, latent_rank):
-  """Whether classes change nothing but what becomes of latents at last, so that another class takes no other pass.
+  """Whether classes act only on the latents, in the last part of `inverse`, so that no class needs another pass.
 
   Args:
     flow: `OnePassBijector`, class-conditional.
@@ -46,7 +46,7 @@ def act_on_latents_alone(flow, latent_rank):
 
 
 def _before_latent_side(flow):
-  """The parts of a composition that latents do not enter first."""
+  """The parts of a composition other than the one that latents enter first."""
   if not isinstance(flow, Sequence) or hasattr(flow, "split_latent"):
     return []
   *before, last = flow.parts
@@ -54,12 +54,12 @@ def _before_latent_side(flow):
 
 
 def relabelled(flow, z, condition, num_classes):
-  """Latents of the same images in each class, and what that adds to the log-det.
+  """Latents of the same images in each class, and the change of the log-det.
 
   Args:
     flow: Bijector with a method `relabelled`.
-    z: Tensor `[N] + event_shape`, the latents by the condition.
-    condition: As of `ImageSpec.condition`, its labels known.
+    z: Tensor `[N] + event_shape`, the latents under the condition.
+    condition: See `ImageSpec.condition`; its labels are known.
     num_classes: Python `int`.
 
   Returns:

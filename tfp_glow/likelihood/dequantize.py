@@ -1,4 +1,4 @@
-"""Between uint8 or uint16 images and continuous values; bits per dimension.
+"""Conversion between uint8 or uint16 images and continuous values; bits per dimension.
 
 An image of `n` bits has `2 ** n` levels. Level `k` stands for the bin `[k, k + 1) / 2 ** n - 1 / 2` of width `2 ** -n`;
 all bins together are `[-1/2, 1/2)`.
@@ -22,8 +22,8 @@ import tensorflow as tf
 
 from tfp_glow._core.validation import is_int
 
-# Second entries of a noise seed; the first is the model's. Training uses all from 0, the numbers of its steps.
-# Evaluation uses this, and with several draws those below. So no two of them share their noise.
+# Second entries of a noise seed; the first is the model's. Training uses the numbers of its steps, from 0. Evaluation
+# uses this one, and those below it for several draws. So no two of them share their noise.
 EVALUATION = -1
 INITIALIZATION = -2**31
 
@@ -72,24 +72,24 @@ def dequantize(images: tf.Tensor | np.ndarray, num_bits: int, noise: float | tf.
   levels = tf.floor(tf.cast(images, dtype) / 2.**_num_dropped_bits(num_bits))
   noise = tf.cast(noise, dtype)
   if num_bits > _MAX_BITS_OF_BYTES:
-    # A larger value would be rounded up, into the next bin.
+    # A larger value would be rounded up into the next bin.
     noise = tf.minimum(noise, tf.constant(1. - 2.**-(_precision(dtype) - num_bits), dtype))
   if _MAX_BITS_OF_BYTES < num_bits < _MAX_BITS:
-    # XLA drops the assertions that images have no more bits.
+    # XLA drops the assertions that images have no more bits than this.
     levels = tf.where(levels > largest_value(num_bits), tf.constant(np.nan, dtype), levels)
   return (levels + noise) / 2.**num_bits - 0.5
 
 
 def quantize(values: tf.Tensor | np.ndarray, num_bits: int) -> tf.Tensor:
-  """From values to the images whose bins they lie in; values beyond the bins become the darkest or the brightest.
+  """From values to the images whose bins they lie in; values beyond all bins become the darkest or the brightest.
 
   Args:
     values: Floating tensor.
     num_bits: Python `int`, 1 .. 16.
 
   Returns:
-    uint8 tensor of the shape of `values`. With fewer than 8 bits it has multiples of `2 ** (8 - num_bits)`, and 255, as
-    in the original, for values beyond the brightest bin. With more than 8 bits a uint16 tensor,
+    uint8 tensor of the shape of `values`. With fewer than 8 bits it has multiples of `2 ** (8 - num_bits)`, and 255 for
+    values beyond the brightest bin, as in the original code. With more than 8 bits a uint16 tensor,
     `0 .. 2 ** num_bits - 1`.
 
   Raises:
@@ -122,7 +122,7 @@ def image_noise(images: tf.Tensor | np.ndarray, seed: Sequence[int] | tf.Tensor,
     images: uint8 or uint16 tensor `[N] + event_shape`.
     seed: Integer tensor `[2]`.
     dtype: Floating dtype of the result.
-    num_bits: Python `int`, 1 .. 16, of the images: with more than 8, noise in float32 has fewer values.
+    num_bits: Python `int`, 1 .. 16, of the images. With more than 8 bits, noise in float32 has fewer distinct values.
 
   Returns:
     Tensor of the shape of `images`, in `(0, 1)`: odd multiples of `2 ** -16`, which together with 8 bits fit a float32.
@@ -150,7 +150,7 @@ def image_noise(images: tf.Tensor | np.ndarray, seed: Sequence[int] | tf.Tensor,
 
 
 def _shift_right(bits, count):
-  """The logical shift; TensorFlow's keeps the sign."""
+  """The logical shift to the right; TensorFlow's own keeps the sign."""
   shifted = tf.bitwise.right_shift(bits, tf.constant(count, tf.int64))
   return tf.bitwise.bitwise_and(shifted, 2**(64 - count) - 1)
 
@@ -158,8 +158,8 @@ def _shift_right(bits, count):
 def discrete_log_prob(log_prob: tf.Tensor | np.ndarray, num_dims: int, num_bits: int | None) -> tf.Tensor | np.ndarray:
   """From the log-density of a dequantized image to a log-probability of the image.
 
-  With noise uniform in the bin, its mean is a lower bound of `log P(image)` (Theis et al., "A note on the evaluation of
-  generative models", 2015, section 3.1).
+  With noise uniform in the bin, the mean of the result is a lower bound of `log P(image)` (Theis et al., "A note on the
+  evaluation of generative models", 2015, section 3.1).
 
   Args:
     log_prob: Tensor, nats.

@@ -1,4 +1,4 @@
-"""The flows in a distribution, wherever they are: initialised from data, and brought up to date."""
+"""All flows within a distribution: their initialisation from data, freezing and updates."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ tfd = tfp.distributions
 
 
 def flow_of(distribution):
-  """The bijector of a `tfd.TransformedDistribution` as a `OnePassBijector`; `None` of another distribution."""
+  """The bijector of a `tfd.TransformedDistribution` as a `OnePassBijector`; `None` for other distributions."""
   bijector = getattr(distribution, "bijector", None)
   if bijector is None or not is_of_tensors(bijector) or not _compat.is_injective(bijector):
     return None
@@ -22,17 +22,17 @@ def flow_of(distribution):
 
 
 def initialize(distribution, values, condition=None):
-  """Data-dependent initialisation of all flows in a distribution, as `OnePassBijector.initialize`.
+  """Data-dependent initialisation of all flows in a distribution; see `OnePassBijector.initialize`.
 
-  Those of a mixture's components all get the same data.
+  The components of a mixture all get the same data.
 
   Args:
     distribution: `tfd.Distribution`.
     values: Tensor `[N] + event_shape`, a batch of typical data.
-    condition: Dict of arguments that the bijector cannot do without: its context, if it has any.
+    condition: Dict of the arguments that the bijector requires: its context, if it has one.
   """
   if not _learns(distribution):
-    return  # Parameters may have a batch, which values have not.
+    return  # Its parameters may have batch dimensions that the values lack.
   flow = flow_of(distribution)
   if flow is not None:
     condition = condition or {}
@@ -46,7 +46,7 @@ def initialize(distribution, values, condition=None):
 
 
 def are_initialized(distribution):
-  """Whether `initialize` would find nothing to do, as far as the flows remember."""
+  """Whether all flows have been initialised, as far as they remember."""
   flow = flow_of(distribution) if _learns(distribution) else None
   if flow is not None:
     return flow.initialized and are_initialized(distribution.distribution)
@@ -54,11 +54,11 @@ def are_initialized(distribution):
 
 
 def check_is_heeded(distribution):
-  """Raises `ValueError` for a `trainable` of something that would not heed it."""
+  """Raises `ValueError` if `trainable` was set on something of TFP, where it has no effect."""
   for part in [distribution, *distribution.submodules]:
     if "trainable" in vars(part) and type(part).__module__.startswith("tensorflow_probability."):
-      raise ValueError("`trainable` must be that of a part of this package: bijectors and distributions of TFP know no "
-                       "such thing. Put them into `tfp_glow.Chain`, or make their `tf.Variable`s with "
+      raise ValueError("`trainable` must be set on a part of this package: it has no effect on bijectors and "
+                       "distributions of TFP. Put them into `tfp_glow.Chain`, or make their `tf.Variable`s with "
                        f"`trainable=False`. Received: trainable={part.trainable!r} of {part!r}")
 
 
@@ -68,10 +68,10 @@ def owners_of(distribution):
 
 
 def frozen_variables(owners, variables):
-  """Those `tf.Variable`s that are frozen, and those that are not trained, but belong to something that is frozen.
+  """The frozen `tf.Variable`s, and the never trained ones that belong to something frozen.
 
   Args:
-    owners: Of `owners_of`.
+    owners: From `owners_of`.
     variables: All `tf.Variable`s of that distribution.
   """
   ids = {id(variable) for owner in _ours(owners) for variable in ownership.frozen_variables(owner)}
@@ -82,7 +82,7 @@ def freeze(owners, variables):
   """Freezes what `frozen_variables` returned.
 
   Args:
-    owners: Of `owners_of`.
+    owners: From `owners_of`.
     variables: List of `tf.Variable`s.
   """
   for owner in _ours(owners):
@@ -92,32 +92,32 @@ def freeze(owners, variables):
 
 
 def sync_trainable(owners):
-  """Has the variables of bijectors follow what layers of networks have as `trainable`."""
+  """Copies the `trainable` of the networks' layers to the variables of the bijectors."""
   for owner in _ours(owners):
     ownership.sync_trainable(owner)
 
 
 def on_trainable_changed(owners, follower):
-  """Has a method called whenever a variable of these bijectors is frozen or unfrozen."""
+  """Registers a method to be called whenever a variable of these bijectors is frozen or unfrozen."""
   for owner in _ours(owners):
     ownership.on_trainable_changed(owner, follower)
 
 
 def after_update(owners):
-  """Has bijectors follow an update of the weights.
+  """Brings the bijectors' state up to date after an update of the weights.
 
   Args:
-    owners: Of `owners_of`.
+    owners: From `owners_of`.
   """
   for owner in owners:
     owner.after_update()
 
 
 def draw_other_noise(owners):
-  """Has estimates of log-dets move on to other noise, as after an update.
+  """Moves estimates of log-dets on to new noise, as after an update.
 
   Args:
-    owners: Of `owners_of`.
+    owners: From `owners_of`.
   """
   for seed in _noise_seeds(owners):
     seed.assign(tf.convert_to_tensor(seed.value) + [0, 1])
@@ -125,11 +125,11 @@ def draw_other_noise(owners):
 
 @contextlib.contextmanager
 def other_estimates(distribution, draw):
-  """In which estimates of log-dets draw other noise; the weights stay.
+  """A context in which estimates of log-dets draw other noise; the weights stay the same.
 
   Args:
     distribution: `tfd.Distribution`.
-    draw: Python `int`, a number for each noise. 0: the noise that they have at present.
+    draw: Python `int` that selects the noise; 0: the present noise.
   """
   seeds = _noise_seeds(owners_of(distribution))
   before = [seed.numpy() for seed in seeds]
@@ -152,7 +152,7 @@ def _ours(owners):
 
 
 def _learns(distribution):
-  """Whether there is anything in a distribution that is initialised from data."""
+  """Whether anything in a distribution is initialised from data."""
   return any(hasattr(part, "initialize") for part in distribution.submodules)
 
 

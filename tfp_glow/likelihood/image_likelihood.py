@@ -1,4 +1,4 @@
-"""`ImageLikelihood`: what a distribution says of images, and the images it makes."""
+"""`ImageLikelihood`: the log-probabilities that a distribution gives to images, and the images that it draws."""
 
 import tensorflow as tf
 import tensorflow_probability as tfp
@@ -15,20 +15,20 @@ tfd = tfp.distributions
 class ImageLikelihood:
   """Images in, log-probabilities and latents out, and back: pure functions of tensors.
 
-  `FlowModel` and its SavedModel are both made of these, and so agree. Compositions, of this package or of TFP, are one
-  pass each. What methods take as `condition` is a dict, see `ImageSpec`.
+  `FlowModel` and its SavedModel both use these functions, and so agree. A composition, of this package or of TFP, takes
+  one pass. The argument `condition` of methods is a dict; see `ImageSpec`.
   """
 
   def __init__(self, distribution, num_bits):
     """Creates the likelihood.
 
     Args:
-      distribution: `tfd.Distribution` over one image (or vector): fully defined event shape, no batch shape.
+      distribution: `tfd.Distribution` over one image (or vector), with a fully defined event shape and no batch shape.
       num_bits: Python `int`, 1 .. 8 for uint8 images, 9 .. 16 for uint16 ones; `None` for continuous data.
 
     Raises:
       TypeError: if `distribution` is not a TFP distribution.
-      ValueError: if it is not over one event, or `num_bits` is not as above.
+      ValueError: if its shapes or `num_bits` are not as above.
     """
     if not isinstance(distribution, tfd.Distribution):
       raise TypeError("`distribution` must be a `tfp.distributions.Distribution`, or a bijector that knows the shape "
@@ -40,15 +40,14 @@ class ImageLikelihood:
                        f"event_shape {distribution.event_shape}, batch_shape {distribution.batch_shape}")
     self.distribution = distribution
     self._flow = flows.flow_of(distribution)
-    self._owners = flows.owners_of(distribution)  # Found once: to walk a distribution takes longer than a small batch.
+    self._owners = flows.owners_of(distribution)  # Found once: walking a distribution takes longer than a small batch.
     self.variables = ()  # Until `build`.
     self.spec = ImageSpec(distribution.event_shape, distribution.dtype, num_bits,
                           None if self._flow is None else self._flow.num_classes,
                           None if self._flow is None else self._flow.context_shape)
 
   def build(self):
-    """Has those bijectors make their variables that make them when they are first called; `variables` is of all then.
-    """
+    """Makes the variables that bijectors make in their first call. Then `variables` lists all variables."""
     if not getattr(getattr(self.distribution, "bijector", None), "built", False):
       values = tf.zeros([1] + self.spec.event_shape.as_list(), self.spec.dtype)
       self.log_density(values, None if self._flow is None else self._flow.any_condition(values))
@@ -75,31 +74,31 @@ class ImageLikelihood:
 
   @property
   def log_det_estimator(self):
-    """How its bijectors estimate log-dets, a Python `str`; `None` where none does."""
+    """How the bijectors estimate log-dets, a Python `str`; `None` if none does."""
     ways = dict.fromkeys(getattr(part, "log_det_estimator", None) for part in self.distribution.submodules)
     return "; ".join(way for way in ways if way) or None
 
   @property
   def num_class_features(self):
-    """Number of the features that a classifier of latents sees; `None` where there are no classes, or no features."""
+    """Number of features that a classifier of latents sees; `None` without classes or without features."""
     if self.spec.num_classes is None or not hasattr(latent_side_of(self._flow), "class_features"):
       return None
     return latent_side_of(self._flow).num_class_features
 
   @property
   def feature_shapes(self):
-    """Shapes `(h, w, c)` of the `features_of_scales`; none of flows that have no such features."""
+    """Shapes `(h, w, c)` of the `features_of_scales`; an empty list for flows without these features."""
     flow = self._parts_to_whole_flow()[-1]
-    # Of an event that is several to the flow there would be features of each of them.
+    # If one event is several to the flow, each of them would have its own features.
     is_one_event = getattr(flow, "inverse_min_event_ndims", None) == self.spec.event_shape.rank
     return flow.feature_shapes if is_one_event and hasattr(flow, "feature_shapes") else []
 
   def to_values(self, images, noise_seed=None):
-    """Dequantized images; continuous data as they are.
+    """Dequantized images; continuous data unchanged.
 
     Args:
       images: Tensor `[N] + event_shape`.
-      noise_seed: Integer tensor `[2]` of the uniform noise; `None`: midpoints of the bins.
+      noise_seed: Integer tensor `[2]`, seed of the uniform noise; `None`: midpoints of the bins.
     """
     images, spec = self.spec.checked_images(images), self.spec
     if spec.num_bits is None:
@@ -109,32 +108,32 @@ class ImageLikelihood:
     return dequantize.dequantize(images, spec.num_bits, noise, spec.dtype)
 
   def to_images(self, values):
-    """The inverse of `to_values`, whatever the noise was; values for images of bits must be finite."""
+    """The inverse of `to_values`, whatever the noise was. Values for uint8 or uint16 images must be finite."""
     if self.spec.num_bits is None:
       return values
-    # A NaN would become a black pixel, and nobody would know.
+    # Otherwise a NaN would silently become a black pixel.
     num_odd = tf.math.count_nonzero(~tf.math.is_finite(values))
-    message = (f"Images must be finite to be {self.spec.image_dtype.name}: weights, latents or temperature are not "
-               "sound. Received: so many numbers that are not:")
+    message = (f"Images must be finite to be {self.spec.image_dtype.name}: check weights, latents and temperature. "
+               "Received: NaN or infinite numbers, this many:")
     with tf.control_dependencies([tf.debugging.Assert(tf.equal(num_odd, 0), [message, num_odd])]):
       return dequantize.quantize(values, self.spec.num_bits)
 
   def log_prob(self, images, condition=None, noise_seed=None, training=False, labels_are_known=False):
     """Log-probability of each image, `[N]`, in nats; see `dequantize.discrete_log_prob`.
 
-    That of an image whose label is `UNKNOWN` is the mean over all classes, unless labels are known.
+    For an image with the label `UNKNOWN`, its probability is the mean over all classes, unless `labels_are_known`.
     """
     values = self.to_values(images, noise_seed)
     return self._discrete(self.log_density(values, condition, training, labels_are_known))
 
   def log_prob_of_classes(self, images, condition):
-    """`log_prob` of each image in each class, `[N, num_classes]`; the labels of the condition do not matter."""
+    """`log_prob` of each image in each class, `[N, num_classes]`, whatever labels the condition has."""
     values, condition = self.to_values(images), classes.with_known_labels(self.spec.condition(condition))
     z, log_det = self._pass(values, condition)
     return self._discrete(self._log_density_of_classes(values, z, log_det, condition, tf.constant(True)))
 
   def log_prob_and_features(self, images, condition, noise_seed=None, training=False):
-    """`log_prob`, and what a classifier of the latents sees of each image, `[N, num_class_features]`, in one pass."""
+    """`log_prob`, and each image's features for a classifier of latents, `[N, num_class_features]`, in one pass."""
     z, log_density = self._latents_and_log_density(self.to_values(images, noise_seed), condition, training)
     flow = latent_side_of(self._flow)
     known = classes.with_known_labels(self.spec.condition(condition))
@@ -147,7 +146,7 @@ class ImageLikelihood:
     return self._discrete(log_density), features
 
   def features_of_scales(self, values, condition=None, training=False):
-    """What a classifier of all scales sees of dequantized images: a list of tensors `[N, h, w, c]`."""
+    """Features of dequantized images for a classifier of all scales: a list of tensors `[N, h, w, c]`."""
     return self._log_density_and_features(values, condition, training, needs_log_det=False)[1]
 
   def log_density(self, values, condition=None, training=False, labels_are_known=False):
@@ -162,7 +161,7 @@ class ImageLikelihood:
     condition = self.spec.condition(condition)
     known = condition if labels_are_known else classes.with_known_labels(condition)
     z, log_det = self._pass(values, known, training)
-    with precision.of_evaluation(training):  # There may be other flows.
+    with precision.of_evaluation(training):  # The distribution of the latents may have flows, too.
       log_density = self.distribution.distribution.log_prob(z) + log_det
     if "labels" not in condition or labels_are_known:
       return z, log_density
@@ -170,9 +169,9 @@ class ImageLikelihood:
     return z, classes.with_means_where_unknown(condition["labels"], log_density, of_classes)
 
   def _log_density_of_classes(self, values, z, log_det, condition, are_needed, training=False):
-    """From a pass with these labels, known ones, to the log-densities `[N, num_classes]` in all classes.
+    """From a pass with known labels to the log-densities `[N, num_classes]` in all classes.
 
-    They are zeros unless they are needed, and take no time then.
+    If they are not needed, they are zeros and take no time.
     """
     base, num_classes, count = self.distribution.distribution, self.spec.num_classes, tf.shape(values)[0]
     context = {key: condition[key] for key in condition.keys() & {"context"}}
@@ -187,7 +186,7 @@ class ImageLikelihood:
       z, log_det = self._pass(values, with_context(parts) | {"labels": tf.fill([count], label)}, training)
       return base.log_prob(z) + log_det
 
-    # Inputs have gradients, where users ask for those of images, or have a network of their own make the contexts.
+    # All these get gradients: users may want those of images, or make contexts by a network of their own.
     parts = tf.nest.flatten(context)
     with precision.of_evaluation(training):
       if classes.act_on_latents_alone(self._flow, z.shape.rank - 1):
@@ -197,7 +196,7 @@ class ImageLikelihood:
       return tf.transpose(gradients.stacked_if(are_needed, of_class, none, values, *parts))
 
   def _pass(self, values, condition, training=False):
-    """Latents of dequantized images, and the log-det `[N]` of all that is one event."""
+    """Latents of dequantized images, and the log-det `[N]` of each event."""
     with precision.of_evaluation(training):
       z, log_det = self._flow.inverse_and_log_det(values, **_arguments_of(self._flow, values, condition, training))
     return z, tf.reduce_sum(log_det, list(range(1, log_det.shape.rank)))
@@ -216,7 +215,7 @@ class ImageLikelihood:
       return self.distribution.distribution.log_prob(z) + log_det + total, features
 
   def _parts_to_whole_flow(self):
-    """The parts of the flow, from the data to the one that latents enter first: that may be one of several scales."""
+    """The parts of the flow, from the data to the one that latents enter first, which may be a whole flow."""
     parts = [self._flow]
     while isinstance(parts[-1], Sequence) and not hasattr(parts[-1], "feature_shapes"):
       parts[-1:] = parts[-1].parts
@@ -226,7 +225,7 @@ class ImageLikelihood:
     return dequantize.discrete_log_prob(log_density, self.num_dims, self.spec.num_bits)
 
   def bits_per_dim(self, log_prob):
-    """From `log_prob`'s nats."""
+    """Bits per dimension from the nats of `log_prob`."""
     return dequantize.bits_per_dim(log_prob, self.num_dims)
 
   def encode(self, images, condition=None):
@@ -249,14 +248,14 @@ class ImageLikelihood:
     """Temperatures, for `sample`, as a tensor.
 
     Raises:
-      ValueError: if they are not as in `Latents.checked_temperature`, or not 1 for a distribution without latents.
+      ValueError: if they are not as in `Latents.checked_temperature`, or not 1 although there are no latents.
     """
     if self._flow is None:
       return latents.temperature_of_none(temperature, self.distribution)
     return self.latents.checked_temperature(temperature)
 
   def sample(self, num_samples, temperature, seed, condition=None):
-    """New images `[num_samples] + event_shape`; arguments as `Latents.sample`, and the condition of each of them."""
+    """New images `[num_samples] + event_shape`. Arguments as in `Latents.sample`, and the condition of each image."""
     if self._flow is None:
       return self.to_images(self.distribution.sample(num_samples, seed=seed))
     return self.decode(self.latents.sample(num_samples, temperature, seed), condition)
@@ -267,19 +266,19 @@ class ImageLikelihood:
     flows.initialize(self.distribution, values, condition)
 
   def sync_trainable(self):
-    """Has the variables of all flows follow what layers of networks have as `trainable`."""
+    """Copies the `trainable` of the networks' layers to the variables of all flows."""
     flows.sync_trainable(self._owners)
 
   def on_trainable_changed(self, follower):
-    """Has a method called whenever a variable of a flow in the distribution is frozen or unfrozen."""
+    """Registers a method to be called whenever a variable of a flow in the distribution is frozen or unfrozen."""
     flows.on_trainable_changed(self._owners, follower)
 
   def check_trainable(self):
-    """Raises `ValueError` for a `trainable` of something that would not heed it."""
+    """Raises `ValueError` if `trainable` was set on something of TFP, where it has no effect."""
     flows.check_is_heeded(self.distribution)
 
   def frozen_indices(self):
-    """What is frozen, as indices of `variables`, for a file."""
+    """Indices in `variables` of what is frozen, for a file."""
     frozen = set(map(id, flows.frozen_variables(self._owners, self.variables)))
     return [index for index, variable in enumerate(self.variables) if id(variable) in frozen]
 
@@ -289,21 +288,21 @@ class ImageLikelihood:
 
   @property
   def is_initialized(self):
-    """Whether `initialize` would find nothing to do, as far as the flows remember."""
+    """Whether all flows have been initialised, as far as they remember."""
     return flows.are_initialized(self.distribution)
 
   def after_update(self):
-    """Has bijectors follow an update of the weights, wherever they are in the distribution."""
+    """Brings the state of all bijectors in the distribution up to date after an update of the weights."""
     flows.after_update(self._owners)
 
   def draw_other_noise(self):
-    """Has estimates of log-dets move on to other noise, as after an update."""
+    """Moves estimates of log-dets on to new noise, as after an update."""
     flows.draw_other_noise(self._owners)
 
   def walk(self, values, condition=None):
-    """`OnePassBijector.walk` of dequantized images, through all that lies between them and the innermost latents.
+    """`OnePassBijector.walk` of dequantized images, through all flows down to the innermost latents.
 
-    As in training: a precision in which that fails may be the reason.
+    It computes in the precision of training, which may be the reason for a failure.
     """
     condition = classes.with_known_labels(self.spec.condition(condition)) | {"training": True}
     distribution = self.distribution
@@ -316,7 +315,7 @@ class ImageLikelihood:
 
 
 def _arguments_of(flow, values, condition, training=False, inverse=True):
-  """Those of a pass: of an event, all that is one to the flow has the same condition."""
+  """The arguments of a pass. If one event is several to the flow, they all have the same condition."""
   extra = values.shape.rank - 1 - flow.event_shape_of(inverse).rank
   if extra:
     condition = {key: batching.with_extra_dims(value, extra) for key, value in condition.items()}
@@ -324,6 +323,6 @@ def _arguments_of(flow, values, condition, training=False, inverse=True):
 
 
 def _taken_by(bijector, condition):
-  """What a part of a composition takes of a condition, as far as it says so."""
+  """The entries of a condition that a part of a composition takes, as far as it says so."""
   names = getattr(bijector, "argument_names", condition)
   return {key: value for key, value in condition.items() if key in names}

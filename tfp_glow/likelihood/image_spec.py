@@ -11,20 +11,20 @@ UNKNOWN = -1
 class ImageSpec:
   """Shape, dtype, classes and contexts of the images of a model, and checks against them.
 
-  A condition is what a model is told of images: a dict with the keys `"labels"` and `"context"`, each of them absent or
-  `None` where there is nothing to tell.
+  A condition is what a model is told about images: a dict with the keys `"labels"` and `"context"`. Either may be
+  absent or `None`.
   """
 
   def __init__(self, event_shape, dtype, num_bits, num_classes, context_shape=None):
     """Creates the spec.
 
     Args:
-      event_shape: `tf.TensorShape` of one image, all of it known.
+      event_shape: `tf.TensorShape` of one image, fully defined.
       dtype: Floating dtype of the values that the model computes with.
       num_bits: Python `int`, 1 .. 8 for uint8 images, 9 .. 16 for uint16 ones; `None` for continuous data.
       num_classes: Python `int`; `None`: the images have no classes.
-      context_shape: Tuple of `int`s, the shape of the context of one image, or a dict of them by names; `None`: the
-        images have none.
+      context_shape: Tuple of `int`s, the shape of the context of one image, or a dict from names to such shapes;
+        `None`: the images have no context.
 
     Raises:
       ValueError: if `num_bits` is not as above.
@@ -39,7 +39,7 @@ class ImageSpec:
 
   @property
   def image_dtype(self):
-    """uint8, uint16 for more than 8 bits, or that of the values for continuous data."""
+    """uint8, uint16 for more than 8 bits, or the dtype of the values for continuous data."""
     return self.dtype if self.num_bits is None else dequantize.image_dtype(self.num_bits)
 
   def checked_images(self, images):
@@ -47,7 +47,7 @@ class ImageSpec:
 
     Raises:
       TypeError: if the dtype does not fit `num_bits`.
-      ValueError: if the shape is not `[N] + event_shape`, or values have more bits than the model.
+      ValueError: if the shape is not `[N] + event_shape`, or values have more bits than the model allows.
     """
     if images is None:
       raise TypeError("`images` must be an array or tensor. Received: None")
@@ -73,34 +73,34 @@ class ImageSpec:
       raise ValueError(f"`images` must have shape {[None] + self.event_shape.as_list()}. Received: {shape}")
 
   def check_values(self, images):
-    """Raises `ValueError` of an array whose values have more bits than the model."""
+    """Raises `ValueError` for an array whose values have more bits than the model allows."""
     if self._may_have_too_many_bits and images.size and images.max() > dequantize.largest_value(self.num_bits):
       raise ValueError(f"{self._range_message()} {images.max()}")
 
   @property
   def _may_have_too_many_bits(self):
-    """Whether not all values of the dtype of images are such of the model."""
+    """Whether the dtype of images has values that the model does not allow."""
     return self.num_bits is not None and dequantize.largest_value(self.num_bits) < self.image_dtype.max
 
   def _range_message(self):
-    return (f"`images` must have {self.num_bits} bits, values 0 .. {dequantize.largest_value(self.num_bits)}, as the "
-            f"model was made with `num_bits={self.num_bits}`; those of 16 bits lose the lowest by `images >> "
-            f"{16 - self.num_bits}`. Received: values up to")
+    return (f"`images` must have {self.num_bits} bits, values 0 .. {dequantize.largest_value(self.num_bits)}, because "
+            f"the model was made with `num_bits={self.num_bits}`. For images of 16 bits, `images >> "
+            f"{16 - self.num_bits}` drops the lowest bits. Received: values up to")
 
   def _wanted(self, found):
-    """What images should be that are of another dtype."""
+    """What images should be, for an error about images of the dtype `found`."""
     if self.num_bits is None:
-      return "floating, as the model was made with `num_bits=None`"
+      return "floating, because the model was made with `num_bits=None`"
     if self.image_dtype == tf.uint8:
       of_more = (" up to 8 (for images of more bits make the model with `num_bits` in 9 .. 16, or reduce them: "
-                 "`(images >> 8).astype(np.uint8)` of 16 bits)")
-      return "uint8, values 0 .. 255, whatever `num_bits`" + of_more * (found.is_integer and found.size > 1)
+                 "`(images >> 8).astype(np.uint8)` for 16 bits)")
+      return "uint8, values 0 .. 255, for any `num_bits`" + of_more * (found.is_integer and found.size > 1)
     largest = dequantize.largest_value(self.num_bits)
-    return (f"uint16, values 0 .. {largest}, as the model was made with `num_bits={self.num_bits}` (for uint8 images "
-            "make it with `num_bits` in 1 .. 8)")
+    return (f"uint16, values 0 .. {largest}, because the model was made with `num_bits={self.num_bits}` (for uint8 "
+            "images make it with `num_bits` in 1 .. 8)")
 
   def taken(self, condition):
-    """Of what came with images that which the model takes: data may hold more, which is not used."""
+    """The entries of a condition that the model takes. Data may hold more, which is not used."""
     takes = {"labels": self.num_classes is not None, "context": self.context_shape is not None}
     return {key: value for key, value in condition.items() if takes[key]}
 
@@ -108,11 +108,11 @@ class ImageSpec:
     """Keyword arguments of the bijector: int32 `labels`, and a `context` in the dtype of the values.
 
     Args:
-      condition: Dict, or `None` for an empty one: `labels` `[N]`, which may be `UNKNOWN`, or one for all; `context`
-        `[N] + context_shape`.
+      condition: Dict, or `None` for an empty one. `labels`: `[N]`, or a scalar for all images; they may be `UNKNOWN`.
+        `context`: `[N] + context_shape`.
 
     Raises:
-      ValueError: if there is less or more than the model takes, or a shape does not fit.
+      ValueError: if an entry is missing or not taken by the model, or a shape does not fit.
       TypeError: if labels are not integers, or contexts not floating.
     """
     condition = condition or {}
@@ -121,27 +121,27 @@ class ImageSpec:
     return ({} if labels is None else {"labels": labels}) | ({} if context is None else {"context": context})
 
   def checked_labels(self, labels):
-    """Labels as an int32 tensor, `None` where there are none; raises as `condition`."""
+    """Labels as an int32 tensor, or `None` if there are none; raises as `condition`."""
     if labels is not None and not hasattr(labels, "shape"):
       labels = tf.convert_to_tensor(labels)
     self.check_labels(labels)
     if labels is None:
       return None
     labels = tf.convert_to_tensor(labels)
-    if labels.dtype.size > 4:  # Too large ones would come round to others.
+    if labels.dtype.size > 4:  # Labels too large for int32 would become valid ones.
       none = tf.cast(UNKNOWN - 1, labels.dtype)
       labels = tf.where(tf.cast(tf.cast(labels, tf.int32), labels.dtype) == labels, labels, none)
     return tf.cast(labels, tf.int32)
 
   def checked_context(self, context, is_batch=True):
-    """A context, or a dict of them, as tensors of the dtype of the values; `None` where there are none.
+    """A context, or a dict of them, as tensors of the dtype of the values; `None` if there is none.
 
     Args:
       context: Array or tensor, or a dict of them, or `None`.
-      is_batch: Python `bool`: whether each image must have one of its own. Else there may be one for all.
+      is_batch: Python `bool`: whether each image must have its own. Otherwise one for all is allowed.
 
     Raises:
-      ValueError: if it is missing, or superfluous, or its shape or keys do not fit.
+      ValueError: if it is missing or not taken by the model, or its shape or keys do not fit.
       TypeError: if it is not floating.
     """
     if isinstance(context, dict):
@@ -176,17 +176,17 @@ class ImageSpec:
     for name, part, shape in self.context_parts(context):
       dtype, found, one = tf.as_dtype(part.dtype), tf.TensorShape(part.shape), tf.TensorShape(shape)
       if not dtype.is_floating:
-        raise TypeError(f"`{name}` must be floating, scaled as the flow is to see it. Received: {dtype.name}")
+        raise TypeError(f"`{name}` must be floating, scaled to about -1 .. 1. Received: {dtype.name}")
       if not found.is_compatible_with(tf.TensorShape([None]).concatenate(one)) and (
           is_batch or not found.is_compatible_with(one)):
         expected = f"{[None, *shape]}" + f", or {list(shape)}, one for all" * (not is_batch)
         raise ValueError(f"`{name}` must have shape {expected}. Received: {found}")
 
   def context_parts(self, context):
-    """The contexts of an image, in the order of `tf.nest`: a name for errors, what was given, and the shape of each.
+    """For each context, in the order of `tf.nest`: a name for errors, what was given, and the shape of one.
 
     Raises:
-      ValueError: if there is a dict where there should be a tensor, or the other way round, or keys do not fit.
+      ValueError: if there is a dict instead of a tensor, or a tensor instead of a dict, or keys do not fit.
     """
     if not isinstance(self.context_shape, dict):
       if isinstance(context, dict):

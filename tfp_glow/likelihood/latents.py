@@ -1,4 +1,4 @@
-"""Latents: drawn, at a temperature for each of their levels."""
+"""Latents, drawn at one temperature or at one for each level."""
 
 import numbers
 
@@ -16,37 +16,37 @@ class Latents:
 
     Args:
       base: `tfd.Distribution` of the latents.
-      flow: `OnePassBijector` from them to images; one with `split_latent` has levels, as `GlowBijector` has.
+      flow: `OnePassBijector` from latents to images. One with `split_latent` has levels, for example `GlowBijector`.
     """
     self._base = base
     self._flow = latent_side_of(flow)
 
   @property
   def dtype(self):
-    """Of the latents."""
+    """Dtype of the latents."""
     return self._base.dtype
 
   @property
   def event_shape(self):
-    """Of one latent."""
+    """Shape of one latent."""
     return self._base.event_shape
 
   @property
   def num_levels(self):
-    """Number of levels; `None` where the flow does not split its latents."""
+    """Number of levels; `None` if the flow does not split its latents."""
     return len(self._split_ones()) if hasattr(self._flow, "split_latent") else None
 
   def checked_temperature(self, temperature):
     """Temperatures, for `sample`, as a tensor.
 
     Raises:
-      ValueError: if they are not one finite number of at least 0 or, where the flow has levels, one for each of them.
+      ValueError: if they are not one finite number of at least 0 or, if the flow has levels, one for each level.
     """
     values = _checked_numbers(temperature)
     if values.ndim and len(values) != self.num_levels:
       levels = f"{self.num_levels} levels" if self.num_levels else (
-          "a bijector without levels (in a `Chain`, a flow that has them must be the last, next to the latents)")
-      raise ValueError("`temperature` must be one number, or a list of one for each part that the bijector's "
+          "a bijector without levels (in a `Chain`, a flow with levels must be the last, next to the latents)")
+      raise ValueError("`temperature` must be one number, or a list with one number for each part that the bijector's "
                        f"`split_latent` returns. Received: {temperature!r} for {levels}")
     return tf.constant(values.astype(np.float32))
 
@@ -55,7 +55,7 @@ class Latents:
 
     Args:
       num_samples: Integer scalar.
-      temperature: Floating scalar that the latents' deviation from their mean is multiplied by; or `[num_levels]`.
+      temperature: Floating scalar, a factor for the latents' deviation from their mean; or `[num_levels]`.
       seed: Integer tensor `[2]`.
     """
     z = self._base.sample(num_samples, seed=seed)
@@ -74,7 +74,7 @@ class Latents:
     return tf.ensure_shape(z, [None] + self.event_shape.as_list())
 
   def _of_each_value(self, temperature):
-    """The temperature of each value of a latent, or of all."""
+    """The temperature of each value of a latent, or one for all."""
     if self.num_levels is None:
       return temperature
     by_level = tf.unstack(tf.broadcast_to(temperature, [self.num_levels]))
@@ -85,7 +85,7 @@ class Latents:
 
 
 def temperature_of_none(temperature, distribution):
-  """The temperature of a distribution without latents; raises `ValueError` for another than 1."""
+  """The temperature of a distribution without latents; raises `ValueError` unless it is 1."""
   if _checked_numbers(temperature).tolist() != 1.:
     raise ValueError("`temperature` must be 1 for a distribution without latents. "
                      f"Received: {temperature!r} for {distribution!r}")
@@ -95,6 +95,6 @@ def temperature_of_none(temperature, distribution):
 def _checked_numbers(temperature):
   values = np.asarray(temperature, object)
   if values.ndim > 1 or not all(isinstance(value, numbers.Real) and 0. <= value < np.inf for value in values.flat):
-    raise ValueError("`temperature` must be a finite number of at least 0, or a list of one for each level. "
+    raise ValueError("`temperature` must be a finite number of at least 0, or a list with one for each level. "
                      f"Received: {temperature!r}")
   return values

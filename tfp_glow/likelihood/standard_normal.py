@@ -1,4 +1,4 @@
-"""The distribution of what a bijector makes of standard normal latents, for whoever wants no other."""
+"""The default distribution of a bijector: standard normal latents."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ tfd = tfp.distributions
 
 def with_standard_normal(
     distribution: tfp.distributions.Distribution | tfp.bijectors.Bijector) -> tfp.distributions.Distribution:
-  """Of a bijector, the distribution of what it makes of independent standard normal latents.
+  """The distribution of a bijector's outputs for independent standard normal latents.
 
   Args:
     distribution: `tfb.Bijector` that knows the shape of its latents or of its images: a `GlowBijector` or a
-      `ResidualFlowBijector`, or a composition with one in it. Anything else is returned as it is.
+      `ResidualFlowBijector`, or a composition with one in it. Anything else is returned unchanged.
 
   Returns:
     `tfd.TransformedDistribution` in the dtype of the bijector.
@@ -34,13 +34,13 @@ def with_standard_normal(
                      "`tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1.), latent_shape), bijector)`. "
                      f"Received: {bijector!r}")
   dtype = _dtype(bijector)
-  # TFP takes Python's numbers for float32.
+  # TFP treats Python numbers as float32.
   loc, scale = (0., 1.) if dtype == tf.float32 else (tf.zeros([], dtype), tf.ones([], dtype))
   return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(loc, scale), latent_shape.as_list()), bijector)
 
 
 def _latent_shape(flow, image_shape):
-  """Shape of one latent, as far as it is known, from that of one image."""
+  """Shape of one latent, as far as it is known, from the shape of one image."""
   for part in flow.parts if isinstance(flow, Sequence) else [flow]:
     own = part.event_shape_of(inverse=True)
     image_shape = own if own.is_fully_defined() else image_shape
@@ -54,6 +54,6 @@ def _latent_shape(flow, image_shape):
 
 
 def _dtype(bijector):
-  """A composition of TFP has none, if one of its parts has none."""
+  """The dtype of a bijector. A composition of TFP has none itself if one of its parts has none."""
   own = [variable.dtype for variable in bijector.variables if variable.dtype.is_floating]
   return tf.as_dtype(bijector.dtype or next(iter(own), tf.float32))

@@ -1,4 +1,4 @@
-"""Activations of contracting networks: nowhere steeper than 1."""
+"""Activations of contracting networks, which must be nowhere steeper than 1."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LIP_SWISH = "lip_swish"
 
 
 def check_activation(activation, dtype):
-  """Raises `TypeError` or `ValueError` for what is no activation, or is steeper than 1 somewhere.
+  """Raises `TypeError` for anything but an activation, and `ValueError` if it is unknown or somewhere steeper than 1.
 
   Args:
     activation: `"lip_swish"`, another name of `keras.activations`, or a function of a tensor.
@@ -30,12 +30,12 @@ def check_activation(activation, dtype):
                      f"Received: {activation!r}") from error
   is_exact = dtype == tf.float64 or isinstance(activation, str)
   points = np.linspace(-30., 30., 60_001 if is_exact else 6_001)
-  # Each element on its own, as an activation must treat it.
+  # One element in each row, because an activation must treat each element on its own.
   values = np.asarray(function(tf.constant(points[:, np.newaxis], tf.float64 if is_exact else dtype)), np.float64)
   steepest = np.abs(np.diff(values[:, 0]) / np.diff(points)).max()
   if not steepest <= 1. + (1e-6 if is_exact else 1e-3):  # Rounding errors look like slopes.
-    raise ValueError("`activation` must be nowhere steeper than 1, or the network would not contract (in place of "
-                     f"'swish' there is 'lip_swish'). Received: {activation!r}, with a slope of {steepest:.4g}")
+    raise ValueError("`activation` must be nowhere steeper than 1, or the network would not contract (use 'lip_swish' "
+                     f"instead of 'swish'). Received: {activation!r}, with a slope of {steepest:.4g}")
 
 
 def activation_layer(activation, dtype):

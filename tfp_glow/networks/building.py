@@ -1,4 +1,4 @@
-"""Keras networks as parts of bijectors: building them, and whether they can serve as such."""
+"""Keras networks as parts of bijectors: building them, and checking that they can serve as parts."""
 
 import contextlib
 import threading
@@ -8,14 +8,14 @@ import tensorflow as tf
 
 from tfp_glow._core import precision
 
-# Of whoever has layers compute in full precision: their policies are for all threads.
+# Held by the thread that makes layers compute in full precision, because all threads see a layer's policy.
 _POLICIES = threading.RLock()
 
 
 def policy_of(dtype):
-  """That of the networks of a flow: Keras' global one, if its variables are of `dtype`; else the name of `dtype`.
+  """The dtype policy of a flow's networks: Keras' global one if its variables are of `dtype`, else the name of `dtype`.
 
-  Such a policy may compute in less.
+  It may compute in lower precision.
 
   Args:
     dtype: `tf.DType`.
@@ -25,10 +25,10 @@ def policy_of(dtype):
 
 
 def is_built(network, name="network"):
-  """Whether all variables of a network exist; raises `TypeError`, which names it, for what is not a Keras layer."""
+  """Whether all variables of a network exist; raises `TypeError` if the argument `name` is not a Keras layer."""
   if not isinstance(network, keras.layers.Layer):
-    raise TypeError(f"`{name}` must be a layer or model of Keras 3 (`keras.layers.Layer`); layers of `tf_keras` are "
-                    f"others. Received: {network!r}")
+    raise TypeError(f"`{name}` must be a layer or model of Keras 3 (`keras.layers.Layer`), not of `tf_keras`. "
+                    f"Received: {network!r}")
   return network.built
 
 
@@ -39,7 +39,7 @@ def build(network, input_shape, num_output_channels, dtype, context_shape=None):
     network: Keras layer.
     input_shape: Static shape of one input, without batch dimension; unknown sizes of images are taken as 4.
     num_output_channels: Expected size of the output's last dimension.
-    dtype: Of the input.
+    dtype: Dtype of the input.
     context_shape: Static shape of one context, or a dict of them: the network is then called with `[input, context]`.
       `None`: it is called with the input.
 
@@ -63,17 +63,17 @@ def build(network, input_shape, num_output_channels, dtype, context_shape=None):
 
 
 def outputs_of(network, inputs, dtype):
-  """Builds a network, if it is not yet, by one call.
+  """Calls a network, which builds it if needed.
 
-  In full precision, so that it takes its inputs in that, whatever it then makes of them.
+  The call is in full precision, so that the network accepts inputs in it, whatever its own policy is.
 
   Args:
     network: Keras layer.
     inputs: Tensor, or a nest of them.
-    dtype: Of the inputs.
+    dtype: Dtype of the inputs.
 
   Returns:
-    What the network does.
+    The outputs of the network.
   """
   _check_keeps_what_it_knows(network)
   _rebuild_lower_inputs(network, dtype)
@@ -81,26 +81,26 @@ def outputs_of(network, inputs, dtype):
     outputs = network(inputs)
   for layer in layers_of(network):
     if not layer.trainable:
-      layer.trainable = False  # Of the variables that there are now, too.
+      layer.trainable = False  # Freezes the new variables as well.
   return outputs
 
 
 def _check_keeps_what_it_knows(network):
-  """Raises `ValueError` for layers that hold what `adapt` has found where neither files nor updates reach it."""
+  """Raises `ValueError` for layers that learn by `adapt`, because files do not hold what they learned."""
   for layer in layers_of(network):
     given = [getattr(layer, name, None) for name in ("input_mean", "input_bin_boundaries")]
     if hasattr(layer, "finalize_state") and all(value is None for value in given):
       raise ValueError(
-          "`network` must have no layers that learn by `adapt`, of which files would not know: give them their "
+          "`network` must have no layers that learn by `adapt`, because files would not hold what they learned. Pass "
           "numbers, as in `keras.layers.Normalization(mean=np.ravel(layer.mean), variance=np.ravel(layer.variance))`. "
           f"Received: {layer.name!r} in {network.name!r}")
 
 
 def check_stateless(network, inputs, name="network"):
-  """Raises `ValueError`, which names it, if a network has state that a call changes.
+  """Raises `ValueError` if a network, the argument `name`, has state that a call changes.
 
   Returns:
-    What the network, by its dtype policy, makes of the inputs.
+    The outputs of the network, by its own dtype policy.
   """
   before = [(v, tf.convert_to_tensor(v.value)) for v in network.variables]
   with tf.init_scope(), keras.StatelessScope(state_mapping=before) as scope:
@@ -108,19 +108,20 @@ def check_stateless(network, inputs, name="network"):
     changed = [v.path for v, value in before if scope.get_current_value(v) is not value]
   if changed:
     raise ValueError(
-        f"`{name}` must compute the same function on every call, or the bijector cannot be inverted: no layer whose "
-        "state changes when it is called, such as BatchNormalization or Dropout (in a coupling, LayerNormalization and "
-        f"GroupNormalization are fine). Received: {network.name!r}, which changes {', '.join(changed)}")
+        f"`{name}` must compute the same function on every call, or the bijector cannot be inverted. Avoid layers "
+        "whose state changes when they are called, such as BatchNormalization or Dropout (in a coupling, "
+        "LayerNormalization and GroupNormalization are fine). "
+        f"Received: {network.name!r}, which changes {', '.join(changed)}")
   return outputs
 
 
 def layers_of(network):
-  """The Keras layers of a network, itself among them, at any depth: a list."""
+  """A list of the Keras layers of a network, at any depth, including itself."""
   return list(_layers_in(network, {}))
 
 
 def _layers_in(value, seen):
-  """Yields the Keras layers in a layer, or a nest of them: what their attributes hold."""
+  """Yields the Keras layers in a layer, or in a nest of layers, from what their attributes hold."""
   if id(value) in seen or not isinstance(value, (keras.Layer, dict, list, tuple, set)):
     return
   seen[id(value)] = value
@@ -132,13 +133,13 @@ def _layers_in(value, seen):
 
 
 def lower_layers_of(network, dtype):
-  """The layers of a network that compute in less precision than `dtype` has: a list."""
+  """A list of the layers of a network that compute in lower precision than `dtype`."""
   return [layer for layer in layers_of(network) if tf.as_dtype(layer.compute_dtype).size < dtype.size]
 
 
 @contextlib.contextmanager
 def computing_in_full(layers, dtype):
-  """Has layers compute in `dtype`, if the evaluation is one in full precision; see `precision`.
+  """Makes layers compute in `dtype`, if the evaluation is in full precision (see `precision`).
 
   Args:
     layers: List of Keras layers, from `lower_layers_of`.
@@ -147,7 +148,7 @@ def computing_in_full(layers, dtype):
   if not layers:
     yield
     return
-  with _POLICIES:  # In training, too: what is traced then must not find the policies of others.
+  with _POLICIES:  # Also in training: what is traced then must not see policies that other threads changed.
     if not precision.is_full():
       yield
       return
@@ -162,20 +163,20 @@ def computing_in_full(layers, dtype):
 
 
 def _rebuild_lower_inputs(network, dtype):
-  """Has each `keras.Sequential` in a network take its inputs in `dtype` when it is called next.
+  """Makes each `keras.Sequential` in a network take its inputs in `dtype` at its next call.
 
-  It casts them to the dtype in which it was built, whatever the policies of its layers are later.
+  Otherwise it casts them to the dtype in which it was built, whatever the policies of its layers are later.
   """
   for layer in layers_of(network):
     if isinstance(layer, keras.Sequential) and layer.built and layer.layers and any(
         tf.as_dtype(tensor.dtype).size < dtype.size for tensor in layer.inputs):
       parts = layer.layers
-      for _ in range(len(parts) + 1):  # And what stands for the inputs.
+      for _ in range(len(parts) + 1):  # One more for its input layer.
         layer.pop(rebuild=False)
       for part in parts:
         layer.add(part, rebuild=False)
 
 
 def value_of(variable):
-  """The value of a `keras.Variable` itself; instead of it the methods `fold` also take functions that give stacks."""
+  """The value of a `keras.Variable`. The methods `fold` also take functions that return stacks instead of this one."""
   return tf.convert_to_tensor(variable.value)

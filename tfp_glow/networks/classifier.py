@@ -1,4 +1,4 @@
-"""A classifier of a flow's features on the way from images to latents: a Keras layer."""
+"""A Keras layer that classifies a flow's features on the way from images to latents."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ScaleClassifier(keras.layers.Layer):
   logits:  linear map of the heads' means, concatenated
   ```
 
-  Nothing bounds its slope: it is not part of the inverted map.
+  Its slope is not bounded, because it is not part of the inverted map.
 
   #### Example
 
@@ -81,8 +81,8 @@ class ScaleClassifier(keras.layers.Layer):
       num_classes: Python `int`.
       num_channels: Python `int`, channels of each head's convolution.
       sources: Sequence of Python `int`s, for each head the index of the features that it sees. `None`: each scale has
-        a head. (In the authors' code, if channels leave at each scale, the last head sees the features of the last but
-        one, and no head sees the last latent: for three scales `(0, 1, 1)`.)
+        a head. (In the authors' code, if channels leave at each scale, the last head sees the features of the
+        second-last scale, and no head sees the last latent: for three scales `(0, 1, 1)`.)
       seed: Python `int` of the initial values. `None`: new ones each time (the same after
         `keras.utils.set_random_seed`).
       log_scale_factor: Python `float`, positive, as in `ActNorm`. The default is Glow's; the authors' code has 1.
@@ -169,7 +169,7 @@ class ScaleClassifier(keras.layers.Layer):
     return list(features) if self.sources is None else [features[source] for source in self.sources]
 
   def mark_initialized(self) -> None:
-    """Marks it as initialised, by `initialize` or by weights from elsewhere."""
+    """Marks it as initialised, after `initialize` or with weights from elsewhere."""
     self._initialized.assign(1.)
 
   @property

@@ -1,4 +1,4 @@
-"""The coupling network of vectors: a Keras layer."""
+"""The coupling network for vectors, a Keras layer."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NUM_HIDDEN_LAYERS = 2
 class DenseCouplingNetwork(keras.layers.Layer):
   """The network of couplings of vectors: two hidden layers with gelu, then a dense layer that starts at zero.
 
-  Inputs beyond 1000 it takes for 1000, as `CouplingNetwork` does. Called with a list `[inputs, context]`, of a vector
-  `[N, F]` as context, it sees both; the numbers of the context come first.
+  It clips inputs to plus and minus 1000, as `CouplingNetwork` does. Called with `[inputs, context]`, where `context` is
+  a vector `[N, F]`, it sees both; the numbers of the context come first.
   """
 
   def __init__(self, num_outputs: int, num_hidden: int = 64, seed: int | None = None, **kwargs: Any):
@@ -31,7 +31,7 @@ class DenseCouplingNetwork(keras.layers.Layer):
       num_outputs: Python `int`.
       num_hidden: Python `int`, width of both hidden layers.
       seed: Python `int` of the initial values.
-      **kwargs: Of `keras.layers.Layer`; `dtype` takes a Keras dtype policy.
+      **kwargs: Arguments of `keras.layers.Layer`; `dtype` takes a Keras dtype policy.
     """
     super().__init__(**kwargs)
     self.num_outputs = num_outputs
@@ -51,7 +51,7 @@ class DenseCouplingNetwork(keras.layers.Layer):
     self.last.build((*shapes[0][:-1], self.num_hidden))
 
   def redraw(self, seed: int | None) -> list[tuple[keras.Variable, np.ndarray]]:
-    """What another network like this, with another seed, starts from: `(own variable, array)`, zeros left out.
+    """Initial values of another network like this with another seed; zeros are left out.
 
     Args:
       seed: Python `int`, or `None` for any.
@@ -77,6 +77,6 @@ class DenseCouplingNetwork(keras.layers.Layer):
 
 
 def _draw_kernels(shapes, seed):
-  """Normal, of a deviation that keeps the size of activations (He et al., 2015)."""
+  """Normal, with a deviation that keeps the size of activations (He et al., 2015)."""
   rng = generator(seed)
   return [rng.normal(0., np.sqrt(2. / shape[0]), shape) for shape in shapes]

@@ -11,7 +11,7 @@ from tfp_glow._core import _compat
 
 _TENSORS = (tf.Tensor, tf.SparseTensor, tf.RaggedTensor, tf.IndexedSlices)  # (`tf.is_tensor` takes ten times as long.)
 
-# Their classes and functions read nothing elsewhere, but for what they are given.
+# Packages whose classes and functions read only what they are given.
 _KNOWN = ("keras", "tensorflow", "tfp_glow", "numpy", "builtins", "functools", "typing", "abc", "inspect", "enum",
           "re", "threading")
 
@@ -19,8 +19,8 @@ _KNOWN = ("keras", "tensorflow", "tfp_glow", "numpy", "builtins", "functools", "
 def is_read_by(network):
   """Whether a Keras network may depend on tensors, arrays or variables that are not its `variables`.
 
-  Such as it holds as attributes, or that functions of its own classes find in closures or globals. What such a network
-  computed before says nothing of what it would compute now.
+  It may hold them in attributes, or functions of its own classes may find them in closures or globals. An earlier
+  result of such a network may differ from what it would compute now.
 
   Args:
     network: Keras layer.
@@ -40,23 +40,23 @@ class _Search:
     """Creates it.
 
     Args:
-      own: Set of the `id`s of variables that do not count.
+      own: Set of the `id`s of the network's own variables, which do not count.
     """
     self._own = own
     self._seen = {}
 
   def finds_values_in(self, value):
-    """Whether there are tensors, arrays or variables of others in an object, at any depth."""
+    """Whether an object holds tensors, arrays or variables of others, at any depth."""
     if id(value) in self._seen or id(value) in self._own:
       return False
-    self._seen[id(value)] = value  # Kept, or another might get its `id`.
+    self._seen[id(value)] = value  # Kept alive, or another object might get its `id`.
     if isinstance(value, (tf.Variable, keras.Variable, np.ndarray, *_TENSORS)):
       return True
     return any(map(self.finds_values_in, _parts_of(value)))
 
 
 def _parts_of(value):
-  """What an object holds, and what the functions in it read: a list."""
+  """A list of what an object holds and what the functions in it read."""
   if isinstance(value, types.ModuleType):
     return []  # Functions are asked which of its names they read.
   if isinstance(value, dict):
@@ -85,7 +85,7 @@ def _parts_of(value):
 
 
 def _slots_of(value):
-  """What an object holds that is not in its `__dict__`."""
+  """What an object holds outside of its `__dict__`."""
   names = [name for cls in type(value).__mro__ for name in np.atleast_1d(cls.__dict__.get("__slots__", []))]
   return [getattr(value, name, None) for name in names if name not in ("__dict__", "__weakref__")]
 
@@ -107,7 +107,7 @@ def _read_by_function(function):
 
 
 def _named(names, namespace):
-  """What has one of these names in a namespace, and in the modules that have one of them there: a list."""
+  """A list of what has one of these names in a namespace, or in a module that has one of these names there."""
   found, ahead, seen = [], [namespace], []
   while ahead:
     seen.append(ahead.pop())

@@ -198,8 +198,8 @@ class ZeroConv2D(_Folding):
     Args:
       filters: Python `int`, number of output channels.
       num_groups: Python `int`, 2 for output channels in the order `shift, scale, shift, scale ...`, which `call`
-        returns. Variables, `fold` and `run` hold one group after the other, which saves callers that need the groups
-        apart some work.
+        returns. Variables, `fold` and `run` hold one group after the other, which saves work for callers that split
+        the groups.
       **kwargs: Arguments of `keras.layers.Layer`.
     """
     super().__init__(**kwargs)
@@ -308,7 +308,7 @@ def _height_and_width(x):
 class CouplingNetwork(_Folding):
   """The original's coupling network: 3x3 and 1x1 convolutions with actnorm and relu, then a 3x3 that starts at zero.
 
-  It takes inputs beyond 1000 for 1000 (`within_reach`). Called with `[inputs, context]`, where `context` is an image
+  It clips inputs to plus and minus 1000 (`within_reach`). Called with `[inputs, context]`, where `context` is an image
   `[N, H, W, F]`, it sees both; the channels of the context come first.
 
   References:

@@ -167,7 +167,7 @@ class _Lipschitz(keras.layers.Layer):
 
   @property
   def vectors(self) -> list[keras.Variable]:
-    """The variables `[u, v]`; none where the norm is exact."""
+    """The variables `[u, v]`; an empty list if the norm is exact."""
     return [self.u, self.v] if self._is_iterated else []
 
   @precision.full()
@@ -175,7 +175,7 @@ class _Lipschitz(keras.layers.Layer):
     """The values that `update_spectral_norm` assigns to `vectors`.
 
     Returns:
-      List of tensors, as `vectors`.
+      List of tensors like `vectors`.
     """
     if not self._is_iterated:
       return []
@@ -189,7 +189,7 @@ class _Lipschitz(keras.layers.Layer):
     return [norms.order_of(order, self.kernel.dtype) for order in (self.domain, self.codomain)]
 
   def get_config(self):
-    # Keras writes the objects themselves, and so sees which of them layers share.
+    # Keras writes the objects themselves, and so keeps track of those that layers share.
     return {**super().get_config(), "domain": self.domain, "codomain": self.codomain, "coefficient": self.coefficient,
             "tolerance": self.tolerance, "max_iterations": self.max_iterations, "seed": self.seed}
 
@@ -325,7 +325,7 @@ class LipschitzConv2D(_Lipschitz):
       raise ValueError(f"`{self.name}` must be given images, [N, H, W, C]. Received: {tuple(input_shape)}")
     *size, channels = [1, 1, input_shape[-1]] if self._is_local else input_shape[1:]
     if None in size:
-      raise ValueError(f"`{self.name}` must know the height and width of its inputs when it is built, as its norm "
+      raise ValueError(f"`{self.name}` must know the height and width of its inputs when it is built, because its norm "
                        f"depends on them. Received: {tuple(input_shape)}")
     return ((self.kernel_size, self.kernel_size, channels, self.filters), (1, *size, channels),
             (1, *size, self.filters))

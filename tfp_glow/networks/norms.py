@@ -62,8 +62,8 @@ def check_orders(domain, codomain):
       raise ValueError(f"`{name}` must be the order of a norm, a number of at least 1 (`math.inf` too), or a "
                        f"`LearnedOrder`. Received: {order!r}")
   if (codomain == 1. and domain != 1.) or (domain == math.inf and codomain != math.inf):
-    raise ValueError("`codomain` must not be 1 but with `domain` 1, nor `domain` infinite but with `codomain` "
-                     "infinite: the iteration would miss the norm among maxima as many as combinations of signs. "
+    raise ValueError("`codomain` may be 1 only if `domain` is 1, and `domain` infinite only if `codomain` is: "
+                     "otherwise each combination of signs may have a maximum, and the iteration may miss the largest. "
                      f"Received: domain={domain!r}, codomain={codomain!r}")
 
 
@@ -80,8 +80,8 @@ def has_formula(domain, codomain):
 def by_formula(kernel, into_inputs, into_outputs, domain, codomain):
   """The norms of the rows or columns of a map's matrix, which bound the norm of the map.
 
-  A row gives one output, a column holds the effects of one input. For a convolution they are taken at the position
-  where they are largest: at others some of the kernel meets the padding.
+  A row gives one output; a column holds the effects of one input. For a convolution they are taken at the position
+  where they are largest, because elsewhere a part of the kernel meets the padding.
 
   Args:
     kernel: Tensor `[..., inputs, outputs]`, 0 where the map does not use it.
@@ -108,7 +108,7 @@ def by_formula(kernel, into_inputs, into_outputs, domain, codomain):
 def at_vectors(apply, u, v, domain, codomain):
   """The norm of a map at given vectors of the power iteration.
 
-  The gradient of a maximum is that at the maximum, with `u` and `v` held.
+  Its gradient is that at the maximum, with `u` and `v` held constant.
 
   Args:
     apply: Callable, the map.
@@ -165,7 +165,7 @@ def dual(x, order, otherwise):
 
   Args:
     x: Tensor.
-    order: Of the norm of `x`, finite.
+    order: Order of the norm of `x`, finite.
     otherwise: Tensor of the shape of `x`.
   """
   size = tf.abs(x)
@@ -196,9 +196,9 @@ def _singular_vectors(apply, transpose, u, v, tolerance, max_iterations):
 
   A power iteration keeps only its last vector, and takes hundreds of steps to separate singular values that differ by a
   percent. This takes the best of all vectors that some steps span, as Lanczos does. It repeats until the norm grows by
-  less than `tolerance`, relative to it, or the residual shows that a singular value is as near. Part of the span is
-  noise. Only noise leads away from a smaller singular vector, which the old vector may be after the weights have
-  changed.
+  less than `tolerance`, relative to the norm, or the residual shows that a singular value is as near. Part of the span
+  is noise: after the weights have changed, the old vector may belong to a smaller singular value, and only noise leads
+  away from it.
   """
   on_outputs = u.shape.num_elements() < v.shape.num_elements()  # The side where the kept vectors are shorter.
   start, there, back = (u, transpose, apply) if on_outputs else (v, apply, transpose)
@@ -215,7 +215,7 @@ def _singular_vectors(apply, transpose, u, v, tolerance, max_iterations):
     best = matmul(mixture, basis)
     error = _length(matmul(mixture, images) - tf.cast(value, x.dtype) * best)
     change = tf.minimum(growth, tf.cast(error, tf.float64) / (2. * value))
-    return tf.reshape(change, []), tf.where(growth > 0., _unit(best), x)  # Not if it is NaN.
+    return tf.reshape(change, []), tf.where(growth > 0., _unit(best), x)  # A NaN keeps the old vector.
 
   state = tf.constant(np.inf, tf.float64), _unit(tf.reshape(start, [1, -1]))
   _, x = tf.while_loop(lambda change, x: change > tolerance, improve, state,
@@ -226,7 +226,7 @@ def _singular_vectors(apply, transpose, u, v, tolerance, max_iterations):
 
 
 def _span(square, x, size):
-  """Vectors to choose from.
+  """An orthonormal basis of vectors to choose from.
 
   Args:
     square: Callable, a linear map from a tensor `[1, N]` to another.
@@ -258,7 +258,7 @@ def _span(square, x, size):
 
 
 def _largest_eigenvector(matrix):
-  """Of a small matrix without negative eigenvalues, as a row of length 1: by a high power, which XLA compiles fast."""
+  """The top eigenvector of a small matrix without negative eigenvalues, by a high power, which XLA compiles fast."""
   power = matrix
   for _ in range(3):
     power /= tf.reduce_max(power)  # Otherwise it would overflow or vanish.

@@ -89,7 +89,7 @@ def _checkpoint_prefix(path):
     raise FileNotFoundError(f"`path` must be a folder with a checkpoint, or its prefix. Received: {path!r}, a folder "
                             "without any file whose name ends in `.index`")
   if len(found) > 1:
-    raise ValueError("`path` must say which, as the folder holds several checkpoints. Received: "
+    raise ValueError("`path` must name one checkpoint, because the folder holds several. Received: "
                      f"{path!r}, with {', '.join(found)}")
   return os.path.join(prefix, found[0].removesuffix(".index"))
 
@@ -138,7 +138,7 @@ def _check_image_shape_fits(image_shape, architecture):
                      f"model. Received: {image_shape}")
   factor = 2**architecture.num_levels
   if height % factor or width % factor:
-    raise ValueError(f"`image_shape` must have a height and width divisible by {factor}, as each of the "
+    raise ValueError(f"`image_shape` must have a height and width divisible by {factor}, because each of the "
                      f"{architecture.num_levels} levels of the checkpoint's model halves them. Received: {image_shape}")
 
 

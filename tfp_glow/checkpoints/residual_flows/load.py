@@ -125,7 +125,7 @@ def _checked_contents(contents, ema, path):
 
 
 def _check_arrays(name, values, path):
-  """Raises `ValueError` for entries that the reader did not make arrays; without them the model could be another."""
+  """Raises `ValueError` for entries that are not arrays, because the model could be another without them."""
   others = [f"{key} ({getattr(value, 'name', type(value).__name__)})" for key, value in values.items()
             if not isinstance(value, np.ndarray)]
   if others:
@@ -133,7 +133,7 @@ def _check_arrays(name, values, path):
 
 
 def _averages(ema, state, path):
-  """Dict from the keys of all parameters to their moving averages, and the decay of these."""
+  """Dict from the keys of all parameters to their moving averages, and the decay of the averages."""
   recorded = getattr(ema, "state", None)
   averages = recorded.get("shadow_params") if isinstance(recorded, dict) else None
   if not isinstance(averages, dict):
@@ -162,12 +162,12 @@ def _check_fits(image_shape, num_bits, architecture, options):
     raise ValueError(f"`num_bits` must be {bits}, as of the images of the checkpoint's model, {options['data']}. "
                      f"Received: {num_bits}")
   if len(architecture.num_blocks) == 1:
-    raise ValueError("`path` must be a model of several scales: the authors' code makes those of one in another way. "
+    raise ValueError("`path` must be a model of several scales: the authors' code makes those of one differently. "
                      "Received: one scale")
   divisor = 2**(len(architecture.num_blocks) - 1 + architecture.squeeze_first)
   if any(size % divisor for size in image_shape[:2]):
-    raise ValueError(f"`image_shape` must have a height and width divisible by {divisor}, as the checkpoint's model "
-                     f"halves them. Received: {image_shape}")
+    raise ValueError(f"`image_shape` must have a height and width divisible by {divisor}, because the checkpoint's "
+                     f"model halves them. Received: {image_shape}")
 
 
 def _check_tensors(shapes, architecture, options, image_shape, path):
@@ -210,7 +210,7 @@ def _make_model(state, architecture, options, image_shape, num_bits, training, l
 
 
 def _sources(architecture):
-  """The scale that each head sees: if channels leave at each scale, the authors' last head sees what left before."""
+  """The scale that each head sees. If channels leave at each scale, the authors' last head sees the second-last one."""
   num_scales = len(architecture.num_blocks)
   return [*range(num_scales - 1), num_scales - 2] if architecture.factor_out else None
 
@@ -221,5 +221,5 @@ def _warn_of_norms(flow, coefficient, path):
   if len(above):
     warnings.warn(
         f"{len(above)} of {len(norms)} layers of {path} are above their bound of {coefficient:g}, the largest by "
-        f"{above.max() - coefficient:.3g}: the code that wrote the file underestimates norms. Here they are as there; "
+        f"{above.max() - coefficient:.3g}: the code that wrote the file underestimates norms. They are read unchanged; "
         "`model.distribution.bijector.after_update()`, and each training step, brings them to the bound.", stacklevel=4)

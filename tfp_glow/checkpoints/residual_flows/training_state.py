@@ -47,9 +47,9 @@ def training_state(optimizer, decay, averages, state, options):
   group, entries = _checked_parts(optimizer)
   keys, numbers = list(averages), group["params"]
   _expect(keys == [key for key in state if key in averages],
-          "its moving averages are not of what is in its state dict, in the same order")
+          "its moving averages do not match the parameters of its state dict and their order")
   _expect(len(numbers) == len(keys), f"its optimizer has {len(numbers)} parameters, {len(keys)} have a moving average")
-  _expect(entries.keys() <= set(numbers), "its optimizer has moments of what is not among its parameters")
+  _expect(entries.keys() <= set(numbers), "its optimizer has moments of unknown parameters")
   entries = {key: entries[number] for key, number in zip(keys, numbers) if number in entries}
   trained = trained_keys(state)
   missing = [key for key in trained if key not in entries]

@@ -8,14 +8,14 @@ import numpy as np
 
 from tfp_glow._core import files
 from tfp_glow.storage import saving
-from tfp_glow.training.train_step import FlowSteps
+from tfp_glow.training.model_variables import AdoptsVariables
 
 # In files of weights: they are in the order of a model of which nothing is frozen. Files of version 0.1.0 have no such
 # key.
 _NONE_LAST = "frozen_in_place"
 
 
-class KeptInFiles(FlowSteps):
+class KeptInFiles(AdoptsVariables):
   """A model that `keras.models.load_model` makes again; `FlowModel` is made of it."""
 
   def save(self, filepath, **kwargs):

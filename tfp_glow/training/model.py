@@ -25,9 +25,9 @@ from tfp_glow.training.model_training import TrainsWithKeras
 class FlowModel(TrainsWithKeras):
   """A Keras model of any TFP distribution made of `tf.Variable`s, trained by maximum likelihood.
 
-  The loss is the mean number of bits per dimension, which is reported as the metric `bits_per_dim`, too. Batches are
-  uint8 images `[N, H, W, C]`, uint16 ones of more than 8 bits, or with `num_bits=None` floating values, such as rows
-  of a table, and what is known of them:
+  The loss is the mean number of bits per dimension, which is also the metric `bits_per_dim`. A batch holds images
+  `[N, H, W, C]` in uint8, or in uint16 if they have more than 8 bits. With `num_bits=None` it holds floating values,
+  such as rows of a table. Labels and contexts may come with them:
 
   ```none
   images
@@ -36,30 +36,30 @@ class FlowModel(TrainsWithKeras):
   {"image": images, "label": labels, "context": context}
   ```
 
-  Labels are used by class-conditional distributions and by classifiers only, contexts by conditional ones: floating
+  Only class-conditional distributions and classifiers use labels. Only conditional distributions use contexts: floating
   tensors `[N] + context_shape`, or dicts of them. Data may hold more than the model takes.
 
-  The label -1 says that the class of an image is unknown. A class-conditional distribution then gives it the mean of
-  its densities in all classes, so that partly labelled data can be trained on, and evaluated.
+  The label -1 means that the class of an image is unknown. The density of the image is then the mean of its densities
+  in all classes. A class-conditional distribution can thus be trained and evaluated on partly labelled data.
 
-  Such images are dequantized by noise that is uniform in each value's bin: a function of the seed, the step and the
-  image, so that runs are reproducible, whatever the number of replicas. `evaluate` and `predict` always use the same
-  noise, and give the same number twice.
+  uint8 and uint16 images are dequantized by noise that is uniform in each value's bin. The noise is a function of the
+  seed, the step and the image, so runs are reproducible with any number of replicas. `evaluate` and `predict` use the
+  same noise each time, and return the same numbers.
 
-  With `weight_y` the top latent of a class-conditional Glow is to tell the class as well: the loss of an image is its
-  bits per dimension plus `weight_y` times the bits of its label under a linear classifier, the metrics `bits_y` and
-  `accuracy` are those of this classifier, and `class_probabilities` asks it. An image without a label adds no such bits
-  to the loss, and does not count in these two metrics; so in hybrid models.
+  With `weight_y` the top latent of a class-conditional Glow also predicts the class. The loss of an image is its bits
+  per dimension plus `weight_y` times the bits of its label under a linear classifier. The metrics `bits_y` and
+  `accuracy`, and `class_probabilities`, are those of this classifier. An image without a label adds no such bits to the
+  loss, and does not count in these two metrics. The same holds in hybrid models.
 
-  With a `classifier` it is a hybrid model: what the flow makes of an image at each scale is to tell the class as well,
-  of which the flow itself knows nothing. Batches have labels then. The loss of an image, in bits, is
+  With a `classifier` the model is hybrid: the classifier predicts the class from the flow's features at each scale. The
+  flow itself is not given the class. Batches must have labels. The loss of an image, in bits, is
 
   ```none
   likelihood_weight * (bits of the image, all of them) + cross-entropy of its label
   ```
 
-  and `cross_entropy` (in nats) and `accuracy` are metrics, too. A classifier alone, of weight 0, trains without
-  `bits_per_dim`, which `evaluate` reports nevertheless.
+  and `cross_entropy` (in nats) and `accuracy` are also metrics. With a weight of 0 the classifier alone is trained:
+  `fit` then reports no `bits_per_dim`, but `evaluate` does.
 
   #### Example
 
@@ -87,24 +87,26 @@ class FlowModel(TrainsWithKeras):
 
     Args:
       distribution: `tfd.Distribution` over one image, e.g. `tfd.TransformedDistribution(base, GlowBijector(...))`; or a
-        `tfb.Bijector` that knows the shape of its latents, e.g. `GlowBijector(...)`: these are standard normal then.
-      num_bits: Python `int`. 1 .. 8: bits kept of uint8 images, values 0 .. 255, of which fewer than 8 leave out the
-        lowest. 9 .. 16: bits of uint16 images, values `0 .. 2 ** num_bits - 1`; larger ones are an error, and 16-bit
-        images lose their lowest bits by `images >> (16 - num_bits)`. `None`: continuous data, not dequantized.
+        `tfb.Bijector` that knows the shape of its latents, e.g. `GlowBijector(...)`. With a bijector, the latents are
+        standard normal.
+      num_bits: Python `int`. 1 .. 8: bits to keep of uint8 images with values 0 .. 255; fewer than 8 drop the lowest
+        bits. 9 .. 16: bits of uint16 images with values `0 .. 2 ** num_bits - 1`. Larger values are an error: reduce
+        16-bit images by `images >> (16 - num_bits)`. `None`: continuous data, not dequantized.
       seed: Python `int` of the dequantization noise.
-      weight_y: Python `float` of at least 0, the classifier's part in the loss (the original's is 0.01); 0: there is no
-        classifier. Needs a bijector that has `num_classes` and `class_features`, as `GlowBijector` does.
+      weight_y: Python `float` of at least 0, the weight of the classifier in the loss (0.01 in the original code); 0:
+        no classifier. Needs a bijector that has `num_classes` and `class_features`, as `GlowBijector` does.
       name: Python `str`.
-      classifier: `ScaleClassifier` of a hybrid model, which the model builds; `None`: it is none. Needs a flow that is
-        not class-conditional and has `feature_shapes`, as `GlowBijector`s and, of images, `ResidualFlowBijector`s have.
-      likelihood_weight: Python `float` of at least 0, with a `classifier`: the part of an image's bits in the loss.
-        1: that of image and label together. `1 / (H * W * C)`: bits per dimension count as much as those of the label.
-        0: the classifier alone is trained.
+      classifier: `ScaleClassifier` of a hybrid model, which the model builds; `None`: the model is not hybrid. Needs a
+        flow that is not class-conditional and has `feature_shapes`, as `GlowBijector` does, and `ResidualFlowBijector`
+        of images.
+      likelihood_weight: Python `float` of at least 0, with a `classifier`: the weight of an image's bits in the loss.
+        1: the loss is the bits of image and label together. `1 / (H * W * C)`: bits per dimension count as much as the
+        bits of the label. 0: the classifier alone is trained.
 
     Raises:
       TypeError: if `distribution` is neither a distribution nor a bijector of TFP, or `classifier` is something else.
-      ValueError: if `distribution` is not over one event, or of latents of unknown shape, if it has no variables, or
-        another argument is not as above.
+      ValueError: if `distribution` is not over one event, the shape of its latents is unknown, it has no trainable
+        variables, or another argument is not as above.
     """
     distribution = with_standard_normal(distribution)
     likelihood = ImageLikelihood(distribution, num_bits)
@@ -126,22 +128,22 @@ class FlowModel(TrainsWithKeras):
 
   @property
   def distribution(self) -> tfp.distributions.Distribution:
-    """The `tfd.Distribution` that is trained."""
+    """The trained `tfd.Distribution`."""
     return self._likelihood.distribution
 
   @property
   def num_bits(self) -> int | None:
-    """Bits kept of images, `None` for continuous data."""
+    """Number of bits kept of images; `None` for continuous data."""
     return self._likelihood.spec.num_bits
 
   @property
   def num_classes(self) -> int | None:
-    """Number of classes that labels tell apart, `None` where the model takes no labels."""
+    """Number of classes of a class-conditional model; `None` if the distribution takes no labels."""
     return self._likelihood.spec.num_classes
 
   @property
   def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
-    """Shape of the context of one image, or a dict of them; `None` where the model takes no contexts."""
+    """Shape of the context of one image, or a dict of shapes; `None` if the model takes no contexts."""
     return self._likelihood.spec.context_shape
 
   def log_prob(self, images: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
@@ -150,21 +152,21 @@ class FlowModel(TrainsWithKeras):
     """Log-probability of each image.
 
     Args:
-      images: Tensor `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
-      labels: Integer tensor `[N]` for class-conditional models. Where it is -1 the class is unknown, and the
-        probability of the image is the mean of those in all classes.
-      noise_seed: Python `int` of the dequantization noise, or a pair of them; `None`: no noise, but the midpoints of
-        the bins, as for the SavedModel's `log_prob`.
-      context: Floating tensor `[N] + context_shape` for conditional models, or a dict of them; one without the first
-        dimension is that of all images.
+      images: Tensor `[N, H, W, C]`, uint8 (uint16 if of more than 8 bits), or floating for continuous data.
+      labels: Integer tensor `[N]` for class-conditional models. -1: the class is unknown, and the probability of the
+        image is the mean of its probabilities in all classes.
+      noise_seed: Python `int` of the dequantization noise, or a pair of them; `None`: no noise, images are taken at the
+        midpoints of their bins, as in the SavedModel's `log_prob`.
+      context: Floating tensor `[N] + context_shape` for conditional models, or a dict of them. One without the first
+        dimension is used for all images.
 
     Returns:
       NumPy array `[N]`, nats.
 
     Raises:
       TypeError: if the dtype of `images`, `labels` or `context` does not fit.
-      ValueError: if the shape of `images` does not fit, they are not finite, `labels` or `context` are missing, too
-        many, or not as above, or `noise_seed` is not as above.
+      ValueError: if the shape of `images` does not fit, they are not finite, `labels` or `context` are missing,
+        superfluous, or not as above, or `noise_seed` is not as above.
     """
     if noise_seed is not None:
       if self.num_bits is None:
@@ -182,12 +184,12 @@ class FlowModel(TrainsWithKeras):
     p(class | image) = p(image | class) prior(class) / sum over classes k of p(image | k) prior(k)
     ```
 
-    Images are taken at the midpoints of their bins. Of a `GlowBijector` it is one pass, of whatever number of classes;
-    of others, one for each class. No classifier has a part in it: that is `class_probabilities`.
+    Images are taken at the midpoints of their bins. A `GlowBijector` takes one pass for all classes, other bijectors
+    take one for each class. No classifier takes part: `class_probabilities` is for classifiers.
 
     Args:
-      images: Tensor `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
-      prior: Probabilities `[num_classes]`; `None`: all classes are as likely.
+      images: Tensor `[N, H, W, C]`, uint8 (uint16 if of more than 8 bits), or floating for continuous data.
+      prior: Probabilities `[num_classes]`; `None`: all classes are equally likely.
       context: As in `log_prob`.
 
     Returns:
@@ -195,22 +197,22 @@ class FlowModel(TrainsWithKeras):
 
     Raises:
       TypeError: if the dtype of `images` or `context` does not fit.
-      ValueError: if the model has no classes, or `prior` are no probabilities of them; or as `log_prob`.
+      ValueError: if the model has no classes, or `prior` does not hold their probabilities; or as `log_prob`.
     """
     if self.num_classes is None:
       raise ValueError("`distribution` must be class-conditional, with `num_classes`, to have densities in each class. "
                        f"Received: {self.distribution!r}")
     prior = batches.checked_prior(prior, self.num_classes)
     log_probs = self._log_prob_of_classes(*self._checked_input(images, 0, context)).astype(np.float64)
-    with np.errstate(divide="ignore"):  # Of a class of no probability.
+    with np.errstate(divide="ignore"):  # For a class with a prior of 0.
       return scipy.special.softmax(log_probs + np.log(prior), axis=-1).astype(self._likelihood.spec.dtype.name)
 
   def class_probabilities(self, images: tf.Tensor | np.ndarray,
                           context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
-    """What the classifier makes of images, at the midpoints of their bins.
+    """Probabilities of the classes by the model's classifier, with images at the midpoints of their bins.
 
     Args:
-      images: Tensor `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
+      images: Tensor `[N, H, W, C]`, uint8 (uint16 if of more than 8 bits), or floating for continuous data.
       context: As in `log_prob`.
 
     Returns:
@@ -222,9 +224,9 @@ class FlowModel(TrainsWithKeras):
         `classifier`.
     """
     if self.classifier is None:
-      raise ValueError("`weight_y` must be positive, or a `classifier` given, for a model that is to tell classes. "
-                       "Received: a model without")
-    # The top latent does not depend on the labels before it is whitened; any will do.
+      raise ValueError("`weight_y` must be positive, or a `classifier` given, for a model that predicts classes. "
+                       "Received: a model without a classifier")
+    # Before it is whitened, the top latent does not depend on the labels: any will do.
     return self._class_probabilities(*self._checked_input(images, None if self._is_hybrid else 0, context))
 
   def _class_probabilities_of(self, images, condition=None):
@@ -237,7 +239,7 @@ class FlowModel(TrainsWithKeras):
     """Latents of images, at the midpoints of their bins.
 
     Args:
-      images: Tensor `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
+      images: Tensor `[N, H, W, C]`, uint8 (uint16 if of more than 8 bits), or floating for continuous data.
       labels: Integer tensor `[N]` for class-conditional models.
       context: As in `log_prob`.
 
@@ -246,8 +248,8 @@ class FlowModel(TrainsWithKeras):
 
     Raises:
       TypeError: if the dtype of `images`, `labels` or `context` does not fit, or the distribution has no latents.
-      ValueError: if the shape of `images` does not fit, they are not finite, or `labels` or `context` are missing, too
-        many, or not as above.
+      ValueError: if the shape of `images` does not fit, they are not finite, or `labels` or `context` are missing,
+        superfluous, or not as above.
     """
     return self._encode(*self._checked_input(images, labels, context))
 
@@ -261,12 +263,12 @@ class FlowModel(TrainsWithKeras):
       context: As in `log_prob`.
 
     Returns:
-      NumPy array `[N, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
+      NumPy array `[N, H, W, C]`, uint8 (uint16 if of more than 8 bits), or floating for continuous data.
 
     Raises:
       TypeError: if the distribution has no latents, or the dtype of `labels` or `context` does not fit.
-      ValueError: if the shape of `z` does not fit, it is not finite, or `labels` or `context` are missing, too many, or
-        not as above.
+      ValueError: if the shape of `z` does not fit, it is not finite, or `labels` or `context` are missing,
+        superfluous, or not as above.
     """
     z = tf.convert_to_tensor(z, self._likelihood.latents.dtype)
     latent_shape = tf.TensorShape([None]).concatenate(self.distribution.distribution.event_shape)
@@ -279,20 +281,20 @@ class FlowModel(TrainsWithKeras):
              labels: int | tf.Tensor | np.ndarray | None = None,
              seed: int | tuple[int, int] | None = None,
              context: tf.Tensor | np.ndarray | dict[str, Any] | None = None) -> np.ndarray:
-    """New images: before `adapt` or `fit`, those of a flow that has seen nothing, which is near the identity.
+    """New images; before `adapt` or `fit`, those of an untrained flow, which is near the identity.
 
     Args:
       num_samples: Python `int`.
-      temperature: The latents' deviation from their mean is multiplied by it: below 1, likelier and less varied images.
-        One number, or a list of one for each level of the latents: the first to leave first, the top last, as
-        `GlowBijector.split_latent` returns them.
+      temperature: Factor of the latents' deviation from their mean. Below 1, images are likelier and less varied. One
+        number, or a list with one for each level of the latents, in the order of `GlowBijector.split_latent`: the level
+        that leaves the flow first comes first, the top last.
       labels: For class-conditional models, an integer tensor `[num_samples]`, or one label for all.
-      seed: Python `int` or a pair of them: same seed, same images. `None`: others each time.
-      context: For conditional models, a floating tensor `[num_samples] + context_shape`, or a dict of them; one without
-        the first dimension is that of all samples.
+      seed: Python `int` or a pair of them: the same seed gives the same images. `None`: other images each time.
+      context: For conditional models, a floating tensor `[num_samples] + context_shape`, or a dict of them. One without
+        the first dimension is used for all samples.
 
     Returns:
-      NumPy array `[num_samples, H, W, C]`, uint8 (uint16 of more than 8 bits), or floating for continuous data.
+      NumPy array `[num_samples, H, W, C]`, uint8 (uint16 if of more than 8 bits), or floating for continuous data.
 
     Raises:
       TypeError: if the dtype of `labels` or `context` does not fit.
@@ -304,28 +306,28 @@ class FlowModel(TrainsWithKeras):
     return self._sample(tf.constant(num_samples, tf.int32), temperature, batches.seed_pair(seed), condition)
 
   def _checked_input(self, images, labels, context, may_be_unknown=False):
-    """Images as a tensor, and what is known of them as a dict."""
+    """Images as a tensor, and their labels and contexts as a dict."""
     spec = self._likelihood.spec
     images = batches.checked_images(spec, images)
     return images, batches.checked_condition(spec, labels, context, len(images), may_be_unknown)
 
   def export(self, path, warm_up_batch_sizes=(), *, for_lite=False):
-    """Writes a SavedModel that needs nothing but TensorFlow to serve, as `tfp_glow.export.export_distribution` does.
+    """Writes a SavedModel that only needs TensorFlow to serve, as `tfp_glow.export.export_distribution` does.
 
-    That of a hybrid model has one signature more, `class_probabilities(images) -> class_probabilities`; also of a
-    `context`, if it takes one.
+    A hybrid model has one more signature, `class_probabilities(images) -> class_probabilities`. It also takes a
+    `context` if the model does.
 
     Args:
       path: Folder to write, by the rules of `tfp_glow.export.export_distribution`.
-      warm_up_batch_sizes: Python `int`s: the first calls of a signature are slow. TensorFlow Serving makes them itself,
-        with these numbers of images, before it answers requests. Needs the package `tensorflow-serving-api`.
-      for_lite: Python `bool`: whether the signatures are made of operations that TensorFlow Lite has itself, which a
-        flow in float64, or one that estimates log-dets, cannot be.
+      warm_up_batch_sizes: Python `int`s, numbers of images. The first calls of a signature are slow: TensorFlow Serving
+        makes calls of these sizes itself before it answers requests. Needs the package `tensorflow-serving-api`.
+      for_lite: Python `bool`: whether to make the signatures of TensorFlow Lite's own operations only. This is an error
+        for a flow in float64, or one that estimates log-dets.
 
     Raises:
-      TypeError: if `path` is no path.
+      TypeError: if `path` is not a path.
       ValueError: if `warm_up_batch_sizes` or `for_lite` are not as above.
-      FileExistsError: if there is something else than a SavedModel at `path`.
+      FileExistsError: if something other than a SavedModel is at `path`.
       ImportError: if `warm_up_batch_sizes` are given without `tensorflow-serving-api`.
       OSError: if `path` cannot be written.
     """
@@ -335,10 +337,10 @@ class FlowModel(TrainsWithKeras):
 
 
 def _function(function):
-  """As `tf.function`, of a function that each of several models has, evaluated in full precision; returns an array.
+  """As `tf.function`, but evaluated in full precision; returns an array.
 
-  TensorFlow, which knows functions by their code, would warn of one that is traced again and again. A
-  `functools.partial` has none.
+  Several models have the same function. TensorFlow identifies functions by their code and would warn that one is traced
+  again and again. A `functools.partial` has no code.
   """
   in_a_graph = tf.function(functools.partial(function), reduce_retracing=True, autograph=False)
 

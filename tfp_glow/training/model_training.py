@@ -26,19 +26,19 @@ class TrainsWithKeras(KeptInFiles):
     self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
 
   def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
-    """As `keras.Model.compile`; the loss is fixed. What the parts of flows now have as `trainable` takes effect.
+    """As `keras.Model.compile`, but the loss is fixed. Changes of the parts' `trainable` take effect.
 
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
       jit_compile: Whether XLA compiles what each replica computes by itself: values, loss and gradients; on one device
-        the optimizer's update, too. `"auto"`: no.
-        On CPUs its convolutions are slower, and on GPUs it takes a minute to compile a deep flow (see docs/gpu.md).
+        also the optimizer's update. `"auto"`: no.
+        XLA's convolutions are slower on CPUs, and it takes a minute to compile a deep flow on GPUs (see docs/gpu.md).
       **kwargs: `run_eagerly`, `steps_per_execution` (one with several replicas) and `auto_scale_loss` of
         `keras.Model.compile`.
 
     Raises:
-      ValueError: if a loss or metrics are given: the loss is bits per dimension; or of several replicas what they
-        cannot do.
+      ValueError: if a loss or metrics are given, because the loss is bits per dimension; if `jit_compile` is not as
+        above; or if several steps per execution or gradient accumulation are asked for with several replicas.
     """
     for key in ("loss", "loss_weights", "metrics", "weighted_metrics"):
       value = kwargs.pop(key, None)
@@ -54,8 +54,9 @@ class TrainsWithKeras(KeptInFiles):
     for key, value in (("steps_per_execution", kwargs.get("steps_per_execution", 1)),
                        ("gradient_accumulation_steps", getattr(optimizer, "gradient_accumulation_steps", None))):
       if has_replicas and value not in (None, 1):
-        raise ValueError(f"`{key}` must be 1 with several replicas: Keras cannot. Received: {key}={value!r}")
-    with self.distribute_strategy.scope():  # Where Keras makes the optimizer of a name.
+        raise ValueError(f"`{key}` must be 1 with several replicas: Keras cannot do more. "
+                         f"Received: {key}={value!r}")
+    with self.distribute_strategy.scope():  # If `optimizer` is a name, Keras makes the optimizer here.
       self._means = self._make_means()
       super().compile(optimizer=optimizer, jit_compile=False, metrics=self._means.terms, **kwargs)
     self._trained_as_compiled = frozenset(map(id, self.trainable_variables))
@@ -66,23 +67,24 @@ class TrainsWithKeras(KeptInFiles):
   def adapt(self, data: Any) -> None:
     """Data-dependent initialisation from one batch, of all flows in the distribution, wherever they are.
 
-    They may be parts of compositions, lie one behind the other, or be components of a mixture, which all get the same
-    data. A hybrid model's classifier is initialised as well.
+    They may be parts of compositions, follow one another, or be components of a mixture. The components of a mixture
+    all get the same data. A hybrid model's classifier is also initialised.
 
-    With several workers all must call it, each with a batch of its own or with the same one; the result is the chief's.
+    With several workers all must call it, each with its own batch or with the same one. The result is the chief's.
 
     Args:
-      data: A batch, with its contexts if the model takes them, or a `tf.data.Dataset` whose first batch is used; or a
-        `tf.distribute.DistributedDataset`, whose first batch is put together from the shares of all workers.
+      data: A batch, with its contexts if the model takes them; or a `tf.data.Dataset` or
+        `tf.distribute.DistributedDataset`, whose first batch is used. The first batch of the latter is put together
+        from the shares of all workers.
 
     Raises:
-      TypeError: if `data` are not images, and contexts, of the dtypes that the model takes.
+      TypeError: if the images or contexts do not have the dtypes that the model takes.
       ValueError: if `data` is empty, does not fit, or holds NaN or infinite values.
     """
     self._adapt(data, anew=True)
 
   def _adapt(self, data, anew):
-    """As `adapt`; unless `anew`, a flow that is initialised stays as it is."""
+    """As `adapt`; unless `anew`, an initialised flow is not changed."""
     with self.distribute_strategy.scope():
       batch = batches.first_batch(data, "data") if isinstance(data, _DATASETS) else data
       images, condition = batches.unpack(batch)
@@ -103,16 +105,16 @@ class TrainsWithKeras(KeptInFiles):
         self.classifier.initialize(self._likelihood.features_of_scales(values, {"context": context}))
 
   def fit(self, x=None, y=None, batch_size=None, epochs=1, **kwargs):
-    """As `keras.Model.fit`; initialises from the first batch, if `adapt` has not been called.
+    """As `keras.Model.fit`; initialises from the first batch if `adapt` has not been called.
 
-    If `x` is an array of vectors, it initialises from 10,000 of them, or as many as there are: one drawn, by a fixed
-    seed, from each of as many equal parts of the array.
+    If `x` is an array of vectors, it initialises from 10,000 of them, or all if there are fewer. The array is divided
+    into as many equal parts, and one vector is drawn from each, with a fixed seed.
 
     Args:
-      x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`; of several workers also what
-        `strategy.distribute_datasets_from_function` makes of `load_images`, of which each reads its share.
-      y: If `x` is an array, labels of a class-conditional or hybrid model; or a dict of them and contexts, as above.
-      batch_size: Where `x` is an array.
+      x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`. With several workers it may
+        be what `strategy.distribute_datasets_from_function` makes of `load_images`: each worker then reads its share.
+      y: If `x` is an array, labels of a class-conditional or hybrid model; or a dict of labels and contexts, as above.
+      batch_size: Python `int`, if `x` is an array.
       epochs: Python `int`.
       **kwargs: Of `keras.Model.fit`.
 
@@ -120,10 +122,10 @@ class TrainsWithKeras(KeptInFiles):
       `keras.callbacks.History`.
 
     Raises:
-      FloatingPointError: if the loss or a gradient of a training step is not finite. The message names the step, the
-        quantity and the layer where it began; weights and optimizer are left as they were before that step.
+      FloatingPointError: if the loss or a gradient of a training step is not finite. The message names the step, and
+        the quantity and layer where it began. Weights and optimizer are as they were before that step.
       ValueError: if `x` is empty or does not fit, the model is not compiled, or a part of it has been frozen or
-        unfrozen since.
+        unfrozen since it was compiled.
     """
     self._check_is_compiled("fit")
     self._check_trains_as_compiled()
@@ -138,17 +140,17 @@ class TrainsWithKeras(KeptInFiles):
     self._build_optimizer()
     if isinstance(x, _DATASETS):
       kwargs.setdefault("shuffle", False)  # Keras would warn that it does not shuffle them.
-    # Callbacks such as `StopOnInterrupt` and `StopOnPreemption` are not told of errors.
+    # Keras does not tell callbacks such as `StopOnInterrupt` and `StopOnPreemption` of errors.
     with _signal_handlers_kept(signal.SIGINT, signal.SIGTERM), self._stop_unless_finite.failure_named():
       history = super().fit(x, y, batch_size=batch_size, epochs=epochs, **kwargs)
-    # Keras has just put averages in the place of the weights, also where it scales the loss.
+    # Keras has just replaced the weights by their averages, also if it scales the loss.
     if getattr(self.optimizer, "inner_optimizer", self.optimizer).use_ema:
       with self.distribute_strategy.scope():
         self._likelihood.after_update()
     return history
 
   def make_train_function(self, force=False):
-    """As `keras.Model.make_train_function`; with several replicas, without its exchanges."""
+    """As `keras.Model.make_train_function`; with several replicas, without Keras' exchanges between them."""
     if not self._has_replicas():
       return super().make_train_function(force)
     if self.train_function is None or force:
@@ -157,7 +159,7 @@ class TrainsWithKeras(KeptInFiles):
     return self.train_function
 
   def make_test_function(self, force=False):
-    """As `make_train_function`, of `evaluate`."""
+    """As `make_train_function`, for `evaluate`."""
     if not self._has_replicas():
       return super().make_test_function(force)
     if self.test_function is None or force:
@@ -166,11 +168,11 @@ class TrainsWithKeras(KeptInFiles):
     return self.test_function
 
   def train_on_batch(self, x, y=None, **kwargs):
-    """As `keras.Model.train_on_batch`; initialises from the batch, as `fit` does.
+    """As `keras.Model.train_on_batch`; initialises from the batch if `adapt` has not been called.
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional or hybrid; or a dict of them and contexts, as in `fit`.
+      y: Labels, if the model is class-conditional or hybrid; or a dict of labels and contexts, as in `fit`.
       **kwargs: Of `keras.Model.train_on_batch`.
 
     Returns:
@@ -190,7 +192,7 @@ class TrainsWithKeras(KeptInFiles):
       return super().train_on_batch(x, y, **kwargs)
 
   def evaluate(self, x=None, y=None, batch_size=None, **kwargs):
-    """As `keras.Model.evaluate`; the noise is the same each time.
+    """As `keras.Model.evaluate`; the dequantization noise is the same each time.
 
     Args:
       x: As in `fit`.
@@ -199,7 +201,7 @@ class TrainsWithKeras(KeptInFiles):
       **kwargs: Of `keras.Model.evaluate`.
 
     Returns:
-      Loss and metrics; with `return_dict=True` a dict, `"bits_per_dim"` in it.
+      Loss and metrics; with `return_dict=True` a dict, which has the key `"bits_per_dim"`.
 
     Raises:
       ValueError: if `x` is empty or does not fit, or the model is not compiled.
@@ -210,9 +212,9 @@ class TrainsWithKeras(KeptInFiles):
       return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
   def predict(self, x, batch_size=None, **kwargs):
-    """As `keras.Model.predict`: bits per dimension of each image, `[N]`; their mean is what `evaluate` returns.
+    """As `keras.Model.predict`: bits per dimension of each image, `[N]`.
 
-    (From batches of the same size, where log-dets are estimated.)
+    `evaluate` returns their mean (if log-dets are estimated, only with the same batch size).
 
     Args:
       x: As in `fit`; class-conditional and conditional models take datasets, or dicts of arrays.
@@ -234,7 +236,7 @@ class TrainsWithKeras(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional or hybrid; or a dict of them and contexts, as in `fit`.
+      y: Labels, if the model is class-conditional or hybrid; or a dict of labels and contexts, as in `fit`.
       **kwargs: Of `keras.Model.test_on_batch`.
 
     Returns:
@@ -259,17 +261,17 @@ class TrainsWithKeras(KeptInFiles):
               layer_range=None):
     """Prints levels and steps of the flow, shapes and numbers of parameters, in the order from images to latents.
 
-    Parts of a step of a `Scan` stand for all of its steps. Shapes are those of what the `inverse` of a part returns.
-    Where networks train in a lower precision than the flow has, a last line says so: `fit` reports bits per dimension
-    in the lower one, `evaluate` in the flow's.
+    The parts of one step of a `Scan` stand for all of its steps. Shapes are those that a part's `inverse` returns. If
+    networks train in a lower precision than that of the flow, a last line says so: `fit` then reports bits per
+    dimension in the lower precision, `evaluate` in that of the flow.
 
     Args:
-      line_length: Python `int`, width of the table; `None`: as wide as it takes.
-      positions: Ignored: the columns are as wide as they must be.
-      print_fn: Callable, which gets each line; `None`: `print`.
+      line_length: Python `int`, width of the table; `None`: as wide as needed.
+      positions: Ignored: columns are as wide as needed.
+      print_fn: Callable, called with each line; `None`: `print`.
       expand_nested: Python `bool`: whether each weight of a coupling's network has a line.
-      show_trainable: Python `bool`: whether it is said which parts are trained.
-      layer_range: Ignored: the parts of a flow are no layers of Keras.
+      show_trainable: Python `bool`: whether to show which parts are trained.
+      layer_range: Ignored: the parts of a flow are not Keras layers.
     """
     del positions, layer_range
     self._sync_trainable()
@@ -295,7 +297,7 @@ class TrainsWithKeras(KeptInFiles):
 
 @contextlib.contextmanager
 def _signal_handlers_kept(*numbers):
-  """Puts back the handlers of signals that were there before; in the main thread, which alone may set any."""
+  """Restores the previous handlers of signals; only in the main thread, because no other may set them."""
   handlers = {number: signal.getsignal(number) for number in numbers}
   try:
     yield

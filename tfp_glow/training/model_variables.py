@@ -11,12 +11,12 @@ class AdoptsVariables(FlowSteps):
 
   def __init__(self, likelihood, *args):
     super().__init__(likelihood, *args)
-    # Keras trains `keras.Variable`s; these share the storage of the distribution's. Keras orders them by what may be
-    # trained, and files hold them in that order: it must not depend on what is frozen at present.
+    # Keras trains `keras.Variable`s. These share the storage of the distribution's variables. Keras, and so files, put
+    # trainable ones first: the order must not depend on what is frozen at present.
     self._adopted = [keras.Variable(v, trainable=_compat.was_made_trainable(v), dtype=v.dtype.name,
                                     name=_keras_name(v)) for v in likelihood.variables]
     for adopted, variable in zip(self._adopted, likelihood.variables):
-      adopted.constraint = variable.constraint  # The masks of an autoregressive network, say.
+      adopted.constraint = variable.constraint  # For example the masks of an autoregressive network.
     likelihood.sync_trainable()
     self._are_trained = (True,) * len(self._adopted)
     self._take_trainable()
@@ -29,7 +29,7 @@ class AdoptsVariables(FlowSteps):
     self._take_trainable()
 
   def _take_trainable(self):
-    """Trains what in the distribution has been unfrozen since the last time, and nothing that is frozen."""
+    """Trains the distribution's variables that were unfrozen since the last call, and no frozen ones."""
     before, self._are_trained = self._are_trained, tuple(v.trainable for v in self._likelihood.variables)
     for adopted, was_trained, is_trained in zip(self._adopted, before, self._are_trained):
       if not (was_trained and is_trained):
@@ -41,12 +41,12 @@ class AdoptsVariables(FlowSteps):
     changed = trained ^ self._trained_as_compiled
     if changed:
       changed = [f"{v.path} {'un' if id(v) in trained else ''}frozen" for v in self.variables if id(v) in changed]
-      raise ValueError("`trainable` of a part of the model must not change after `compile`, which settles what is "
+      raise ValueError("`trainable` of a part of the model must not change after `compile`, which decides what is "
                        f"trained: compile the model again. Received: {', '.join(changed[:3])}"
                        + (f" and {len(changed) - 3} others" if len(changed) > 3 else ""))
     if not trained:
-      raise ValueError("`trainable` must be True of a part of the model, or there is nothing to train. "
-                       f"Received: {self.name!r}, of which all is frozen")
+      raise ValueError("`trainable` must be True for a part of the model, or there is nothing to train. "
+                       f"Received: {self.name!r}, with all parts frozen")
 
 
 def _keras_name(variable):

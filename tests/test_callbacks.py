@@ -280,7 +280,7 @@ def _continuous():
     (lambda d: callbacks.SampleGrid(d, seed="a"), _model, ValueError, "`seed` must be"),
     (lambda d: callbacks.LatentInterpolation(d, IMAGES / 255), _model, TypeError, "`images` must be uint8.*float64"),
     (lambda d: callbacks.LatentInterpolation(d, IMAGES[:, :3]), _model, ValueError, "`images` must have shape"),
-    (callbacks.SampleGrid, _continuous, ValueError, "`model` must be of uint8 images.*num_bits=None"),
+    (callbacks.SampleGrid, _continuous, ValueError, "`model` must be of uint8 or uint16 images.*num_bits=None"),
 ])
 def test_bad_models(tmp_path, make, make_model, error, match):
   model = make_model()

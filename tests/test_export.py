@@ -238,7 +238,7 @@ def test_a_bad_request_is_an_error_of_tensorflow_and_the_next_one_is_answered(si
 def test_one_image_is_not_paired_with_many(tmp_path):
   tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / "saved_model")
   signatures = tf.saved_model.load(str(tmp_path / "saved_model")).signatures
-  with pytest.raises(tf.errors.InvalidArgumentError, match="`first` and `second` must be as many images"):
+  with pytest.raises(tf.errors.InvalidArgumentError, match="`first` and `second` must have the same number of images"):
     signatures["interpolate"](first=_TWO[:1], second=_TWO, num_steps=tf.constant(2))
 
 
@@ -339,7 +339,7 @@ def test_other_files_are_left_alone(name, tmp_path):
   (tmp_path / "notes.txt").write_text("of yesterday")
   (tmp_path / "saved_model.pb").write_text("another one")
   before = _everything_in(tmp_path)
-  with pytest.raises(FileExistsError, match=rf"`path` must be a new folder.*Received: {tmp_path / name}"):
+  with pytest.raises(FileExistsError, match=rf"`path` must be a new or empty folder.*Received: {tmp_path / name}"):
     tfp_glow.FlowModel(small_models.gaussian()).export(tmp_path / name)
   assert _everything_in(tmp_path) == before
 

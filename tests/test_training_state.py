@@ -243,7 +243,7 @@ def test_a_damaged_state_is_an_error_and_the_one_before_is_still_there(folder, d
   model.optimizer.build(model.trainable_variables)
   before = _everything_in(model)
   state = callbacks.TrainingState(folder, {"width": (8, 8)})
-  match = rf"(?s)`folder`.*damaged.*epoch-2\.\* to go on from epoch 1.*Received: {folder}"
+  match = rf"(?s)`folder`.*damaged.*epoch-2\.\* to resume from epoch 1.*Received: {folder}"
   with pytest.raises(ValueError, match=match):
     state.restore(model)
   _assert_equal(_everything_in(model), before)

@@ -1,6 +1,6 @@
 """Glow as a TensorFlow Probability bijector, and its training with Keras 3.
 
-`forward` is the generative direction, latent to data; the formulas of the paper are `inverse`.
+`forward` is the generative direction, latent to data; the paper's formulas are `inverse`.
 """
 
 from tfp_glow import callbacks, data, dequantize, evaluation, export, latent, lipschitz, networks, pictures

@@ -1,4 +1,4 @@
-"""Callbacks of Keras for the training of flows."""
+"""Keras callbacks for training flows."""
 
 from tfp_glow.training.callbacks import (
     BitsPerDimCurve,

@@ -1,4 +1,4 @@
-"""Bits per dimension, more exactly than `FlowModel.evaluate` reports them."""
+"""Bits per dimension, more exact than those of `FlowModel.evaluate`."""
 
 from tfp_glow.training.evaluation import BitsPerDim, bits_per_dim
 

@@ -1,4 +1,4 @@
-"""SavedModels: distributions that need nothing but TensorFlow to serve."""
+"""SavedModels: distributions that only need TensorFlow to serve."""
 
 from tfp_glow.storage.savedmodel import export_distribution
 

@@ -1,1 +1,1 @@
-"""Models as files: .keras and SavedModel."""
+"""Models as files: `.keras` and SavedModel."""

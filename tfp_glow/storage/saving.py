@@ -1,8 +1,8 @@
-"""Distributions as JSON, and back: what a `.keras` file holds of them besides the weights.
+"""Distributions to JSON and back: what a `.keras` file holds of them besides the weights.
 
-A distribution is its class and the arguments of its constructor, and so is a bijector. Only classes of TFP and of this
-package are made from a file, and only objects that are registered with Keras are found by their names: a file that
-somebody else has written cannot have other code run.
+A distribution or bijector is written as its class and the arguments of its constructor. From a file, only classes of
+TFP and of this package are made, and other objects are found only if they are registered with Keras. So a file that
+somebody else has written cannot run other code.
 """
 
 import base64
@@ -27,39 +27,39 @@ _OF_KERAS = (keras.activations, keras.constraints, keras.initializers, keras.los
 
 
 def distribution_to_config(distribution):
-  """What `distribution_from_config` makes the distribution from again.
+  """The configuration from which `distribution_from_config` makes the distribution.
 
-  Objects that are used in several places, such as a `tf.Variable`, are so again.
+  An object that is used in several places, such as a `tf.Variable`, is then again one object.
 
   Args:
     distribution: `tfd.Distribution`.
 
   Returns:
-    Nest of `dict`s, `list`s and Python values that JSON can hold. Of each `tf.Variable` among the arguments the present
-    value is in it, as constructors may compute with it.
+    Nest of `dict`s, `list`s and Python values that JSON can hold. It contains the present value of each `tf.Variable`
+    among the arguments, because constructors may compute with it.
 
   Raises:
-    ValueError: if a part of it is neither of TFP nor of this package, nor registered with Keras.
+    ValueError: if a part of the distribution is not of TFP or this package, and not registered with Keras.
   """
   return _Encoder().encode(distribution, "distribution")
 
 
 def keras_config(value, path):
-  """What `keras.saving.deserialize_keras_object` makes an object of Keras from again.
+  """The configuration from which `keras.saving.deserialize_keras_object` makes an object of Keras.
 
   Args:
     value: The object.
-    path: Python `str`, how a user would write it.
+    path: Python `str`, the object as a user would write it.
 
   Returns:
     Nest of `dict`s, `list`s and Python values that JSON can hold.
 
   Raises:
-    ValueError: if Keras would not find a part of it.
+    ValueError: if Keras could not find a part of it.
   """
   try:
     with warnings.catch_warnings():
-      # Of an activation Keras writes nothing that tells that it was one.
+      # The configuration of an activation does not show that it was a lambda.
       warnings.filterwarnings("error", "The object being serialized includes a `lambda`")
       config = keras.saving.serialize_keras_object(value)
   except (NotImplementedError, OSError, TypeError, UserWarning, ValueError) as error:
@@ -71,23 +71,23 @@ def keras_config(value, path):
 
 
 def check_is_found(cls):
-  """Raises `ValueError` if Keras would not find a class by its name."""
+  """Raises `ValueError` if Keras could not find a class by its name."""
   if keras.saving.get_registered_object(keras.saving.get_registered_name(cls)) is not cls:
     raise ValueError(f"The class of a model must be registered with Keras to be saved: decorate it with "
                      f'`@keras.saving.register_keras_serializable("my_package")`. Received: {cls!r}')
 
 
 def distribution_from_config(config):
-  """The distribution that `distribution_to_config` was given; networks and variables that it makes by itself are new.
+  """Makes the distribution that `distribution_to_config` was given; networks and variables that it makes are new.
 
   Args:
-    config: What `distribution_to_config` returned, or JSON made of it.
+    config: What `distribution_to_config` returned, also after it was written to JSON and read.
 
   Returns:
     `tfd.Distribution`.
 
   Raises:
-    ValueError: if `config` is not such a thing, or names what is not registered with Keras in this process.
+    ValueError: if `config` is something else, or names an object that is not registered with Keras in this process.
   """
   distribution = _Decoder().decode(config, "distribution")
   if not isinstance(distribution, tfp.distributions.Distribution):
@@ -96,19 +96,19 @@ def distribution_from_config(config):
 
 
 class _Encoder:
-  """Numbers objects as it meets them, so that it can refer to them."""
+  """Numbers objects in the order in which it finds them, and refers to known ones by their numbers."""
 
   def __init__(self):
     self._numbers = {}
-    self._known = []  # Kept, so that nothing else gets the `id` of one of them.
+    self._known = []  # Kept, so that their `id`s are not used again.
 
   def encode(self, value, path):
-    """JSON of one argument; `path` is how a user would write it."""
+    """JSON of one argument; `path` is the argument as a user would write it."""
     if value is None or type(value) in (bool, int, float, str):
       return value
     if isinstance(value, list):
       return [self.encode(item, f"{path}[{i}]") for i, item in enumerate(value)]
-    if type(value) is tuple:  # A named one has a class of its own.
+    if type(value) is tuple:  # Named tuples have classes of their own.
       return {"tuple": self.encode(list(value), path)}
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
       return {"dict": {key: self.encode(item, f"{path}[{key!r}]") for key, item in value.items()}}
@@ -157,7 +157,7 @@ class _Encoder:
         del arguments[key]
     content = {}
     if isinstance(value, OnePassBijector):
-      # What it took from the configuration of Keras, which may be another when it is made again.
+      # It was taken from Keras' global configuration, which may be another when the bijector is made again.
       content["dtype_policy"] = value.dtype_policy.name
       if "dtype" in _parameters(type(value)):
         arguments["dtype"] = value.dtype
@@ -166,7 +166,7 @@ class _Encoder:
 
 
 class _Decoder:
-  """Follows what `_Encoder` wrote."""
+  """Makes objects from what `_Encoder` wrote."""
 
   def __init__(self):
     self._known = {}
@@ -179,7 +179,7 @@ class _Decoder:
         "keras": self._decode_keras}
 
   def decode(self, config, path):
-    """The argument that is written so."""
+    """One argument, from its JSON."""
     if config is None or isinstance(config, (bool, int, float, str)):
       return config
     if isinstance(config, list):
@@ -217,7 +217,7 @@ class _Decoder:
 
   def _decode_keras(self, content, path):
     value = keras.saving.deserialize_keras_object(content["config"])
-    if not hasattr(value, "get_config"):  # A function of Keras', say, for something else to call.
+    if not hasattr(value, "get_config"):  # For example a function of Keras.
       raise ValueError(f"`config` must be that of a layer or another object of Keras for `{path}`. Received: {value!r}")
     return self._keep(content, value)
 
@@ -236,7 +236,7 @@ def _is_plain(dtype):
 
 
 def _arguments(value):
-  """The arguments of a constructor that makes another such object, with the same variables."""
+  """The constructor's arguments that make an equal object with the same variables."""
   if isinstance(value, tfp.util.TransformedVariable):
     return {"initial_value": None, "bijector": value.bijector, "pretransformed_input": value.pretransformed_input,
             "name": value.name}
@@ -253,7 +253,7 @@ def _parameters(cls):
 
 
 def _classes():
-  """The only classes of which objects are made, by their names in a file."""
+  """The only classes that objects are made of: a `dict` from their names in a file."""
   classes = {f"{prefix}.{name}": getattr(module, name)
              for prefix, (module, base) in _PUBLIC.items() for name in dir(module)
              if inspect.isclass(getattr(module, name)) and issubclass(getattr(module, name), base)}
@@ -266,12 +266,12 @@ def _subclasses(cls):
 
 
 def _name_of(cls):
-  """The name of a class in a file, `None` if it has none."""
+  """The name of a class in a file; `None` if it has none."""
   return next((name for name, public in _classes().items() if cls in (public, _compat.class_made_of(public))), None)
 
 
 def _not_to_be_found(config):
-  """The names of classes and functions that Keras would not find when it reads `config`."""
+  """The names of classes and functions that Keras could not find when it reads `config`."""
   if isinstance(config, dict):
     if config.get("class_name") == "__lambda__":
       yield "a lambda"
@@ -306,7 +306,7 @@ def _dtype(name):
 
 def _array(content):
   flat = np.frombuffer(base64.b64decode(content["base64"]), _dtype(content["dtype"]).as_numpy_dtype)
-  return flat.reshape(content["shape"]).copy()[()]  # As it was: a scalar, if it was one.
+  return flat.reshape(content["shape"]).copy()[()]  # A scalar, if it was one.
 
 
 def _registered(name):
@@ -320,7 +320,7 @@ def _registered(name):
 
 @contextlib.contextmanager
 def _dtype_policy(name):
-  """Keras' global dtype policy, for as long as this lasts."""
+  """Sets Keras' global dtype policy within the context."""
   before = keras.config.dtype_policy()
   try:
     if name is not None:

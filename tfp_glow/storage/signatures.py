@@ -1,4 +1,4 @@
-"""The signatures of a SavedModel: graphs that check what they are given."""
+"""The signatures of a SavedModel: graphs that check their inputs."""
 
 import re
 
@@ -6,13 +6,13 @@ import tensorflow as tf
 
 
 def signatures(likelihood, class_probabilities=None):
-  """The signatures, `tf.function`s by their names; see `export_distribution`.
+  """The signatures, a `dict` from names to `tf.function`s; see `export_distribution`.
 
-  They call each other: a way through the flow is most of a graph, which takes time to load.
+  They call each other, because a pass through the flow is most of a graph and takes time to load.
 
   Args:
     likelihood: `ImageLikelihood`, built.
-    class_probabilities: Callable, from images and a condition to a tensor `[N, num_classes]`; `None`: there is no such
+    class_probabilities: Callable, from images and a condition to a tensor `[N, num_classes]`; `None`: no such
       signature.
   """
   made = _Signatures(likelihood)
@@ -34,7 +34,7 @@ def signatures(likelihood, class_probabilities=None):
 
 
 class _Signatures:
-  """What each signature computes, and what is there of them."""
+  """What each signature computes, and the signatures made so far."""
 
   def __init__(self, likelihood):
     self._likelihood = likelihood
@@ -47,7 +47,7 @@ class _Signatures:
     return tf.TensorSpec([None] + self._event_shape, self._likelihood.spec.image_dtype, name)
 
   def add(self, name, function, *specs):
-    """Makes a signature of a function of such tensors, and of a condition if the model takes one."""
+    """Makes a signature of a function of tensors of these specs, and of a condition if the model takes one."""
     of_condition = tf.nest.flatten(self._condition)
 
     def signature(*tensors):
@@ -62,7 +62,7 @@ class _Signatures:
     return {"log_prob": nats, "bits_per_dim": self._likelihood.bits_per_dim(nats)}
 
   def of_images(self, function, name):
-    """What a function of images and their condition returns, as the output of that name."""
+    """A function of images and their condition, with its result as the output of that name."""
     return lambda images, condition: {name: function(images, self._checked(condition, images))}
 
   def decode(self, latent, condition):
@@ -78,9 +78,9 @@ class _Signatures:
   def interpolate(self, first, second, num_steps, condition):
     num_steps = _at_least(2, "num_steps", num_steps)
     z0, z1 = self._call("encode", first, condition), self._call("encode", second, condition)
-    # One image would be paired with all of the others.
+    # Without this check, a single image would be paired with all others.
     z0 = _after([tf.debugging.assert_equal(
-        tf.shape(z0)[0], tf.shape(z1)[0], "`first` and `second` must be as many images.")], z0)
+        tf.shape(z0)[0], tf.shape(z1)[0], "`first` and `second` must have the same number of images.")], z0)
     lines = _lines(z0, z1, num_steps)
     flat = tf.reshape(lines, tf.concat([[-1], tf.shape(lines)[2:]], axis=0))
     repeated = tf.nest.map_structure(lambda tensor: tf.repeat(tensor, num_steps, axis=0), condition)
@@ -92,7 +92,7 @@ class _Signatures:
     return outputs
 
   def _checked(self, condition, events):
-    """A condition that is there only if there is one for each event: elsewhere one would do for all."""
+    """The condition, after a check that there is one for each event: a single one would be used for all."""
     check = lambda tensor, message: _after(
         [tf.debugging.assert_equal(tf.shape(tensor)[:1], tf.shape(events)[:1], message)], tensor)
     messages = {"labels": "`labels` must be one integer for each image.",
@@ -102,11 +102,11 @@ class _Signatures:
 
 
 def _condition_specs(spec):
-  """A condition of `tf.TensorSpec`s, with what a model takes."""
+  """The condition that a model takes, as `tf.TensorSpec`s."""
   specs = {} if spec.num_classes is None else {"labels": tf.TensorSpec([None], tf.int32, "labels")}
   of_context = lambda shape, name: tf.TensorSpec([None, *shape], spec.dtype, name)
   if isinstance(spec.context_shape, dict):
-    # TensorFlow takes such names alone for those of inputs.
+    # TensorFlow allows only such names for inputs.
     name = lambda key: "context_" + re.sub("[^A-Za-z0-9_]", "_", key)
     specs["context"] = {key: of_context(shape, name(key)) for key, shape in spec.context_shape.items()}
   elif spec.context_shape is not None:
@@ -115,13 +115,13 @@ def _condition_specs(spec):
 
 
 def _at_least(minimum, name, number):
-  """The number, checked; one that is no scalar is left to TensorFlow, which says so of the first thing made of it."""
+  """The number, checked. If it is not a scalar, TensorFlow raises an error where it is first used."""
   is_right = tf.reduce_all(tf.reshape(number, [-1]) >= minimum)
   return _after([tf.debugging.Assert(is_right, [f"`{name}` must be at least {minimum}. Received:", number])], number)
 
 
 def _after(checks, tensor):
-  """The tensor once the checks have passed: what is made of it cannot fail before them, with a message of its own."""
+  """The tensor after the checks. What is computed from it cannot fail before them, with another message."""
   with tf.control_dependencies(checks):
     return tf.identity(tensor)
 
@@ -131,4 +131,4 @@ def _lines(z0, z1, num_steps):
   steps = tf.reshape(tf.range(num_steps), [-1] + [1] * (z0.shape.rank - 1))
   z0, z1 = tf.expand_dims(z0, 1), tf.expand_dims(z1, 1)
   lines = z0 + tf.cast(steps, z0.dtype) * ((z1 - z0) / tf.cast(num_steps - 1, z0.dtype))
-  return tf.where(tf.equal(steps, num_steps - 1), z1, lines)  # They end where they should, to the last bit.
+  return tf.where(tf.equal(steps, num_steps - 1), z1, lines)  # The ends are exact to the last bit.

@@ -1,4 +1,4 @@
-"""Requests that TensorFlow Serving sends itself when it loads a SavedModel, as it is slow at first."""
+"""Requests that TensorFlow Serving sends itself when it loads a SavedModel, because the first ones are slow."""
 
 import os
 
@@ -10,7 +10,7 @@ _PATH = ("assets.extra", "tf_serving_warmup_requests")
 
 
 def import_serving_apis():
-  """The modules of `tensorflow-serving-api` that requests are made of."""
+  """The modules of `tensorflow-serving-api` that make requests."""
   try:
     from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
   except ImportError as error:
@@ -20,13 +20,13 @@ def import_serving_apis():
 
 
 def write_requests(apis, functions, sizes, folder):
-  """A request to each signature for each number of images; what is in the images does not matter.
+  """Writes a request to each signature for each number of images; the content of the images does not matter.
 
   Args:
     apis: What `import_serving_apis` returned.
     functions: Dict from names to `tf.function`s, the signatures.
-    sizes: List of Python `int`s.
-    folder: Python `str`, that of the SavedModel.
+    sizes: List of Python `int`s, numbers of images.
+    folder: Python `str`, folder of the SavedModel.
   """
   predict, prediction_log = apis
   path = os.path.join(folder, *_PATH)
@@ -43,7 +43,7 @@ def write_requests(apis, functions, sizes, folder):
 
 
 def _value_of(spec, size):
-  """An argument of the signature for so many images."""
+  """An argument of the signature, for `size` images."""
   numbers = {"num_samples": size, "temperature": 1., "num_steps": 2}
   shape = [size if length is None else length for length in spec.shape]
   return np.full(shape, numbers.get(spec.name, 0), spec.dtype.as_numpy_dtype)

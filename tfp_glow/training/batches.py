@@ -1,4 +1,4 @@
-"""What `FlowModel` is given: batches in their various shapes, and checks before any work."""
+"""The input of `FlowModel`: batches in their various forms, and checks before any work."""
 
 import random
 
@@ -11,23 +11,24 @@ from tfp_glow.likelihood.image_spec import UNKNOWN
 from tfp_glow.networks.classifier import ScaleClassifier
 from tfp_glow.training import divergence, sources
 
-# Rows of a table are small, and the first batch of one says little of its columns: it may be sorted.
+# Rows of a table are small, and tables may be sorted: their first batch says little about their columns.
 NUM_ROWS_TO_ADAPT = 10_000
 
-# Why there are no weights, in errors.
+# Part of error messages: why there are no weights.
 _WEIGHTS = "every image counts the same; draw images in proportion to their weights instead"
 
 
 def unpack(batch):
-  """Images of a batch, and what came with them.
+  """Splits a batch into images and condition.
 
   Args:
     batch: Images, `(images, labels)`, `(images, {"label": labels, "context": context})`, or one dict
-      `{"image": images, "label": labels, "context": context}`; or the specs of one. Dicts may hold more, and less.
+      `{"image": images, "label": labels, "context": context}`; or the specs of a batch. Dicts may hold other keys, and
+      need only hold `"image"`.
 
   Returns:
-    images: As they were.
-    condition: Dict, `labels` and `context` as far as there are any; see `ImageSpec`.
+    images: The images, unchanged.
+    condition: Dict with `labels` and `context`, if given; see `ImageSpec`.
 
   Raises:
     ValueError: if the batch has weights, or is a dict without `"image"`.
@@ -45,17 +46,17 @@ def unpack(batch):
 
 
 def check_data(spec, x, y, batch_size, kwargs):
-  """Checks what `fit` and its like are given, as far as that can be done without drawing from it.
+  """Checks the data given to `fit` and its like, as far as possible without drawing from it.
 
   Args:
     spec: `ImageSpec`.
-    x: As of `sources.source_of`.
+    x: As in `sources.source_of`.
     y: Labels, or a dict of labels and contexts, or `None`.
     batch_size: Positive `int`, or `None`.
-    kwargs: Dict, the other arguments.
+    kwargs: Dict of the other arguments.
 
   Raises:
-    TypeError: if `x` is something else, or images, labels or contexts have another dtype.
+    TypeError: if `x` is something else, or the dtype of images, labels or contexts does not fit.
     ValueError: if `x` is empty, images, labels or contexts do not fit, or there are weights.
   """
   if batch_size is not None and not is_int(batch_size):
@@ -88,7 +89,7 @@ def check_data(spec, x, y, batch_size, kwargs):
 
 
 def checked_images(spec, images):
-  """Images as a tensor; raises as the spec, or `ValueError` if they are not finite."""
+  """Images as a tensor; raises as `spec.checked_images` does, and `ValueError` if they are not finite."""
   images = spec.checked_images(images)
   if images.dtype.is_floating:
     check_finite("images", images)
@@ -96,23 +97,23 @@ def checked_images(spec, images):
 
 
 def checked_condition(spec, labels, context, count, may_be_unknown=False):
-  """What so many images are told, a dict of `checked_labels` and `checked_context`, as far as the model takes them."""
+  """The condition of `count` images: a dict of `checked_labels` and `checked_context`, if the model takes them."""
   labels, context = checked_labels(spec, labels, count, may_be_unknown), checked_context(spec, context, count)
   return ({} if labels is None else {"labels": labels}) | ({} if context is None else {"context": context})
 
 
 def checked_labels(spec, labels, count, may_be_unknown=False):
-  """Labels of so many images, int32 `[count]`, of one label for all, too; `None` where there are no classes.
+  """Labels of `count` images, int32 `[count]`; `None` if there are no classes.
 
   Args:
     spec: `ImageSpec`.
-    labels: Integers `[count]`, or one, or `None`.
+    labels: Integers `[count]`, or one label for all images, or `None`.
     count: Python `int`.
-    may_be_unknown: Python `bool`: whether they may be `UNKNOWN`.
+    may_be_unknown: Python `bool`: whether labels may be `UNKNOWN`.
 
   Raises:
     TypeError: if they are not integers.
-    ValueError: if there are not `count` labels of the classes.
+    ValueError: if they are not `count` labels of the classes.
   """
   labels = spec.checked_labels(labels)
   if labels is None:
@@ -122,17 +123,23 @@ def checked_labels(spec, labels, count, may_be_unknown=False):
   least = UNKNOWN if may_be_unknown else 0
   if labels.shape != [count] or bool(tf.reduce_any((labels < least) | (labels >= spec.num_classes))):
     unknown = (f", or {UNKNOWN} for an image of unknown class" if may_be_unknown else
-               f" ({UNKNOWN}, an unknown class, is for log-probabilities alone)")
+               f" ({UNKNOWN}, an unknown class, is for log-probabilities only)")
     raise ValueError(f"`labels` must be {count} integers in 0 .. {spec.num_classes - 1}{unknown}. Received: {labels}")
   return labels
 
 
 def checked_context(spec, context, count):
-  """Contexts of so many images, `[count] + context_shape`, of one context for all, too; `None` where there are none.
+  """Contexts of `count` images, `[count] + context_shape`; `None` if the model takes none.
+
+  Args:
+    spec: `ImageSpec`.
+    context: Floating tensor of that shape, or without the first dimension one for all images; or a dict of them, or
+      `None`.
+    count: Python `int`.
 
   Raises:
-    TypeError: if they are not floating.
-    ValueError: if they are missing or superfluous, not `count` ones of the right shape, or not finite.
+    TypeError: if contexts are not floating.
+    ValueError: if contexts are missing or superfluous, not `count` ones of the right shape, or not finite.
   """
   context = spec.checked_context(context, is_batch=False)
   if context is None:
@@ -150,7 +157,7 @@ def _of_each_image(name, context, shape, count):
 
 
 def checked_prior(prior, num_classes):
-  """A NumPy float64 array, for `None` equal probabilities; raises `ValueError` for what are none of the classes."""
+  """A NumPy float64 array, for `None` equal probabilities; raises `ValueError` if `prior` has no such probabilities."""
   if prior is None:
     return np.full([num_classes], 1. / num_classes)
   values = np.asarray(prior)
@@ -167,18 +174,18 @@ def check_finite(name, values):
 
 
 def batch_to_adapt(spec, x, y, batch_size):
-  """What initialises a flow, of what `fit` is given, and what `fit` must be given as `x` now.
+  """The batch from which `fit` initialises a flow, and the `x` with which `fit` then continues.
 
-  It is the first batch; of arrays of vectors, rows from all of the table.
+  The batch is the first one; from an array of vectors it has rows from the whole table.
 
   Args:
     spec: `ImageSpec`.
-    x: As of `sources.source_of`.
-    y: As of `sources.source_of`.
-    batch_size: Python `int`, or `None` for that of Keras.
+    x: As in `sources.source_of`.
+    y: As in `sources.source_of`.
+    batch_size: Python `int`, or `None` for the default of Keras.
 
   Raises:
-    ValueError: if there is none.
+    ValueError: if there is no batch.
   """
   source = sources.source_of(x, y, batch_size)
   if spec.event_shape.rank == 1:
@@ -189,7 +196,7 @@ def batch_to_adapt(spec, x, y, batch_size):
 
 
 def first_batch(x, name):
-  """The first batch of what is given as the argument called `name`; raises `ValueError` if there is none."""
+  """The first batch of `x`, the argument called `name`; raises `ValueError` if there is none."""
   return _checked_batch(sources.source_of(x).first_batch(), x, name)
 
 
@@ -200,7 +207,7 @@ def _checked_batch(batch, x, name):
 
 
 def checked_weight_y(weight_y, likelihood):
-  """A Python `float`; raises `ValueError` if it is negative, or the distribution has no classes that latents tell."""
+  """A Python `float`; raises `ValueError` if it is negative, or the distribution has no classes or class features."""
   if not is_number(weight_y) or not 0. <= weight_y < np.inf:
     raise ValueError(f"`weight_y` must be a finite number of at least 0. Received: {weight_y!r}")
   if weight_y and likelihood.num_class_features is None:
@@ -210,12 +217,12 @@ def checked_weight_y(weight_y, likelihood):
 
 
 def checked_likelihood_weight(likelihood_weight, classifier, weight_y, likelihood):
-  """A Python `float`; raises if it is no such weight, or the classifier no `ScaleClassifier` that suits the rest.
+  """The weight as a Python `float`; checks the classifier, too.
 
   Raises:
-    TypeError: if `classifier` is something else than a `ScaleClassifier` or `None`.
-    ValueError: if `likelihood_weight` is negative, or not 1 without a classifier; or with one if there is another by
-      `weight_y`, or the flow knows the classes, or has no features.
+    TypeError: if `classifier` is neither a `ScaleClassifier` nor `None`.
+    ValueError: if `likelihood_weight` is negative, or not 1 without a classifier; or if with a classifier `weight_y` is
+      not 0, the flow is class-conditional, or it has no features.
   """
   if not is_number(likelihood_weight) or not 0. <= likelihood_weight < np.inf:
     raise ValueError(f"`likelihood_weight` must be a finite number of at least 0. Received: {likelihood_weight!r}")
@@ -228,8 +235,8 @@ def checked_likelihood_weight(likelihood_weight, classifier, weight_y, likelihoo
   if weight_y:
     raise ValueError(f"`weight_y` must be 0 with a `classifier`: it asks for another one. Received: {weight_y!r}")
   if likelihood.spec.num_classes is not None:
-    raise ValueError("`classifier` must be None for a class-conditional distribution, which is given the label that it "
-                     f"would have to tell. Received: {likelihood.distribution!r}")
+    raise ValueError("`classifier` must be None for a class-conditional distribution, which is given the label that "
+                     f"the classifier predicts. Received: {likelihood.distribution!r}")
   if not likelihood.feature_shapes:
     raise ValueError("`classifier` must be None for a distribution whose bijector has no features of images, as "
                      f"`GlowBijector` and `ResidualFlowBijector` have. Received: {likelihood.distribution!r}")
@@ -237,10 +244,14 @@ def checked_likelihood_weight(likelihood_weight, classifier, weight_y, likelihoo
 
 
 def seed_pair(seed, name="seed"):
-  """An int32 tensor [2] of the argument called `name`: an `int`, a pair of them, or `None` for any.
+  """An int32 tensor `[2]`.
+
+  Args:
+    seed: Python `int`, a pair of them, or `None` for a random seed.
+    name: Python `str`, the argument's name in error messages.
 
   Raises:
-    ValueError: if it is something else.
+    ValueError: if `seed` is something else.
   """
   pair = [0, seed] if np.ndim(seed) == 0 else seed
   if seed is None:

@@ -1,17 +1,17 @@
-"""Numerical health: which quantity of a training step is not finite first, and what to tell the user."""
+"""Numerical health: the first quantity of a training step that is not finite, and the message for the user."""
 
 import numpy as np
 import tensorflow as tf
 
-# Gradients longer than the root of this are shortened. Their squares, and those of a sum over replicas, must not
-# overflow.
+# Gradients with a norm above the square root of this are shortened, so that their squares, and those of a sum over
+# replicas, do not overflow.
 _MAX_SQUARES = 1e30
-# What the largest entry is then reduced to: still far more than clipping leaves of it.
+# The largest entry is then reduced to this, which is still far more than clipping leaves.
 _LARGEST_ENTRY = 1e12
 
 
 def largest_entries(gradients):
-  """The largest magnitude in each gradient if they are too long, or not finite, together; else 0.
+  """The largest magnitude in each gradient if all of them together are too long or not finite; else 0.
 
   Args:
     gradients: List of floating tensors.
@@ -20,7 +20,7 @@ def largest_entries(gradients):
     float64 tensor `[len(gradients)]`; infinite where an entry is not finite.
   """
   dtype = tf.float64 if tf.float64 in {gradient.dtype for gradient in gradients} else tf.float32
-  # One pass over the data, without a copy; the rest is for those rare cases in which that overflows.
+  # One pass over the data, without a copy. The rest runs only in the rare cases in which this overflows.
   squares = tf.reduce_sum(tf.cast(tf.stack([tf.cast(tf.nn.l2_loss(g), dtype) for g in gradients]), tf.float64))
 
   def entries():
@@ -34,21 +34,21 @@ def largest_entries(gradients):
 
 
 def _largest_entry(gradient, infinite, axes):
-  # A maximum may pass over a NaN.
+  # A maximum may ignore a NaN.
   return tf.reduce_max(tf.abs(tf.where(tf.math.is_finite(gradient), gradient, infinite)), axes)
 
 
 def shortened(gradients, largest):
-  """Gradients in the same direction, and so short that their squares do not overflow.
+  """Gradients in the same direction, but short enough that their squares do not overflow.
 
-  A norm that overflows makes NaN of all of them in an optimizer that clips, and Adam's averages infinite for ever.
+  A norm that overflows turns all gradients into NaN in an optimizer that clips, and leaves Adam's averages infinite.
 
   Args:
-    gradients: List of floating tensors, `None` among them.
-    largest: float64 scalar: at least the largest magnitude of all their entries, if they are too long; else 0.
+    gradients: List of floating tensors and `None`s.
+    largest: float64 scalar: if the gradients are too long, at least the largest magnitude of their entries; else 0.
 
   Returns:
-    List as `gradients`.
+    List like `gradients`.
   """
   factor = tf.math.divide_no_nan(tf.constant(_LARGEST_ENTRY, tf.float64), largest)
   present = [gradient for gradient in gradients if gradient is not None]
@@ -58,7 +58,7 @@ def shortened(gradients, largest):
 
 
 def describe(tensor):
-  """How much of a tensor is not finite, and where that begins."""
+  """Says how many entries of a tensor are not finite, and where the first one is."""
   values = np.asarray(tensor)
   bad = np.argwhere(~np.isfinite(values))
   if not len(bad):
@@ -69,46 +69,46 @@ def describe(tensor):
 
 
 def message(step, what, received):
-  """What a user is told when training stops.
+  """The error message when training stops.
 
   Args:
-    step: Python `int`, the number of the training step, the first is 1.
+    step: Python `int`, the number of the training step, from 1.
     what: Python `str`, the quantity.
-    received: Python `str`.
+    received: Python `str`, what was found.
   """
-  return (f"Training stopped at step {step}: {what} is not finite. Weights and optimizer are left as they were before "
-          "that step. If the data is sound, begin again with a lower learning rate, a warm-up, or clipping "
-          "(`global_clipnorm` of Keras' optimizers); the steps before may have spoiled these weights already. "
+  return (f"Training stopped at step {step}: {what} is not finite. Weights and optimizer are as they were before that "
+          "step. If the data is sound, train anew with a lower learning rate, a warm-up, or clipping "
+          "(`global_clipnorm` of Keras' optimizers): earlier steps may already have spoiled these weights. "
           f"Received: {received}")
 
 
 def first_non_finite(likelihood, images, condition, noise_seed, trained, gradients_are_finite):
-  """Computes a training step's loss again, part after part, and finds where it goes wrong.
+  """Computes a training step's loss again, part by part, and finds the first quantity that is not finite.
 
   Args:
     likelihood: `ImageLikelihood`.
     images: Tensor `[N] + event_shape`, the batch.
-    condition: Dict of what is known of the images, see `ImageSpec`.
+    condition: Dict of labels and contexts, see `ImageSpec`.
     noise_seed: Integer tensor `[2]` of the dequantization noise.
-    trained: List of variables.
-    gradients_are_finite: Bools, of the gradients that those variables got.
+    trained: List of trained variables.
+    gradients_are_finite: Bools, one for the gradient of each of them.
 
   Returns:
-    what: Python `str`, the quantity with the part of the model that it belongs to.
+    what: Python `str`, the quantity and its part of the model.
     received: Python `str`, what was found there.
   """
   for what, tensor in _quantities(likelihood, images, condition, noise_seed):
     if not np.isfinite(tensor).all():
       return what, describe(tensor)
-  # From the latents back to the data: the order of backpropagation.
+  # From latents to data, the order of backpropagation.
   for variable, is_finite in reversed(list(zip(trained, gradients_are_finite, strict=True))):
     if not is_finite:
       return f"the gradient of `{variable.name}`", f"that variable with {describe(variable)}"
-  return "the loss", "finite values when computed again: rounding decides"
+  return "the loss", "finite values when computed again: it depends on rounding"
 
 
 def _quantities(likelihood, images, condition, noise_seed):
-  """Yields names and tensors, in the order in which one depends on the other."""
+  """Yields names and tensors, in the order of computation."""
   values = likelihood.to_values(images, noise_seed)
   yield "a value of the images", values
   for context in tf.nest.flatten(condition.get("context", [])):

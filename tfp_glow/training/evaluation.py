@@ -76,8 +76,8 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
     batch_size: Python `int`, if `x` holds arrays; `None`: 32. It changes only time, memory, and the noise of estimated
       log-dets.
     num_noise_samples: Python `int`, the draws `K` of the dequantization noise; 1 for continuous data, which get none.
-    importance_weighted: Python `bool`: whether to compute the second bound. Only the first is available if log-dets are
-      estimated: the second would take their noise for probability.
+    importance_weighted: Python `bool`: whether to compute the second bound. It must be `False` if log-dets are
+      estimated: the second bound would count their noise as probability.
     seed: Python `int` of the noise, which is a function of the seed and the image. With the model's seed, the first
       draw is that of `evaluate` and `predict`.
     verbose: 0 (silent), 1 (progress bar), or 2 (one line), as in `evaluate`.
@@ -88,7 +88,7 @@ def bits_per_dim(model: FlowModel, x: Any, y: tf.Tensor | np.ndarray | None = No
     `BitsPerDim`. An image with zero probability takes infinitely many bits.
 
   Raises:
-    TypeError: if `model` is no `FlowModel`, or the dtype of images, labels or contexts does not fit.
+    TypeError: if `model` is not a `FlowModel`, or the dtype of images, labels or contexts does not fit.
     ValueError: if `x` is empty, endless or does not fit, or another argument is not as above.
     FloatingPointError: if a bound is NaN.
 
@@ -145,7 +145,7 @@ def _log_mean_exp(log_probs):
 def _checked(bounds):
   is_nan = np.isnan(bounds)
   if is_nan.any():
-    raise FloatingPointError("Bits per dimension must not be NaN, as with weights of a training that diverged. "
+    raise FloatingPointError("Bits per dimension must not be NaN. Training may have diverged. "
                              f"Received: NaN for {np.count_nonzero(is_nan)} of {len(bounds)} images")
   return bounds
 

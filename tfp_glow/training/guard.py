@@ -1,4 +1,4 @@
-"""What keeps weights and optimizer from an update that is not finite: an error that names where it began."""
+"""Keeps weights and optimizer from updates that are not finite, by an error that names where these began."""
 
 import contextlib
 import re
@@ -10,13 +10,13 @@ import tensorflow as tf
 
 from tfp_glow.training import divergence, replicas
 
-# What TensorFlow says of a check in a graph that has failed, which this package made: its parts, in brackets each.
+# TensorFlow's message about a failed check of this package in a graph: the parts of the text, each in brackets.
 _FAILED_CHECK = re.compile(r"assertion failed: \[(`.*?)\]\s*\n", re.DOTALL)
 
 
 @contextlib.contextmanager
 def checks_told_first():
-  """Has what a check in a graph says come before TensorFlow's page on where in the graph that was."""
+  """Shortens the error of a failed check in a graph to its own message, without TensorFlow's page about the graph."""
   try:
     yield
     return
@@ -29,11 +29,11 @@ def checks_told_first():
 
 
 class Batch(NamedTuple):
-  """What a training step computes its loss from.
+  """The input of a training step.
 
   Attributes:
     images: Tensor `[N] + event_shape`.
-    condition: Dict of what is known of the images: integer `labels` `[N]`, and their `context`; see `ImageSpec`.
+    condition: Dict of integer `labels` `[N]` and `context`, if there are any; see `ImageSpec`.
     noise_seed: Integer tensor `[2]` of the dequantization noise.
   """
   images: tf.Tensor
@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 
 
 class StopUnlessFinite:
-  """Ends training by an error that names the quantity that is not finite."""
+  """Ends training with an error that names the quantity that is not finite."""
 
   def __init__(self, likelihood):
     """Creates it.
@@ -55,31 +55,31 @@ class StopUnlessFinite:
     self._failure = None
 
   def check(self, num_failed, are_finite, variables, batch):
-    """A tensor that is there only if all is finite on all replicas; else there is an error on each.
+    """A tensor to depend on: computing it is an error on each replica unless all is finite on all replicas.
 
     Args:
       num_failed: Floating scalar, the number of replicas on which something is not finite, the same on each.
-      are_finite: Bool tensor of this replica: of its loss, then of its gradients of the variables.
+      are_finite: Bool tensor of this replica: for its loss, then for the gradient of each variable.
       variables: List of variables.
       batch: `Batch`.
     """
     self._variables = variables
     batch = Batch(batch.images, self._likelihood.spec.taken(batch.condition), batch.noise_seed)
     form = tf.nest.map_structure(lambda _: None, batch)
-    stop = weakref.WeakMethod(self._stop)  # TensorFlow never lets go of the functions that it calls.
+    stop = weakref.WeakMethod(self._stop)  # TensorFlow never frees the functions that it calls.
     has_workers = replicas.has_workers(tf.distribute.get_strategy())
     is_sound = tf.cond(
         tf.equal(num_failed, 0), lambda: tf.constant(True),
         lambda: tf.py_function(
             lambda are_finite, *parts: stop()(has_workers, are_finite, tf.nest.pack_sequence_as(form, parts)),
             [are_finite, *tf.nest.flatten(batch)], tf.bool))
-    # Those of the same process leave it to the replica that has failed to say why, and never get beyond this.
-    # (A floating number: the libraries that exchange those of GPUs know no Booleans.)
+    # Other replicas of the same process never get beyond this exchange: the replica that failed raises the error.
+    # (A floating number, because the libraries of exchange between GPUs do not support Booleans.)
     return replicas.sum_over_replicas(tf.cast(is_sound, tf.float32))
 
   @contextlib.contextmanager
   def failure_named(self):
-    """Has TensorFlow's error of a training step that is not finite replaced by one that says what it was."""
+    """Replaces TensorFlow's error of a training step that is not finite by one that names the quantity."""
     self._failure = None
     try:
       with checks_told_first():
@@ -88,7 +88,7 @@ class StopUnlessFinite:
     except tf.errors.OpError:
       if self._failure is None:
         raise
-    raise FloatingPointError(self._failure)  # Not from within, where it would drag TensorFlow's trace along.
+    raise FloatingPointError(self._failure)  # Outside of `except`, so that it comes without TensorFlow's traceback.
 
   def _stop(self, has_workers, are_finite, batch):
     if not np.all(are_finite):

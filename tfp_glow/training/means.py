@@ -1,4 +1,4 @@
-"""What a model reports of its steps: means over images, whatever their replicas."""
+"""The metrics of a model: means over images, independent of the replicas that the images are on."""
 
 from typing import NamedTuple
 
@@ -13,9 +13,10 @@ class Mean(NamedTuple):
 
   Attributes:
     name: Python `str`.
-    direction: `"down"` or `"up"`, where it goes if training goes well.
-    column: Python `int`, of the terms that it is the mean of.
-    column_of_weights: Python `int`, of the images that count for it, the terms of all others are 0; `None`: all do.
+    direction: `"down"` or `"up"`: where it goes if training goes well.
+    column: Python `int`, the column of the terms whose mean it is.
+    column_of_weights: Python `int`, the column that is 1 for images that count in it. The terms of all others are 0.
+      `None`: all images count.
   """
   name: str
   direction: str
@@ -24,13 +25,13 @@ class Mean(NamedTuple):
 
 
 class Means:
-  """The mean of the losses, and those of the terms that they are made of.
+  """The mean of the losses, and the means of the terms of the losses.
 
-  (A plain object: of its attributes Keras does not make metrics of the model once more.)
+  (It is a plain object, so that Keras does not add its attributes to the metrics of the model a second time.)
   """
 
   def __init__(self, means):
-    """Creates them, to be done under the scope of the model's strategy.
+    """Creates the metrics; call it under the scope of the model's strategy.
 
     Args:
       means: List of `Mean`s.
@@ -42,7 +43,7 @@ class Means:
 
 
 class _MeanOfColumn(keras.metrics.Mean):
-  """Of terms `[N, K]`, weighted: a metric for `compile`, of which alone callbacks learn a direction."""
+  """Weighted mean of a column of terms `[N, K]`. Callbacks know a direction only of metrics given to `compile`."""
 
   def __init__(self, mean):
     super().__init__(name=mean.name)
@@ -52,7 +53,7 @@ class _MeanOfColumn(keras.metrics.Mean):
     column, column_of_weights = self._columns
     columns = tf.unstack(terms, axis=1)
     values = columns[column]
-    if column_of_weights is not None:  # Rows may be means of many images, some of which count.
+    if column_of_weights is not None:  # Rows may be means over many images, of which only some count.
       values = tf.math.divide_no_nan(values, columns[column_of_weights])
       weights = weights * columns[column_of_weights]
     super().update_state(values, sample_weight=weights)

@@ -1,4 +1,4 @@
-"""What `FlowModel` does with files of Keras: it is written whole, read as a whole or not at all, and made again."""
+"""Keras files of `FlowModel`: each is written completely or not at all, and read completely or not at all."""
 
 import json
 import os
@@ -8,51 +8,51 @@ import numpy as np
 
 from tfp_glow._core import files
 from tfp_glow.storage import saving
-from tfp_glow.training.train_step import FlowSteps
+from tfp_glow.training.model_variables import AdoptsVariables
 
-# In files of weights: they are in the order of a model of which nothing is frozen. Files of version 0.1.0 have no such
-# key.
+# This key in files of weights says that variables are in the order of a model without frozen parts. Files of version
+# 0.1.0 do not have it.
 _NONE_LAST = "frozen_in_place"
 
 
-class KeptInFiles(FlowSteps):
-  """A model that `keras.models.load_model` makes again; `FlowModel` is made of it."""
+class KeptInFiles(AdoptsVariables):
+  """A model that `keras.models.load_model` can load; `FlowModel` is made of it."""
 
   def save(self, filepath, **kwargs):
-    """As `keras.Model.save`: all that training needs to go on as if it had not stopped, in one file.
+    """As `keras.Model.save`: writes one file with all that is needed to resume training as if it had not stopped.
 
-    `keras.models.load_model(filepath)` makes the model again, in any process that has imported `tfp_glow`, with its
-    optimizer and as it was compiled. Functions and classes of your own (`network_fn`, say) must be registered by
-    `keras.saving.register_keras_serializable`, also before loading. For other devices load it under the scope of the
+    `keras.models.load_model(filepath)` loads the compiled model with its optimizer, in any process that has imported
+    `tfp_glow`. Functions and classes of your own (for example `network_fn`) must be registered by
+    `keras.saving.register_keras_serializable`, also before loading. For other devices, load under the scope of the
     strategy.
 
     Args:
-      filepath: Ends in `.keras`.
+      filepath: Path that ends in `.keras`.
       **kwargs: Of `keras.Model.save`.
 
     Raises:
-      ValueError: if `filepath` does not end so, or a part of the distribution cannot be written to a file.
-      OSError: if the file cannot be written. After any error, one that was there before is as it was.
+      ValueError: if `filepath` has another ending, or a part of the distribution cannot be written to a file.
+      OSError: if the file cannot be written. After any error, a file that was there before is unchanged.
     """
     if not str(filepath).endswith(".keras"):
       raise ValueError(f"`filepath` must end in `.keras` (or use `save_weights`). Received: {filepath}")
     saving.check_is_found(type(self))
-    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would find out after it has written a part.
+    json.dumps(keras.saving.serialize_keras_object(self))  # Keras would fail after it has written a part.
     if not kwargs.get("overwrite", True) and os.path.exists(filepath):
-      super().save(filepath, **kwargs)  # Keras asks, in a terminal.
+      super().save(filepath, **kwargs)  # Keras asks in the terminal.
       return
     with files.written_as_a_whole(filepath) as path:
       super().save(path, **kwargs)
 
   def load_weights(self, filepath, **kwargs):
-    """As `keras.Model.load_weights`; but if the file does not fit, nothing has changed.
+    """As `keras.Model.load_weights`, but if the file does not fit, no weight changes.
 
     Args:
-      filepath: What `save_weights` wrote.
+      filepath: Path of a file that `save_weights` wrote.
       **kwargs: Of `keras.Model.load_weights`.
 
     Raises:
-      ValueError: if the weights are of a model with another architecture.
+      ValueError: if the weights belong to another architecture.
       OSError: if the file cannot be read.
     """
     variables = self.weights + (self.optimizer.variables if self.compiled else [])
@@ -68,19 +68,19 @@ class KeptInFiles(FlowSteps):
                        f"permutation and image size: {str(error):.500} Received: {filepath}") from error
 
   def save_own_variables(self, store):
-    """As `keras.Layer.save_own_variables`; says in what order they are.
+    """As `keras.Layer.save_own_variables`; also notes the order of the variables.
 
     Args:
-      store: Where the values are written, by `save` and `save_weights`.
+      store: Where `save` and `save_weights` write the values.
     """
     super().save_own_variables(store)
     store[_NONE_LAST] = np.ones([])
 
   def load_own_variables(self, store):
-    """As `keras.Layer.load_own_variables`; knows the order of version 0.1.0, too.
+    """As `keras.Layer.load_own_variables`; also reads the order of version 0.1.0.
 
     Args:
-      store: Where the values are read, by `load_weights` and `keras.models.load_model`.
+      store: Where `load_weights` and `keras.models.load_model` read the values.
     """
     content = {key: store[key] for key in store.keys()}
     if content.pop(_NONE_LAST, None) is None:
@@ -90,7 +90,7 @@ class KeptInFiles(FlowSteps):
     super().load_own_variables(content)
 
   def _variables_as_before(self):
-    """`variables` in the order of version 0.1.0: what was frozen when the model was made is among the never trained."""
+    """`variables` in the order of version 0.1.0: those frozen when the model was made are among the non-trainable."""
     last = [variable for variable, was_trained in zip(self._adopted, self._were_trained_at_first) if not was_trained]
     ids = set(map(id, last))
     others = [variable for variable in self.variables if id(variable) not in ids]
@@ -98,9 +98,9 @@ class KeptInFiles(FlowSteps):
     return others[:where] + last + others[where:]
 
   def get_config(self):
-    """What `from_config` makes the model from, without its weights; see `save`.
+    """The configuration that `from_config` makes the model from, without its weights; see `save`.
 
-    A subclass whose constructor has other arguments adds them to what this returns.
+    A subclass with more constructor arguments adds them to the returned `dict`.
     """
     self._likelihood.check_trainable()
     self._likelihood.sync_trainable()
@@ -128,22 +128,22 @@ class KeptInFiles(FlowSteps):
     return model
 
   def _freeze(self, frozen, frozen_parts):
-    """Freezes what `get_config` has noted, or that of version 0.1.0, which noted no parts."""
+    """Freezes the variables and parts that `get_config` noted; that of version 0.1.0 noted variables only."""
     variables = self._variables_as_before() if frozen_parts is None else self.variables
     self._likelihood.freeze(frozen_parts or [])
     for index in frozen:
       variables[index].trainable = False
 
   def get_compile_config(self):
-    """What `compile_from_config` compiles the model with."""
+    """The configuration that `compile_from_config` compiles the model with."""
     if not self.compiled:
       return {}
     optimizer = saving.keras_config(self.optimizer, "optimizer")
     return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
 
   def compile_from_config(self, config):
-    """Compiles the model as another was, of whose `get_compile_config` this is."""
+    """Compiles the model like the one whose `get_compile_config` returned `config`."""
     optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
     self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
-    if config["is_built"]:  # Then the file holds its variables.
+    if config["is_built"]:  # The file then holds its variables.
       self._build_optimizer()

@@ -1,4 +1,4 @@
-"""How worker processes learn that one of them has to end."""
+"""Tells all worker processes that one of them must end."""
 
 import weakref
 
@@ -6,11 +6,11 @@ import tensorflow as tf
 
 
 class Notice:
-  """Given in one worker, it has come to all of them after the same training step: it travels with the gradients.
+  """A notice given in one worker. It travels with the gradients, so all workers have it after the same training step.
 
   Attributes:
-    is_given: Python `bool`, whether this process has to end.
-    has_come: Python `bool`, whether one of them has, as of the last step.
+    is_given: Python `bool`, whether this process must end.
+    has_come: Python `bool`, whether a worker must end, as of the last step.
   """
 
   def __init__(self):
@@ -18,7 +18,7 @@ class Notice:
     self.has_come = False
 
   def with_sums(self, sums):
-    """What is to be exchanged, with the word of this process.
+    """Adds the notice of this process to what is to be summed over replicas.
 
     Args:
       sums: Floating tensor of one dimension.
@@ -26,12 +26,19 @@ class Notice:
     Returns:
       Tensor with one more number.
     """
-    own = weakref.ref(self)  # TensorFlow never lets go of the functions that it calls.
+    own = weakref.ref(self)  # TensorFlow never frees the functions that it calls.
     given = tf.py_function(lambda: float(own().is_given), [], tf.float32)
     return tf.concat([sums, tf.cast(tf.reshape(given, [1]), sums.dtype)], axis=0)
 
   def taken_from(self, sums):
-    """What `with_sums` was given, when it has been exchanged; what was added becomes `has_come`."""
+    """Undoes `with_sums` after the exchange, and sets `has_come` from the number that it added.
+
+    Args:
+      sums: Floating tensor of one dimension, the sum over replicas of what `with_sums` returned.
+
+    Returns:
+      Tensor with one number less.
+    """
     own = weakref.ref(self)
 
     def take(given):

@@ -1,4 +1,4 @@
-"""What replicas and worker processes tell each other under a `tf.distribute.Strategy`."""
+"""The exchange between replicas and worker processes under a `tf.distribute.Strategy`."""
 
 import concurrent.futures
 import functools
@@ -12,25 +12,26 @@ from tfp_glow._core import _compat
 
 
 def sum_over_replicas(values):
-  """The sum of a tensor over all replicas; to be called in each replica."""
+  """The sum of a tensor over all replicas; call it in each replica."""
   context = tf.distribute.get_replica_context()
   return context.all_reduce(tf.distribute.ReduceOp.SUM, values) if are_several() else values
 
 
 def are_several():
-  """Whether there is more than one replica; to be called in a replica."""
+  """Whether there is more than one replica; call it in a replica."""
   return tf.distribute.get_replica_context().num_replicas_in_sync > 1
 
 
 def packed(gradients, terms, num_failed):
-  """What replicas add up: from what one has found by itself, in one tensor.
+  """Packs the results of one replica into one tensor, to be summed over replicas.
 
-  They may have got unequal numbers of images, or none. What is not finite on one replica is so on all.
+  Replicas may have unequal numbers of images, or none. After the sum, what is not finite on one replica is not finite
+  on all.
 
   Args:
-    gradients: List of floating tensors, those of the mean over this replica's images; `None` among them.
+    gradients: List of floating tensors and `None`s, gradients of the mean over this replica's images.
     terms: Floating tensor `[N, K]`, of this replica's `N` images.
-    num_failed: Floating scalar, the last number of the result.
+    num_failed: Floating scalar, which becomes the last number of the result.
 
   Returns:
     Floating tensor of one dimension.
@@ -45,18 +46,18 @@ def packed(gradients, terms, num_failed):
 
 
 def unpacked(sums, gradients_like, terms_like, num_replicas):
-  """The means over the images of all replicas, of the sum of what `packed` has made on each.
+  """Unpacks the sum over replicas of the results of `packed`, as means over the images of all replicas.
 
   Args:
     sums: Floating tensor of one dimension.
-    gradients_like: List of `tf.TensorSpec`s, `None` where there is no gradient.
+    gradients_like: List of `tf.TensorSpec`s, with `None` where there is no gradient.
     terms_like: `tf.TensorSpec`.
     num_replicas: Python `int`.
 
   Returns:
-    gradients: List of tensors, `None` among them: of the mean over all images.
+    gradients: List of tensors and `None`s, gradients of the mean over all images.
     terms: Tensor `[1, K]`, the mean over all images.
-    weights: Tensor `[1]`: the number of images of which that is the mean, divided by the number of replicas.
+    weights: Tensor `[1]`, the number of these images divided by the number of replicas.
   """
   present = [like for like in gradients_like if like is not None]
   sizes = [*(like.shape.num_elements() for like in present), terms_like.shape[1], 1, 1]
@@ -70,26 +71,26 @@ def unpacked(sums, gradients_like, terms_like, num_replicas):
 
 
 class TracedOnce:
-  """Calls functions on the device of each replica, with its variables, that are traced for the first of them only.
+  """Calls functions on the device of each replica, with its variables, but traces them for the first replica only.
 
-  TensorFlow traces a `tf.function` anew on each device; and what is called without one, or is put in the place of the
-  call when the graph is optimized, is in the graph as often as there are replicas.
+  TensorFlow traces a `tf.function` anew on each device. A plain function, or one that the graph optimizer inlines, is
+  in the graph once for each replica.
   """
 
   def __init__(self):
     self._of_graphs = weakref.WeakKeyDictionary()
 
   def __call__(self, function, *args, trace=None):
-    """Calls a function; to be done in each replica.
+    """Calls a function; do this in each replica.
 
     Args:
-      function: Callable, from tensors to a nest of them. What else is in the nest is that of the first replica.
-      *args: Tensors, or nests of them.
+      function: Callable, from tensors to a nest of tensors. Other values in the nest are those of the first replica.
+      *args: Tensors, or nests of tensors.
       trace: Callable, from a function and its arguments to a `tf.ConcreteFunction`, called in the first replica;
-        `None`: it is traced there.
+        `None`: the function is traced in the first replica.
 
     Returns:
-      What the function returns.
+      The result of the function.
     """
     if tf.executing_eagerly():
       return function(*args)
@@ -114,7 +115,7 @@ def _trace_here(function, specs):
 
 
 def trace_outside(function, specs):
-  """Traces a function outside of all replicas, from within one."""
+  """Traces a function outside of all replicas; called within one."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     return pool.submit(lambda: _function(function).get_concrete_function(*specs)).result()
 
@@ -124,7 +125,7 @@ def _function(function):
 
 
 class _AnyReplica(tf.distribute.ReplicaContext):
-  """In which a function is traced for all: the variables are those of one replica, its number is who calls."""
+  """A context in which a function is traced for all replicas: variables of one replica, and the caller's number."""
 
   def __init__(self, context, number):
     super().__init__(context.strategy, int(tf.get_static_value(context.replica_id_in_sync_group)))
@@ -135,28 +136,29 @@ class _AnyReplica(tf.distribute.ReplicaContext):
     return self._number
 
   def merge_call(self, *args, **kwargs):
-    raise RuntimeError("`merge_call` must not be called by what a replica computes by itself, as a distribution's "
-                       f"`log_prob`: it is traced once for all. Received: {args}, {kwargs}")
+    raise RuntimeError("`merge_call` must not be called where a replica computes by itself, for example in "
+                       "a distribution's `log_prob`, which is traced once for all replicas. "
+                       f"Received: {args}, {kwargs}")
 
 
 class _Traced:
-  """A function that was traced, and the nest that it returns."""
+  """A traced function, and the nest that it returns."""
 
   def __init__(self, function, specs, trace):
 
     def tensors(number, *args):
-      del number  # It is for who asks the context for it.
+      del number  # The context returns it.
       self._result = function(*args)
       return [part for part in tf.nest.flatten(self._result) if tf.is_tensor(part)]
 
     self._function = trace(tensors, specs)
     options = tf.compat.v1.ConfigProto()
-    # That is done with the graph, for all calls, and not on each device once more.
+    # The optimizer runs on the whole graph, for all calls, and need not run again on each device.
     options.graph_options.rewrite_options.disable_meta_optimizer = True
     self._options = options.SerializeToString()
 
   def __call__(self, args):
-    """Calls it with the variables of this replica in the place of those that it has captured."""
+    """Calls the function with the variables of this replica instead of the captured ones."""
     function = self._function
     outputs = tf.raw_ops.StatefulPartitionedCall(
         args=[*args, *map(_compat.handle_here, function.captured_inputs)],
@@ -168,16 +170,16 @@ class _Traced:
 
 
 def gathered(batch):
-  """A batch of all replicas of all workers, in the strategy's scope; all workers must call it.
+  """A batch of all replicas of all workers. All workers must call it, in the strategy's scope.
 
   Args:
-    batch: Nest of tensors, or of what the replicas of a worker have of them.
+    batch: Nest of tensors, or of the values of a worker's replicas.
   """
   strategy = tf.distribute.get_strategy()
 
   def gather(values):
     dtype = strategy.experimental_local_results(values)[0].dtype
-    # There are no collective operations of bytes, nor of two.
+    # Collective operations do not support integers of one or two bytes.
     widen = (lambda own: tf.cast(own, tf.int32)) if dtype in (tf.uint8, tf.uint16) else tf.identity
     wide = strategy.run(widen, args=(values,))
     return tf.cast(strategy.gather(wide, axis=0), dtype)
@@ -186,12 +188,12 @@ def gathered(batch):
 
 
 def function_of_iterator(step, strategy, run_eagerly):
-  """What `fit` and `evaluate` call with an iterator: a step on each replica; returns what the first returned.
+  """The function that `fit` and `evaluate` call with an iterator; returns the result of the first replica's step.
 
-  Keras' own takes the mean of all that the replicas return, an exchange between machines for each number.
+  Keras' own function takes the mean of each returned number over all replicas, each an exchange between machines.
 
   Args:
-    step: Callable, from a batch to a dict of scalars; to be called in each replica.
+    step: Callable, from a batch to a dict of scalars, called in each replica.
     strategy: `tf.distribute.Strategy`.
     run_eagerly: Python `bool`.
 
@@ -227,16 +229,16 @@ def has_workers(strategy):
 
 
 def is_chief(strategy):
-  """Whether this process is the one that writes files; `True` where there are no others."""
+  """Whether this process writes files; `True` if there are no other workers."""
   return strategy.extended.should_checkpoint
 
 
 def take_from_chief(variables, strategy):
-  """Gives variables the values that they have on the chief, bit by bit; all workers must call it.
+  """Assigns variables the chief's values, bit by bit; all workers must call it.
 
   Args:
     variables: List of `tf.Variable`s.
-    strategy: `tf.distribute.Strategy`; where there are no other workers nothing happens.
+    strategy: `tf.distribute.Strategy`. Without other workers, nothing happens.
   """
   if not has_workers(strategy):
     return
@@ -250,15 +252,15 @@ def run_on_chief(function, strategy):
   """Runs a function on the chief alone; all workers must call it.
 
   Args:
-    function: Callable without arguments; its result must be such that JSON can hold it.
-    strategy: `tf.distribute.Strategy`; where there are no other workers the function is called, and no more.
+    function: Callable without arguments, with a result that JSON can hold.
+    strategy: `tf.distribute.Strategy`. Without other workers, the function is just called.
 
   Returns:
-    What the function returned on the chief, on all workers.
+    The chief's result, on all workers.
 
   Raises:
-    Exception: on the chief what the function raised; on the others `ValueError` if it is one, else `RuntimeError`. None
-      may wait for others that have given up.
+    Exception: on the chief, what the function raised; on the others `ValueError` if it is one, else `RuntimeError`. So
+      no worker waits for others that have failed.
   """
   if not has_workers(strategy):
     return function()

@@ -1,4 +1,4 @@
-"""The kinds of input that Keras takes: arrays, datasets, of one process or of several, `PyDataset`, iterators."""
+"""The kinds of input that Keras takes: arrays, datasets of one or several processes, `PyDataset`, iterators."""
 
 import keras
 import numpy as np
@@ -8,13 +8,13 @@ from tfp_glow.training import replicas
 
 
 def source_of(x, y=None, batch_size=None):
-  """What to ask of the data that `fit` and its like are given.
+  """One interface to all data that `fit` and its like are given.
 
   Args:
-    x: Array, dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, iterator; or, what a strategy of several
-      processes makes of their shares, `tf.distribute.DistributedDataset`.
-    y: Labels where `x` is an array, or `None`.
-    batch_size: Python `int` where `x` holds arrays; `None`: 32, as for Keras.
+    x: Array, dict of arrays, `tf.data.Dataset`, `keras.utils.PyDataset`, iterator, or
+      `tf.distribute.DistributedDataset` (made by a strategy of several processes from the share of each).
+    y: Labels if `x` is an array, or `None`.
+    batch_size: Python `int` if `x` holds arrays; `None`: 32, as in Keras.
 
   Returns:
     `Source`.
@@ -31,40 +31,40 @@ def source_of(x, y=None, batch_size=None):
 
 
 class Source:
-  """Batches, from wherever.
+  """Batches of any kind of input.
 
   Attributes:
-    x: What `fit` must be given as `x`; another one after `first_batch`, where that has drawn from it.
+    x: The `x` to give to `fit`. If `first_batch` has drawn from an iterator, it is a new one with that batch.
   """
 
   def __init__(self, x):
     self.x = x
 
   def specs(self):
-    """A nest with a dtype and a shape for each part of a batch; `None` where they are not known before drawing.
+    """A nest with a dtype and a shape for each part of a batch; `None` if they are not known before drawing.
 
     Raises:
-      TypeError: if it is none of these kinds.
+      TypeError: if `x` is none of these kinds.
     """
 
   def is_empty(self):
-    """Whether there is no image, as far as can be told without drawing."""
+    """Whether there is no image, as far as is known without drawing."""
     return False
 
   def first_batch(self):
-    """The first batch, `None` if there is none."""
+    """The first batch; `None` if there is none."""
     raise NotImplementedError
 
   def spread_batch(self, count):
-    """A batch from all of the data, of up to `count` events; the first batch, where they come one after the other."""
+    """A batch of up to `count` events from all of the data; if it can only be read in order, the first batch."""
     del count
     return self.first_batch()
 
   def batches(self):
-    """An iterable of all batches, and their number, `None` if it is unknown.
+    """An iterable of all batches, and their number; `None` if it is unknown.
 
     Raises:
-      ValueError: if they do not end.
+      ValueError: if the data is endless.
     """
     raise NotImplementedError
 
@@ -111,23 +111,23 @@ class _OfDataset(Source):
   def batches(self):
     count = int(self.x.cardinality())
     if count == tf.data.INFINITE_CARDINALITY:
-      raise ValueError(f"`x` must end. Received: {self.x!r}, which repeats for ever")
+      raise ValueError(f"`x` must end. Received: {self.x!r}, which repeats forever")
     return self.x, count if count >= 0 else None
 
 
 class _OfDistributedDataset(Source):
 
   def specs(self):
-    # All replicas have the same.
+    # All replicas have the same specs.
     return tf.nest.map_structure(lambda spec: tf.nest.flatten(spec, expand_composites=True)[0], self.x.element_spec)
 
   def first_batch(self):
-    """That of all replicas of all workers, which all must call it."""
+    """The first batch of all replicas of all workers; all workers must call it."""
     batch = next(iter(self.x), None)
     return batch if batch is None else replicas.gathered(batch)
 
   def batches(self):
-    raise ValueError("`x` must be a `tf.data.Dataset`: of a distributed one each process has its share alone. "
+    raise ValueError("`x` must be a `tf.data.Dataset`: each process has only its share of a distributed one. "
                      f"Received: {self.x!r}")
 
 
@@ -156,9 +156,10 @@ class _OfIterator(Source):
 
 
 def _spread(array, count):
-  """One row of each of `count` equal parts of an array, which may be sorted; drawn, as rows may repeat periodically.
+  """One row of each of `count` equal parts of an array, because the array may be sorted.
 
-  Arrays of the same length have the same rows drawn, those of all processes, too.
+  The rows are drawn, because rows may repeat periodically. They are the same for all arrays of the same length, and in
+  all processes.
   """
   if len(array) <= count:
     return array
@@ -168,6 +169,6 @@ def _spread(array, count):
 
 
 def _with_first(batch, rest):
-  """A generator, as Keras takes no other iterators."""
+  """A generator, because Keras takes no other iterators."""
   yield batch
   yield from rest

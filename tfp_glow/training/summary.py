@@ -17,11 +17,11 @@ class Row(NamedTuple):
     depth: Python `int`, 0 for the parts that are in no other.
     name: Python `str`.
     kind: Python `str`, its class.
-    shape: `tf.TensorShape` of what its `inverse` makes of one event, which it gets from the part before it; `None`
-      where it is not known.
-    num_parameters: Python `int`, numbers in all variables of it and its parts; of a variable that a part above has,
-      too, 0.
-    is_trainable: Python `bool`, whether one of them is trained.
+    shape: `tf.TensorShape` of one event after its `inverse`, which gets the event from the part before it; `None` if
+      unknown.
+    num_parameters: Python `int`, numbers in all variables of it and its parts, except variables that an earlier part
+      has, too.
+    is_trainable: Python `bool`, whether one of these variables is trained.
   """
   depth: int
   name: str
@@ -32,13 +32,13 @@ class Row(NamedTuple):
 
 
 def rows_of(distribution, others=(), with_weights=False):
-  """What a model consists of, in the order from images to latents.
+  """The parts of a model, in the order from images to latents.
 
-  The numbers of the rows of depth 0 add up to that of the model.
+  The numbers of parameters of the rows of depth 0 add up to that of the model.
 
   Args:
     distribution: `tfd.Distribution` over one image.
-    others: Keras layers and variables that the model has, too; of its distribution or not.
+    others: Keras layers and variables of the model, whether or not they belong to its distribution.
     with_weights: Python `bool`: whether each weight of a network has a row.
 
   Returns:
@@ -54,7 +54,7 @@ def rows_of(distribution, others=(), with_weights=False):
 
 
 class _Counter(NamedTuple):
-  """What is known on the way down: variables that have been counted, and how many steps a variable stands for."""
+  """What each level passes to its parts: variables already counted, and how many steps a variable stands for."""
   seen: set
   num_steps: int
   with_weights: bool
@@ -100,25 +100,25 @@ def _of_parts(module, shape, counter, depth):
 
 
 def _parts(module):
-  """The modules in a module, but not those in one of these; a step of a `Scan` stands for all of them."""
+  """The modules directly in a module; one step of a `Scan` stands for all of its steps."""
   if hasattr(module, "template"):
     return _parts(module.template) or [module.template]
   if _sequence(module):
     return _sequence(module)
   modules = [part for part in module.submodules if isinstance(part, (tfb.Bijector, tfd.Distribution))]
   within = {id(part) for outer in modules for part in outer.submodules}
-  # Of these only the order in which they are held is known: what has no parameters may be used anywhere.
+  # Only the order in which they are held is known. Modules without parameters may be used anywhere: they are left out.
   return [part for part in modules if id(part) not in within and part.variables]
 
 
 def _sequence(module):
-  """The parts of a bijector that has them one after the other, in the order from images to latents."""
+  """The parts of a sequence of bijectors, in the order from images to latents."""
   parts = getattr(module, "parts", getattr(module, "bijectors", []))
   return list(parts) if isinstance(parts, (list, tuple)) else []
 
 
 def _shape_before(bijector, shape):
-  """The shape of an event on the data side: what the bijector says, else what is given."""
+  """The shape of an event on the data side: the bijector's own if it has one, else the given one."""
   own = bijector.event_shape_of(inverse=True) if hasattr(bijector, "event_shape_of") else tf.TensorShape(None)
   return own if own.is_fully_defined() else shape
 
@@ -128,13 +128,13 @@ def _shape_after(bijector, shape):
     return None
   try:
     after = bijector.inverse_event_shape(shape)
-  except ValueError:  # It is not where the shape is that of its input.
+  except ValueError:  # The bijector does not take events of this shape.
     return None
   return after if after.is_fully_defined() else None
 
 
 def _count(variables, seen, num_steps):
-  """Numbers in variables that have not been seen before, and whether there are trained ones."""
+  """How many numbers the variables hold that have not been seen before, and whether one of them is trained."""
   new = [variable for variable in variables if id(_storage(variable)) not in seen]
   seen.update(id(_storage(variable)) for variable in new)
   return (num_steps * sum(tf.TensorShape(variable.shape).num_elements() for variable in new),
@@ -157,20 +157,20 @@ def _weight_name(weight, num_steps):
 
 
 def _kind(module):
-  # Of a bijector of TFP in a sequence of ours.
+  # A bijector of TFP may be wrapped in one of ours.
   of_tfp = getattr(module, "bijector", module) if hasattr(module, "event_shape_of") else module
   return type(of_tfp).__name__.lstrip("_")
 
 
 def text_of(title, rows, totals, line_length=None, show_trainable=False):
-  """A table, as that of `keras.Model.summary`.
+  """A table like that of `keras.Model.summary`.
 
   Args:
     title: Python `str`.
     rows: List of `Row`s.
-    totals: Dict of numbers by their names, below the table.
-    line_length: Python `int`, width of the table; `None`: as wide as it takes.
-    show_trainable: Python `bool`: whether there is a column of it.
+    totals: Dict from names to numbers, to print below the table.
+    line_length: Python `int`, width of the table; `None`: as wide as needed.
+    show_trainable: Python `bool`: whether a column shows which parts are trained.
 
   Returns:
     Python `str` of several lines.
@@ -182,7 +182,7 @@ def text_of(title, rows, totals, line_length=None, show_trainable=False):
                  + [("yes" if row.is_trainable else "no") if row.num_parameters else "-"] * show_trainable)
   widths = [max(len(line[column]) for line in table) for column in range(len(table[0]))]
   between = 2 * (len(widths) - 1)
-  if line_length is not None:  # The names get what is left.
+  if line_length is not None:  # The names get the remaining width.
     widths[0] = max(8, line_length - sum(widths[1:]) - between)
   fitted = lambda line: [_fitted(cell, width, column == 2) for column, (cell, width) in enumerate(zip(line, widths))]
   lines = ["  ".join(fitted(line)).rstrip() for line in table]
@@ -198,13 +198,13 @@ def _fitted(cell, width, to_the_right):
 
 
 def notes_on_precision(distribution):
-  """What is to be known of a model some of whose networks train in less precision than its flow has.
+  """Notes on networks that train in a lower precision than that of the flow.
 
   Args:
     distribution: `tfd.Distribution` over one image.
 
   Returns:
-    List of lines, one for each such precision.
+    List of lines, one for each lower precision.
   """
   lower = {layer.compute_dtype: module.dtype.name for module in _modules(distribution)
            for layer in getattr(module, "lower_layers", ())}
@@ -213,7 +213,7 @@ def notes_on_precision(distribution):
 
 
 def _modules(module):
-  """A module and all in it, the parts of a step of a `Scan` among them."""
+  """A module and all modules in it, with the parts of a step of a `Scan`."""
   for part in [module, *module.submodules]:
     yield part
     if hasattr(part, "template"):
@@ -225,7 +225,7 @@ def totals_of(weights, optimizer_variables=()):
 
   Args:
     weights: List of `keras.Variable`s of the model.
-    optimizer_variables: List of them of its optimizer.
+    optimizer_variables: List of `keras.Variable`s of its optimizer.
   """
   size = lambda variables: sum(tf.TensorShape(variable.shape).num_elements() for variable in variables)
   trainable = size([weight for weight in weights if weight.trainable])

@@ -105,5 +105,5 @@ def _figure():
     raise ImportError("`BitsPerDimCurve` needs Matplotlib, which is not installed: pip install matplotlib. "
                       f"Received: {error}") from error
   figure = Figure(figsize=(8, 5))
-  FigureCanvasAgg(figure)  # It stays; `savefig` would make one each time.
+  FigureCanvasAgg(figure)  # Without it, `savefig` would make a canvas each time.
   return figure

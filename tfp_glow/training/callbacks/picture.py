@@ -41,14 +41,14 @@ class Picture(FolderWriter):
     self._writer = None
 
   def _rows(self):
-    """The images: a list of arrays `[n, H, W, C]` as the model makes them."""
+    """The images: a list of arrays `[n, H, W, C]`, one for each row, in the model's dtype."""
     raise NotImplementedError
 
   def on_train_begin(self, logs=None):
     super().on_train_begin(logs)
     num_channels = self.model.distribution.event_shape[-1]
     if self.model.num_bits is None or num_channels not in (1, 3):
-      raise ValueError("`model` must be of uint8 images, or uint16 ones, with 1 or 3 channels to be seen in pictures. "
+      raise ValueError("`model` must be of uint8 or uint16 images with 1 or 3 channels, to be drawn. "
                        f"Received: num_bits={self.model.num_bits}, {num_channels} channels")
 
   def on_train_end(self, logs=None):
@@ -57,11 +57,11 @@ class Picture(FolderWriter):
   def _close(self):
     writer, self._writer = self._writer, None
     if writer is not None:
-      with self._failure_is_a_warning("at last"):
+      with self._failure_is_a_warning("at the end of training"):
         writer.close()
 
   def _begin(self, num_epochs):
-    self._close()  # If an error ended training before, nothing else has closed it.
+    self._close()  # After a training that ended by an error, it is still open.
     if self._log_dir is not None:
       try:
         self._writer = tf.summary.create_file_writer(str(self._log_dir))

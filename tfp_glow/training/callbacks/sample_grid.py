@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfp_glow._core.validation import check_counts
 from tfp_glow.training.callbacks.picture import Picture
 
-# The default number of classes: a picture of a thousand would be higher than PNG files may be.
+# The default number of classes: with a thousand rows a picture would be higher than PNG files may be.
 _MAX_CLASSES = 10
 
 
@@ -73,7 +73,7 @@ class SampleGrid(Picture):
                                or not np.issubdtype(np.asarray(labels).dtype, np.integer)):
       raise ValueError(f"`labels` must be a list of at least one class, or None. Received: {labels!r}")
     if seed is None:
-      raise ValueError("`seed` must not be None: there would be other noise in each picture. Received: None")
+      raise ValueError("`seed` must not be None: each picture would have other noise. Received: None")
     self._temperatures = temperatures
     self._num_columns = num_columns
     self._labels = labels

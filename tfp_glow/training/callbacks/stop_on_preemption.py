@@ -47,7 +47,7 @@ class StopOnPreemption(keras.callbacks.Callback):
   while first < NUM_EPOCHS:
     stop = first + 1 if state.num_batches else NUM_EPOCHS    # First the rest of an epoch that was begun.
     fit(range(first, stop), state.num_batches)
-    # The end of `fit` has put averages in the place of weights of which the optimizer keeps them.
+    # If the optimizer keeps averages of weights, the end of `fit` has replaced the weights by them.
     first = state.restore(model) if stop < NUM_EPOCHS else stop
   ```
   """
@@ -84,7 +84,7 @@ class StopOnPreemption(keras.callbacks.Callback):
       signal.raise_signal(signal.SIGTERM)
 
   def on_train_batch_end(self, batch, logs=None):
-    is_last = batch + 1 == self.params.get("steps")  # A state is written anyway, after it and validation.
+    is_last = batch + 1 == self.params.get("steps")  # After it and validation, the state is written anyway.
     if self._must_end() and not is_last:
       self._state.save()
       self._end()

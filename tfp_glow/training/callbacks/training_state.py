@@ -71,7 +71,7 @@ class TrainingState(keras.callbacks.Callback):
       settings: What must not change within a run: a Python `dict` that JSON can hold.
 
     Raises:
-      TypeError: if `folder` is no path, or JSON cannot hold `settings`.
+      TypeError: if `folder` is not a path, or JSON cannot hold `settings`.
     """
     super().__init__()
     self.history = {}
@@ -135,7 +135,7 @@ class TrainingState(keras.callbacks.Callback):
       reader = tf.train.load_checkpoint(prefix)
       tensors = {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()}
     except (tf.errors.OpError, IndexError, RuntimeError, ValueError) as error:  # The reader raises all of them.
-      remedy = f"to go on from epoch {_name_of(*complete[-2])}" if len(complete) > 1 else "to begin anew"
+      remedy = f"to resume from epoch {_name_of(*complete[-2])}" if len(complete) > 1 else "to begin anew"
       raise ValueError(f"`folder` must hold a whole training state, but the last one is damaged: {error}. Delete the "
                        f"files {prefix}.* {remedy}. Received: {self._folder}") from error
     progress = json.loads(tensors.pop(_PROGRESS_KEY, "null"))

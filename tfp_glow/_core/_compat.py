@@ -1,7 +1,7 @@
-"""All that is private of TensorFlow, Keras or TFP and yet needed, an entry each.
+"""All private names of TensorFlow, Keras and TFP that are needed, one entry each.
 
 Each says why it is needed, what it touches, and what happens in a version that lacks it: a slower way or a clear error,
-never another number. `tests/test_compat.py` tries each where it is there, and where it has been taken away.
+never another number. `tests/test_compat.py` tests each with the private name, and without it.
 """
 
 import contextlib
@@ -27,15 +27,14 @@ _MADE_TRAINABLE = "_tfp_glow_made_trainable"
 
 
 def forget_with_its_graph(operation):
-  """Lets go of the graph of a `tf.custom_gradient` that nobody else needs.
+  """Frees the graph of a `tf.custom_gradient` once nobody else needs it.
 
-  Why: TensorFlow registers each custom gradient of each graph by a name, for ever. The gradient holds the graph, all
-  that it was traced from and so the model: a hundred megabytes, in a search for the best of many models. There is no
-  public way to take it out again.
+  Why: TensorFlow registers each custom gradient of each graph by a name, for ever. The gradient holds the graph, and
+  with it the model: a hundred megabytes for each model of a search. There is no public way to remove it.
 
   Touches: `tensorflow.python.framework.ops.gradient_registry`, its dict `_registry` and the key `"type"` in that.
 
-  Missing: nothing is let go of. Gradients are the same.
+  Missing: nothing is freed. Gradients are the same.
 
   Args:
     operation: `tf.Operation` that a `tf.custom_gradient` has made.
@@ -110,7 +109,7 @@ def apply_sums(optimizer, gradients, variables):
 
 
 class _Unsummed:
-  """In the place of a function that adds up gradients: leaves them as they are."""
+  """Stands in for a function that sums gradients, and returns them unchanged."""
 
   def __init__(self):
     self.was_called = False
@@ -175,10 +174,10 @@ def handle_here(tensor):
 
 @contextlib.contextmanager
 def first_replica(optimizer, variables):
-  """Has variables be those of the first replica, and an optimizer see no strategy; outside of all replicas.
+  """A context in which variables are those of the first replica, and an optimizer sees no strategy.
 
-  Why: a function that is to be traced once must change the variables of one replica. In a replica Keras' optimizers
-  ask the strategy to change those of all, and so does a variable outside.
+  Why: a function that is traced once must change the variables of one replica. In a replica, Keras' optimizers ask the
+  strategy to change those of all replicas, and outside of replicas the variables do so. To be called outside.
 
   Touches: `UpdateContext` of TensorFlow, in which variables are those of one replica; `_value` of `keras.Variable` and
   `_distribution_strategy` of Keras' optimizers, which are put back.
@@ -214,7 +213,7 @@ class BuiltModel(keras.Model):
 
   Touches: `_maybe_symbolic_build` of `keras.Model`, which it overrides.
 
-  Missing: Keras does as it pleases: nothing on one device; its own error with several replicas if it still cannot.
+  Missing: Keras may build the model: no change on one device, perhaps Keras' error with several replicas.
   """
 
   def _maybe_symbolic_build(self, iterator=None, data_batch=None):
@@ -263,9 +262,9 @@ def parts_of_deferred_tensor(value):
 
 
 def given_in_graphs_to(operation):
-  """What an operation of Keras is given in each of the functional models that it is a part of: a list.
+  """The arguments of an operation of Keras in each of the functional models that it is a part of: a list.
 
-  Why: `x * variable` in such a model is an operation that is given the variable, which is no part of the model then.
+  Why: `x * variable` in such a model is an operation with the variable as an argument. The model does not track it.
 
   Touches: `_inbound_nodes` of `keras.Operation`, and their `arguments`.
 
@@ -286,10 +285,10 @@ def given_in_graphs_to(operation):
 
 
 def untracked(module, value):
-  """A value that may be assigned to an attribute of a `tf.Module` without being tracked, or wrapped, as a part of it.
+  """A value that can be assigned to an attribute of a `tf.Module` without being tracked or wrapped as a part of it.
 
   Why: `tf.Module` and checkpoints would hold variables twice, and count the template of a `Scan` as parameters. There
-  is no public way to keep something to oneself.
+  is no public way to hide an attribute.
 
   Touches: `_no_dependency` of `tf.Module`.
 
@@ -303,7 +302,7 @@ def untracked(module, value):
 
 
 def set_trainable(variable, value):
-  """Has a `tf.Variable` be one that is trained, or one that is not.
+  """Makes a `tf.Variable` trained, or not trained.
 
   Why: gradient tapes, `tf.Module` and TFP ask a variable for its `trainable`, which has no setter.
 
@@ -368,9 +367,9 @@ def forget_compositions_of(bijector):
 
 
 def is_injective(bijector):
-  """Whether a bijector of TFP maps no two values to one, as almost all do.
+  """Whether a bijector of TFP never maps two values to one, as almost all do.
 
-  Why: of others, such as `tfb.AbsoluteValue`, TFP sums densities over all values that they may come from.
+  Why: for others, such as `tfb.AbsoluteValue`, TFP sums the densities of all values that map to the result.
 
   Touches: `_is_injective` of `tfb.Bijector`.
 
@@ -383,15 +382,15 @@ def is_injective(bijector):
 
 
 def class_made_of(public):
-  """The class of which TFP makes an instance where one of a public class, such as `tfb.Chain`, is asked for.
+  """The class of the instance that TFP makes when a public class, such as `tfb.Chain`, is called.
 
-  Why: where a part is no `CompositeTensor`, as ours are none, it is a base class that has no public name. What such an
-  instance is must be known, to walk it part after part and to save it.
+  Why: if a part is not a `CompositeTensor`, and ours are not, it is a base class without a public name. To walk such a
+  composition part by part, and to save it, one must know its class.
 
   Touches: the base class of `tfb.Chain` that is called `_Chain`, and so on.
 
-  Missing: the public class. If TFP has a base class of another name, such a composition is taken for one bijector of
-  TFP's: more evaluations, labels are refused, and it cannot be saved, which is an error.
+  Missing: the public class. If TFP's base class has another name, such a composition counts as one bijector of TFP:
+  there are more evaluations, labels are refused, and saving it is an error.
 
   Args:
     public: Class of TFP's.
@@ -400,13 +399,13 @@ def class_made_of(public):
 
 
 def function_of_its_own(function):
-  """`tf.function` without AutoGraph, of which TensorFlow does not put the content in the place of its calls.
+  """`tf.function` without AutoGraph, which TensorFlow does not inline.
 
-  Why: what replicas share is there once for all of them. TensorFlow would copy it for each again.
+  Why: replicas share one function. TensorFlow would copy it for each of them.
 
   Touches: `_noinline`, one of the `experimental_attributes` of `tf.function`.
 
-  Missing: it may copy: the first step takes longer.
+  Missing: TensorFlow may copy it, and the first step takes longer.
 
   Args:
     function: Callable.

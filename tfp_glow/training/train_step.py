@@ -36,7 +36,7 @@ class FlowSteps(_compat.BuiltModel):
     self._likelihood_weight = likelihood_weight
     # What batches hold, which may be more than the distribution is given: labels are for the classifier alone.
     self._data_spec = likelihood.spec
-    self._means = None  # Of `compile`, as the next two.
+    self._means = None  # `compile` sets this and the next two.
     self.uses_xla = False
     self._xla_functions = {}
     self._traced_once = replicas.TracedOnce()
@@ -80,11 +80,11 @@ class FlowSteps(_compat.BuiltModel):
     step = self._step_of_replica if replicas.are_several() else self._step_of_one_device
     metrics = self._update_metrics(*step(batch))
     if self._trains_classifier_alone:
-      del metrics["bits_per_dim"]  # Which `_terms` leaves out.
+      del metrics["bits_per_dim"]  # `_terms` leaves them out.
     return metrics
 
   def _unpacked(self, data):
-    """Images, and what the model takes of what came with them."""
+    """Images, and those parts of their condition that the model takes."""
     images, condition = batches.unpack(data)
     return images, self._data_spec.taken(condition)
 
@@ -104,12 +104,12 @@ class FlowSteps(_compat.BuiltModel):
     return terms, tf.ones_like(self._loss_of(terms))
 
   def _num_updates(self):
-    """So far; `None` if each batch makes one."""
+    """The number of updates so far; `None` if each batch makes one."""
     inner = getattr(self.optimizer, "inner_optimizer", self.optimizer)
     return tf.convert_to_tensor(inner.iterations) if inner.gradient_accumulation_steps else None
 
   def _follow(self, num_updates_before):
-    """Has bijectors follow the weights. Of several batches that make an update, each has noise of its own."""
+    """Brings the bijectors' state up to date with the weights. Each batch of an update has noise of its own."""
     if num_updates_before is None:
       self._likelihood.after_update()
       return
@@ -118,7 +118,7 @@ class FlowSteps(_compat.BuiltModel):
             nothing(self._likelihood.draw_other_noise))
 
   def _step_of_replica(self, batch):
-    """The same of one of several: two functions that are traced once for all of them, and what is between.
+    """The same in one of several replicas: two functions, traced once for all of them, and what comes between.
 
     Returns:
       terms: Tensor `[1, K]`, the mean of the terms of all images.
@@ -142,7 +142,7 @@ class FlowSteps(_compat.BuiltModel):
       return once(apply, sums, trace=self._trace_update)
 
   def _summands(self, images, condition, noise_seed):
-    """What a replica has found, to be added up.
+    """What a replica computes, to be summed over the replicas.
 
     Returns:
       sums: See `replicas.packed`.
@@ -171,12 +171,12 @@ class FlowSteps(_compat.BuiltModel):
     return tf.math.is_finite(tf.concat([[loss], largest], axis=0))
 
   def _checked(self, num_failed, are_finite, batch):
-    """A context of what must not happen unless all is finite."""
+    """A context for what must happen only if all values are finite."""
     return tf.control_dependencies([
         self._stop_unless_finite.check(num_failed, are_finite, self.trainable_variables, batch)])
 
   def _share(self, images, condition, noise_seed):
-    """What a replica computes of a training step by itself, and XLA can compile.
+    """The part of a training step that a replica computes by itself, and that XLA can compile.
 
     Returns:
       terms: See `_terms`.
@@ -194,17 +194,18 @@ class FlowSteps(_compat.BuiltModel):
 
   def _largest_entries(self, gradients):
     """As `divergence.largest_entries`."""
-    # A variable without a gradient is Keras' affair.
+    # Keras decides what to do about a variable without a gradient.
     largest = divergence.largest_entries([tf.zeros([]) if gradient is None else gradient for gradient in gradients])
     if isinstance(self.optimizer, keras.optimizers.LossScaleOptimizer):
-      # It looks for gradients that overflow, and lowers its scale; that ends somewhere.
+      # It lowers its scale when gradients overflow, until the scale is 1.
       largest = tf.where(self.optimizer.dynamic_scale > 1., tf.zeros_like(largest), largest)
     return largest
 
   def _compiled(self, function):
-    """A step's function of tensors, compiled by XLA if `compile` was told so.
+    """A step's function of tensors, compiled by XLA if `compile` asked for it.
 
-    Exchange between replicas and guard stay outside: XLA could not compile them. So does the optimizer of replicas.
+    XLA cannot compile the guard and the exchange between replicas, so they stay outside; so does the optimizer of
+    several replicas.
     """
     if not self.uses_xla or self.run_eagerly:
       return function
@@ -214,7 +215,7 @@ class FlowSteps(_compat.BuiltModel):
     return self._xla_functions[name]
 
   def _apply(self, gradients, largest):
-    """Has the optimizer take a step."""
+    """Takes a step of the optimizer."""
     gradients = divergence.shortened(gradients, largest)
     with update.in_few_operations(self.optimizer):
       _compat.apply_sums(self.optimizer, gradients, self.trainable_variables)
@@ -227,12 +228,13 @@ class FlowSteps(_compat.BuiltModel):
     return tf.stack([tf.constant(self._seed, tf.int32), tf.cast(step_or_purpose, tf.int32)])
 
   def _terms(self, images, condition, noise_seed, training=False):
-    """What the metrics are the means of, a column for each: bits per dimension and, with a classifier, the
-    cross-entropy of the label and whether it is the likeliest one; and last whether there is a label, without which the
-    two are 0.
+    """The terms that the metrics average, one column each.
 
-    The cross-entropy is in bits, but in nats in a hybrid model, as its authors report it. Bits per dimension are 0 in
-    the training of a classifier alone, which has no need of them.
+    The first is bits per dimension. With a classifier three more follow: the cross-entropy of the label, whether the
+    label is the likeliest class, and whether there is a label. Without a label the two before are 0.
+
+    The cross-entropy is in bits; in a hybrid model it is in nats, as its authors report it. Bits per dimension are 0
+    when a classifier is trained alone, because they are not needed.
     """
     if self.classifier is None:
       return self._bits(images, condition, noise_seed, training)[:, tf.newaxis]
@@ -260,7 +262,7 @@ class FlowSteps(_compat.BuiltModel):
     return self._likelihood.bits_per_dim(nats), self._logits_of(features, training)
 
   def _logits_of_scales(self, values, condition, training=False):
-    """Of dequantized images."""
+    """The classifier's logits for dequantized images."""
     return self._logits_of(self._likelihood.features_of_scales(values, condition, training), training)
 
   def _logits_of(self, features, training):
@@ -268,7 +270,7 @@ class FlowSteps(_compat.BuiltModel):
       return self.classifier(features)
 
   def _loss_of(self, terms):
-    """Of each image, in bits: per dimension, but in a hybrid model of the whole image."""
+    """The loss of each image: in bits per dimension, in a hybrid model in bits per image."""
     bits, *others = tf.unstack(terms, axis=1)
     if self.classifier is None:
       return bits
@@ -280,7 +282,7 @@ class FlowSteps(_compat.BuiltModel):
     return self._likelihood_weight * self._likelihood.num_dims * bits + bits_y
 
   def _update_metrics(self, terms, weights):
-    """Returns the means of what this replica has seen; what `fit` and `evaluate` report at the end is of all."""
+    """Returns the means of this replica; `fit` and `evaluate` report those of all replicas at the end."""
     self._means.loss.update_state(self._loss_of(terms), sample_weight=weights)
     return self.compute_metrics(None, weights, terms)  # Those of `compile`.
 
@@ -291,7 +293,7 @@ class FlowSteps(_compat.BuiltModel):
     return [self._means.loss, *others] if self.compiled else others
 
   def _make_means(self):
-    """Of the losses and of the columns of `_terms`."""
+    """The means of the losses and of the columns of `_terms`."""
     means = [Mean("bits_per_dim", "down", 0)]
     if self.classifier is not None:
       means += [Mean("cross_entropy" if self._is_hybrid else "bits_y", "down", 1, 3), Mean("accuracy", "up", 2, 3)]

@@ -177,7 +177,8 @@ def save_posteriors(path, model, simulator, theta, x):
   line = (np.arange(NUM_CELLS) + 0.5) / NUM_CELLS * 2. * SIDE - SIDE
   grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2).astype(np.float32)
   side = pictures.PAGE_WIDTH / NUM_POSTERIORS
-  figure, axes = plt.subplots(1, len(x), sharey=True, figsize=(side * len(x), side + 0.3), squeeze=False)
+  figure, axes = plt.subplots(1, len(x), sharey=True, squeeze=False, layout="compressed",
+                              figsize=(side * len(x), side + 0.3))
   axes[0, 0].set_ylabel(simulator.names[1])
   for panel, truth, observation in zip(axes[0], theta, x):
     density = np.exp(model.log_prob(grid, context=observation)).reshape([NUM_CELLS] * 2)

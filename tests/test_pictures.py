@@ -10,8 +10,11 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib import colors
+from PIL import Image
 
 from tfp_glow import pictures
+
+DOCS = pathlib.Path(__file__).parent.parent / "docs"
 
 
 @pytest.mark.parametrize("num_channels", [1, 3])
@@ -87,3 +90,10 @@ def test_style_needs_no_matplotlib_and_matplotlib_takes_it():
   subprocess.run([sys.executable, "-c", code], cwd=folder, check=True)
   with matplotlib.rc_context(pictures.STYLE):
     assert matplotlib.rcParams["axes.prop_cycle"].by_key()["color"] == list(pictures.COLORS)
+
+
+@pytest.mark.parametrize("path", sorted(DOCS.glob("*.png")), ids=lambda path: path.stem)
+def test_pictures_of_the_pages_are_opaque_on_white_and_shown(path):
+  picture = np.asarray(Image.open(path).convert("RGBA"))
+  assert np.all(picture[..., 3] == 255) and np.all(picture[[0, 0, -1, -1], [0, -1, 0, -1]] == 255)
+  assert any(f"]({path.name})" in page.read_text(encoding="utf-8") for page in DOCS.glob("*.md"))

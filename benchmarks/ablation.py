@@ -115,18 +115,20 @@ def _draw(curves, path):
   import matplotlib
   matplotlib.use("Agg")  # The figure goes to a file: no display is needed.
   from matplotlib import pyplot as plt
-  figure, panels = plt.subplots(1, 2, figsize=(9, 3.5), sharey=True, layout="constrained")
+
+  from tfp_glow import pictures
+  matplotlib.rcParams.update(pictures.STYLE)
+  figure, panels = plt.subplots(1, 2, sharey=True, figsize=(pictures.PAGE_WIDTH, pictures.PAGE_WIDTH * 3. / 8.))
   for axes, coupling in zip(panels, _COUPLINGS):
-    for color, permutation in zip(("tab:red", "tab:orange", "tab:blue"), _PERMUTATIONS):
+    for color, permutation in zip(pictures.COLORS, _PERMUTATIONS):
       for index, curve in enumerate(curves[permutation, coupling]):
         first = min(1, len(curve) - 1)
         steps = [(epoch + 1) * _STEPS_PER_EPOCH for epoch in range(len(curve))]
-        axes.plot(steps[first:], curve[first:], color=color, linewidth=1, marker=".", markersize=3,
-                  label=None if index else permutation)
+        axes.plot(steps[first:], curve[first:], color=color, marker=".", label=None if index else permutation)
     axes.set(title=f"{coupling} coupling", xlabel="training steps")
   panels[0].set_ylabel("test bits per dimension")
   panels[0].legend()
-  figure.savefig(path, dpi=100)
+  figure.savefig(path)
   plt.close(figure)
 
 

@@ -2,6 +2,7 @@
 
   python benchmarks/gpu.py --json gpu.json --markdown gpu.md
   python benchmarks/gpu.py --only exactness --only speed --data mnist.npz
+  python benchmarks/gpu.py --save                      for docs/gpu.md and docs/health.md
   python benchmarks/gpu.py --tiny                      at a tiny size, on a CPU, to test the program
 
   products    errors of products and convolutions with TensorFlow's switch on and off, and the cost of exact ones
@@ -29,6 +30,7 @@ import time
 
 import gpu_processes
 import gpu_worker
+import results
 
 _REFERENCE = pathlib.Path(__file__).parent.parent / "tests" / "reference"
 
@@ -62,7 +64,10 @@ def main():
   parser.add_argument("--reference", type=pathlib.Path, default=_REFERENCE,
                       help="folder of the original code's numbers, a.npz, b.npz and d.npz (%(default)s)")
   parser.add_argument("--data", type=pathlib.Path, help="images to train on, an .npz file as Keras' (drawn at random)")
+  results.add_save(parser)
   args = parser.parse_args()
+  if args.save and args.tiny:
+    parser.error("--save must not be given with --tiny, whose numbers say nothing. Received: both")
   machine = _machine()
   found = {"machine": machine, "settings": {"tiny": args.tiny, "budget": args.budget}, "sections": {}}
   # Without a card, parts of the CPU are good enough to try the program.
@@ -78,6 +83,15 @@ def main():
   found["seconds"] = round(time.monotonic() - run.start, 1)
   _write(found, args.json, args.markdown)
   print(markdown(found))
+  _save(found["sections"], args)
+
+
+def _save(sections, args):
+  """Keeps the tables of the pages."""
+  if args.save:
+    import gpu_tables  # With TensorFlow, which this process needs only now that the others have ended.
+    for name, table in gpu_tables.tables(sections).items():
+      results.save(args, name, *table)
 
 
 def _chosen(sections, num_cards, found):

@@ -128,7 +128,8 @@ class _Contest:
     rows = {}
     for label, (_, precision, *_) in self._steps.items():
       median = statistics.median(times[label] for times in rounds)
-      rows[label] = self._columns(precision, median)
+      turns = [1e3 * times[label] for times in rounds]
+      rows[label] = self._columns(precision, median) | {"least, ms": min(turns), "most, ms": max(turns)}
       bare = [other for other, (kind, of, *_) in self._steps.items() if kind == _BARE and of == precision]
       if bare:
         ratios = [times[label] / min(times[other] for other in bare) for times in rounds]

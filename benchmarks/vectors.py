@@ -1,7 +1,7 @@
 """Densities of small tables: Glow for vectors, a masked autoregressive flow, a mixture of Gaussians, and one Gaussian.
 
-  python benchmarks/vectors.py          the table of docs/tables.md: eleven minutes on two cores
-  python benchmarks/vectors.py --data wine --num-folds 5 --json wine.json
+  python benchmarks/vectors.py --save   the table of docs/tables.md: eleven minutes on two cores
+  python benchmarks/vectors.py --data wine --num-folds 5
 
 The tables are those of scikit-learn, without columns that have the same value in more than a tenth of the rows. Their
 numbers are rounded, which a density could exploit. Uniform noise as wide as the least step between two values of a
@@ -18,9 +18,7 @@ have no bound, and the mean of one fold of breast_cancer was -2e16 nats.
 """
 
 import argparse
-import json
 import os
-import pathlib
 import sys
 import time
 
@@ -44,15 +42,12 @@ _NUM_VALIDATION_FOLDS = 5
 
 def main():
   args = parse_args()
-  found = {}
   shown = results.Table("rows x columns", *(_LABELS.get(method, method) for method in args.methods))
   for name in args.data:
     table = load(name, args.seed)
-    found[name] = {"rows": len(table), "columns": table.shape[1], **_of_table(name, table, args)}
-    if args.json is not None:
-      args.json.write_text(json.dumps({"settings": vars(args) | {"json": str(args.json)}, "tables": found}, indent=1))
+    found = of_table(name, table, args)
     shown.add(f"{name.replace('_', ' ')}, {len(table)} x {table.shape[1]}",
-              *_cells([found[name][method] for method in args.methods]))
+              *_cells([found[method] for method in args.methods]))
   shown.save(args, "vectors")
 
 
@@ -71,7 +66,6 @@ def parse_args():
   add("--learning-rate", type=float, default=1e-3, help="(%(default)s)")
   add("--weight-decay", type=float, default=1e-2, help="(%(default)s)")
   add("--seed", type=int, default=0, help="seed of folds, noise and initial values (%(default)s)")
-  add("--json", type=pathlib.Path, help="file of all numbers, also of each fold")
   results.add_save(parser)
   return parser.parse_args()
 
@@ -85,7 +79,7 @@ def load(name, seed):
   return table + np.random.default_rng(seed).uniform(-0.5, 0.5, table.shape) * steps
 
 
-def _of_table(name, table, args):
+def of_table(name, table, args):
   """A dict from methods to their results."""
   found = {method: [] for method in args.methods}
   folds = model_selection.KFold(args.num_folds, shuffle=True, random_state=args.seed)

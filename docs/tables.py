@@ -1,4 +1,4 @@
-"""Writes the marked tables of the README and of `docs` from the files of `docs/results`.
+"""Writes the marked tables and numbers of the README and of `docs` from the files of `docs/results`.
 
   python docs/tables.py            rewrites the pages
   python docs/tables.py --check    names the pages that differ, and exits with 1 if there are any
@@ -11,8 +11,12 @@ The mark of a table names its file. Whatever stands before the end is replaced, 
 Several names, with commas between, become one table: one below the other where their columns are the same, else side by
 side where their first columns are. Tables of `COMPOSED` take cells of several files.
 
+A number in a sentence has a mark on the same line, not at its beginning, where Markdown would end the paragraph. The
+names are those of docs/values.py:
+
+  After <!--=mnist_on_gpu_seconds-->334<!--/--> seconds
+
 Scripts of `benchmarks` write the files with `--save` (`benchmarks/results.py`); those of examples are written by hand.
-The tables of a GPU, in docs/gpu.md and docs/health.md, are not marked: `benchmarks/gpu.py` writes a report of its own.
 """
 
 import argparse
@@ -20,12 +24,15 @@ import pathlib
 import re
 import sys
 
-sys.path.append(str(pathlib.Path(__file__).parent.parent / "benchmarks"))
+sys.path += [str(pathlib.Path(__file__).parent.parent / "benchmarks"), str(pathlib.Path(__file__).parent)]
 import results
+import values
 
 ROOT = pathlib.Path(__file__).parent.parent
 _MARK = re.compile(r"<!-- results: (.+?) -->\n.*?<!-- end -->", re.S)
 _START, _END = "<!-- results: ", "<!-- end -->"
+_VALUE = re.compile(r"(?<=.)<!--=(\w+)-->[^<\n]*<!--/-->")
+_VALUE_START, _VALUE_END = "<!--=", "<!--/-->"
 _CALLS = ("training step", "log_prob", "sample")
 
 # Columns and rows. A tuple in a row stands for the cell of a file in the row and the column of these names. Of a median
@@ -68,26 +75,31 @@ def differing_pages():
 
 
 def with_tables(text, page):
-  """The text of a page with its tables written anew.
+  """The text of a page with its tables and its numbers written anew.
 
   Args:
     text: Python `str`.
     page: Python `str`, the page's name, for messages.
 
   Raises:
-    ValueError: if a mark has no end, or its tables do not fit together.
+    ValueError: if a mark has no end, or a number's is at the beginning of a line, or tables do not fit together.
     FileNotFoundError: if a mark names no file.
   """
   if not len(_MARK.findall(text)) == text.count(_START) == text.count(_END):
     raise ValueError(f"Each `{_START}... -->` must have its `{_END}`. Received: {page}")
+  if not len(_VALUE.findall(text)) == text.count(_VALUE_START) == text.count(_VALUE_END):
+    raise ValueError(f"Each `{_VALUE_START}NAME-->` must have its `{_VALUE_END}` on the same line, and not begin the "
+                     f"line. Received: {page}")
+  text = _VALUE.sub(lambda mark: f"{_VALUE_START}{mark[1]}-->{values.text_of(mark[1])}{_VALUE_END}", text)
   return _MARK.sub(lambda mark: f"<!-- results: {mark[1]} -->\n\n{results.markdown(*joined(mark[1]))}\n\n{_END}", text)
 
 
 def used_files(text):
-  """Names of the files that the tables of a page are made of."""
+  """Names of the files that the tables and the numbers of a page are made of."""
   names = [name for mark in _MARK.findall(text) for name in mark.split(", ")]
   cells = [cell for name in names if name in COMPOSED for row in COMPOSED[name][1] for cell in row]
-  return {name for name in names if name not in COMPOSED} | {cell[0] for cell in cells if isinstance(cell, tuple)}
+  return ({name for name in names if name not in COMPOSED} | {cell[0] for cell in cells if isinstance(cell, tuple)}
+          | set().union(*map(values.files_of, _VALUE.findall(text))))
 
 
 def joined(names):
@@ -108,17 +120,7 @@ def _table(name):
     found = results.read(name)
     return found["columns"], found["rows"]
   columns, rows = COMPOSED[name]
-  return columns, [[cell_of(*cell) if isinstance(cell, tuple) else cell for cell in row] for row in rows]
-
-
-def cell_of(name, row, column):
-  found = results.read(name)
-  cells = {cells[0]: dict(zip(found["columns"], cells)) for cells in found["rows"]}
-  try:
-    return cells[row][column].split(" (")[0]
-  except KeyError:
-    raise ValueError(f"`COMPOSED` must name a row and a column of docs/results/{name}.json. Received: {row}, {column}"
-                     ) from None
+  return columns, [[values.cell(*cell) if isinstance(cell, tuple) else cell for cell in row] for row in rows]
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ import tensorflow as tf
 from run_pictures import plt, save_curve
 from sklearn import datasets
 
+from tfp_glow import pictures
+
 DENSITIES_PICTURE, CURVE = "densities.png", "training_curve.png"
 GRID = "density.npy"  # The density on the picture's grid, for the picture of another run.
 FILES = (DENSITIES_PICTURE, CURVE, GRID)
@@ -116,12 +118,13 @@ def save_pictures(name, beside, model, test_points, history, test_bits_per_dim, 
   np.save(folder / GRID, grid)
   panels = {"data": _histogram(draw(name, NUM_PICTURE_POINTS, seed, _PICTURE)), folder.name: grid,
             **{other.name: np.load(other / GRID) for other in map(pathlib.Path, beside)}}
-  figure, axes = plt.subplots(1, len(panels), figsize=(3. * len(panels), 3.3), layout="constrained", squeeze=False)
+  side = pictures.PAGE_WIDTH / 3.
+  figure, axes = plt.subplots(1, len(panels), figsize=(side * len(panels), side + 0.25), squeeze=False)
   # A flow has sharp ridges. A scale up to their height would leave everything else dark.
   brightest = 1.2 * np.quantile(panels["data"], 0.98)
   for axis, (title, density) in zip(axes[0], panels.items()):
     axis.imshow(density, origin="lower", extent=[-SIDE, SIDE] * 2, vmin=0., vmax=brightest)
-    axis.set(title=title, xticks=[], yticks=[])
+    axis.set(title=title.replace("_", " "), xticks=[], yticks=[])
   figure.savefig(folder / DENSITIES_PICTURE)
   plt.close(figure)
   save_curve(folder / CURVE, history, test_bits_per_dim)

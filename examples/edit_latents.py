@@ -26,18 +26,15 @@ import sys
 from typing import NamedTuple
 
 import keras
-import matplotlib
 import numpy as np
 import options
 import run_pictures
 import train_glow
 import training_data
+from run_pictures import plt
 from sklearn.neural_network import MLPClassifier
 
 from tfp_glow import latent, pictures
-
-matplotlib.use("Agg")  # Pictures go to files: no display is needed.
-from matplotlib import pyplot as plt
 
 EDITS, INTERPOLATIONS, TEMPERATURES = "edits.png", "interpolations.png", "temperatures.png"
 LEVEL_TEMPERATURES, DIRECTIONS, NUMBERS = "level_temperatures.png", "directions.npz", "edits.json"
@@ -336,12 +333,12 @@ def save_panels(path, panels):
   """Draws rows of images, and beside them the curves of the measurements."""
   num_columns = max(len(panel.positions) for panel in panels)
   num_rows = [len(panel.rows) for panel in panels]
-  figure, axes = plt.subplots(
-      len(panels), 2, squeeze=False, layout="constrained", width_ratios=(num_columns, 5), height_ratios=num_rows,
-      figsize=(0.7 * (num_columns + 5), 0.7 * sum(num_rows) + len(panels)))
+  side = pictures.PAGE_WIDTH / (num_columns + 5)  # Inches of an image; the curves are as wide as five of them.
+  figure, axes = plt.subplots(len(panels), 2, squeeze=False, width_ratios=(num_columns, 5), height_ratios=num_rows,
+                              figsize=(pictures.PAGE_WIDTH, side * sum(num_rows) + 0.65 * len(panels)))
   for (left, right), panel in zip(axes, panels):
     picture = pictures.tile(panel.rows)
-    left.imshow(picture, cmap="gray", vmin=0, vmax=255)
+    left.imshow(picture, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     left.set_xticks(middles(picture.shape[1], len(panel.positions)), [f"{position:g}" for position in panel.positions])
     left.set_yticks(middles(picture.shape[0], len(panel.rows)), panel.row_names)
     left.tick_params(length=0)
@@ -351,7 +348,7 @@ def save_panels(path, panels):
       right.plot(panel.positions, values, marker=".", label=name)
     right.set(xlabel=panel.name_of_positions, ylim=(-0.03, 1.35), yticks=np.linspace(0., 1., 6))
     right.set_box_aspect(picture.shape[0] / picture.shape[1] * num_columns / 5)  # As high as the rows.
-    right.legend(loc="upper left", fontsize="small")
+    right.legend(loc="upper left")
   figure.savefig(path)
   plt.close(figure)
 

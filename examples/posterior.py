@@ -40,6 +40,7 @@ from scipy import stats
 from simulators import SIMULATORS, draw
 
 import tfp_glow
+from tfp_glow import pictures
 
 WEIGHTS, POSTERIORS, RANKS = "model.weights.h5", "posteriors.png", "ranks.png"
 OUTPUTS = (WEIGHTS, POSTERIORS, RANKS, output_folder.RESULTS)
@@ -175,25 +176,28 @@ def save_posteriors(path, model, simulator, theta, x):
   """Draws posteriors, brightest where they are largest."""
   line = (np.arange(NUM_CELLS) + 0.5) / NUM_CELLS * 2. * SIDE - SIDE
   grid = np.stack(np.meshgrid(line, line), -1).reshape(-1, 2).astype(np.float32)
-  figure, axes = plt.subplots(1, len(x), figsize=(3. * len(x), 3.3), layout="constrained", squeeze=False)
+  side = pictures.PAGE_WIDTH / NUM_POSTERIORS
+  figure, axes = plt.subplots(1, len(x), sharey=True, squeeze=False, layout="compressed",
+                              figsize=(side * len(x), side + 0.3))
+  axes[0, 0].set_ylabel(simulator.names[1])
   for panel, truth, observation in zip(axes[0], theta, x):
     density = np.exp(model.log_prob(grid, context=observation)).reshape([NUM_CELLS] * 2)
     panel.imshow(density, origin="lower", extent=[-SIDE, SIDE] * 2)
     if hasattr(simulator, "log_posterior"):
       exact = np.exp(simulator.log_posterior(grid, observation)).reshape([NUM_CELLS] * 2)
       panel.contour(line, line, exact, exact.max() * np.exp([-4.5, -2., -0.5]), colors="white", linewidths=0.7)
-    panel.plot(*truth, "r+", markersize=12)
-    panel.set(xlabel=simulator.names[0], ylabel=simulator.names[1])
+    panel.plot(*truth, "P", color="white", markeredgecolor="black", markersize=7)  # Seen on any brightness.
+    panel.set(xlabel=simulator.names[0], xticks=[-2, 0, 2], yticks=[-2, 0, 2])
   figure.savefig(path)
   plt.close(figure)
 
 
 def save_ranks(path, ranks):
   """Draws histograms of ranks, and the range of 99 of 100 bars if the ranks are uniform."""
-  figure, axes = plt.subplots(1, len(ranks), figsize=(3.5 * len(ranks), 2.6), layout="constrained")
+  figure, axes = plt.subplots(1, len(ranks), figsize=(pictures.PAGE_WIDTH, pictures.PAGE_WIDTH / 4.))
   for panel, (name, of_one) in zip(axes, ranks.items()):
     panel.bar(np.arange(NUM_BINS), histogram(of_one), width=0.9)
-    panel.axhspan(*stats.binom.ppf([0.005, 0.995], len(of_one), 1. / NUM_BINS), color="black", alpha=0.15)
+    panel.axhspan(*stats.binom.ppf([0.005, 0.995], len(of_one), 1. / NUM_BINS), color=pictures.TEXT, alpha=0.15)
     panel.set(title=name, xlabel="rank", xticks=[])
   figure.savefig(path)
   plt.close(figure)

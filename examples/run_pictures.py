@@ -1,4 +1,7 @@
-"""The pictures of `train_glow.py`: samples, interpolations, reconstructions, the training curve."""
+"""The pictures of `train_glow.py`: samples, interpolations, reconstructions, the training curve.
+
+Other examples take `plt`, in the style of all pictures, from here.
+"""
 
 import keras
 import matplotlib
@@ -8,7 +11,10 @@ from PIL import Image, ImageDraw, ImageFont
 from tfp_glow import latent, pictures
 
 matplotlib.use("Agg")  # Pictures go to files: no display is needed.
+from matplotlib import font_manager
 from matplotlib import pyplot as plt
+
+matplotlib.rcParams.update(pictures.STYLE)
 
 SAMPLES, INTERPOLATIONS, RECONSTRUCTIONS = "samples.png", "interpolations.png", "reconstructions.png"
 TEST_IMAGES, CURVE = "test_images", "training_curve.png"
@@ -76,8 +82,15 @@ def save_grid(path, rows, labels=None):
   picture.paste(grid, (margin, 0))
   for i, label in enumerate(labels or ()):
     place = margin - pictures.GAP, grid.height * (2 * i + 1) // (2 * len(rows))
-    ImageDraw.Draw(picture).text(place, label, fill="black", anchor="rm", font=ImageFont.load_default(18))
+    ImageDraw.Draw(picture).text(place, label, fill=pictures.TEXT, anchor="rm", font=_font())
   picture.save(path)
+
+
+def _font():
+  """That of the figures."""
+  style = pictures.STYLE
+  path = font_manager.findfont(style["font.family"])
+  return ImageFont.truetype(path, style["font.size"] / 72. * style["figure.dpi"])
 
 
 def _save_files(folder, images):
@@ -89,11 +102,12 @@ def _save_files(folder, images):
 
 def save_curve(path, history, test_bits_per_dim):
   """Draws bits per dimension of each finished epoch."""
-  figure, axes = plt.subplots(figsize=(8, 5))
+  figure, axes = plt.subplots()
   for key, label in (("bits_per_dim", "training"), ("val_bits_per_dim", "validation")):
     values = history.get(key, [])
     axes.plot(range(1, len(values) + 1), values, marker=".", label=label)
-  axes.axhline(test_bits_per_dim, color="black", linestyle=":", label=f"test, best epoch: {test_bits_per_dim:.3f}")
+  label = f"test, best epoch: {test_bits_per_dim:.3f}"
+  axes.axhline(test_bits_per_dim, color=pictures.TEXT, linestyle=":", label=label)
   axes.set(xlabel="epoch", ylabel="bits per dimension")
   axes.legend()
   figure.savefig(path)

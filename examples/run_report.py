@@ -3,6 +3,8 @@
 import base64
 import html
 
+from tfp_glow import pictures
+
 REPORT = "report.html"
 
 _CAPTIONS = {
@@ -12,13 +14,19 @@ _CAPTIONS = {
     "training_curve.png": "Bits per dimension after each epoch",
     "densities.png": "The density of the data, and that of the flow",
 }
-_STYLE = """
-:root { color-scheme: light dark; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }
-img { max-width: 100%; height: auto; background: white; image-rendering: pixelated; }
-figure { margin: 2rem 0; }
-table { border-collapse: collapse; }
-td { border-top: 1px solid #8884; padding: 0.15rem 1.5rem 0.15rem 0; vertical-align: top; overflow-wrap: anywhere; }
+# Text and page have the reader's colours, light or dark. Pictures stay white in a soft frame, as in the documentation.
+_STYLE = f"""
+:root {{ color-scheme: light dark; --frame: {pictures.FRAME}66; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.75rem; line-height: 1.2; }}
+h2 {{ font-size: 1.2rem; }}
+figure {{ margin: 2rem 0; }}
+figcaption {{ margin-bottom: 0.25rem; }}
+img {{ max-width: 100%; height: auto; box-sizing: border-box; background: white; border: 1px solid var(--frame);
+  border-radius: 4px; }}
+table {{ border-collapse: collapse; }}
+td {{ border-top: 1px solid var(--frame); padding: 0.15rem 1.5rem 0.15rem 0; vertical-align: top;
+  overflow-wrap: anywhere; }}
 """
 
 

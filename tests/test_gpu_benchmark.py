@@ -1,5 +1,7 @@
 """`benchmarks/gpu.py`: how it runs processes, with a worker without TensorFlow; all of it at a tiny size on a CPU."""
 
+import argparse
+import dataclasses
 import json
 import os
 import pathlib
@@ -14,6 +16,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.append(str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
 import gpu_processes  # noqa: E402
+import gpu_tables  # noqa: E402
+import results  # noqa: E402
 
 # Each entry of a part is a word; what it says of itself tells what it does.
 _WORKER = """
@@ -105,6 +109,55 @@ def test_what_several_cards_do_is_compared_with_what_one_does():
   assert rows["4 cards"] == {"images/s": 150., "of one card's, times": 3., "efficiency, %": 75.}
 
 
+def test_tables_are_saved_as_the_pages_show_them(tmp_path, monkeypatch):
+  times = {"step, ms": 49.2, "images/s": 1300., "least, ms": 43.4, "most, ms": 52.8}
+  sections = {
+      "speed": {"rows": {"3 x 8, 128 wide: ours, autodiff, TF32, no XLA": times,
+                         "3 x 32, 512 wide: ours, autodiff, TF32, XLA": times}},
+      "memory": {"rows": {"reversible, 3 x 64, 512 wide, batch of 64": {
+          "peak, MiB": 2801.4, "parameters, gradients, Adam, MiB": 1362.}}},
+      "products": {"rows": {
+          "product 16384 x 12 x 12: plain, tf.function": {"error, TF32 on": 3.1e-4, "error, TF32 off": 6.2e-8},
+          "product 16384 x 12 x 12: plain, TF32 off": {"ms, tf.function": 0.0341, "ms, XLA": 0.0214},
+          "product 16384 x 12 x 12: XLA's HIGHEST": {"ms, tf.function": "-", "ms, XLA": 0.024}}},
+      "exactness": {"rows": {
+          "TF32, as in training": {"changed": 6144, "of": 65536, "by up to": 214,
+                                   "log-prob moved from float64's by up to, nats": 5.12},
+          "gradients, TF32": {"reversible from autodiff": 3.6e-4, "autodiff from float32's": "nan"}}}}
+  monkeypatch.setattr(results, "FOLDER", tmp_path)
+  gpu._save(sections, argparse.Namespace(save=False))
+  assert not any(tmp_path.iterdir())
+  gpu._save(sections, argparse.Namespace(save=True))
+  kept = {path.stem: results.read(path.stem) for path in tmp_path.iterdir()}
+  assert kept.keys() == {"gpu_speed", "gpu_memory", "gpu_products", "gpu_exactness_training", "gpu_gradients"}
+  missing = "not measured"
+  assert kept["gpu_speed"]["rows"][1] == ["ours, autodiff", "49 ms (43 to 53)", missing]
+  assert kept["gpu_memory"]["rows"][1] == ["reversible", missing, missing, missing, "2,801"]
+  rows = {row[0]: row[1:] for row in kept["gpu_products"]["rows"]}
+  assert rows["TensorFlow's"] == ["3e-4", *[""] * 5]
+  assert rows["TensorFlow's, TensorFloat-32 off"] == ["6e-8", "", "", "", "0.034", "0.021"]
+  assert rows["XLA's precision `HIGHEST`"] == ["", "", "", "", "", "0.024"]
+  assert kept["gpu_exactness_training"]["rows"][0][1:] == ["6,144", "214", "5.1 nats"]
+  assert kept["gpu_gradients"]["rows"] == [["float32", missing, ""], ["TensorFloat-32", "3.6e-4", missing],
+                                           ["bfloat16 networks", missing, missing]]
+
+
+@pytest.mark.parametrize("name", gpu_tables._TABLES)
+def test_saved_tables_have_the_columns_of_the_pages(name):
+  _, make = gpu_tables._TABLES[name]
+  columns, rows = make(gpu_tables._Rows({}))
+  before = json.loads((ROOT / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+  assert columns == before["columns"] and all(len(row) == len(columns) for row in rows)
+  assert {row[0] for row in rows} & {row[0] for row in before["rows"]}
+
+
+def test_tiny_numbers_are_not_saved(monkeypatch, capsys):
+  monkeypatch.setattr(sys, "argv", ["gpu.py", "--tiny", "--save"])
+  with pytest.raises(SystemExit):
+    gpu.main()
+  assert "--save must not be given with --tiny" in capsys.readouterr().err
+
+
 def run(folder, *options):
   """What it writes."""
   path = folder / "gpu.json"
@@ -118,7 +171,7 @@ def run(folder, *options):
 
 @pytest.mark.slow
 @pytest.mark.benchmark
-def test_all_sections(tmp_path):
+def test_all_sections(tmp_path, monkeypatch):
   found, tables = run(tmp_path)
   assert found["machine"]["tensorflow"] and found["machine"]["python"] and "card" in found["machine"]
   rows = {name: section["rows"] for name, section in found["sections"].items()}
@@ -146,6 +199,12 @@ def test_all_sections(tmp_path):
     assert list(rows["scaling"]) == ["1 cards", "2 cards", "4 cards"]
     one, *others = [row["loss"] for row in rows["scaling"].values()]  # All cards get the same images.
     assert others == pytest.approx([one] * 2, rel=1e-5)
+  tiny = gpu_tables.common.TINY
+  monkeypatch.setattr(gpu_tables.common, "PAPER", tiny)
+  monkeypatch.setattr(gpu_tables.common, "SMALL", dataclasses.replace(tiny, num_steps=1))
+  saved = gpu_tables.tables(found["sections"])
+  assert all("ms (" in cell for row in saved["gpu_speed"][1] for cell in row[1:])
+  assert saved["gpu_exactness"][1][0][1] == "0" and "e-" in saved["gpu_gradients"][1][0][1]
   assert tables.startswith("# python ") and "| float32, model | 0 | 64 | 0 |" in tables
 
 

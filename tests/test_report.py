@@ -48,3 +48,20 @@ def test_report_fits_a_telephone(browser, report):
   browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
   browser.get(report.as_uri())
   assert browser.execute_script("return document.documentElement.scrollWidth") <= 420
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_pictures_are_framed_on_light_and_dark_pages(browser, report, scheme):
+  features = [{"name": "prefers-color-scheme", "value": scheme}]
+  browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+  try:
+    browser.get(report.as_uri())
+    image = browser.find_element(By.TAG_NAME, "img")
+    assert image.value_of_css_property("background-color") == "rgba(255, 255, 255, 1)"
+    frame = image.value_of_css_property("border-top-color")
+    assert frame.startswith("rgba(140, 149, 159, 0.4") and image.value_of_css_property("border-top-width") == "1px"
+    page = browser.execute_script(
+        "return getComputedStyle(document.body).color")  # The reader's own: black on white, or white on black.
+    assert page == {"light": "rgb(0, 0, 0)", "dark": "rgb(255, 255, 255)"}[scheme]
+  finally:
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})

@@ -77,7 +77,7 @@ def test_files_say_where_the_numbers_come_from(name):
 @pytest.mark.parametrize("page, shown", [("README.md", "| `tfp_glow` | {} |"), ("docs/speed.md", "autodiff | {} (")])
 def test_numbers_written_by_hand_are_noticed(page, shown, tmp_path, monkeypatch):
   text = (ROOT / page).read_text(encoding="utf-8")
-  number = tables.cell_of("speed", "`tfp_glow`, autodiff", "training step")
+  number = tables.values.cell("speed", "`tfp_glow`, autodiff", "training step")
   assert text.count(shown.format(number)) == 1
   edited = tmp_path / "page.md"
   edited.write_text(text.replace(shown.format(number), shown.format("0.50")), encoding="utf-8")
@@ -124,6 +124,43 @@ def test_marks_that_do_not_fit_are_errors():
   _write("speed", ["", "training step"], ["normflows", "1"])
   with pytest.raises(ValueError, match=r"docs/results/speed\.json. Received: `tfp_glow`, autodiff, training step"):
     tables.with_tables(MARK.format("summary_speed", ""), "page.md")
+
+
+@pytest.mark.usefixtures("folder")
+def test_numbers_in_sentences_are_those_of_the_files(monkeypatch):
+  _write("quality", ["", "steps"], ["ours", "1,000"], ["theirs", "400 (300 to 500)"])
+  ratio = tables.values.VALUES["steps_beside_normflows"][0]
+  cells = ("quality", "ours", "steps"), ("quality", "theirs", "steps")
+  monkeypatch.setitem(tables.values.VALUES, "more", (ratio, *cells))
+  text = tables.with_tables("It takes <!--=more-->9.9<!--/--> times as many, <!--=more-->1<!--/-->.\n", "page")
+  assert text == "It takes <!--=more-->2.5<!--/--> times as many, <!--=more-->2.5<!--/-->.\n"
+  assert tables.with_tables(text, "page") == text and tables.used_files(text) == {"quality"}
+
+
+@pytest.mark.parametrize("name, expected", [
+    ("python", "3.10"), ("tensorflow", "2.21"), ("tfp", "0.25"), ("mnist_on_gpu_minutes", "six"),
+    ("mnist_on_gpu_Minutes", "Six"), ("rate_beside_normflows", "four"), ("speed_rounds", "three")])
+def test_values_of_several_kinds(name, expected):
+  assert tables.values.text_of(name) == expected
+
+
+def test_every_value_is_used_and_can_be_made():
+  pages = "".join(path.read_text(encoding="utf-8") for path in tables.pages())
+  for name in tables.values.VALUES:
+    assert f"<!--={name}-->{tables.values.text_of(name)}<!--/-->" in pages, name
+    assert tables.values.files_of(name) <= set(FILES)
+
+
+@pytest.mark.parametrize("text", ["<!--=tfp-->0.25<!--/--> begins a line", "no end: <!--=tfp-->0.25 or",
+                                  "over <!--=tfp-->0.25\n<!--/--> two lines", "an end: 0.25<!--/-->"])
+def test_marks_in_sentences_that_do_not_fit_are_errors(text):
+  with pytest.raises(ValueError, match="on the same line, and not begin the line. Received: page.md"):
+    tables.with_tables(f"First.\n{text}\n", "page.md")
+
+
+def test_unknown_values_are_errors():
+  with pytest.raises(ValueError, match=r"`VALUES` in docs/values.py. Received: unknown"):
+    tables.with_tables("It is <!--=unknown-->1<!--/-->.", "page.md")
 
 
 def test_command_names_pages_that_differ(tmp_path, monkeypatch, capsys):
@@ -205,7 +242,7 @@ def test_what_is_no_table_is_not_saved(folder, row):
   assert not folder.exists()
 
 
-@pytest.mark.parametrize("name", ["residual", "page", "hybrid", "ablation", "replicas", "vectors"])
+@pytest.mark.parametrize("name", ["residual", "page", "hybrid", "ablation", "replicas", "vectors", "gpu"])
 def test_scripts_have_the_same_option(name):
   script = ROOT / "benchmarks" / f"{name}.py"
   done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=True)

@@ -47,7 +47,7 @@ def test_two_models_of_a_density(monkeypatch, tmp_path, few_points, capsys):
   assert call(monkeypatch, "--model=couplings", "--beside", flow, "--output", couplings) == 0
   for folder, num_panels in ((flow, 2), (couplings, 3)):
     assert {path.name for path in folder.iterdir()} == set(script.OUTPUTS_OF_DENSITIES)
-    assert Image.open(folder / "densities.png").size == (300 * num_panels, 330)
+    assert Image.open(folder / "densities.png").size == (400 * num_panels, 437)
     found = results(folder)
     # Two dimensions, and bits in place of nats.
     np.testing.assert_allclose(found["bits_per_dim"], -found["nats"] / 2. / np.log(2.), rtol=1e-4)

@@ -1,4 +1,4 @@
-"""Images side by side in one picture."""
+"""How all pictures look: images side by side in one of them, and the style of Matplotlib's figures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,51 @@ from collections.abc import Sequence
 import numpy as np
 
 TILE_SIZE = 64  # Images are enlarged to about this many pixels, so that 8x8 images can be seen.
-GAP = 4  # White pixels between them.
+GAP = 4  # White pixels between them, and around all of them.
+
+# Pictures stand on light and on dark pages. A transparent one would need text that can be read on both, and there is no
+# colour with a contrast of 4.5 to white and to the dark page of the documentation as well. Therefore pictures are white
+# and opaque, as the gaps of `tile` are. Pages draw a soft frame around them (docs/pages.css, examples/run_report.py).
+BACKGROUND = "#ffffff"
+TEXT = "#24292f"
+FRAME = "#8c959f"
+# Of lines and points: those of Okabe and Ito, "Color universal design" (2008), that have a contrast of 3 to white.
+# They differ for people who are colour-blind, and so do the values of the colour map "viridis".
+COLORS = ("#0072b2", "#d55e00", "#009e73")
+PAGE_WIDTH = 8.  # Inches: the width of a figure of several panels.
+
+# For `matplotlib.rcParams.update` or `matplotlib.rc_context`. The font comes with Matplotlib.
+STYLE = {
+    "figure.figsize": (PAGE_WIDTH * 2. / 3., PAGE_WIDTH * 5. / 12.),
+    "figure.dpi": 150.,
+    "savefig.dpi": "figure",
+    "figure.facecolor": BACKGROUND,
+    "figure.constrained_layout.use": True,
+    "font.family": "DejaVu Sans",
+    "font.size": 9.,
+    "figure.titlesize": 9.,
+    "axes.titlesize": 9.,
+    "axes.labelsize": 9.,
+    "xtick.labelsize": 8.,
+    "ytick.labelsize": 8.,
+    "legend.fontsize": 8.,
+    "text.color": TEXT,
+    "axes.labelcolor": TEXT,
+    "xtick.labelcolor": TEXT,
+    "ytick.labelcolor": TEXT,
+    "xtick.color": FRAME,
+    "ytick.color": FRAME,
+    "axes.edgecolor": FRAME,
+    "axes.facecolor": BACKGROUND,
+    "axes.linewidth": 0.7,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "axes.prop_cycle": f"cycler('color', {list(COLORS)})",
+    "lines.linewidth": 1.3,
+    "lines.markersize": 5.,
+    "legend.frameon": False,
+    "image.cmap": "viridis",
+}
 
 
 def tile(rows: Sequence[np.ndarray]) -> np.ndarray:

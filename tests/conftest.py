@@ -135,6 +135,27 @@ def flow(shared_flow):
   shared_flow.assign(shared_flow.old)
 
 
+@pytest.fixture(params=[True, False], ids=["zip", "pickles"])
+def write(request, tmp_path):
+  """A `torch_pickles.Writer` of each of PyTorch's two file formats."""
+  import torch_pickles
+  return torch_pickles.Writer(tmp_path, request.param)
+
+
+@pytest.fixture
+def write_zip(tmp_path):
+  """A `torch_pickles.Writer` of zip files."""
+  import torch_pickles
+  return torch_pickles.Writer(tmp_path, True)
+
+
+@pytest.fixture
+def write_pickles(tmp_path):
+  """A `torch_pickles.Writer` of rows of pickles, PyTorch's older format."""
+  import torch_pickles
+  return torch_pickles.Writer(tmp_path, False)
+
+
 @pytest.fixture(scope="session")
 def browser():
   """Debian's Chromium, without a display."""

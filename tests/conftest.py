@@ -24,7 +24,7 @@ tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4)
 
 # The files that take longest, longest first: else one of two processes ends long before the other.
-_FIRST = ("test_conformance", "test_residual_flow", "test_workers", "test_train_glow", "test_all_gradients")
+_FIRST = ("test_conformance", "test_residual_flow", "test_workers", "test_all_gradients")
 
 
 def pytest_configure(config):
@@ -97,6 +97,13 @@ def eagerly():
     warnings.filterwarnings("ignore", "Even though the `tf.config.experimental_run_functions_eagerly`")
     yield
   tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def one_layer_glow(monkeypatch):
+  """Scripts of this process train the flow of `example_runs` in place of a Glow, because its graphs are small."""
+  import example_runs
+  monkeypatch.setattr("tfp_glow.GlowBijector", example_runs.flow)
 
 
 @pytest.fixture(scope="session")

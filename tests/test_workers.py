@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small_models
 import tensorflow as tf
-import test_train_glow
+import train_glow_runs
 
 import tfp_glow
 
@@ -154,7 +154,7 @@ def test_example_with_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
   assert not (tmp_path / "output_1").exists() and not (tmp_path / "output_0" / "training_state").exists()
   results = json.loads((tmp_path / "output_0" / "results.json").read_text())
   monkeypatch.setattr(tfp_glow, "GlowBijector", example_runs.flow)
-  assert test_train_glow.call(monkeypatch, "--epochs=2", "--output", tmp_path / "alone") == 0
+  assert train_glow_runs.call(monkeypatch, "--epochs=2", "--output", tmp_path / "alone") == 0
   expected = json.loads((tmp_path / "alone" / "results.json").read_text())
   assert results["epochs"] == expected["epochs"] == 2
   np.testing.assert_allclose(results["bits_per_dim"], expected["bits_per_dim"], rtol=1e-4)

@@ -12,8 +12,10 @@ os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 import contextlib
 import ctypes
 import gc
+import itertools
 import pathlib
 import shutil
+import types
 import warnings
 
 import keras
@@ -161,6 +163,24 @@ def write_pickles(tmp_path):
   """A `torch_pickles.Writer` of rows of pickles, PyTorch's older format."""
   import torch_pickles
   return torch_pickles.Writer(tmp_path, False)
+
+
+@pytest.fixture
+def saved_tables(tmp_path, monkeypatch):
+  """A function that reads a table that a benchmark has kept with `--save`, not among the files of the pages."""
+  import benchmark_scripts
+  results = benchmark_scripts.load("results")
+  monkeypatch.setattr(results, "FOLDER", tmp_path / "saved")
+  return results.read
+
+
+@pytest.fixture
+def benchmark_clock(monkeypatch):
+  """Each time that `benchmarks/measure.py` asks for the time, it is a second later."""
+  import benchmark_scripts
+  seconds = itertools.count()
+  monkeypatch.setattr(benchmark_scripts.load("measure"), "time",
+                      types.SimpleNamespace(perf_counter=lambda: float(next(seconds))))
 
 
 @pytest.fixture(scope="session")

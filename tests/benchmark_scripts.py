@@ -17,7 +17,7 @@ needs_fashion_mnist = pytest.mark.skipif(not pathlib.Path("/usr/share/datasets/f
 
 
 def benchmark(test):
-  """Marks a test that is slow and about nothing of the package."""
+  """Marks a test that is slow and tests no part of the package."""
   return pytest.mark.slow(pytest.mark.benchmark(test))
 
 

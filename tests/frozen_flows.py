@@ -15,7 +15,7 @@ VALUES = IMAGES.astype(np.float32) / 256. - 0.5
 
 def make_glow(**kwargs):
   glow = tfp_glow.GlowBijector(SHAPE, 2, 2, 4, **{"seed": 0, **kwargs})
-  perturb(glow)  # Or many gradients would be zero.
+  perturb(glow)  # Otherwise many gradients would be zero.
   glow.mark_initialized()
   return glow
 

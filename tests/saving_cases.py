@@ -46,7 +46,7 @@ def of_vectors(bijector, shape=(4,)):
 
 
 def of_glow(**kwargs):
-  """Of a standard normal of the same dtype."""
+  """Makes a Glow of a standard normal of the same dtype."""
   zero = np.zeros([], kwargs.get("dtype", "float32"))
   make = lambda: tfp_glow.GlowBijector(small_models.SHAPE, **{
       "num_glow_blocks": 1, "num_steps_per_block": 2, "num_hidden": 4, "seed": 1, **kwargs})
@@ -54,7 +54,7 @@ def of_glow(**kwargs):
 
 
 def make_model(make, num_bits=8):
-  """With weights that no constructor would give it."""
+  """A model with weights that no constructor gives it."""
   model = tfp_glow.FlowModel(make(), num_bits)
   for i, v in enumerate(model.distribution.trainable_variables):
     v.assign_add(0.1 * tf.random.stateless_uniform(v.shape, [i, 1], dtype=v.dtype))

@@ -29,7 +29,7 @@ def test_measurements(system, measurement, expected):
 
 @benchmark_scripts.benchmark
 def test_measurements_of_memory():
-  """In processes of their own, whose peak is not that of the one that starts them: this one, and a GiB in use."""
+  """Processes of their own have a peak of their own, not that of this process, which holds one GiB."""
   held = np.ones([2**30], np.uint8)
   found = run.measure("tfp_glow", "memory", *benchmark_scripts.TINY)
   assert found.keys() == {"peak", "parameters"}
@@ -111,7 +111,7 @@ def test_first_steps_of_replicas():
 
 
 def test_operations_are_those_of_the_paper():
-  """As docs/gpu.md has them: 1.54e12 for 64 images, without the pass that rebuilds activations."""
+  """The number in docs/gpu.md: 1.54e12 for 64 images, without the pass that rebuilds activations."""
   preset = runpy.run_path(str(benchmark_scripts.FOLDER.parent / "examples" / "presets.py"))["PRESETS"]["cifar10"]
   assert preset.gradient == "reversible"
   assert 64 * replicas.operations(preset) * 3 / 4 == pytest.approx(1.54e12, rel=0.01)

@@ -25,7 +25,7 @@ def test_input(capsys):
 
 @pytest.mark.slow
 def test_epochs_of_input_take_turns(monkeypatch, capsys):
-  """Ratios are those within a round, of second epochs."""
+  """Ratios are taken within a round, between second epochs."""
   times = {"ours": 1., "other": 4.}
   asked = []
 

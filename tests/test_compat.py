@@ -27,7 +27,7 @@ IMAGES = small_models.images(16)
 
 
 def _tripled_backwards():
-  """The gradient of a function of a graph of its own, and a way to it."""
+  """A gradient in a function with a graph of its own, and the function."""
 
   @tf.function(autograph=False)
   def value(x):
@@ -70,7 +70,7 @@ def test_gradients_are_right_but_not_forgotten(registry, monkeypatch):
 
 
 def _renamed(monkeypatch, is_gone):
-  """Has Keras' optimizers add up gradients in a method of another name."""
+  """Makes Keras' optimizers add up gradients in a method of another name."""
   cls, = (c for c in keras.optimizers.SGD.__mro__ if "_all_reduce_sum_gradients" in vars(c))
   add_up = cls._all_reduce_sum_gradients
 
@@ -142,7 +142,7 @@ def test_a_gradient_that_is_not_finite_is_so_on_all_replicas(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, "UpdateContext", "_value", "_distributed_container",
                                      "_distribution_strategy"])
-def test_what_replicas_share_is_traced_once_where_that_can_be(missing, monkeypatch):
+def test_what_replicas_share_is_traced_once_where_possible(missing, monkeypatch):
   if missing == "UpdateContext":
     monkeypatch.setattr(_compat, missing, None)
   monkeypatch.setattr(_compat, "hasattr", lambda owner, name: name != missing and hasattr(owner, name), raising=False)
@@ -162,7 +162,7 @@ def test_variables_are_those_of_the_first_replica():
   value, of_optimizer = variable._value, optimizer._distribution_strategy
   with _compat.first_replica(optimizer, [variable]):
     optimizer.apply([tf.constant(2.)], [variable])
-    value.assign_add(5.)  # That of another owner.
+    value.assign_add(5.)  # A variable of another owner.
   assert [copy.numpy() for copy in value.values] == [4., 1.]
   assert variable._value is value and optimizer._distribution_strategy is of_optimizer
 
@@ -215,7 +215,7 @@ def test_a_model_that_keras_builds_is_the_same(monkeypatch):
 
 
 def _wanted(monitor):
-  """The comparison that Keras makes of itself."""
+  """The comparison that Keras chooses by itself."""
   model = small_models.compiled(
       tfp_glow.FlowModel(small_models.distribution(num_classes=3), weight_y=0.01), run_eagerly=True)
   early = keras.callbacks.EarlyStopping(monitor)
@@ -256,7 +256,7 @@ def test_a_deferred_tensor_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["_transform_fn", "_also_track"])
-def test_a_deferred_tensor_whose_parts_are_not_to_be_had(name, tmp_path):
+def test_a_deferred_tensor_whose_parts_cannot_be_found(name, tmp_path):
   model = _with_deferred_tensor()
   scale = model.distribution.distribution.scale
   vars(scale)["hidden"] = vars(scale).pop(name)
@@ -264,7 +264,7 @@ def test_a_deferred_tensor_whose_parts_are_not_to_be_had(name, tmp_path):
     _compat.parts_of_deferred_tensor(scale)
 
 
-# What operations are given.
+# Inputs of operations.
 
 
 def test_variables_that_functional_models_read_are_seen():
@@ -273,7 +273,7 @@ def test_variables_that_functional_models_read_are_seen():
   assert not elsewhere.is_read_by(keras.Model(inputs, inputs * 2.))
 
 
-def test_networks_of_which_it_is_not_known_may_read_anything(monkeypatch):
+def test_networks_without_known_inputs_may_read_anything(monkeypatch):
   monkeypatch.setattr(keras.Operation, "__getattribute__", _without("_inbound_nodes"))
   with pytest.raises(NotImplementedError, match="`keras` must be.*`_inbound_nodes`.*Received: 3"):
     _compat.given_in_graphs_to(keras.layers.Activation("relu"))
@@ -330,7 +330,7 @@ def test_bijectors_that_are_injective_are_known():
   assert not _compat.is_injective(tfb.AbsoluteValue())
 
 
-def test_bijectors_of_which_it_is_not_known(monkeypatch):
+def test_bijectors_that_may_not_be_injective(monkeypatch):
   known = lambda owner, name, default: default if name == "_is_injective" else getattr(owner, name, default)
   monkeypatch.setattr(_compat, "getattr", known, raising=False)
   x, base = np.ones([3, 2], np.float32), tfd.Sample(tfd.Normal(tf.Variable(0.), 1.), [2])

@@ -38,7 +38,7 @@ FROZEN = {
 
 
 def _gradients(distribution):
-  """By the names of all variables; `None` of those that have none."""
+  """Dict from the names of all variables to their gradients; `None` where there is none."""
   with tf.GradientTape() as tape:
     loss = tf.reduce_mean(distribution.log_prob(VALUES))
   gradients = tape.gradient(loss, distribution.variables)
@@ -76,10 +76,10 @@ def test_frozen_parts_do_not_move(freeze, is_frozen):
   assert moved_by(model, fit) == trained and not any(map(is_frozen, trained))
   count = len(model.trainable_variables)
   assert count == len(trained)
-  assert len(optimizer.variables) == 2 + 3 * count  # Steps, rate; of each variable two moments and its average.
+  assert len(optimizer.variables) == 2 + 3 * count  # Steps, rate; two moments and the average of each variable.
 
 
-def test_unfreezing_has_all_trained_that_was_before():
+def test_unfreezing_trains_all_that_was_trained_before():
   glow = make_glow()
   expected = names_of(glow.trainable_variables)
   assert glow.trainable and glow.blocks[0].trainable
@@ -88,13 +88,13 @@ def test_unfreezing_has_all_trained_that_was_before():
   assert not glow.blocks[0].template.coupling.network.trainable
   glow.top.trainable = True
   assert glow.trainable and not glow.blocks[0].trainable
-  glow.trainable = True  # Also where it is `True` of a part already.
+  glow.trainable = True  # Also if a part of it has `True` already.
   assert names_of(glow.trainable_variables) == expected and glow.blocks[0].trainable
 
 
 @pytest.mark.parametrize("is_frozen", [False, True])
 def test_gradients_of_the_way_back(is_frozen):
-  """Which is recalled, so that its gradients take an evaluation with the weights of the way there."""
+  """The way back is recalled, so its gradients take an evaluation with the weights of the way there."""
   flow = tfp_glow.VectorFlowBijector(3, num_steps=1, num_hidden=4, seed=0)
   perturb(flow)
   flow.parts[2].trainable = not is_frozen
@@ -106,12 +106,12 @@ def test_gradients_of_the_way_back(is_frozen):
   assert bool(flow.trainable_variables) != is_frozen
 
 
-def test_what_is_none_of_the_two():
+def test_trainable_must_be_a_bool():
   with pytest.raises(ValueError, match="`trainable` must be a `bool`. Received: 'no'"):
     make_glow().trainable = "no"
 
 
-def test_what_has_nothing_to_train_remembers():
+def test_a_bijector_without_variables_remembers_trainable():
   squeeze = tfp_glow.Squeeze()
   squeeze.trainable = False
   assert not squeeze.trainable
@@ -133,7 +133,7 @@ def test_followers_are_told_once():
   assert counter.count == 3
 
 
-# Networks of one's own, and other bijectors.
+# Users' own networks, and other bijectors.
 
 
 def test_networks_that_are_frozen_before_they_are_built():
@@ -146,7 +146,7 @@ def test_networks_that_are_frozen_before_they_are_built():
   assert names_of(coupling.trainable_variables) == names_of(v.value for v in network.layers[1].variables)
 
 
-def test_layers_of_networks_in_a_loop_of_ones_own():
+def test_layers_of_networks_in_a_users_own_loop():
   network = keras.Sequential([keras.Input([2]), keras.layers.Dense(3), keras.layers.Dense(4)])
   coupling = tfp_glow.AffineCoupling(network, event_ndims=1)
   network.layers[0].trainable = False
@@ -188,7 +188,7 @@ def test_residual_blocks():
 
 
 def test_a_step_alone_is_a_bijector_of_its_own():
-  """The way that the documentation names."""
+  """The documentation recommends it."""
   def make_step(seed):
     network = tfp_glow.networks.CouplingNetwork(4, 4, seed=seed)
     return tfp_glow.GlowStep(tfp_glow.ActNorm(4), tfp_glow.InvertibleConv1x1(4, seed=seed),

@@ -39,7 +39,7 @@ def test_parts_without_parameters_in_files(tmp_path):
 
 
 def _fitted_and_loaded(model, folder):
-  """What a file of the model, after a first `fit`, comes back as."""
+  """Fits the model once, saves it, and returns what is loaded."""
   compile_eagerly(model)
   fit(model)
   model.save(folder / "model.keras")
@@ -68,7 +68,7 @@ def test_frozen_parts_in_files(is_frozen_first, tmp_path):
 
 @pytest.mark.slow
 def test_unfrozen_parts_in_files(tmp_path):
-  """Frozen at first: neither weights nor what the optimizer keeps of them change places."""
+  """Parts that were frozen at first: neither weights nor the optimizer's variables change places."""
   glow = make_glow()
   glow.blocks[0].trainable = False
   model = tfp_glow.FlowModel(glow)
@@ -80,7 +80,7 @@ def test_unfrozen_parts_in_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_context_network_that_is_frozen_in_the_end(tmp_path):
+def test_a_context_network_that_is_frozen_after_the_model_is_made(tmp_path):
   vectors = np.random.default_rng(0).standard_normal([24, 3]).astype(np.float32)
   network = keras.Sequential([keras.Input([3]), keras.layers.Dense(3), keras.layers.Dense(3)])
   glow = tfp_glow.GlowBijector(SHAPE, 1, 1, 4, seed=0, context_shape=(3,), context_network=network)
@@ -109,7 +109,7 @@ def test_variables_of_tfp_in_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_with_frozen_parts_goes_on(tmp_path):
+def test_a_run_with_frozen_parts_is_resumed(tmp_path):
   def run(folder, epochs):
     glow = make_glow()
     glow.blocks[0].trainable = False

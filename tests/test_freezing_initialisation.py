@@ -15,7 +15,7 @@ def test_frozen_parts_keep_their_values_when_others_are_initialised():
   glow.initialize(3. * VALUES + 1.)
   for value, old in zip(glow.blocks[0].variables, before):
     np.testing.assert_array_equal(value, old)
-  # The next level follows what the first one makes of these images.
+  # The next level is initialised from the first one's outputs for these images.
   last = [value for name, value, _ in glow.walk(3. * VALUES + 1.) if name == "block1, step of flow 0, actnorm"]
   np.testing.assert_allclose(np.mean(last[0], axis=(0, 1, 2)), 0., atol=1e-4)
   np.testing.assert_allclose(np.std(last[0], axis=(0, 1, 2)), 1., rtol=1e-2)

@@ -25,7 +25,7 @@ def test_graphs_and_xla_keep_frozen_parts():
 
 
 @pytest.mark.slow
-def test_the_frozen_are_as_on_one_device_on_replicas():
+def test_replicas_train_with_frozen_parts_as_one_device():
   weights = []
   for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
     with strategy.scope():
@@ -82,7 +82,7 @@ def test_a_classifier_that_is_frozen_after_compile():
 
 @pytest.mark.slow
 def test_parts_are_found_once(monkeypatch):
-  """To look for them takes longer than a step of a small model."""
+  """Looking for them takes longer than a step of a small model."""
   chain = tfp_glow.Chain([tfb.Shift(tf.Variable(tf.zeros(SHAPE))), make_glow()])
   model = small_models.compiled(tfp_glow.FlowModel(chain))
   model.adapt(IMAGES)
@@ -96,15 +96,15 @@ def test_parts_are_found_once(monkeypatch):
   chain.inverse_and_log_det(VALUES)
 
 
-def test_compositions_of_tfp_have_no_such_thing():
+def test_compositions_of_tfp_cannot_be_frozen():
   chain = tfb.Chain([make_glow()])
   model = tfp_glow.FlowModel(chain)
-  chain.trainable = False  # Python lets anybody do so.
+  chain.trainable = False  # Python allows it.
   with pytest.raises(ValueError, match="`trainable` must be that of a part of this package.*Received: .*chain"):
     model.compile()
 
 
-def test_the_model_knows_at_once():
+def test_the_model_follows_at_once():
   model = tfp_glow.FlowModel(make_glow())
   count = len(model.trainable_variables)
   glow = model.distribution.bijector
@@ -118,7 +118,7 @@ def test_the_model_knows_at_once():
   assert next(line for line in lines if "split0" in line).endswith("yes")
 
 
-def test_a_model_of_which_nothing_is_trained():
+def test_a_model_without_trained_parts():
   glow = make_glow()
   glow.trainable = False
   model = compile_eagerly(tfp_glow.FlowModel(glow))

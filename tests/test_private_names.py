@@ -28,7 +28,7 @@ def _is_private(name):
 
 
 def _private_names(tree):
-  """Private names that are read, written, or spelled out, as for `getattr`; and whether they are of `self`."""
+  """Private names that are read, written, or spelled out (as for `getattr`), and whether they belong to `self`."""
   of_text = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
   for node in ast.walk(tree):
     if isinstance(node, ast.Attribute) and _is_private(node.attr):
@@ -39,7 +39,7 @@ def _private_names(tree):
 
 
 def _own_names(tree):
-  """Names that a class makes: its functions and attributes, and those of `self`."""
+  """Names that a class defines: its functions and attributes, and those of `self`."""
   for node in ast.walk(tree):
     if isinstance(node, ast.FunctionDef):
       yield node.name
@@ -55,7 +55,7 @@ def _classes(module, tree):
   return [(getattr(found, node.name), node) for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
-# What bijectors of this package call of one another; and what a class reads of another of its kind.
+# What bijectors of this package call on each other, and what a class reads from another instance.
 _BETWEEN_BIJECTORS = {"_forward_and_log_det", "_inverse_and_log_det", "_initialize", "_initialize_back", "_walk",
                       "_depends_on_variables_only", "_keras_variables", "_variables_of_update", "_update", "_owned",
                       "_set_trainable", "_sync_trainable", "_tell_followers", "_add_follower"}
@@ -108,7 +108,7 @@ def test_only_one_file_imports_what_is_private():
 
 
 def test_nothing_private_is_overridden():
-  """A method that happens to have the name of a private one, too, would be called in its place."""
+  """A method with the same name as a private one would be called in its place."""
   pending, overridden = [keras.Layer, keras.Model, tfb.Bijector, keras.callbacks.Callback], set()
   while pending:
     cls = pending.pop()

@@ -9,7 +9,7 @@ from PIL import Image
 
 
 def test_interpolations_of_classes_begin_and_end_at_their_images():
-  """Also where neighbours are of different classes."""
+  """Also if neighbours have different classes."""
   def encode(images, labels):
     return images.reshape(len(images), -1).astype(np.float32) + 1000 * labels[:, np.newaxis]
 

@@ -104,7 +104,7 @@ _VECTOR_FLOWS = {
 
 
 def _options(bijector):
-  """The arguments of a constructor, as they are compared: with the dtype that the default stands for."""
+  """The arguments of a constructor, in a form to compare, with the dtype that the default means."""
   network_fn = bijector.parameters.get("network_fn")
   if isinstance(network_fn, functools.partial):
     network_fn = network_fn.func, network_fn.args, network_fn.keywords

@@ -35,14 +35,14 @@ def _not_registered(num_output_channels):
 
 
 class _Unregistered(keras.layers.Layer):
-  """Takes its outputs from nowhere."""
+  """A layer that is not registered."""
 
   def call(self, inputs):
     return inputs
 
 
 class _OwnShift(tfb.Shift):
-  """Of the user's."""
+  """A user's bijector."""
 
 
 @keras.saving.register_keras_serializable("tests")
@@ -106,7 +106,7 @@ class _Model(tfp_glow.FlowModel):
     (tfp_glow.FlowModel, keras.optimizers.SGD(lambda: 1e-3), "`optimizer` must be .*lambda"),
     (_Model, keras.optimizers.SGD(), "The class of a model must be registered.*Received: .*_Model"),
 ])
-def test_what_keras_would_not_find_again_is_found_before_a_file_is_touched(make_model, optimizer, match, tmp_path):
+def test_what_keras_could_not_load_is_found_before_a_file_is_touched(make_model, optimizer, match, tmp_path):
   path = tmp_path / "model.keras"
   path.write_text("of yesterday")
   model = small_models.compiled(make_model(small_models.gaussian()), optimizer)

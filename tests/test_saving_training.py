@@ -71,7 +71,7 @@ for name, arrays in (("glow", (data["images"], data["labels"])), ("residual", (d
 
 @pytest.mark.slow
 def test_a_fresh_process_goes_on_as_if_it_had_not_stopped(tmp_path):
-  """And does not initialise again, from images that come in another order now; also a flow whose noise goes on."""
+  """It does not initialise again from images in another order, and the noise of a residual flow continues."""
   glow = tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1, num_classes=3), num_bits=5, weight_y=0.01)
   models = {"glow": small_models.compiled(glow, run_eagerly=True),
             "residual": small_models.residual_model(

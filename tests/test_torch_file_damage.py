@@ -103,7 +103,7 @@ def test_damage_is_noticed_or_harmless(small):
     except ValueError as error:
       assert str(error).endswith(f"Received: {path}")
       num_refused += 1
-    else:  # Zip files have check sums, the older ones do not.
+    else:  # Zip files have checksums, older files have not.
       assert contents[:2] != b"PK" or _is_as_written(read, values)
   assert num_refused > 30
 

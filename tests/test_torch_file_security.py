@@ -20,7 +20,7 @@ def test_runs_no_command(write, tmp_path):
   check_refused(path, "posix.system")
   assert not marker.exists()
   pickle.loads(b"\x80\x02" + instructions_of(Call(Name("posix", "system"), (f"touch {marker}",)), True) + b".")
-  assert marker.exists(), "the file does no harm, whoever reads it"
+  assert marker.exists(), "the file is harmless, so this test shows nothing"
 
 
 def test_imports_and_calls_nothing_of_known_packages(write, monkeypatch):
@@ -30,7 +30,7 @@ def test_imports_and_calls_nothing_of_known_packages(write, monkeypatch):
   contents = b"\x80\x02" + instructions_of(Call(Name("lib", "layer"), (1,)), True) + b"."
   assert (read_torch_file(write(contents)).name, calls) == ("lib.layer", [])
   pickle.loads(contents)
-  assert calls, "the file does no harm, whoever reads it"
+  assert calls, "the file is harmless, so this test shows nothing"
 
 
 @pytest.mark.parametrize("module, name", [

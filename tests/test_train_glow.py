@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-  """A run that was left alone, in a process of its own: what it printed, and its folder."""
+  """A run without interruption, in a process of its own: its output, and its folder."""
   folder = tmp_path_factory.mktemp("finished")
   output = folder / "new" / "folder"
   printed, _ = forks.run(folder, example_runs.run_script, "--epochs=2", "--deterministic", f"--output={output}")
@@ -70,7 +70,7 @@ def test_weights_give_the_number(finished, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.usefixtures("one_layer_glow", "eagerly")
 def test_another_seed_gives_another_number(monkeypatch, tmp_path):
-  """The same seed, the same one: see `test_a_killed_run_goes_on_by_itself`."""
+  """The same seed gives the same number: see `test_a_killed_run_goes_on_by_itself`."""
   found = []
   monkeypatch.setattr(train_glow, "save_results", lambda model, test_images, history, results, *_: found.append(
       results["validation_bits_per_dim"]))
@@ -90,7 +90,7 @@ def test_a_killed_run_goes_on_by_itself(finished, monkeypatch, tmp_path, capsys)
     with forks.Fork(tmp_path, run, "--epochs=2", "--deterministic", f"--output={folder}") as script:
       assert script.exit_code() == exit_code, script.output()
   assert "Going on after epoch 1 of 2" in script.output()[0] and "goes on from there when" in script.output()[0]
-  # It would be so for all tests that follow.
+  # It would stay switched on for all later tests.
   monkeypatch.setattr(tf.config.experimental, "enable_op_determinism", lambda: None)
   assert train_glow_runs.call(monkeypatch, "--epochs=2", "--deterministic", "--num-steps=2", "--output", folder) == 2
   error = capsys.readouterr().err

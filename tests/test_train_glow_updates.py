@@ -18,7 +18,7 @@ from tfp_glow import callbacks
 
 
 def _compiled_model(monkeypatch, folder, *options):
-  """What the script would train on images of `small_models`, nine batches an epoch."""
+  """The model that the script would train on images of `small_models`, nine batches an epoch."""
   monkeypatch.setattr(sys, "argv", ["train_glow.py", *example_runs.TINY, *options, f"--output={folder}"])
   args = train_glow.parse_args()
   model = train_glow.make_model(args, small_models.SHAPE)
@@ -97,7 +97,7 @@ def test_accumulated_batches_are_one_batch(monkeypatch, tmp_path):
                             "--warm-up-steps=0", "--schedule=constant", "--max-gradient-norm=0.1")
     model.adapt(images)
     parts = np.split(images, 3 * num_parts)
-    for part in [*parts, *parts[1:num_parts]]:  # Averages follow an update until the next one.
+    for part in [*parts, *parts[1:num_parts]]:  # Averages follow an update with the next batch.
       model.train_on_batch(part)
     assert int(model.optimizer.iterations) == 3
     weights = small_models.weights_of(model)

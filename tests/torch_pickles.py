@@ -34,7 +34,7 @@ class Reference(NamedTuple):
 
 
 class Storage(NamedTuple):
-  """A reference to a storage, of a view of it in old files."""
+  """A reference to a storage, or in old files to a view of it."""
 
   key: str
   kind: str
@@ -43,7 +43,7 @@ class Storage(NamedTuple):
 
 
 def instructions_of(value, is_zip):
-  """The instructions of a pickle of protocol 2 that makes a value; what is not of the classes above Python writes."""
+  """The instructions of a pickle of protocol 2 that makes a value. Python writes what is not of the classes above."""
   write = lambda part: instructions_of(part, is_zip)
   if isinstance(value, Name):
     return f"c{value.module}\n{value.name}\n".encode()
@@ -88,7 +88,7 @@ class Writer(NamedTuple):
   is_zip: bool
 
   def __call__(self, value, storages=None, **options):
-    """Writes a file of a value, or of the `bytes` of a pickle, and arrays as storages; gives its path."""
+    """Writes a file from a value, or from the `bytes` of a pickle, with arrays as storages; returns its path."""
     contents = value if type(value) is bytes else b"\x80\x02" + instructions_of(value, self.is_zip) + b"."
     path = self.folder / "model.pth"
     (_write_zip if self.is_zip else _write_pickles)(path, contents, storages or {}, **options)

@@ -23,37 +23,37 @@ import sys
 
 import results
 
-_PERMUTATIONS = ("reverse", "shuffle", "conv1x1")
-_COUPLINGS = ("additive", "affine")
-_ARCHITECTURE = {"num_glow_blocks": 2, "num_steps_per_block": 8, "num_hidden": 64}
-_STEPS_PER_EPOCH = 100
+PERMUTATIONS = ("reverse", "shuffle", "conv1x1")
+COUPLINGS = ("additive", "affine")
+ARCHITECTURE = {"num_glow_blocks": 2, "num_steps_per_block": 8, "num_hidden": 64}
+STEPS_PER_EPOCH = 100
 _BATCH_SIZE = 64
-_NUM_TEST_BATCHES = 64
+NUM_TEST_BATCHES = 64
 
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--seeds", type=int, default=3, help="trainings of each combination (%(default)s)")
-  parser.add_argument("--epochs", type=int, default=20, help=f"epochs of {_STEPS_PER_EPOCH} steps (%(default)s)")
+  parser.add_argument("--epochs", type=int, default=20, help=f"epochs of {STEPS_PER_EPOCH} steps (%(default)s)")
   parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("ablation"),
                       help="folder of the figure and of the numbers (%(default)s)")
   results.add_save(parser)
   args = parser.parse_args()
   args.output.mkdir(parents=True, exist_ok=True)
-  curves = _train_all(range(args.seeds), args.epochs, args.output / "ablation.json")
+  curves = train_all(range(args.seeds), args.epochs, args.output / "ablation.json")
   _show_table(curves).save(args, "ablation")
   _draw(curves, args.output / "ablation.png")
 
 
-def _train_all(seeds, num_epochs, path):
+def train_all(seeds, num_epochs, path):
   """Curves of bits per dimension, one for each seed, by permutation and coupling; each is written once it is done."""
-  settings = list(itertools.product(_PERMUTATIONS, _COUPLINGS, seeds))
+  settings = list(itertools.product(PERMUTATIONS, COUPLINGS, seeds))
   os.environ.update(OMP_NUM_THREADS="1", TF_NUM_INTRAOP_THREADS="1", TF_CPP_MIN_LOG_LEVEL="3")
   workers = len(os.sched_getaffinity(0))
   context = multiprocessing.get_context("spawn")
   found = {}
   with concurrent.futures.ProcessPoolExecutor(workers, context, max_tasks_per_child=1) as pool:
-    futures = {pool.submit(_train, *setting, num_epochs): setting for setting in settings}
+    futures = {pool.submit(train, *setting, num_epochs): setting for setting in settings}
     for future in concurrent.futures.as_completed(futures):
       setting = futures[future]
       found[setting] = future.result()
@@ -62,7 +62,7 @@ def _train_all(seeds, num_epochs, path):
       end = "diverged" if math.isnan(found[setting][-1]) else f"{found[setting][-1]:.3f}"
       print(f"  {len(found)} of {len(settings)}: {permutation}, {coupling}, seed {seed}: {end}", file=sys.stderr,
             flush=True)
-  return {key: [found[(*key, seed)] for seed in seeds] for key in itertools.product(_PERMUTATIONS, _COUPLINGS)}
+  return {key: [found[(*key, seed)] for seed in seeds] for key in itertools.product(PERMUTATIONS, COUPLINGS)}
 
 
 def _write(path, found):
@@ -73,7 +73,7 @@ def _write(path, found):
   new.replace(path)
 
 
-def _train(permutation, coupling, seed, num_epochs):
+def train(permutation, coupling, seed, num_epochs):
   """Bits per dimension of test images after each epoch; NaN once the training has diverged."""
   import keras
   import tensorflow_probability as tfp
@@ -81,16 +81,16 @@ def _train(permutation, coupling, seed, num_epochs):
   import tfp_glow
   load = lambda split, **kwargs: tfp_glow.data.load_images(
       "fashion_mnist", split, batch_size=_BATCH_SIZE, image_size=16, seed=seed, **kwargs)
-  glow = tfp_glow.GlowBijector((16, 16, 1), coupling=coupling, permutation=permutation, seed=seed, **_ARCHITECTURE)
+  glow = tfp_glow.GlowBijector((16, 16, 1), coupling=coupling, permutation=permutation, seed=seed, **ARCHITECTURE)
   base = tfp.distributions.Sample(tfp.distributions.Normal(0., 1.), [16 * 16])
   model = tfp_glow.FlowModel(tfp.distributions.TransformedDistribution(base, glow), seed=seed)
-  num_steps = num_epochs * _STEPS_PER_EPOCH
-  rate = keras.optimizers.schedules.PolynomialDecay(1e-5, _STEPS_PER_EPOCH, end_learning_rate=1e-3)
+  num_steps = num_epochs * STEPS_PER_EPOCH
+  rate = keras.optimizers.schedules.PolynomialDecay(1e-5, STEPS_PER_EPOCH, end_learning_rate=1e-3)
   model.compile(keras.optimizers.Adamax(rate))
   images = load("train", drop_remainder=True).repeat().take(num_steps)
   try:
-    model.fit(images, steps_per_epoch=_STEPS_PER_EPOCH, epochs=num_epochs, verbose=0,
-              validation_data=load("test").take(_NUM_TEST_BATCHES))
+    model.fit(images, steps_per_epoch=STEPS_PER_EPOCH, epochs=num_epochs, verbose=0,
+              validation_data=load("test").take(NUM_TEST_BATCHES))
   except FloatingPointError as error:
     print(f"  {permutation}, {coupling}, seed {seed}: {error}", file=sys.stderr, flush=True)
   curve = model.history.history.get("val_bits_per_dim", [])
@@ -98,9 +98,9 @@ def _train(permutation, coupling, seed, num_epochs):
 
 
 def _show_table(curves):
-  table = results.Table("test bits per dim, mean of the seeds (range)", *_COUPLINGS)
-  for permutation in _PERMUTATIONS:
-    table.add(permutation, *(_cell([curve[-1] for curve in curves[permutation, coupling]]) for coupling in _COUPLINGS))
+  table = results.Table("test bits per dim, mean of the seeds (range)", *COUPLINGS)
+  for permutation in PERMUTATIONS:
+    table.add(permutation, *(_cell([curve[-1] for curve in curves[permutation, coupling]]) for coupling in COUPLINGS))
   return table
 
 
@@ -119,11 +119,11 @@ def _draw(curves, path):
   from tfp_glow import pictures
   matplotlib.rcParams.update(pictures.STYLE)
   figure, panels = plt.subplots(1, 2, sharey=True, figsize=(pictures.PAGE_WIDTH, pictures.PAGE_WIDTH * 3. / 8.))
-  for axes, coupling in zip(panels, _COUPLINGS):
-    for color, permutation in zip(pictures.COLORS, _PERMUTATIONS):
+  for axes, coupling in zip(panels, COUPLINGS):
+    for color, permutation in zip(pictures.COLORS, PERMUTATIONS):
       for index, curve in enumerate(curves[permutation, coupling]):
         first = min(1, len(curve) - 1)
-        steps = [(epoch + 1) * _STEPS_PER_EPOCH for epoch in range(len(curve))]
+        steps = [(epoch + 1) * STEPS_PER_EPOCH for epoch in range(len(curve))]
         axes.plot(steps[first:], curve[first:], color=color, marker=".", label=None if index else permutation)
     axes.set(title=f"{coupling} coupling", xlabel="training steps")
   panels[0].set_ylabel("test bits per dimension")

@@ -36,7 +36,7 @@ def main():
   test_images = next(iter(data.load_images(args.data, "test", 5, args.image_size, seed=0)))
   model = _make_model(tuple(images.element_spec.shape[1:]), args.num_blocks)
   with tempfile.TemporaryDirectory() as folder:
-    timed = {callback: _Times(callback) for callback in (
+    timed = {callback: Times(callback) for callback in (
         callbacks.SampleGrid(folder), callbacks.LatentInterpolation(folder, test_images),
         callbacks.BitsPerDimCurve(folder))}
     clock = _Clock()
@@ -58,7 +58,7 @@ def _make_model(image_shape, num_blocks):
   return model
 
 
-class _Times:
+class Times:
   """CPU seconds of the calls of a callback at the beginning and at the end of each epoch."""
 
   def __init__(self, callback):

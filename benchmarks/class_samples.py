@@ -22,7 +22,7 @@ from sklearn import svm
 sys.path.append(str(pathlib.Path(__file__).parent.parent / "examples"))
 import training_data
 
-_TEMPERATURES = (0.5, 0.7, 0.8, 1.)
+TEMPERATURES = (0.5, 0.7, 0.8, 1.)
 
 
 def main():
@@ -48,7 +48,7 @@ def main():
   sample = tf.saved_model.load(str(args.run / "saved_model")).signatures["sample"]
   table = results.Table("images", "named rightly")
   table.add("real test images", f"{classifier.score(*test):.1%}")
-  for temperature in _TEMPERATURES:
+  for temperature in TEMPERATURES:
     features, labels = _samples(sample, num_classes, args.samples, temperature, args.seed)
     table.add(f"samples at temperature {temperature:g}", f"{classifier.score(features, labels):.1%}")
   if args.save:
@@ -60,7 +60,7 @@ def _save_row(args, found, shares):
   settings = found["settings"]
   data, weight = pathlib.Path(settings["data"]).stem, f"{settings['weight_y']:g}"
   columns = (f"{data}, {settings['num_bits']} bits", "test bits per dim", "real test images",
-             *(f"samples, T = {temperature:g}" for temperature in _TEMPERATURES))
+             *(f"samples, T = {temperature:g}" for temperature in TEMPERATURES))
   row = [f"`--weight-y {weight}`", f"{found['bits_per_dim']:.2f}", *shares]
   results.save(args, f"class_samples_{data}_{weight}", columns, [row])
 

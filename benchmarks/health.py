@@ -24,7 +24,7 @@ _ARCHITECTURE = ("--num_levels=2", "--num_steps=4", "--num_hidden=32")
 
 
 def main():
-  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+  run.run_sections(__doc__, SECTIONS, _add_arguments)
 
 
 def _add_arguments(parser):
@@ -76,7 +76,7 @@ def _invertibility(args):
   table.save(args, "invertibility")
 
 
-_SECTIONS = {"stress": _stress, "invertibility": _invertibility}
+SECTIONS = {"stress": _stress, "invertibility": _invertibility}
 
 if __name__ == "__main__":
   main()

@@ -37,14 +37,14 @@ from tfp_glow import data
 
 _DEBIAN = pathlib.Path("/usr/share/datasets/fashion-mnist")
 _TORCH = pathlib.Path(__file__).parent / "input_torch.py"
-_OURS, _BARE, _TORCHS = "`load_images`", "bare `tf.data`", "PyTorch's `ImageFolder`"
-_CACHED = f"{_BARE} with `cache()`"
-_PAGE_COLUMNS = ("", "first epoch", "second epoch", f"{_BARE}, first and second", _TORCHS)
+OURS, BARE, TORCHS = "`load_images`", "bare `tf.data`", "PyTorch's `ImageFolder`"
+CACHED = f"{BARE} with `cache()`"
+PAGE_COLUMNS = ("", "first epoch", "second epoch", f"{BARE}, first and second", TORCHS)
 _FOLDER_SIZE = 32
 
 
 def main():
-  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+  run.run_sections(__doc__, SECTIONS, _add_arguments)
 
 
 def _add_arguments(parser):
@@ -66,11 +66,11 @@ def _arrays(args):
     path = pathlib.Path(folder) / "images.npz"
     np.savez(path, x_train=images)
     for size in (None, 32, 16):
-      rows.append(_compare(f"{len(images)} images in memory", args, size, {
-          _OURS: lambda size=size: data.load_images(path, "train", args.batch_size, size),
-          _BARE: lambda size=size: _bare(tf.data.Dataset.from_tensor_slices(images[..., np.newaxis]).shuffle(
+      rows.append(compare(f"{len(images)} images in memory", args, size, {
+          OURS: lambda size=size: data.load_images(path, "train", args.batch_size, size),
+          BARE: lambda size=size: _bare(tf.data.Dataset.from_tensor_slices(images[..., np.newaxis]).shuffle(
               len(images)).batch(args.batch_size), size)}))
-  results.save(args, "input_arrays", _PAGE_COLUMNS, rows)
+  results.save(args, "input_arrays", PAGE_COLUMNS, rows)
 
 
 def _tfds(args):
@@ -88,10 +88,10 @@ def _tfds(args):
       batches = examples.map(lambda example: example["image"], num_parallel_calls=tf.data.AUTOTUNE)
       return _bare(batches.shuffle(10_000).batch(args.batch_size), size)
 
-    rows = [_compare(f"Fashion-MNIST of TFDS, {split}", args, size, {
-        _OURS: lambda size=size: data.load_images("fashion_mnist", split, args.batch_size, size, data_dir=data_dir),
-        _BARE: functools.partial(bare, size)}) for size in (None, 32, 16)]
-  results.save(args, "input_tfds", _PAGE_COLUMNS, rows)
+    rows = [compare(f"Fashion-MNIST of TFDS, {split}", args, size, {
+        OURS: lambda size=size: data.load_images("fashion_mnist", split, args.batch_size, size, data_dir=data_dir),
+        BARE: functools.partial(bare, size)}) for size in (None, 32, 16)]
+  results.save(args, "input_tfds", PAGE_COLUMNS, rows)
 
 
 def _bare(batches, size):
@@ -111,15 +111,15 @@ def _folder(args):
   with tempfile.TemporaryDirectory() as folder:
     _write_files(folder, _count(args))
     contestants = {
-        _OURS: lambda: data.load_images(folder, "train", args.batch_size, _FOLDER_SIZE),
-        _BARE: lambda: _bare_files(folder, args, is_cached=False),
-        _CACHED: lambda: _bare_files(folder, args, is_cached=True)}
+        OURS: lambda: data.load_images(folder, "train", args.batch_size, _FOLDER_SIZE),
+        BARE: lambda: _bare_files(folder, args, is_cached=False),
+        CACHED: lambda: _bare_files(folder, args, is_cached=True)}
     if importlib.util.find_spec("torchvision") is not None:
-      contestants[_TORCHS] = lambda: functools.partial(_torch, folder, args)
+      contestants[TORCHS] = lambda: functools.partial(_torch, folder, args)
     else:
-      print(f"{_TORCHS} is left out: torchvision is not installed.\n")
-    row = _compare(f"{_count(args)} PNG and JPEG files", args, _FOLDER_SIZE, contestants)
-  results.save(args, "input_folder", _PAGE_COLUMNS, [row])
+      print(f"{TORCHS} is left out: torchvision is not installed.\n")
+    row = compare(f"{_count(args)} PNG and JPEG files", args, _FOLDER_SIZE, contestants)
+  results.save(args, "input_folder", PAGE_COLUMNS, [row])
 
 
 def _bare_files(folder, args, is_cached):
@@ -192,11 +192,11 @@ def _needed(args):
               f"{architecture.batch_size / seconds:.0f}")
 
 
-def _compare(what, args, size, contestants):
+def compare(what, args, size, contestants):
   """Prints a table of images per second: the first epoch, the second epoch, and the latter's ratio to ours.
 
   Returns:
-    A row of `_PAGE_COLUMNS`.
+    A row of `PAGE_COLUMNS`.
   """
   rounds = []
   for _ in run.progress(args.rounds or (1 if args.tiny else 3)):
@@ -204,12 +204,12 @@ def _compare(what, args, size, contestants):
     for name, make in contestants.items():
       gc.collect()  # Frees what an earlier round kept.
       made = make()
-      found[name] = made() if callable(made) else [_rate(made), _rate(made)]
+      found[name] = made() if callable(made) else [images_per_second(made), images_per_second(made)]
     rounds.append(found)
   ours = next(iter(contestants))
   size = "as they are" if size is None else f"{size}x{size}"
   table = results.Table(f"{what}, {size}", "first epoch, images/s", "second epoch, images/s",
-                        f"times that of {_OURS}")
+                        f"times that of {OURS}")
   medians = {}
   for name in contestants:
     first, second = ([r[name][epoch] for r in rounds] for epoch in range(2))
@@ -217,8 +217,8 @@ def _compare(what, args, size, contestants):
     table.add(name, _thousands(first), _thousands(second), run.spread(ratios))
     medians[name] = [_rounded(statistics.median(rates)) for rates in (first, second)]
   print(flush=True)
-  bare, torch = (" and ".join(medians.get(name, [])) for name in (_BARE, _TORCHS))
-  cached = f"; with `cache()` {medians[_CACHED][1]}" if _CACHED in medians else ""
+  bare, torch = (" and ".join(medians.get(name, [])) for name in (BARE, TORCHS))
+  cached = f"; with `cache()` {medians[CACHED][1]}" if CACHED in medians else ""
   return [table.columns[0], *medians[ours], bare + cached, torch]
 
 
@@ -231,7 +231,7 @@ def _thousands(values):
   return f"{statistics.median(values):,.0f} ({min(values):,.0f} to {max(values):,.0f})"
 
 
-def _rate(dataset):
+def images_per_second(dataset):
   """Images per second of a pass."""
   start = time.perf_counter()
   count = sum(len(batch) for batch in dataset)
@@ -252,7 +252,7 @@ def _noise(count, size):
   return np.random.default_rng(0).integers(0, 256, (count, size, size, 1), np.uint8)
 
 
-_SECTIONS = {"arrays": _arrays, "tfds": _tfds, "folder": _folder, "workers": _workers, "needed": _needed}
+SECTIONS = {"arrays": _arrays, "tfds": _tfds, "folder": _folder, "workers": _workers, "needed": _needed}
 
 if __name__ == "__main__":
   main()

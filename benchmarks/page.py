@@ -33,12 +33,12 @@ def main():
   args, options = parser.parse_known_args()
   data = _data_of(options, parser) if args.save else None
   with _serving(options) as connection:
-    questions = _questions(connection)
+    questions = make_questions(connection)
     times = {name: [] for name in questions}
     for _ in range(args.calls):
       for name, body in questions.items():
         start = time.perf_counter()
-        _ask(connection, name, body)
+        ask(connection, name, body)
         times[name].append(1e3 * (time.perf_counter() - start))
   table = results.Table(f"{args.calls} calls of each", "median, ms", "worst, ms")
   for name, found in times.items():
@@ -71,18 +71,18 @@ def _serving(options):
       process.terminate()
 
 
-def _questions(connection):
+def make_questions(connection):
   """A dict from paths of the server to the data that is sent there; `None` for none."""
-  known = _ask(connection, "/api/model", None)
+  known = ask(connection, "/api/model", None)
   label = {"label": 0} if known["classes"] else {}
   sample = {"temperature": 0.7, "seed": 0, **label}
-  first, second, *_ = _ask(connection, "/api/sample", sample)["images"]
+  first, second, *_ = ask(connection, "/api/sample", sample)["images"]
   return {"/api/model": None, "/api/image": {"image": first, **label},
           "/api/edit": {"image": first, "strengths": dict.fromkeys(known["directions"], 0.5), **label},
           "/api/interpolate": {"first": first, "second": second, **label}, "/api/sample": sample}
 
 
-def _ask(connection, path, body):
+def ask(connection, path, body):
   if body is None:
     connection.request("GET", path)
   else:

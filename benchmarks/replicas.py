@@ -18,7 +18,7 @@ _PRESETS = pathlib.Path(__file__).parent.parent / "examples" / "presets.py"
 
 
 def main():
-  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+  run.run_sections(__doc__, SECTIONS, _add_arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _add_arguments(parser: argparse.ArgumentParser):
   parser.add_argument("--rounds", type=int, default=3, help="rounds of each measurement (%(default)s)")
 
 
-_SECTIONS = {"start": _start, "scaling": _scaling}
+SECTIONS = {"start": _start, "scaling": _scaling}
 
 if __name__ == "__main__":
   main()

@@ -14,7 +14,7 @@ import sys
 import results
 import run
 
-_OPTIONS = ("--num_levels=1", "--num_hidden=64")
+OPTIONS = ("--num_levels=1", "--num_hidden=64")
 _NUM_BLOCKS = (3, 6, 12)
 _CONTESTANTS = {
     "`tfp_glow`": ("tfp_glow.residual", ()),
@@ -25,7 +25,7 @@ _CONTESTANTS = {
 
 
 def main():
-  run.run_sections(__doc__, _SECTIONS, _add_arguments)
+  run.run_sections(__doc__, SECTIONS, _add_arguments)
 
 
 def _add_arguments(parser):
@@ -61,11 +61,11 @@ def _measure_all(measurement, num_blocks):
   """The results of each contestant's measurement, made one after the other."""
   if "normflows" not in run.peers():
     sys.exit('This benchmark needs normflows: pip install -e ".[benchmarks]"')
-  return {name: run.measure(system, measurement, *_OPTIONS, f"--num_steps={num_blocks}", *options)
+  return {name: run.measure(system, measurement, *OPTIONS, f"--num_steps={num_blocks}", *options)
           for name, (system, options) in _CONTESTANTS.items()}
 
 
-_SECTIONS = {"speed": _speed, "blocks": _blocks}
+SECTIONS = {"speed": _speed, "blocks": _blocks}
 
 if __name__ == "__main__":
   main()

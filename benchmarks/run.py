@@ -27,7 +27,7 @@ _OTHER_SEEDS = (1, 2)
 
 
 def main():
-  run_sections(__doc__, _SECTIONS, _add_arguments)
+  run_sections(__doc__, SECTIONS, _add_arguments)
 
 
 def _add_arguments(parser):
@@ -183,7 +183,7 @@ def spread(values):
   return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
-_SECTIONS = {"speed": _speed, "fit": _fit, "bfloat16": _bfloat16, "start": _start, "memory": _memory,
+SECTIONS = {"speed": _speed, "fit": _fit, "bfloat16": _bfloat16, "start": _start, "memory": _memory,
              "operations": _operations, "quality": _quality}
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ _BATCH_SIZES = (1, 16)
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--only", choices=tuple(_SECTIONS), action="append", help="only these tables (all)")
+  parser.add_argument("--only", choices=tuple(SECTIONS), action="append", help="only these tables (all)")
   parser.add_argument("--rounds", type=int, default=5, help="rounds of each measurement (%(default)s)")
   results.add_save(parser)
   args, architecture = parser.parse_known_args()
@@ -29,9 +29,9 @@ def main():
     sizes = measure("tfp_glow", "export")
     print(f"File of `save`: {sizes['FlowModel']:.1f} MiB, folder of `export`: {sizes['SavedModel']:.1f} MiB",
           flush=True)
-    for name in args.only or _SECTIONS:
+    for name in args.only or SECTIONS:
       print(f"\n### {name}\n", flush=True)
-      _SECTIONS[name](measure, args)
+      SECTIONS[name](measure, args)
 
 
 def _load(measure, args):
@@ -68,7 +68,7 @@ def _cells(rounds, key):
   return [run.spread(values) for values in (*columns, ratios)]
 
 
-_SECTIONS = {"load": _load, "latency": _latency}
+SECTIONS = {"load": _load, "latency": _latency}
 
 if __name__ == "__main__":
   main()

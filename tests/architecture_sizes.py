@@ -1,4 +1,4 @@
-"""Numbers of trainable parameters of the papers' architectures, from these and not from the code."""
+"""Numbers of trainable parameters of the papers' architectures, computed from the papers and not by the code."""
 
 
 def glow(levels, depth, coupling, num_classes, width=512):
@@ -10,7 +10,7 @@ def glow(levels, depth, coupling, num_classes, width=512):
     outputs = channels if coupling == "affine" else half
     actnorm = 2 * channels
     conv1x1 = 2 * channels**2 + channels  # L and U, each stored as a square, and the diagonal.
-    # Each with shift and scale of its outputs; 3x3 convolutions have one channel more, which tells the border.
+    # Each has a shift and a scale of its outputs; 3x3 convolutions have one more channel, which marks the border.
     network = (9 * (half + 1) * width + 2 * width) + (width**2 + 2 * width) + (9 * (width + 1) * outputs + 2 * outputs)
     total += depth * (actnorm + conv1x1 + network)
     if level < levels - 1:
@@ -27,7 +27,7 @@ def residual_flow(num_scales, num_blocks, width, num_dense_blocks, dense_width, 
                   squeeze_first=False, factor_out=False):
   """Of Chen et al. (2019), appendix E and the published commands: a sum over scales, of square images.
 
-  A block is of three layers with biases, each after an activation, of which a LipSwish has one parameter, and actnorm.
+  A block has three layers with biases, each after an activation (a LipSwish has one parameter), and actnorm.
   """
   def block(num_values, width, taps):
     layers = (taps * num_values * width + width) + (width**2 + width) + (taps * width * num_values + num_values)

@@ -33,7 +33,7 @@ class Case(NamedTuple):
   num_classes: int | None = None
 
   def make(self, dtype="float32"):
-    """The bijector, built, and with weights among which none is zero or one."""
+    """The bijector, built, with weights that are neither zero nor one."""
     bijector = self.construct(dtype)
     # Networks are built on first use.
     bijector.inverse(tf.zeros([1] + self.data_shape, dtype), **self.labels([1]))
@@ -45,7 +45,7 @@ class Case(NamedTuple):
     return self.data_shape if inverse or self.latent_shape is None else self.latent_shape
 
   def draw(self, batch_shape, inverse, dtype="float32", seed=0):
-    """Values to give to `inverse` or `forward`, a NumPy array, so that nothing can be remembered of it."""
+    """Values to give to `inverse` or `forward`, a NumPy array, so that no pass can be recalled for it."""
     rng = np.random.default_rng([seed, inverse])
     return rng.standard_normal([*batch_shape, *self.shape(inverse)]).astype(dtype)
 
@@ -57,7 +57,7 @@ class Case(NamedTuple):
 
 
 def perturb(bijector, seed=0, scale=0.05):
-  """Adds noise to all weights, and has what follows them follow."""
+  """Adds noise to all weights, and updates the state that follows them."""
   rng = np.random.default_rng(seed)
   for variable in bijector.trainable_variables:
     variable.assign_add(tf.constant(scale * rng.standard_normal(variable.shape), variable.dtype))
@@ -117,7 +117,7 @@ def _scan_of_couplings(dtype):
 
 
 class _Caller(tfp_glow.OnePassBijector):
-  """A step of one's own, which calls its part by the public methods."""
+  """A user's step, which calls its part by the public methods."""
 
   def __init__(self, dtype):
     super().__init__(forward_event_shape=[3], inverse_event_shape=[3], dtype=dtype, name="caller")
@@ -171,7 +171,7 @@ def _whitening(dtype):
 
 
 def _vector_flow(num_dims, **kwargs):
-  """Whose columns are standardised, and nothing else is initialised."""
+  """A flow that is initialised only in the standardisation of its columns."""
   def construct(dtype):
     flow = tfp_glow.VectorFlowBijector(num_dims, 2, 4, seed=0, dtype=dtype, **kwargs)
     flow.parts[0].mean.assign(np.linspace(-1., 2., num_dims))
@@ -218,7 +218,7 @@ def _glow(name, output_shape, num_blocks, num_steps=1, num_classes=None, **kwarg
   return Case(f"glow_{name}", construct, list(output_shape), [int(np.prod(output_shape))], num_classes)
 
 
-GLOW_CASES = [  # A loop over steps, where there is more than one, takes its time to trace.
+GLOW_CASES = [  # Loops over several steps are slow to trace.
     _glow("affine_conv1x1_3_blocks", (8, 8, 1), 3),
     _glow("affine_reverse_non_square", (2, 4, 3), 1, permutation="reverse"),
     _glow("affine_shuffle", (2, 2, 3), 1, num_steps=2, permutation="shuffle"),

@@ -1,19 +1,21 @@
 """Four logical CPU devices, for the tests of `tf.distribute`; must happen before TensorFlow starts.
 
-And what keeps the whole suite small: its order, and what each file gives back.
+And what keeps the memory of the whole suite small: the order of its files, and what is freed after each.
 """
 
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# By the C library of processes that start after this: each arena of a thread keeps what was once freed in it.
+# For processes that start after this: the C library's arena of each thread keeps what was freed in it.
 os.environ.setdefault("MALLOC_ARENA_MAX", "2")
 
 import contextlib
 import ctypes
 import gc
+import itertools
 import pathlib
 import shutil
+import types
 import warnings
 
 import keras
@@ -23,8 +25,8 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 4)
 
-# The files that take longest, longest first: else one of two processes ends long before the other.
-_FIRST = ("test_conformance", "test_residual_flow", "test_workers", "test_train_glow", "test_all_gradients")
+# The files that take longest, longest first; otherwise one of two processes ends long before the other.
+_FIRST = ("test_conformance", "test_residual_flow", "test_workers", "test_all_gradients")
 
 
 def pytest_configure(config):
@@ -37,7 +39,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-  """What the imports left is there to the end: the garbage collector need not walk through it again and again."""
+  """The objects of the imports stay to the end, so the garbage collector need not walk through them again."""
   gc.collect()
   gc.freeze()
 
@@ -47,14 +49,14 @@ _megabytes_before = 0
 
 
 def _megabytes():
-  """What this process occupies, where the system tells."""
+  """The memory that this process occupies, if the system tells it."""
   with contextlib.suppress(OSError):
     return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) // 256  # Pages of 4 kB.
   return 0
 
 
 def _clean_up():
-  """Gives back what nobody needs: graphs are full of cycles, and the C library keeps what was freed."""
+  """Frees what nobody needs: graphs are full of cycles, and the C library keeps freed memory."""
   gc.collect()
   c_library = ctypes.CDLL(None)
   if hasattr(c_library, "malloc_trim"):
@@ -62,7 +64,7 @@ def _clean_up():
 
 
 def pytest_runtest_logfinish():
-  """After a test of large graphs, which else would lie beside those of the next."""
+  """Cleans up after a test with large graphs, so that they are gone before the next test."""
   global _megabytes_before
   if _megabytes() > _megabytes_before + _MEGABYTES_TO_CLEAN_UP:
     _clean_up()
@@ -71,10 +73,10 @@ def pytest_runtest_logfinish():
 
 @pytest.fixture(scope="module", autouse=True)
 def what_a_file_gives_back(request):
-  """Models and graphs that its caches hold, Keras' and TensorFlow's of them, and memory that the C library keeps."""
+  """Frees models and graphs that its caches, Keras and TensorFlow hold, and memory that the C library keeps."""
   yield
   for value in vars(request.module).values():
-    # Its own caches: those of helpers hold what may be there once only, as replicas of `tf.distribute`.
+    # Only its own caches: those of helpers hold objects that may exist once only, such as replicas.
     if hasattr(value, "cache_clear") and value.__module__ == request.module.__name__:
       value.cache_clear()
   keras.backend.clear_session(free_memory=False)
@@ -83,7 +85,7 @@ def what_a_file_gives_back(request):
 
 @pytest.fixture(scope="module")
 def unoptimized_graphs():
-  """For many graphs that run once or twice: to optimize them takes longer than that."""
+  """For many graphs that run once or twice: optimizing them takes longer than running them."""
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
   yield
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
@@ -91,7 +93,7 @@ def unoptimized_graphs():
 
 @pytest.fixture
 def eagerly():
-  """For a few steps of tiny models that takes a third of the time of building their graphs."""
+  """A few eager steps of a tiny model take a third of the time that its graphs take to build."""
   tf.config.run_functions_eagerly(True)
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Even though the `tf.config.experimental_run_functions_eagerly`")
@@ -99,9 +101,16 @@ def eagerly():
   tf.config.run_functions_eagerly(False)
 
 
+@pytest.fixture
+def one_layer_glow(monkeypatch):
+  """Scripts of this process train the flow of `example_runs` in place of a Glow, because its graphs are small."""
+  import example_runs
+  monkeypatch.setattr("tfp_glow.GlowBijector", example_runs.flow)
+
+
 @pytest.fixture(scope="session")
 def one_device():
-  """What one device makes of `distributed_runs.train`: the model and its history."""
+  """The model and the history of `distributed_runs.train` on one device."""
   import distributed_runs
   return distributed_runs.train(tf.distribute.get_strategy())
 
@@ -135,6 +144,45 @@ def flow(shared_flow):
   shared_flow.assign(shared_flow.old)
 
 
+@pytest.fixture(params=[True, False], ids=["zip", "pickles"])
+def write(request, tmp_path):
+  """A `torch_pickles.Writer` of each of PyTorch's two file formats."""
+  import torch_pickles
+  return torch_pickles.Writer(tmp_path, request.param)
+
+
+@pytest.fixture
+def write_zip(tmp_path):
+  """A `torch_pickles.Writer` of zip files."""
+  import torch_pickles
+  return torch_pickles.Writer(tmp_path, True)
+
+
+@pytest.fixture
+def write_pickles(tmp_path):
+  """A `torch_pickles.Writer` of rows of pickles, PyTorch's older format."""
+  import torch_pickles
+  return torch_pickles.Writer(tmp_path, False)
+
+
+@pytest.fixture
+def saved_tables(tmp_path, monkeypatch):
+  """A function that reads a table that a benchmark has kept with `--save`, not among the files of the pages."""
+  import benchmark_scripts
+  results = benchmark_scripts.load("results")
+  monkeypatch.setattr(results, "FOLDER", tmp_path / "saved")
+  return results.read
+
+
+@pytest.fixture
+def benchmark_clock(monkeypatch):
+  """Each time that `benchmarks/measure.py` asks for the time, it is a second later."""
+  import benchmark_scripts
+  seconds = itertools.count()
+  monkeypatch.setattr(benchmark_scripts.load("measure"), "time",
+                      types.SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+
+
 @pytest.fixture(scope="session")
 def browser():
   """Debian's Chromium, without a display."""
@@ -145,8 +193,8 @@ def browser():
   options = webdriver.ChromeOptions()
   options.binary_location = chromium
   options.add_argument("--headless=new")
-  options.add_argument("--disable-dev-shm-usage")  # Which is small in containers.
+  options.add_argument("--disable-dev-shm-usage")  # `/dev/shm` is small in containers.
   if os.geteuid() == 0:
-    options.add_argument("--no-sandbox")  # As root there is none.
+    options.add_argument("--no-sandbox")  # Root cannot use the sandbox.
   with webdriver.Chrome(options, webdriver.ChromeService(driver)) as running:
     yield running

@@ -1,4 +1,4 @@
-"""A flow of contexts and classes whose every number is a formula of NumPy, and images with contexts to tell of them."""
+"""A flow with contexts and classes, all its values as NumPy formulas, and images with contexts."""
 
 import numpy as np
 import small_models
@@ -18,7 +18,7 @@ MIDPOINTS = (IMAGES.astype(np.float64) + 0.5) / 256. - 0.5
 class AffineOfContext(OnePassBijector):
   """`forward(x) = x * exp(log_scale[label]) + context @ kernel + shift[label]`.
 
-  Parts of a context are flattened, and lie one behind the other in the order of their names.
+  The parts of a context are flattened and concatenated in the order of their names.
   """
 
   def __init__(self, event_shape=SHAPE, context_shape=(5,), num_classes=None, seed=0):
@@ -79,7 +79,7 @@ def _flat(context):
 
 
 def log_prob(flow, values, labels, context, num_bits=8):
-  """Of uint8 images at these values, by NumPy."""
+  """The log-probabilities of uint8 images at these values, by NumPy."""
   labels = np.broadcast_to(labels, [len(values)])
   log_scale, shift = np.float64(flow.log_scale.numpy())[labels], np.float64(flow.shift.numpy())[labels]
   if context is not None:

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 
 class Count:
-  """Of calls, at trace time or eagerly, and of what was executed, also by graphs."""
+  """Counts calls (at trace time or eagerly) and executions (also by graphs)."""
   calls = 0
   runs = 0
 

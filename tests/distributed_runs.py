@@ -27,7 +27,7 @@ ONE_LAYER = {"make": example_runs.flow, "output_shape": small_models.SHAPE}
 
 @functools.cache
 def mirrored(count):
-  """One strategy of each size: TensorFlow takes the collective operations of two for one another."""
+  """One strategy of each size: TensorFlow confuses the collective operations of two strategies."""
 
   class Strategy(tf.distribute.MirroredStrategy):
     _collective_key_base = 100 * count
@@ -40,8 +40,8 @@ def mirrored(count):
 def train(strategy, first_batch=None, make=small_models.distribution, **kwargs):
   """A model trained on batches of 8, 8 and 3, and its history."""
   with strategy.scope():
-    # Adam makes whole steps of gradients that are nothing but rounding, of a hidden unit that no image reaches, say;
-    # not with this `epsilon`.
+    # Adam makes steps of full size from gradients that are rounding errors, such as those of a hidden unit that no
+    # image reaches; not with this `epsilon`.
     model = small_models.compiled(tfp_glow.FlowModel(make(**kwargs)), keras.optimizers.Adam(1e-2, epsilon=1e-4))
   model.adapt(IMAGES[:8] if first_batch is None else first_batch)
   model.adapted_weights = values_of(model)
@@ -50,7 +50,7 @@ def train(strategy, first_batch=None, make=small_models.distribution, **kwargs):
 
 
 def train_gaussian(strategy):
-  """The same in no time, of shuffled data."""
+  """As `train`, but fast, and with shuffled data."""
   tf.random.set_seed(0)  # The order depends on it, and other tests set it.
   with strategy.scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
@@ -59,7 +59,7 @@ def train_gaussian(strategy):
 
 
 def train_on_a_folder(strategy, folder):
-  """Of 19 small image files, which are shuffled; each of several workers reads its own."""
+  """Trains on 19 small image files, which are shuffled; each of several workers reads its own share."""
   load = lambda split, context: data.load_images(folder, split, batch_size=8, seed=3, input_context=context)
   with strategy.scope():
     model = small_models.compiled(tfp_glow.FlowModel(example_runs.flow((4, 4, 3))), keras.optimizers.Adam(
@@ -87,8 +87,8 @@ def train_residual(strategy, seed=0):
 def numbers_of_exchanges(model):
   """Collective operations for each replica in the graphs of a training step and of a batch of evaluation.
 
-  Workers exchange one more number to learn whether all have got a batch, unless the dataset has no end: TensorFlow's
-  iterators do.
+  TensorFlow's iterators exchange one more number to learn whether all workers have got a batch, unless the dataset has
+  no end.
   """
 
   def count(step):
@@ -117,7 +117,7 @@ def values_of(model):
 
 
 def glow_worker(index, folder):
-  """Starts from other weights and other images than the chief."""
+  """A worker that starts from other weights and other images than the chief."""
   strategy = tf.distribute.MultiWorkerMirroredStrategy()
   model, history = train(strategy, IMAGES[:8] if index == 0 else IMAGES[8:], **ONE_LAYER, seed=1 + index)
   residual, residual_history = train_residual(strategy, seed=index)
@@ -133,7 +133,7 @@ def glow_worker(index, folder):
 
 
 def gaussian_worker(index, folder):
-  """Trains on, in the end, until it is killed."""
+  """At the end it trains on until it is killed."""
   model, history = train_gaussian(tf.distribute.MultiWorkerMirroredStrategy())
   images = (IMAGES / 256.).astype(np.float32)
   images[0, 0, 0, 0] = np.nan
@@ -175,7 +175,7 @@ def _fail():
 def example_worker(index, folder, ended, *options):
   """The script, each worker with an output folder of its own, as on machines of their own.
 
-  Some may get a signal in the second epoch: `ended` has it for their numbers.
+  Some may get a signal in the second epoch: `ended` maps their numbers to it.
   """
   output = folder / f"output_{index}"
   example_runs.run_script(*options, f"--output={output}", ended_by=ended.get(index))

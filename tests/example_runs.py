@@ -1,4 +1,4 @@
-"""Runs of `examples/train_glow.py` for what is of the run and not of the flow."""
+"""Runs of `examples/train_glow.py` with a small flow, for tests of the run and not of the flow."""
 
 import os
 import pathlib
@@ -17,14 +17,14 @@ TINY = ["--num-blocks=1", "--num-steps=1", "--num-hidden=4", "--batch-size=256"]
 
 
 def flow(output_shape, *_, seed=0, **__):
-  """In place of a Glow: it starts at random, has to be initialised, and its steps are traced in no time."""
+  """In place of a Glow: it starts at random, must be initialised, and is traced fast."""
   shift = tfp.bijectors.Shift(tf.Variable(0.1 * tf.random.stateless_normal(output_shape, [seed, 0]), name="shift"))
   return tfp_glow.Chain([tfp_glow.ActNorm(output_shape[-1]), shift,
                          tfp.bijectors.Reshape(output_shape, [int(np.prod(output_shape))])])
 
 
 class _SignalInTheSecondEpoch(callbacks.TrainingState):
-  """Its process gets the signal `number` as from outside, but always at the same step."""
+  """Its process gets the signal `number`, as if from outside, but always at the same step."""
 
   number = None
 
@@ -39,7 +39,7 @@ class _SignalInTheSecondEpoch(callbacks.TrainingState):
 
 
 def run_script(*options, ended_by=None):
-  """The program, in a process that is there for it alone; it may get a signal in the second epoch."""
+  """The program, in a process of its own; it may get a signal in the second epoch."""
   tfp_glow.GlowBijector = flow
   if ended_by:
     _SignalInTheSecondEpoch.number = ended_by

@@ -21,7 +21,7 @@ def _nested_chain_of_vectors(dtype):
                     tfb.Invert(tfb.Chain([tfp_glow.ActNorm(3, 1, dtype), tfb.Shift(np.array(0.5, dtype))]))])
 
 
-# Small ones: a graph with nested tapes takes its time.
+# Small flows, because graphs with nested tapes are slow to build.
 FLOWS = {
     "scan": CASE["scan_vector"],
     "invert": Case("invert", lambda dtype: tfb.Invert(CASE["affine_coupling_vector"].construct(dtype)), [5]),
@@ -60,7 +60,7 @@ class Flow:
         "forward_log_det": self.bijector.forward_log_det_jacobian(x)}
 
   def values_from_arrays(self):
-    """The same, but each of a tensor of its own, of which nothing can be remembered."""
+    """The same, but each for a tensor of its own, so that no pass can be recalled."""
     y, x = self.data, self.latents
     return {
         "log_prob": self.distribution.log_prob(y), "inverse": self.bijector.inverse(y),

@@ -1,4 +1,4 @@
-"""Processes of their own, forked from one that has imported TensorFlow but not started it: the import takes seconds."""
+"""New processes, forked from one that has imported TensorFlow but not started it, because the import takes seconds."""
 
 import multiprocessing
 import os
@@ -16,7 +16,7 @@ class Fork:
   """A process that calls a function; it does not outlive the `with` block."""
 
   def __init__(self, folder, function, *args, name=""):
-    """What it prints goes to files of this name in the folder."""
+    """What the process prints goes to files of this name in the folder."""
     self._paths = [folder / f"{stream}{name}" for stream in ("stdout", "stderr")]
     self._process = _CONTEXT.Process(target=_begin, args=(self._paths, function, *args), daemon=True)
 
@@ -42,7 +42,7 @@ class Fork:
     self.send(number)
 
   def wait_until(self, condition, name, seconds=0.02):
-    """Asks for a condition as often as that, as long as the process lives."""
+    """Checks a condition every so many `seconds`, as long as the process lives."""
     end = time.monotonic() + TIMEOUT
     while not condition():
       assert self._process.is_alive(), f"ended before {name}:\n{self.output()}"
@@ -50,28 +50,28 @@ class Fork:
       time.sleep(seconds)
 
   def exit_code(self):
-    """Waits for its end; a signal that ended it is a negative number."""
+    """Waits for the end of the process; if a signal ended it, the exit code is minus its number."""
     self._process.join(TIMEOUT)
     assert self._process.exitcode is not None, f"hangs:\n{self.output()}"
     return self._process.exitcode
 
 
 def run(folder, function, *args):
-  """Calls a function in a process of its own; its output, when it has ended with exit code 0."""
+  """Calls a function in a new process, checks that its exit code is 0, and returns its output."""
   with Fork(folder, function, *args) as fork:
     assert fork.exit_code() == 0, fork.output()
     return fork.output()
 
 
 def execute(folder, code):
-  """A program that is given as text; what it needs besides `tfp_glow` it imports itself."""
+  """Runs a program that is given as text."""
   os.chdir(folder)
   exec(compile(code, "program", "exec"), {"__name__": "__main__"})
 
 
 def _begin(paths, function, *args):
-  signal.alarm(4 * TIMEOUT)  # Ends the process, should nobody be left to kill it.
-  signal.signal(signal.SIGINT, signal.default_int_handler)  # What runs in the background of a shell ignores it.
+  signal.alarm(4 * TIMEOUT)  # Ends the process if its parent can no longer kill it.
+  signal.signal(signal.SIGINT, signal.default_int_handler)  # Background jobs of a shell ignore Ctrl-C.
   for number, path in enumerate(paths, start=1):
     os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
   sys.stdout.reconfigure(write_through=True)

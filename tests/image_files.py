@@ -35,7 +35,7 @@ def keys(images):
 
 
 def write_tiff(path, image, sample_format=1, photometry=1):
-  """Writes a TIFF file of as many bands as the array `[H, W, C]` has, all of which but the first are of no colour.
+  """Writes a TIFF file with the bands of an array `[H, W, C]`; those after the grey or RGB ones have no colour.
 
   Args:
     path: `pathlib.Path`.
@@ -53,7 +53,7 @@ def write_tiff(path, image, sample_format=1, photometry=1):
   tags = {tag: value for tag, value in tags.items() if value[1]}
   for tag, (kind, values) in sorted(tags.items()):
     packed = struct.pack(f"<{len(values)}{kind}", *values)
-    if len(packed) > 4:  # Then it stands before the list, and the list says where.
+    if len(packed) > 4:  # Longer values stand before the list, and the list says where.
       header, packed = header + packed, struct.pack("<I", 8 + len(header))
     places += struct.pack("<HHI", tag, {"H": 3, "I": 4}[kind], len(values)) + packed.ljust(4, b"\0")
   path.parent.mkdir(parents=True, exist_ok=True)

@@ -14,11 +14,11 @@ NUM_EPOCHS, STEPS_PER_EPOCH = 60, 6
 
 
 def train(folder, result):
-  """Trains to the last epoch, from the state in `folder` if there is one; writes all there is then to `result`."""
-  tf.config.experimental.enable_op_determinism()  # Which a GPU would need.
-  # Between two calls of `fit`, too, a SIGTERM ends it with the same exit code.
+  """Trains to the last epoch, from the state in `folder` if there is one, and writes all variables to `result`."""
+  tf.config.experimental.enable_op_determinism()  # Needed on a GPU.
+  # Between two calls of `fit` a SIGTERM ends the process with the same exit code.
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(tfp_glow.callbacks.StopOnPreemption.EXIT_CODE))
-  # Large enough for a kill to meet the writing of its state.
+  # Large, so that a kill can hit the writing of the state.
   parts = tf.Variable(tf.random.stateless_normal([8, 8, 1, 10_000], [0, 0]), name="parts")
   mean = tfp.util.DeferredTensor(parts, lambda parts: tf.reduce_mean(parts, -1), shape=[8, 8, 1])
   model = tfp_glow.FlowModel(tfp.distributions.Independent(tfp.distributions.Normal(mean, 1.), 3), num_bits=4)
@@ -30,7 +30,7 @@ def train(folder, result):
     stop = first + 1 if state.num_batches else NUM_EPOCHS
     _fit(model, state, range(first, stop))
     first = state.restore(model)
-  # As `fit` does at its end, and the state is of before.
+  # `fit` does this at its end; the state was written before.
   model.optimizer.finalize_variable_values(model.trainable_variables)
   variables = {str(i): v.numpy() for i, v in enumerate(model.weights + model.optimizer.variables)}
   np.savez(result, learning_rate=model.optimizer.learning_rate, loss=state.history["loss"], **variables)

@@ -8,7 +8,7 @@ SHADOW = "/ExponentialMovingAverage"
 
 def random_variables(num_channels=3, num_levels=1, depth=2, width=5, coupling="affine", permutation="conv1x1",
                      learn_top=False, num_classes=None, has_classifier=False, seed=0):
-  """Dict from names to float32 arrays (int32 of indices), in the shapes of the original."""
+  """Dict from names to float32 arrays (int32 for indices), in the shapes of the original."""
   rng = np.random.default_rng(seed)
   variables = {}
 
@@ -55,7 +55,7 @@ def random_variables(num_channels=3, num_levels=1, depth=2, width=5, coupling="a
 
 
 def with_training_state(variables):
-  """The same, and what else a run saves: moving averages of what is trained (0.9 times it), optimizer, step."""
+  """The same, and what else a run saves: moving averages (here 0.9 times the weights), optimizer, step."""
   trained = {name: value for name, value in variables.items() if "/shuffle/" not in name}
   state = {"Variable": np.float32(1.), "global_step": np.int64(7)}
   for i, value in enumerate(trained.values()):

@@ -1,4 +1,4 @@
-"""The original's rules in NumPy, in float64: straight from images to likelihood, and nothing of the package."""
+"""The original's computation in NumPy and float64, from images to likelihood, without this package."""
 
 import numpy as np
 

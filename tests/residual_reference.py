@@ -16,7 +16,7 @@ LAYERS = (1, 3, 5)  # The others are activations.
 
 
 def image(values):
-  """From the reference's channels first to channels last; vectors as they are."""
+  """From channels first, as in the reference, to channels last; vectors stay as they are."""
   return np.moveaxis(values, -3, -1) if values.ndim >= 3 else values
 
 
@@ -31,7 +31,7 @@ def weight(kernel_):
 
 
 def numbers(name):
-  """What belongs to a block: by name, without the prefix."""
+  """The arrays of a block, by name, without the prefix."""
   return {key.removeprefix(f"{name}/"): value for key, value in NUMBERS.items() if key.startswith(f"{name}/")}
 
 
@@ -73,7 +73,7 @@ def exact_block(name):
 
 
 def gradients_of(function, x, network):
-  """Of the sum of what `function(x)` returns: by input, by kernels, by all other weights in their order."""
+  """Gradients of the sum of `function(x)`: by input, by kernels, by all other weights in their order."""
   with tf.GradientTape() as tape:
     tape.watch(x)
     total = tf.reduce_sum(function(x))

@@ -84,8 +84,8 @@ def directions():
 
 @contextlib.contextmanager
 def running(path, *options):
-  """Serves a SavedModel in a process of its own until the block ends, as Ctrl-C does; gives the port."""
-  # As in the background jobs of a shell and the workers of pytest-xdist; the process inherits it.
+  """Serves a SavedModel in a process of its own, until the block ends, and gives the port. Ctrl-C ends the process."""
+  # Background jobs of a shell and workers of pytest-xdist ignore Ctrl-C, and the process would inherit that.
   is_ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
   with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]

@@ -27,7 +27,7 @@ def distribution(shape=SHAPE, **kwargs):
 
 
 def gaussian(shape=SHAPE):
-  """No flow, but a distribution with latents whose steps are traced in no time."""
+  """A distribution with latents that is no flow and is traced fast."""
   scale = tf.Variable(tf.zeros(shape), name="log_scale")
   shift = tf.Variable(tf.zeros(shape), name="shift")
   base = tfd.Sample(tfd.Normal(0., 1.), shape)
@@ -42,19 +42,19 @@ def points(count=64):
 
 
 def residual_flow(**kwargs):
-  """For points, whose steps are traced in less time than those for images."""
+  """A residual flow of points, which is traced faster than one of images."""
   return tfp_glow.ResidualFlowBijector(
       2, 0, **{"num_dense_blocks": 3, "num_dense_hidden": 8, "logit_alpha": None, "seed": 0, **kwargs})
 
 
 def of_standard_normal(flow):
-  """The distribution of what a `ResidualFlowBijector` makes of it."""
+  """A standard normal, transformed by a `ResidualFlowBijector`."""
   base = tfd.Sample(tfd.Normal(0., 1.), [int(np.prod(flow.parameters["output_shape"]))])
   return tfd.TransformedDistribution(base, flow)
 
 
 def residual_model(flow=None, optimizer=None, **kwargs):
-  """Of points."""
+  """A model of points."""
   return compiled(tfp_glow.FlowModel(of_standard_normal(flow or residual_flow()), num_bits=None), optimizer, **kwargs)
 
 

@@ -1,4 +1,4 @@
-"""All gradients are there, whatever tapes there are and whatever was evaluated before."""
+"""No gradient is missing, whatever tapes there are and whatever was evaluated before."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 
 
 def gradients(flow, y, sources, **options):
-  """Of `log_prob`, by a tape of its own."""
+  """Gradients of `log_prob`, by a tape of its own."""
   with tf.GradientTape(**options) as tape:
     tape.watch(sources)
     log_prob = flow.distribution.log_prob(y)
@@ -81,7 +81,7 @@ ORDERS = [after_a_pass, after_another_tape, in_an_outer_tape, outside_of_an_inne
 
 
 def _flows_modes_and_orders():
-  """In loops, graphs of nested tapes take long to build; what is remembered in them has nothing to do with loops."""
+  """Graphs of nested tapes in loops are slow to build, and what they recall does not depend on loops."""
   in_graphs = {"chain": ORDERS, "scan": [in_an_outer_tape], "invert": [by_a_persistent_tape]}
   for name in in_graphs:
     for mode in MODES:
@@ -104,7 +104,7 @@ def test_all_gradients_are_there(flow, right_gradients, order, mode):
 @pytest.mark.slow
 @both_modes
 def test_all_gradients_of_glow_are_there(mode):
-  """As above: `log_prob(x)` outside and then inside of a tape, where those of `tfb.Glow` are all `None`."""
+  """As above: `log_prob(x)` outside and then inside of a tape. There all gradients of `tfb.Glow` are `None`."""
   flow = Flow(FLOWS["glow"])
   y = tf.constant(flow.data)
   expected = gradients(flow, y, flow.variables)
@@ -128,7 +128,7 @@ def of_the_input(flow, y, sources):
 
 
 def watched_one_after_the_other(flow, y, sources):
-  """By one tape, which watches more the second time."""
+  """Gradients by one tape, which watches more the second time."""
   first, second = sources[1], sources[-1]
   with tf.GradientTape(watch_accessed_variables=False) as tape:
     tape.watch(first)
@@ -169,7 +169,7 @@ def test_no_gradient_flows_where_none_was_recorded():
 @pytest.mark.parametrize("name, mode", [
     ("scan", "eager"), ("chain", "eager"), ("scan", "function"), ("chain", "function")])
 def test_gradients_of_the_log_prob_of_a_sample(name, mode):
-  """With respect to the weights, through both ways, and to the sample: drawn in the same tape, or before."""
+  """Gradients by the weights, through both directions, and by the sample, drawn in the same tape or before it."""
   flow = Flow(FLOWS[name])
   x = tf.constant(flow.latents)
 
@@ -185,7 +185,7 @@ def test_gradients_of_the_log_prob_of_a_sample(name, mode):
     return gradients(flow, y, [y, *flow.variables])
 
   for function in (inside, outside):
-    # `identity`: the same values, but nothing is remembered of them.
+    # `identity`: the same values, but no pass can be recalled for them.
     assert_all_close(MODES[mode](function)(x), function(x, again=tf.identity))
 
 

@@ -11,7 +11,7 @@ def _is_ours(owner):
 
 
 def _functions(value):
-  """By their names, the functions that a public name stands for; those whose signature a base class sets are left out.
+  """Dict from names to the functions of a public name, without those whose signature a base class sets.
 
   Base classes are those of Keras, TFP and Python.
   """

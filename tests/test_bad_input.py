@@ -1,4 +1,4 @@
-"""What users get wrong: an error that names the argument, or the stated behaviour; and nothing is lost."""
+"""Mistakes of users: each gives an error that names the argument, or the documented behaviour, and loses nothing."""
 
 import keras
 import numpy as np
@@ -59,7 +59,7 @@ def test_images_and_labels(models, call, name, images, labels, error, match):
       "fit": lambda: model.fit(*pair, verbose=0),
       "fit a dataset": lambda: model.fit(_dataset(*pair), verbose=0),
       "evaluate": lambda: model.evaluate(_dataset(*pair), verbose=0),
-      "validation_data": lambda: model.fit(*good, validation_data=pair, verbose=0),  # Before it has trained an epoch.
+      "validation_data": lambda: model.fit(*good, validation_data=pair, verbose=0),  # Before an epoch is trained.
       "log_prob": lambda: model.log_prob(*pair),
   }
   with pytest.raises(error, match=match):
@@ -68,7 +68,7 @@ def test_images_and_labels(models, call, name, images, labels, error, match):
     np.testing.assert_array_equal(a, b.numpy())
 
 
-# -1 is an image of unknown class (`test_class_posterior.py`), and 2**32 + 1 is no 1.
+# -1 is an image of unknown class (`test_class_posterior.py`), and 2**32 + 1 is not 1.
 @pytest.mark.parametrize("labels", [LABELS - 2, LABELS + 1, LABELS + 2**32])
 def test_labels_out_of_range(models, labels):
   model = models["conditional"]
@@ -82,7 +82,7 @@ def test_labels_out_of_range(models, labels):
 
 @pytest.mark.slow
 def test_labels_out_of_range_with_xla():
-  """Which leaves assertions out."""
+  """XLA leaves assertions out."""
   distribution = _glow(num_classes=3)
   log_prob = tf.function(lambda labels: distribution.log_prob(
       tf.constant(_FLOAT), bijector_kwargs={"labels": labels}), jit_compile=True, autograph=False)
@@ -149,7 +149,7 @@ def test_compile_is_missing(call):
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
-  """Of weights."""
+  """A file of weights."""
   model = tfp_glow.FlowModel(_glow(seed=5))
   model.adapt(IMAGES)
   model.save_weights(path := tmp_path_factory.mktemp("weights") / "model.weights.h5")

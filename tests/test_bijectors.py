@@ -1,4 +1,4 @@
-"""What is particular to each bijector; `test_conformance.py` has what all share."""
+"""What is special in each bijector; `test_conformance.py` tests what all share."""
 
 import bijector_cases
 import keras
@@ -60,7 +60,7 @@ def test_the_matrix_stays_invertible_whatever_training_does():
     (np.zeros([3, 3]), "invertible"), (np.ones([3, 3]), "invertible"), (np.eye(4), r"\(3, 3\)"),
     (np.full([3, 3], np.nan), "NaN"),
 ])
-def test_matrices_that_cannot_be(matrix, match):
+def test_bad_matrices(matrix, match):
   with pytest.raises(ValueError, match=f"`matrix`.*{match}.*"):
     tfp_glow.InvertibleConv1x1(3, matrix=matrix)
 
@@ -123,7 +123,7 @@ def test_initialising_in_a_graph_is_an_error():
 
 
 class _Known(keras.layers.Layer):
-  """A network whose outputs are known: positions and channels scaled by the mean of the input."""
+  """A network with known outputs: positions and channels scaled by the mean of the input."""
 
   def __init__(self, units):
     super().__init__()
@@ -186,7 +186,7 @@ def test_squeeze_refuses_odd_sizes():
 @pytest.mark.parametrize("inverse", [True, False])
 @pytest.mark.parametrize("coupling", [tfp_glow.AffineCoupling, tfp_glow.AdditiveCoupling])
 def test_gradients_by_hand_are_those_of_a_tape(coupling, inverse):
-  """Both kinds of `gradient` use them: a comparison of the two would not show a wrong one."""
+  """Both kinds of `gradient` use them, so a comparison of the two would not show an error."""
   bijector = coupling(bijector_cases.coupling_network(2, "float64"), dtype="float64")
   draw = lambda: tf.constant(RNG.standard_normal([3, 4, 4, 2]))
   arguments = [draw() for _ in range(1 + len(bijector.offsets))]
@@ -254,7 +254,7 @@ def test_parameters_are_complete_through_a_transformed_distribution():
   variables = distribution.trainable_variables
   for variable, gradient in zip(variables, tape.gradient(loss, variables)):
     assert gradient is not None and np.abs(gradient).max() > 0., variable.name
-  # Of a step: actnorm 2, convolution 3, network 3 + 3 + 4; a split 4, the top 3.
+  # A step has actnorm 2, convolution 3, network 3 + 3 + 4; a split has 4, the top 3.
   assert len(variables) == 2 * (2 + 3 + 10) + 4 + 3
 
 
@@ -274,7 +274,7 @@ def test_labels_are_checked():
 
 @pytest.mark.slow
 def test_default_arguments():
-  """What crashes in `tfb.Glow`."""
+  """They crash in `tfb.Glow`."""
   glow = tfp_glow.GlowBijector()
   z = np.random.default_rng(0).standard_normal([1, 32 * 32 * 3]).astype(np.float32)
   x = glow.forward(z).numpy()
@@ -351,7 +351,7 @@ def test_initialisation_is_remembered_and_repeatable():
 
 
 def test_a_coupling_keeps_its_number_of_channels():
-  """A convolution takes a multiple of the channels that it knows: as groups."""
+  """A convolution accepts a multiple of its number of channels, as groups."""
   coupling = tfp_glow.AffineCoupling(bijector_cases.coupling_network(4))
   coupling.inverse(np.zeros([1, 2, 2, 3], np.float32))
   with pytest.raises(ValueError, match="`affine_coupling` was built for 3 channels. Received"):
@@ -456,7 +456,7 @@ def test_copies_would_lose_the_weights():
 
 def test_values_near_black_and_white_lose_no_digits():
   ends = 0.5 - np.arange(1, 100) / 2.**25
-  y = np.concatenate([-ends, ends])[:, np.newaxis]  # Float32 has these numbers.
+  y = np.concatenate([-ends, ends])[:, np.newaxis]  # Float32 represents these numbers exactly.
   found, expected = (tfp_glow.Logit(1e-6, 1, dtype).inverse_and_log_det(y.astype(dtype)) for dtype in (
       "float32", "float64"))
   for of_float32, of_float64 in zip(found, expected):

@@ -100,7 +100,7 @@ def test_a_class_conditional_model_has_a_row_for_each_class(tmp_path):
 
 
 @pytest.mark.slow
-def test_of_many_classes_the_first_ten_are_seen(tmp_path):
+def test_only_the_first_ten_of_many_classes_are_drawn(tmp_path):
   model = _model(num_classes=12)
   model.fit(IMAGES, np.arange(24) % 12, batch_size=24, verbose=0, callbacks=[
       callbacks.SampleGrid(tmp_path, [1.], num_columns=2)])
@@ -121,7 +121,7 @@ def test_interpolations_lead_from_image_to_image(tmp_path):
 
 
 @pytest.mark.parametrize("num_steps, expected", [(4, [0, 0, 1, 1]), (5, [0, 0, 0, 1, 1])])
-def test_labels_of_a_way_are_those_of_the_nearer_end(tmp_path, monkeypatch, num_steps, expected):
+def test_labels_along_an_interpolation_are_those_of_the_nearer_end(tmp_path, monkeypatch, num_steps, expected):
   seen = []
   model = _model()
   monkeypatch.setattr(model, "encode", lambda images, labels: np.zeros([3, *SHAPE], np.float32))
@@ -134,7 +134,7 @@ def test_labels_of_a_way_are_those_of_the_nearer_end(tmp_path, monkeypatch, num_
 
 
 @pytest.mark.slow
-def test_a_run_that_is_gone_on_with_goes_on_with_the_names(tmp_path):
+def test_a_resumed_run_continues_the_names(tmp_path):
   model = _fit(*_make_all(tmp_path))
   before = _picture(tmp_path / "samples_0002.png")
   (tmp_path / "samples_0002.png").unlink()
@@ -177,7 +177,7 @@ def _table(folder):
 
 
 def _lines(curve):
-  """What the legend of the picture names: from labels to points."""
+  """Dict from the labels of the picture's legend to the points of their curves."""
   axes, = curve._figure.axes
   return {line.get_label(): list(zip(*line.get_data())) for line in axes.lines
           if line.get_label() in {text.get_text() for text in axes.get_legend().get_texts()}}
@@ -213,7 +213,7 @@ def test_curve_without_validation_or_with_some(tmp_path):
 def test_curve_goes_on_or_begins_anew(tmp_path):
   _fit(callbacks.BitsPerDimCurve(tmp_path), epochs=3)
   before = _table(tmp_path)
-  _fit(callbacks.BitsPerDimCurve(tmp_path), initial_epoch=2, epochs=4)  # The third had not been kept.
+  _fit(callbacks.BitsPerDimCurve(tmp_path), initial_epoch=2, epochs=4)  # The third epoch had not been kept.
   after = _table(tmp_path)
   assert [row["epoch"] for row in after] == [1, 2, 3, 4] and after[:2] == before[:2] and after[2] != before[2]
   _fit(callbacks.BitsPerDimCurve(tmp_path), epochs=1)
@@ -292,7 +292,7 @@ def test_bad_models(tmp_path, make, make_model, error, match):
     np.testing.assert_array_equal(a, b)
 
 
-def test_two_channels_cannot_be_seen(tmp_path):
+def test_two_channels_cannot_be_drawn(tmp_path):
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), run_eagerly=True)
   with pytest.raises(ValueError, match="`model` must be .* 1 or 3 channels.*Received: num_bits=8, 2 channels"):
     model.fit(small_models.images(), verbose=0, callbacks=[callbacks.SampleGrid(tmp_path)])
@@ -307,14 +307,14 @@ def test_other_models(tmp_path, index):
 
 
 @pytest.mark.parametrize("index", range(3))
-def test_a_folder_that_cannot_be(tmp_path, index):
+def test_a_bad_folder(tmp_path, index):
   (tmp_path / "file").write_text("")
   for folder in (tmp_path / "file", tmp_path / "file" / "folder"):
     with pytest.raises(OSError, match=f"`folder` must be one that files can be written to.*Received: {folder}$"):
       _fit(_make_all(folder)[index])
 
 
-def test_a_log_dir_that_cannot_be(tmp_path):
+def test_a_bad_log_dir(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(ValueError, match=f"`log_dir` must be a folder.*Received: {tmp_path / 'file'}$"):
     _fit(callbacks.SampleGrid(tmp_path, log_dir=tmp_path / "file"))
@@ -368,7 +368,7 @@ def test_event_files_of_a_run_that_failed_are_closed(tmp_path):
     writers[0].init()
 
 
-def test_a_table_is_there_as_a_whole(tmp_path, monkeypatch):
+def test_a_table_is_written_as_a_whole(tmp_path, monkeypatch):
   _fit(callbacks.BitsPerDimCurve(tmp_path))
   before = (tmp_path / "bits_per_dim.csv").read_text()
 

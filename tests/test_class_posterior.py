@@ -1,4 +1,4 @@
-"""Bayes' rule from class-conditional densities, and images of unknown class, whose density is the mean of those."""
+"""Bayes' rule from class-conditional densities; images of unknown class have the mean of these densities."""
 
 import functools
 
@@ -25,7 +25,7 @@ NOISE = tfp_glow.dequantize.image_noise(tf.constant(IMAGES), (0, -1)).numpy()
 
 
 class Relabelling(context_flows.AffineOfContext):
-  """Which finds the latents in another class without another pass."""
+  """A flow that finds the latents under another class without another pass."""
 
   def relabelled(self, z, labels, new_labels, context=None):
     y, log_det = self._forward_and_log_det(z, labels, context)
@@ -34,7 +34,7 @@ class Relabelling(context_flows.AffineOfContext):
 
 
 def _pair(**kwargs):
-  """A chain of two flows that both know the class, so that one of them alone cannot tell what another changes."""
+  """A chain of two flows with classes: one of them alone cannot tell what another class changes."""
   return tfp_glow.Chain([context_flows.AffineOfContext(context_shape=None, num_classes=NUM_CLASSES, seed=1),
                          Relabelling(num_classes=NUM_CLASSES)])
 
@@ -56,7 +56,7 @@ def _shared(name):
 
 
 def _of_classes(model, noise=0.5):
-  """Log-probabilities `[N, num_classes]`, by one call for each class of the distribution's own."""
+  """Log-probabilities `[N, num_classes]`, by one call of the distribution for each class."""
   values = tf.constant((IMAGES + noise) / 256. - 0.5, tf.float32)
   found = [model.distribution.log_prob(values, bijector_kwargs={
       "labels": tf.fill([12], label), "context": tf.constant(VECTORS)}) for label in range(NUM_CLASSES)]
@@ -64,7 +64,7 @@ def _of_classes(model, noise=0.5):
 
 
 def _partly_known(of_classes, labels=PARTLY):
-  """By a sum over all classes."""
+  """Log-probabilities `[N]`; for unknown classes by a sum over all classes."""
   marginal = scipy.special.logsumexp(of_classes, axis=1) - np.log(NUM_CLASSES)
   return np.where(labels == -1, marginal, of_classes[np.arange(12), labels])
 
@@ -112,7 +112,7 @@ def test_posterior(name):
 
 
 def _gradients_of_a_step(model, labels=PARTLY):
-  """By plain descent."""
+  """Trains by plain gradient descent."""
   before = [v.numpy() for v in model.trainable_variables]
   model.train_on_batch(IMAGES, {"label": labels, "context": VECTORS})
   return [(old - v.numpy()) / model.optimizer.learning_rate.numpy()
@@ -138,7 +138,7 @@ def test_gradients_of_a_step(name, options):
   model = _model(name, **options)
   model.adapt((IMAGES, {"context": VECTORS}))
   for labels in (PARTLY, LABELS):
-    model.optimizer.iterations.assign(0)  # Of which the noise is a function.
+    model.optimizer.iterations.assign(0)  # The noise is a function of it.
     expected = _brute_force_gradients(model, labels)
     for found, gradient in zip(_gradients_of_a_step(model, labels), expected, strict=True):
       np.testing.assert_allclose(found, gradient, rtol=1e-3, atol=1e-4)
@@ -153,7 +153,7 @@ def _glow_of_contexts():
 @pytest.mark.parametrize("make", [FLOWS["a pass for each class"],
                                   pytest.param(_glow_of_contexts, marks=pytest.mark.slow)])
 def test_gradients_of_images_and_contexts(make):
-  """Users may have a network of their own make the contexts; in graphs as eagerly."""
+  """A user's own network may make the contexts, in graphs and eagerly."""
   model = tfp_glow.FlowModel(make(), num_bits=None)
 
   def find():
@@ -207,7 +207,7 @@ def test_passes_through_a_glow(make, most):
   assert _runs(count, lambda: model.test_on_batch(IMAGES, LABELS)) == 1
   assert _runs(count, lambda: model.train_on_batch(IMAGES, LABELS)) == 1
   assert _runs(count, lambda: model.test_on_batch(IMAGES, PARTLY)) == most
-  assert _runs(count, lambda: model.train_on_batch(IMAGES, PARTLY)) <= 2 * most - 1  # A pass that is repeated, at most.
+  assert _runs(count, lambda: model.train_on_batch(IMAGES, PARTLY)) <= 2 * most - 1  # At most one pass is repeated.
   assert _runs(count, lambda: model.class_posterior(IMAGES)) == most
   of_classes = np.stack([model.log_prob(IMAGES, np.full([12], label)) for label in range(NUM_CLASSES)], axis=1)
   np.testing.assert_allclose(model.log_prob(IMAGES, PARTLY), _partly_known(of_classes), rtol=1e-5)
@@ -258,7 +258,7 @@ def test_images_without_labels_do_not_count_for_the_classifier(strategy):
   found = model.fit(IMAGES, PARTLY, batch_size=6, shuffle=False, verbose=0).history
   evaluated = model.evaluate(IMAGES, PARTLY, batch_size=6, verbose=0, return_dict=True)
   for results in ({key: value[0] for key, value in found.items()}, evaluated):
-    # Midpoints and noise differ little in what they say of the class.
+    # The class hardly depends on whether values are midpoints or have noise.
     np.testing.assert_allclose(results["bits_y"], bits_y.mean(), rtol=0.02)
     np.testing.assert_allclose(results["accuracy"], (probabilities.argmax(-1) == known).mean(), atol=0.01)
     np.testing.assert_allclose(results["loss"], results["bits_per_dim"] + 0.5 * results["bits_y"] * (~UNKNOWN).mean(),

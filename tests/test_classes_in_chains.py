@@ -19,7 +19,7 @@ IMAGES, LABELS = small_models.images(6, SHAPE), np.arange(6) % 3
 
 def _glow(**kwargs):
   glow = tfp_glow.GlowBijector(SHAPE, 1, 1, 4, num_classes=3, seed=0, **kwargs)
-  perturb(glow)  # All classes are alike until they are trained.
+  perturb(glow)  # All classes are equal until they are trained.
   return glow
 
 
@@ -33,7 +33,7 @@ def model():
 
 
 def _log_prob(model, noise):
-  """By the flow itself."""
+  """The log-probability, by the flow itself."""
   glow, = (part for part in model.distribution.bijector.bijectors if isinstance(part, tfp_glow.GlowBijector))
   z, log_det = glow.inverse_and_log_det((IMAGES + noise) / 256. - 0.5 - 0.125, labels=LABELS)
   return tfd.Sample(tfd.Normal(0., 1.), [16]).log_prob(z) + log_det - 16 * 8 * np.log(2.)

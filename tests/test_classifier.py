@@ -34,7 +34,7 @@ def test_loss_and_metrics():
   np.testing.assert_allclose(results["bits_per_dim"], model.predict(
       tf.data.Dataset.from_tensors((IMAGES, LABELS)), verbose=0).mean(), rtol=1e-5)
   np.testing.assert_allclose(results["loss"], results["bits_per_dim"] + WEIGHT * results["bits_y"], rtol=1e-5)
-  # Midpoints and noise differ little in what they say of the class.
+  # The class hardly depends on whether values are midpoints or have noise.
   probabilities = model.class_probabilities(IMAGES)
   np.testing.assert_allclose(probabilities.sum(-1), 1., rtol=1e-5)
   expected = -np.log2(probabilities[np.arange(24), LABELS]).mean()
@@ -70,7 +70,7 @@ def test_learns_the_classes():
 
 @pytest.mark.slow
 def test_the_flow_learns_from_the_classifier():
-  """Not only the classifier: gradients of `bits_y` reach the steps of flow."""
+  """Gradients of `bits_y` reach not only the classifier but also the steps of flow."""
   steps = []
   for weight_y in (0., 100.):
     distribution = small_models.distribution(num_steps_per_block=1, num_classes=3)
@@ -86,7 +86,7 @@ def test_one_pass():
   calls = []
 
   class Counted(keras.layers.Layer):
-    """Counts the calls when they are run, not traced."""
+    """Counts calls when they run, not when they are traced."""
 
     def build(self, input_shape):
       self.kernel = self.add_weight(shape=(input_shape[-1], self.filters), initializer="zeros")

@@ -1,4 +1,4 @@
-"""Clusters: what SLURM tells a process, and the files of `examples/cluster`."""
+"""What SLURM tells a process, and the files of `examples/cluster`."""
 
 import pathlib
 import subprocess
@@ -49,7 +49,7 @@ def test_a_node_that_is_not_of_the_step(monkeypatch):
 
 
 def test_the_batch_script_of_slurm(monkeypatch, tmp_path):
-  """It is run with programs in the place of SLURM's."""
+  """It runs with substitutes for SLURM's programs."""
   log = tmp_path / "log"
   programs = {"srun": '[ -z "$AT_LIMIT" ] || { kill -USR1 $PPID; while [ ! -e cancelled ]; do sleep 0.05; done; }\n'
                       "exit $EXIT_CODE",
@@ -85,7 +85,7 @@ def test_the_manifest_of_kubernetes(monkeypatch):
 
 
 def _check_command(command, monkeypatch):
-  """That it is one that `train_glow.py` takes."""
+  """Checks that `train_glow.py` accepts a command."""
   program, script, *arguments = command
   assert program == "python" and (CLUSTER.parent.parent / script).name == "train_glow.py"
   monkeypatch.setattr("sys.argv", [script, *arguments])
@@ -94,7 +94,7 @@ def _check_command(command, monkeypatch):
 
 
 def _check_fits(values, kind, path):
-  """That these are of a kind of Kubernetes' or Kubeflow's, as their clients for Python describe it."""
+  """Checks fields against a kind of Kubernetes' or Kubeflow's, as their Python clients describe it."""
   if kind in ("str", "int", "bool"):
     assert type(values).__name__ == kind, path
   elif kind.startswith("list["):
@@ -110,4 +110,4 @@ def _check_fits(values, kind, path):
     for key, value in values.items():
       assert key in names, f"{path}.{key}"
       _check_fits(value, model.openapi_types[names[key]], f"{path}.{key}")
-    model(**{names[key]: value for key, value in values.items()})  # Which asks for what must be there.
+    model(**{names[key]: value for key, value in values.items()})  # It asks for required fields.

@@ -1,9 +1,7 @@
-"""What is private of TensorFlow, Keras and TFP: there, taken away, and nowhere else than in `_core/_compat.py`."""
+"""What `_core/_compat.py` uses of the private parts of TensorFlow, Keras and TFP: present, and taken away."""
 
-import ast
 import functools
 import gc
-import importlib
 import pathlib
 import types
 
@@ -30,7 +28,7 @@ IMAGES = small_models.images(16)
 
 
 def _tripled_backwards():
-  """The gradient of a function of a graph of its own, and a way to it."""
+  """A gradient in a function with a graph of its own, and the function."""
 
   @tf.function(autograph=False)
   def value(x):
@@ -73,7 +71,7 @@ def test_gradients_are_right_but_not_forgotten(registry, monkeypatch):
 
 
 def _renamed(monkeypatch, is_gone):
-  """Has Keras' optimizers add up gradients in a method of another name."""
+  """Makes Keras' optimizers add up gradients in a method of another name."""
   cls, = (c for c in keras.optimizers.SGD.__mro__ if "_all_reduce_sum_gradients" in vars(c))
   add_up = cls._all_reduce_sum_gradients
 
@@ -174,7 +172,7 @@ def _moments_without(missing, adam, variable, adam_moments=_compat.adam_moments)
 @pytest.mark.slow
 @pytest.mark.parametrize("missing", [None, "UpdateContext", "_value", "_distributed_container",
                                      "_distribution_strategy"])
-def test_what_replicas_share_is_traced_once_where_that_can_be(missing, monkeypatch):
+def test_what_replicas_share_is_traced_once_where_possible(missing, monkeypatch):
   if missing == "UpdateContext":
     monkeypatch.setattr(_compat, missing, None)
   monkeypatch.setattr(_compat, "hasattr", lambda owner, name: name != missing and hasattr(owner, name), raising=False)
@@ -194,7 +192,7 @@ def test_variables_are_those_of_the_first_replica():
   value, of_optimizer = variable._value, optimizer._distribution_strategy
   with _compat.first_replica(optimizer, [variable]):
     optimizer.apply([tf.constant(2.)], [variable])
-    value.assign_add(5.)  # That of another owner.
+    value.assign_add(5.)  # A variable of another owner.
   assert [copy.numpy() for copy in value.values] == [4., 1.]
   assert variable._value is value and optimizer._distribution_strategy is of_optimizer
 
@@ -247,7 +245,7 @@ def test_a_model_that_keras_builds_is_the_same(monkeypatch):
 
 
 def _wanted(monitor):
-  """The comparison that Keras makes of itself."""
+  """The comparison that Keras chooses by itself."""
   model = small_models.compiled(
       tfp_glow.FlowModel(small_models.distribution(num_classes=3), weight_y=0.01), run_eagerly=True)
   early = keras.callbacks.EarlyStopping(monitor)
@@ -288,7 +286,7 @@ def test_a_deferred_tensor_is_saved(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["_transform_fn", "_also_track"])
-def test_a_deferred_tensor_whose_parts_are_not_to_be_had(name, tmp_path):
+def test_a_deferred_tensor_whose_parts_cannot_be_found(name, tmp_path):
   model = _with_deferred_tensor()
   scale = model.distribution.distribution.scale
   vars(scale)["hidden"] = vars(scale).pop(name)
@@ -296,7 +294,7 @@ def test_a_deferred_tensor_whose_parts_are_not_to_be_had(name, tmp_path):
     _compat.parts_of_deferred_tensor(scale)
 
 
-# What operations are given.
+# Inputs of operations.
 
 
 def test_variables_that_functional_models_read_are_seen():
@@ -305,7 +303,7 @@ def test_variables_that_functional_models_read_are_seen():
   assert not elsewhere.is_read_by(keras.Model(inputs, inputs * 2.))
 
 
-def test_networks_of_which_it_is_not_known_may_read_anything(monkeypatch):
+def test_networks_without_known_inputs_may_read_anything(monkeypatch):
   monkeypatch.setattr(keras.Operation, "__getattribute__", _without("_inbound_nodes"))
   with pytest.raises(NotImplementedError, match="`keras` must be.*`_inbound_nodes`.*Received: 3"):
     _compat.given_in_graphs_to(keras.layers.Activation("relu"))
@@ -362,7 +360,7 @@ def test_bijectors_that_are_injective_are_known():
   assert not _compat.is_injective(tfb.AbsoluteValue())
 
 
-def test_bijectors_of_which_it_is_not_known(monkeypatch):
+def test_bijectors_that_may_not_be_injective(monkeypatch):
   known = lambda owner, name, default: default if name == "_is_injective" else getattr(owner, name, default)
   monkeypatch.setattr(_compat, "getattr", known, raising=False)
   x, base = np.ones([3, 2], np.float32), tfd.Sample(tfd.Normal(tf.Variable(0.), 1.), [2])
@@ -453,112 +451,3 @@ def test_variables_that_cannot_be_frozen(monkeypatch):
     variable._of_another_name = True
   with pytest.raises(NotImplementedError, match=r"the `_trainable` of TensorFlow 2, .*Received: .*`actnorm_shift"):
     actnorm.trainable = False
-
-
-# Nowhere else.
-
-# What TensorFlow, TFP and TFDS ask subclasses to override.
-_HOOKS = {"_forward", "_inverse", "_forward_log_det_jacobian", "_inverse_log_det_jacobian", "_forward_event_shape",
-          "_forward_event_shape_tensor", "_inverse_event_shape", "_inverse_event_shape_tensor", "_is_increasing",
-          "_parameter_properties", "_generate_examples", "_abc_impl"}
-
-
-def _trees():
-  return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): ast.parse(path.read_text())
-          for path in PACKAGE.rglob("*.py")}
-
-
-def _is_private(name):
-  return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name != "_"
-
-
-def _private_names(tree):
-  """Private names that are read, written, or spelled out, as for `getattr`; and whether they are of `self`."""
-  of_text = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
-  for node in ast.walk(tree):
-    if isinstance(node, ast.Attribute) and _is_private(node.attr):
-      yield node.attr, ast.unparse(node.value) in ("self", "cls", "super()")
-    elif isinstance(node, ast.Constant) and _is_private(node.value) and node not in of_text and (
-        node.value.isidentifier() and not node.value.startswith("_tfp_glow_")):
-      yield node.value, False
-
-
-def _own_names(tree):
-  """Names that a class makes: its functions and attributes, and those of `self`."""
-  for node in ast.walk(tree):
-    if isinstance(node, ast.FunctionDef):
-      yield node.name
-    elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-      yield node.id
-    elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and ast.unparse(node.value) == "self":
-      yield node.attr
-
-
-def _classes(module, tree):
-  """The classes of a module, and the tree of each."""
-  found = importlib.import_module(f"tfp_glow.{module}" if module != "__init__" else "tfp_glow")
-  return [(getattr(found, node.name), node) for node in tree.body if isinstance(node, ast.ClassDef)]
-
-
-# What bijectors of this package call of one another; and what a class reads of another of its kind.
-_BETWEEN_BIJECTORS = {"_forward_and_log_det", "_inverse_and_log_det", "_initialize", "_initialize_back", "_walk",
-                      "_depends_on_variables_only", "_keras_variables", "_variables_of_update", "_update", "_owned",
-                      "_set_trainable", "_sync_trainable", "_tell_followers", "_add_follower"}
-_BETWEEN_OTHERS = {"bijectors.recall": {"_bijector"}, "data.decoded_once": {"_num_bytes"}}
-
-
-def _foreign_names(trees):
-  """Modules, and the private names in them that are neither of the class that uses them, nor of a base or subclass."""
-  own = {cls: set(_own_names(tree)) for module, tree in trees.items() for cls, tree in _classes(module, tree)}
-  for module, tree in trees.items():
-    known = _BETWEEN_OTHERS.get(module, set()) | _HOOKS
-    if module.startswith("bijectors."):
-      known |= _BETWEEN_BIJECTORS
-    outside = ast.Module([node for node in tree.body if not isinstance(node, ast.ClassDef)], [])
-    names = {name for name, _ in _private_names(outside)}
-    for cls, tree_of_class in _classes(module, tree):
-      inherited = set().union(*(own[other] for other in own if issubclass(cls, other) or issubclass(other, cls)))
-      names |= {name for name, is_own in _private_names(tree_of_class) if not is_own or name not in inherited}
-    yield module, names - known
-
-
-def test_only_one_file_names_what_is_private():
-  trees = _trees()
-  found = {module: names for module, names in _foreign_names(trees) if names}
-  assert found.pop("_core._compat") > {"_registry", "_direction", "_transform_fn"}
-  assert found == {}
-
-
-@pytest.mark.parametrize("module, code, name", [
-    ("bijectors.base", "variable._value", "_value"), ("bijectors.scan", "variable._value", "_value"),
-    ("bijectors.scan", "self._tracker", "_tracker"), ("training.replicas", "optimizer._name", "_name"),
-    ("training.model", "super()._tracker", "_tracker"), ("data.load", "builder._walk", "_walk"),
-    ("storage.saving", "getattr(value, '_update', None)", "_update"), ("likelihood.flows", "{'_inline': 1}", "_inline"),
-    ("networks.glow", "type(self)._metaclass", "_metaclass")])
-def test_what_is_private_is_found(module, code, name):
-  trees = _trees()
-  place = next((node for node in trees[module].body if isinstance(node, ast.ClassDef)), trees[module])
-  place.body += ast.parse(f"def added(self, value, variable, builder, optimizer):\n  return {code}").body
-  assert dict(_foreign_names(trees))[module] == {name}
-
-
-def test_only_one_file_imports_what_is_private():
-  for module, tree in _trees().items():
-    names = {f"{node.module}.{alias.name}" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
-             for alias in node.names}
-    names |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    found = {name for name in names
-             if name.startswith(("tensorflow.python", "tensorflow_probability.python", "keras.src"))}
-    assert not found or module == "_core._compat", (module, found)
-
-
-def test_nothing_private_is_overridden():
-  """A method that happens to have the name of a private one, too, would be called in its place."""
-  pending, overridden = [keras.Layer, keras.Model, tfb.Bijector, keras.callbacks.Callback], set()
-  while pending:
-    cls = pending.pop()
-    pending += cls.__subclasses__()
-    if cls.__module__.startswith("tfp_glow."):
-      foreign = {name for base in cls.__mro__ if not base.__module__.startswith("tfp_glow.") for name in vars(base)}
-      overridden |= {(cls.__module__, name) for name in vars(cls) if _is_private(name) and name in foreign - _HOOKS}
-  assert overridden == {("tfp_glow._core._compat", "_maybe_symbolic_build")}

@@ -1,4 +1,4 @@
-"""One bijector used twice, parts of other ranks, and what else stands before and behind our bijectors."""
+"""One bijector used twice, parts of other ranks, and other bijectors before and behind ours."""
 
 import gc
 
@@ -36,7 +36,7 @@ def test_twice_is_not_once(in_graph):
 
 
 def test_parts_of_tfps_bijectors_follow_updates():
-  """Those of `tfb.Blockwise`, which is taken for one bijector of TFP's."""
+  """Parts of `tfb.Blockwise`, which counts as one bijector of TFP."""
   block = tfp_glow.InvertibleResidualBlock(contraction(2), "russian_roulette", event_ndims=1, seed=0)
   block.inverse(np.zeros([1, 2], np.float32))
   chain = tfp_glow.Chain([tfb.Blockwise([block, tfb.Identity()], [2, 1])])
@@ -101,7 +101,7 @@ def test_a_base_with_a_batch_of_parameters_is_trained():
 
 
 class _Scale(tfp_glow.OnePassBijector):
-  """A user's, which scales by what it holds, a `state`, and has not made that known."""
+  """A user's bijector that scales by a `state` it holds, and does not declare it."""
 
   def __init__(self, state, scale_of):
     super().__init__(forward_event_shape=[2], inverse_event_shape=[2])
@@ -118,7 +118,7 @@ class _Scale(tfp_glow.OnePassBijector):
 
 
 class _KnownScale(_Scale):
-  """Has made it known, and says that it depends on nothing else."""
+  """Declares its state, and that it depends on nothing else."""
 
   def __init__(self):
     super().__init__(None, lambda state: state.value)
@@ -155,7 +155,7 @@ _COMPOSITIONS = {
     ("forward", "inverse_log_det_jacobian")])
 @pytest.mark.parametrize("kind, composition", [
     *((kind, "alone") for kind in _UNKNOWN), ("keras_variable", "tfb_chain"), ("keras_variable", "ours")])
-def test_state_that_nobody_knows_of(kind, composition, there, asked, in_graph):
+def test_state_that_is_not_declared(kind, composition, there, asked, in_graph):
   make_state, scale_of, change = _UNKNOWN[kind]
   user = _Scale(make_state(), scale_of)
   bijector = _COMPOSITIONS[composition](user)
@@ -170,7 +170,7 @@ def test_state_that_nobody_knows_of(kind, composition, there, asked, in_graph):
   np.testing.assert_allclose(actual, getattr(bijector, asked)(given.numpy()), rtol=1e-6)
 
 
-def test_users_may_say_that_all_is_known():
+def test_users_may_declare_all_state():
   bijector, y = _KnownScale(), tf.ones([1, 2])
   held = bijector.inverse(y)
   np.testing.assert_allclose(bijector.forward(held), y)
@@ -223,7 +223,7 @@ def test_repr_names_the_parts():
 
 
 class _Scaled(tfp_glow.OnePassBijector):
-  """A user's, which says nothing of its arguments but in its functions."""
+  """A user's bijector that names its arguments only in its functions."""
 
   def __init__(self):
     super().__init__(forward_event_shape=[2], inverse_event_shape=[2])

@@ -1,4 +1,4 @@
-"""Conditional densities: against a posterior that is known, their integrals, and what log-dets do not contain."""
+"""Conditional densities: against a known posterior, their integrals, and what log-dets leave out."""
 
 import functools
 
@@ -16,7 +16,7 @@ CONTEXTS = 2. * np.random.default_rng(0).standard_normal([3, 3])
 
 
 def _network(num_outputs, dtype):
-  """Of one number and a context `[3]`."""
+  """A network of one number and a context `[3]`."""
   dense = functools.partial(keras.layers.Dense, dtype=dtype)
   inputs, context = keras.Input([1], dtype=dtype), keras.Input([3], dtype=dtype)
   hidden = dense(16, activation="tanh")(keras.layers.Concatenate(dtype=dtype)([inputs, context]))
@@ -40,7 +40,7 @@ def _residual(num_blocks=3, dtype="float64", num_values=2, context_shape=(3,), *
 
 
 def _with_a_network():
-  """Whose context goes through a network."""
+  """A flow with a context network."""
   dense = functools.partial(keras.layers.Dense, activation="tanh", dtype="float64")
   return _residual(context_network=keras.Sequential([dense(8), dense(5)]))
 
@@ -74,8 +74,8 @@ each_flow = pytest.mark.parametrize("name", FLOWS)
 def test_posterior_of_a_linear_gaussian_simulator(make, num_batches, most_nats, most_difference):
   """Bounds are about twice what was measured.
 
-  Of couplings and residual flow: divergences 0.0031 and 0.0009 nats; differences of the log-density, of which nine in
-  ten are smaller, 0.095 and 0.043; means and covariances off by at most 0.041 and 0.034 deviations or variances.
+  Measured with couplings and residual flow: divergences of 0.0031 and 0.0009 nats; nine in ten differences of the
+  log-density below 0.095 and 0.043; means and covariances off by at most 0.041 and 0.034 deviations or variances.
   """
   keras.utils.set_random_seed(0)
   simulator = simulators.SIMULATORS["linear_gaussian"]
@@ -95,14 +95,14 @@ def test_posterior_of_a_linear_gaussian_simulator(make, num_batches, most_nats, 
     np.testing.assert_allclose(np.cov(samples.T), simulator.COVARIANCE, atol=0.08 * deviation**2)
 
 
-# The density of each context is one.
+# The density integrates to one for each context.
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, side", [
     ("couplings", 30.), ("vector flow", 45.), ("residual flow", 6.), ("context network", 8.)])
 def test_integral_over_the_plane(name, side):
-  """So smooth functions that vanish at the border are summed with hardly any error."""
+  """Sums over a grid have hardly any error for functions that are so smooth and vanish at the border."""
   flow, line = _perturbed(name), np.linspace(-side, side, 301)
   points = np.stack(np.meshgrid(line, line), axis=-1).reshape([-1, 2])
   densities = []
@@ -127,7 +127,7 @@ def _jacobian(function, values):
 
 @each_flow
 def test_contexts_that_depend_on_the_inputs(name):
-  """The log-det is that of a context that stays as it is, although gradients flow through it."""
+  """The log-det holds the context fixed, although gradients flow through it."""
   flow, points = _perturbed(name), np.random.default_rng(1).standard_normal([5, 2])
   mixing = np.random.default_rng(2).standard_normal([2, 3])
   context = lambda y: tf.sin(y @ mixing)
@@ -139,7 +139,7 @@ def test_contexts_that_depend_on_the_inputs(name):
 
 
 def test_autoregressive():
-  """One flow's data as the context of another: the log-det of both is the sum of theirs."""
+  """The data of one flow are the context of another: the log-det of both is the sum."""
   first, second = _residual(num_values=3, context_shape=None), _perturbed("couplings")
   perturb(first, scale=0.4)
   points = np.random.default_rng(1).standard_normal([5, 5])
@@ -180,7 +180,7 @@ def _convolutional_block(dtype):
 @pytest.mark.parametrize("make", [_dense_block, pytest.param(_convolutional_block, marks=pytest.mark.slow)],
                          ids=["dense", "convolutional"])
 def test_lipschitz_constants(make, dtype, tolerance):
-  """With kernels far above their bound, of which the second undoes what the first does to directions."""
+  """Kernels are far above their bound, and the second undoes what the first does to directions."""
   event_shape, context_shape, block = make(dtype)
   rng, size = np.random.default_rng(0), int(np.prod(event_shape))
   block.build(event_shape)
@@ -194,7 +194,7 @@ def test_lipschitz_constants(make, dtype, tolerance):
   kernel[..., 0, :] = np.abs(kernel[..., 0, :])
   block.context_map.kernel.assign(kernel)
   y, context = draw([20, *event_shape], 1.), draw([20, *context_shape], 1.)
-  context[0] = np.where(np.arange(3) == 0, 6., 0.)  # Which has all activations at their steepest.
+  context[0] = np.where(np.arange(3) == 0, 6., 0.)  # There all activations are at their steepest.
   of_inputs = _jacobian(lambda y: block.inverse(y, context=context) - y, y)
   of_context = _jacobian(lambda context: block.inverse(y, context=context), context)
   assert 0.8 < _norm(of_inputs, size) <= 0.98 + 1e-3

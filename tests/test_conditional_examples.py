@@ -101,7 +101,7 @@ def test_what_does_not_fit_the_images(options, message, monkeypatch, tmp_path, c
   assert message in capsys.readouterr().err and not (tmp_path / "new").exists()
 
 
-def test_halves_of_a_size_that_cannot_be_halved_further(monkeypatch, capsys):
+def test_inpainting_needs_a_size_that_can_be_halved_once_more(monkeypatch, capsys):
   with pytest.raises(SystemExit):
     call(conditional_images, monkeypatch, "--task=inpainting", "--num-blocks=2", "--image-size=28")
   assert "--image-size must be divisible by 2 ** (num_blocks + 1) = 8" in capsys.readouterr().err
@@ -143,7 +143,7 @@ def test_an_epidemic_reaches_no_more_than_there_are():
 
 
 class ExactPosterior:
-  """Of `LinearGaussian`, but for the `width` of what it samples."""
+  """The posterior of `LinearGaussian`, except that its samples have another `width`."""
 
   def __init__(self, width):
     self._simulator, self._width = simulators.LinearGaussian(), width
@@ -173,7 +173,7 @@ def test_ranks_tell_whether_a_posterior_is_as_wide_as_it_should_be(width):
 
 
 def test_uniformity():
-  """By the formula."""
+  """Against the formula."""
   ranks = np.concatenate([np.arange(100), np.full([100], 7)])
   found = posterior.uniformity(ranks)
   assert found["chi_square"] == pytest.approx((19 * 5.**2 + 95.**2) / 10.)
@@ -196,7 +196,7 @@ def test_contexts_and_events(task_name):
 
 
 class Oracle:
-  """Samples the truth, `off` by some levels upwards or downwards."""
+  """Samples the truth, plus or minus `off` levels."""
 
   context_shape = (1,)
 

@@ -20,7 +20,7 @@ BATCH = [6]
 
 
 def is_slow(name):
-  """What has several parts, but for a few, and only for their number."""
+  """Cases of several parts, except for a few that differ only in the number of parts."""
   few = ("glow_step", "glow_step_vector", "scan_vector", "glow_classes", "residual_vector")
   several = ("glow_", "scan", "residual", "own_", "chain", "invert_", "vector_flow")
   return name.startswith(several) and name not in few
@@ -32,13 +32,13 @@ def _marked(name, *others):
 
 every_case = pytest.mark.parametrize("name", [_marked(name) for name in NAMES])
 both_directions = pytest.mark.parametrize("inverse", [False, True], ids=["forward", "inverse"])
-# Where both directions are one code, they are tested in turn.
+# Where both directions share code, half of the cases test each.
 every_case_in_turn = pytest.mark.parametrize(
     "name, inverse", [_marked(name, i % 2 == 0) for i, name in enumerate(NAMES)])
 
 
 def _directions():
-  """Both of what is a part of others; those in turn of what has several parts."""
+  """Both for bijectors that are parts of others; for those with several parts, one in turn."""
   for index, name in enumerate(NAMES):
     if is_slow(name):
       yield _marked(name, index % 2 == 0)
@@ -50,7 +50,7 @@ every_part_in_both_directions = pytest.mark.parametrize("name, inverse", list(_d
 
 
 def _ways():
-  """Each way there and back is a pass of both directions; so one is enough for the other dtype, or several parts."""
+  """A round trip takes both directions, so one is enough for the other dtype, or for several parts."""
   deep = ("scan", "glow_affine_conv1x1_3_blocks")
   for name in NAMES:
     yield _marked(name, True, "float64")
@@ -62,13 +62,13 @@ def _ways():
 
 @functools.cache
 def bijector_of(name, dtype):
-  """One for all tests that leave the weights as they are."""
+  """One bijector for all tests that do not change its weights."""
   return CASE[name].make(dtype)
 
 
 @functools.cache
 def there_and_back(name, inverse, dtype):
-  """`run` on a batch, then the other direction on a NumPy array of what came out: nothing can be remembered."""
+  """`run` on a batch, then the other direction on a NumPy array of what came out: no pass can be recalled."""
   case, bijector = CASE[name], bijector_of(name, dtype)
   inputs = case.draw(BATCH, inverse, dtype)
   outputs, log_det = run(bijector, inputs, inverse, **case.labels(BATCH))
@@ -77,7 +77,7 @@ def there_and_back(name, inverse, dtype):
 
 
 def one_way(name, inverse):
-  """Inputs, outputs and log-det of a direction in float64; of what has several parts, `forward` is the way back."""
+  """Inputs, outputs and log-det of a direction in float64; with several parts, `forward` is the way back."""
   if is_slow(name) and not inverse:
     _, inputs, _, outputs, log_det = there_and_back(name, True, "float64")
     return inputs.numpy(), outputs, log_det
@@ -103,7 +103,7 @@ def test_round_trip(name, inverse, dtype):
 
 
 def jacobian(function, inputs):
-  """`d outputs / d inputs` at one example: a row from each of as many copies of it as there are rows, no loop."""
+  """`d outputs / d inputs` at one example. Each row comes from a copy of the example, without a loop."""
   copies = tf.tile(inputs[tf.newaxis], [inputs.shape.num_elements()] + [1] * inputs.shape.rank)
   with tf.GradientTape() as tape:
     tape.watch(copies)
@@ -114,7 +114,7 @@ def jacobian(function, inputs):
 
 @every_case
 def test_log_det_is_that_of_the_jacobian(name):
-  """That of `inverse`, of which the log-det of `forward` is the negative at the same point: `test_round_trip`."""
+  """The log-det of `inverse`. That of `forward` is its negative at the same point: `test_round_trip`."""
   inputs, _, log_det = one_way(name, True)
   labels = {key: value[1] for key, value in CASE[name].labels(BATCH).items()}
   matrix = jacobian(lambda x: run(bijector_of(name, "float64"), x, True, **labels)[0], tf.constant(inputs[1]))
@@ -129,7 +129,7 @@ def test_methods_of_tfp_agree_with_one_pass(name, inverse):
   inputs, outputs, log_det = one_way(name, inverse)
   value_of = bijector.inverse if inverse else bijector.forward
   log_det_of = bijector.inverse_log_det_jacobian if inverse else bijector.forward_log_det_jacobian
-  # Each from an array of its own: none can be answered from what another remembered.
+  # Each gets an array of its own, so that none can be answered by the pass of another.
   assert_close(value_of(inputs, **labels), outputs)
   whole_rank = len(CASE[name].shape(inverse)) + len(BATCH)
   assert_close(log_det_of(inputs, event_ndims=whole_rank, **labels), tf.reduce_sum(log_det))
@@ -202,7 +202,7 @@ def test_wrong_shapes_are_errors(name, inverse):
 def test_wrong_dtypes_are_errors(name, inverse):
   case, bijector = CASE[name], bijector_of(name, "float64")
   method = bijector.inverse if inverse else bijector.forward
-  # TFP's own compositions say it by a `ValueError` of TensorFlow's.
+  # TFP's own compositions raise a `ValueError` of TensorFlow's.
   error = TypeError if isinstance(bijector, tfp_glow.OnePassBijector) else (TypeError, ValueError)
   for wrong in ("float32", "int32"):
     with pytest.raises(error, match="float64"):
@@ -311,7 +311,7 @@ def test_xla(name, inverse):
   check_traced(name, inverse, jit_compile=True)
 
 
-# One of each kind of layer, scan and composition that is not among the above: of the same operations are the others.
+# One of each kind of layer, scan and composition that is not above; the others have the same operations.
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [
     "permutation", "squeeze_by_3", "additive_coupling_odd", "affine_coupling_sequential", "factor_out", "logit",

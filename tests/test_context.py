@@ -1,4 +1,4 @@
-"""Conditional flows: what a context reaches, and that answers are those for the context that is given."""
+"""Conditional flows: what a context reaches, and that results are those of the given context."""
 
 import functools
 import types
@@ -68,7 +68,7 @@ def _two_inputs(units):
 
 @functools.cache
 def _shared(make, shape="vector"):
-  """A flow that no test changes."""
+  """A flow that no test may change."""
   return make(SHAPES[shape])
 
 
@@ -142,7 +142,7 @@ def test_every_parameter_has_a_gradient(make, num_classes):
 
 
 def _gradients(flow, values, context, inverse):
-  """Of a loss of both outputs, with respect to inputs, context and variables."""
+  """Gradients of a loss of both outputs, by inputs, context and variables."""
   values, context = tf.constant(values), tf.constant(context)
   with tf.GradientTape() as tape:
     tape.watch([values, context])
@@ -156,7 +156,7 @@ def _gradients(flow, values, context, inverse):
 @pytest.mark.parametrize("network_fn, num_steps", [(None, 1), (None, 3), (_two_inputs, 3)],
                          ids=["default, one", "default", "own"])
 def test_gradients_of_scanned_steps(inverse, network_fn, num_steps):
-  """Of the context, too: those by hand, in graphs, and those that rebuild are those of the tape."""
+  """Hand-written and reversible gradients in graphs equal those of the tape, also for the context."""
   make = functools.partial(tfp_glow.GlowBijector, SHAPE, 1, num_steps, 4, network_fn=network_fn, context_shape=IMAGE,
                            seed=0, dtype="float64")
   flows = [make(gradient="autodiff"), make(gradient="reversible")]
@@ -197,10 +197,10 @@ def test_context_network_is_evaluated_once_a_pass(make):
 @each_flow
 @pytest.mark.slow
 def test_initialisation_is_that_of_the_context(make):
-  """Once the context acts, what is set from data is another for another context; and there must be one."""
+  """Once the context has an effect, initial values depend on it, and a context must be given."""
   flow, context = make(perturbed=False), _context(VECTOR)
   rng = np.random.default_rng(0)
-  for variable in flow.trainable_variables:  # Those that are not set from data, so that the context acts.
+  for variable in flow.trainable_variables:  # Variables that are not set from data, so that the context has an effect.
     variable.assign_add(tf.constant(0.3 * rng.standard_normal(variable.shape)))
   flow.initialize(IMAGES, context=context)
   first = [v.numpy() for v in flow.variables]
@@ -211,7 +211,7 @@ def test_initialisation_is_that_of_the_context(make):
     flow.initialize(IMAGES)
 
 
-# Never the answer of another context.
+# Never the result of another context.
 
 
 @pytest.mark.parametrize("make, in_graph", [(_glow, False), (_glow, True), (_residual, False)],
@@ -247,7 +247,7 @@ def test_a_context_that_is_changed_in_place(in_graph, make_variable):
 
 
 class Holder:
-  """Whatever has a condition."""
+  """An object that holds a condition."""
   condition = None
 
 
@@ -344,12 +344,12 @@ def test_networks_of_keras_are_remembered():
 
 
 def test_no_network_is_searched_where_there_is_nothing_to_remember(monkeypatch):
-  """It takes time, of large networks much."""
+  """The search takes time, and much for large networks."""
   flow, searched = _glow(), []
   monkeypatch.setattr(elsewhere, "is_read_by", lambda network: searched.append(network) or False)
   z = flow.inverse(tf.constant(IMAGES), context=_context(VECTOR))
   assert not searched
-  np.testing.assert_array_equal(flow.forward(z, context=_context(VECTOR)), IMAGES)  # The answer itself.
+  np.testing.assert_array_equal(flow.forward(z, context=_context(VECTOR)), IMAGES)  # The result itself.
   assert searched
 
 
@@ -375,7 +375,7 @@ def test_one_context_for_all_latents():
 
 
 def test_features_of_each_level():
-  """Squeezed to the first level, then averaged; repeated where they are smaller."""
+  """Features are squeezed to the first level, then averaged; smaller ones are repeated."""
   shapes = contexts.checked_context_shape({"v": (2,), "l": (8, 8, 1), "s": (2, 2, 1)})
   features = context_features.ContextFeatures(shapes, None, [(4, 4), (2, 2), (1, 1)], tf.float64)
   context = _context({"v": (2,), "l": (8, 8, 1), "s": (2, 2, 1)})
@@ -395,7 +395,7 @@ def test_features_of_each_level():
 # Classes.
 
 
-def test_latent_under_another_label():
+def test_latents_under_another_label():
   glow, context = _glow(num_classes=3), _context(VECTOR)
   labels, others = np.array([0, 1, 2]), np.array([[2, 0], [1, 1], [0, 1]])
   z, log_det = glow.inverse_and_log_det(IMAGES, labels=labels, context=context)

@@ -281,7 +281,7 @@ def test_saved_model(tmp_path, name, context):
       model.sample(12, 0.7, seed=(1, 2), **live))
   z = model.encode(IMAGES, **live), model.encode(IMAGES[::-1], **live)
   between = signatures["interpolate"](first=images, second=images[::-1], num_steps=tf.constant(4), **given)["images"]
-  # (A third of the way, as half of it may lie on the edge between two grey levels.)
+  # (A third of the way, because half of it may lie on the edge between two grey levels.)
   np.testing.assert_array_equal(between[:, 1], model.decode(z[0] + (z[1] - z[0]) / 3., **live))
   last = sorted(given)[0]  # A context.
   with pytest.raises(tf.errors.InvalidArgumentError, match="`context` must be one for each image"):
@@ -321,7 +321,7 @@ def test_samples_of_a_column_have_the_same_context(tmp_path):
   np.testing.assert_array_equal(_picture(tmp_path / "samples_0001.png"), pictures.tile(rows))
 
 
-def test_contexts_of_a_way_are_those_of_the_nearer_end(tmp_path):
+def test_contexts_along_an_interpolation_are_those_of_the_nearer_end(tmp_path):
   images, model = IMAGES[..., :1], _callback_model()
   given = {"labels": LABELS[:2], "context": VECTORS[:2]}
   model.fit(images, {"context": VECTORS, "label": LABELS}, verbose=0, callbacks=[
@@ -401,7 +401,7 @@ def test_hybrid_model(tmp_path):
   np.testing.assert_allclose(served["class_probabilities"], found, rtol=1e-5)
 
 
-def test_keys_that_are_none_of_a_context():
+def test_keys_that_are_no_part_of_a_context():
   with pytest.raises(ValueError, match=r"must have the key 'context'\. Received: the keys \['contexts'\]"):
     _models("vector").fit(IMAGES, {"contexts": VECTORS}, verbose=0)
 
@@ -410,7 +410,7 @@ def test_keys_that_are_none_of_a_context():
 
 
 def test_layers_that_are_adapted_are_refused():
-  """Their numbers would be lost in files."""
+  """Their adapted state would not be in files."""
   layer = keras.layers.Normalization()
   layer.adapt(VECTORS)
   make = lambda network: tfp_glow.GlowBijector(
@@ -429,6 +429,6 @@ def test_layers_are_frozen_and_unfrozen_by_compile():
     network.trainable = is_trainable
     model.compile(keras.optimizers.SGD(0.1), run_eagerly=True)
     before = [v.numpy() for v in network.variables]
-    for _ in range(2):  # At first nothing depends on the context, and so has no gradients.
+    for _ in range(2):  # At first nothing depends on the context, so there are no gradients.
       model.train_on_batch(IMAGES, {"context": VECTORS})
     assert is_trainable == any(np.any(v.numpy() != value) for v, value in zip(network.variables, before))

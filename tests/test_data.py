@@ -21,7 +21,7 @@ DEBIAN_FASHION_MNIST = pathlib.Path("/usr/share/datasets/fashion-mnist")
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-  """Any attempt to reach a host fails at once, as where there is no network."""
+  """Any attempt to reach a host fails at once, as without a network."""
   calls = []
 
   def refuse(*args, **kwargs):
@@ -113,7 +113,7 @@ def test_length_and_remainder():
 
 
 def test_workers_share_each_batch():
-  """By files, what TensorFlow prefers, their batches would be others than those of one process."""
+  """With shares by files, TensorFlow's preference, batches would differ from those of one process."""
   policy = data.load_images("digits", "train", 7).options().experimental_distribute.auto_shard_policy
   assert policy == tf.data.experimental.AutoShardPolicy.DATA
 
@@ -224,7 +224,7 @@ def test_tfds_shuffles_train_and_parts_of_it():
 
 @pytest.fixture(scope="module")
 def tiny_images():
-  """The name of a TFDS data set without test split, whose images are flat."""
+  """The name of a TFDS data set without a test split, with flat images."""
   import tensorflow_datasets as tfds
 
   class TinyImages(tfds.core.GeneratorBasedBuilder):
@@ -268,7 +268,7 @@ def test_tfds_splits_and_labels(tiny_images, tmp_path):
 @pytest.mark.slow
 def test_tfds_shuffles_many_files_reproducibly(tiny_images, tmp_path, monkeypatch):
   import tensorflow_datasets as tfds
-  monkeypatch.setattr(tfds_source, "_SHUFFLE_BUFFER", 1)  # Leaves the shuffling of the files.
+  monkeypatch.setattr(tfds_source, "_SHUFFLE_BUFFER", 1)  # Only the files are shuffled then.
   tfds.builder(tiny_images, data_dir=tmp_path).download_and_prepare(
       download_config=tfds.download.DownloadConfig(num_shards=6))
 
@@ -383,7 +383,7 @@ def read_idx(name, header):
 
 @pytest.fixture(scope="module")
 def fashion_mnist_dir(tmp_path_factory):
-  """TFDS's folder with Fashion-MNIST, prepared once for all tests: the first images of its splits."""
+  """TFDS's folder with Fashion-MNIST, prepared once for all tests, with the first images of its splits only."""
   from tensorflow_datasets.image_classification import mnist
   data_dir = tmp_path_factory.mktemp("tfds")
   with pytest.MonkeyPatch.context() as monkeypatch:

@@ -17,7 +17,7 @@ def deep(*shape, seed=0):
 
 
 def save_png(path, image):
-  """Of 16 bits and any number of channels, which Pillow does not write."""
+  """Writes a PNG file of 16 bits and any number of channels, which Pillow cannot write."""
   path.parent.mkdir(parents=True, exist_ok=True)
   path.write_bytes(tf.io.encode_png(image).numpy())
 
@@ -83,7 +83,7 @@ def test_squares_of_16_bits(tmp_path):
   assert cut[0, 0] in ramp and (np.diff(cut.astype(int)) == 1000).all()
 
 
-def test_dtypes_that_a_folder_has_not(tmp_path):
+def test_dtypes_that_a_folder_cannot_have(tmp_path):
   save(tmp_path / "train" / "a.png", deep(6, 6))
   save(tmp_path / "train" / "b.png", pixels(6, 6))
   write_tiff(tmp_path / "train" / "c.tif", deep(6, 6, 3), photometry=2)
@@ -109,7 +109,7 @@ def test_tiff_files_that_would_be_misread(tmp_path, image, options, dtype):
     data.load_images(tmp_path, "train", 1, dtype=dtype)
 
 
-def test_the_writer_of_these_writes_what_is_read(tmp_path):
+def test_the_tiff_writer_of_these_tests(tmp_path):
   image = deep(6, 6, 1)
   write_tiff(tmp_path / "train" / "a.tif", image)
   np.testing.assert_array_equal(load(tmp_path, dtype="uint16")[0], image)
@@ -117,7 +117,7 @@ def test_the_writer_of_these_writes_what_is_read(tmp_path):
 
 def test_broken_tiff_files(tmp_path):
   path = save(tmp_path / "train" / "a.tif", deep(40, 40))
-  path.write_bytes(path.read_bytes()[:-1000] + b"\xff\xd9")  # The end of a JPEG, which says nothing here.
+  path.write_bytes(path.read_bytes()[:-1000] + b"\xff\xd9")  # The end marker of a JPEG, which has no meaning here.
   with pytest.raises(ValueError, match="must contain only readable images, but 1 of 1 are not"):
     data.load_images(tmp_path, "train", 1)
 
@@ -187,7 +187,7 @@ def test_many_bands_of_an_npz_file(tmp_path):
   found, found_labels = next(iter(dataset))
   np.testing.assert_array_equal(found, images)
   np.testing.assert_array_equal(found_labels, labels)
-  np.testing.assert_array_equal(load(path, "test", dtype="uint16"), images[:3])  # Of the other order of bytes.
+  np.testing.assert_array_equal(load(path, "test", dtype="uint16"), images[:3])  # In the other byte order.
   padded = load(path, "test", image_size=8)
   np.testing.assert_array_equal(padded, np.pad(images[:3], [(0, 0), (1, 1), (1, 1), (0, 0)]))
 
@@ -199,12 +199,12 @@ def test_reduced_arrays_of_16_bits(tmp_path):
   for how in ({"image_size": 4}, {"image_size": 4, "shorter_side": 4, "shuffle": True}):
     found = load(path, **how)
     assert found.dtype == np.uint16 and found.shape == (4, 4, 4, 2)
-    # At the borders there are fewer to take the mean of.
+    # At the borders the mean is taken over fewer pixels.
     np.testing.assert_allclose(found[:, 1:3], np.broadcast_to(means[1:3, np.newaxis, np.newaxis], [4, 2, 4, 2]), atol=1)
 
 
 @pytest.mark.parametrize("dtype, found", [("uint8", "uint16"), ("uint16", "uint8")])
-def test_dtypes_that_a_file_has_not(tmp_path, dtype, found):
+def test_dtypes_that_a_file_cannot_have(tmp_path, dtype, found):
   path = write_npz(tmp_path, x_train=np.ones([4, 6, 6], found))
   with pytest.raises(ValueError, match=f"`dtype` must be None or '{found}' .* Received: dtype='{dtype}'"):
     data.load_images(path, "train", 1, dtype=dtype)

@@ -290,7 +290,7 @@ def test_folder_is_decoded_again_where_there_is_no_room(tmp_path, monkeypatch):
     save(tmp_path / "train" / f"{i}.png", pixels(8, 8, 3, seed=i))
   decoded, read = [], image_file.read
   monkeypatch.setattr(image_file, "read", lambda path, *args: decoded.append(path) or read(path, *args))
-  monkeypatch.setattr(decoded_once, "_all", set())  # Those of other tests are none of it.
+  monkeypatch.setattr(decoded_once, "_all", set())  # Images of other tests do not count.
   monkeypatch.setattr(decoded_once, "MAX_BYTES", 4 * (8 * 8 * 3 + 600))
   dataset = data.load_images(tmp_path, "train", 2, shuffle=False)
   np.testing.assert_array_equal(arrays(dataset), arrays(dataset))
@@ -308,7 +308,7 @@ def test_two_threads_decode_an_image_once(monkeypatch):
     calls.append(number)
     if len(calls) > 1:
       another.set()
-    another.wait(0.2)  # As long as it takes: meanwhile the other thread has asked.
+    another.wait(0.2)  # Decoding takes long: meanwhile the other thread has asked.
     return np.full(8, number)
 
   once = decoded_once.DecodedOnce(decode)

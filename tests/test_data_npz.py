@@ -50,7 +50,7 @@ def test_splits_and_shapes(tmp_path):
 @pytest.mark.slow
 def test_labels_colours_sizes_and_epochs(tmp_path):
   path = write(tmp_path, x_train=RNG.integers(0, 256, (40, 6, 8, 3), np.uint8),
-               y_train=(np.arange(40) % 5)[:, np.newaxis])  # As Keras has those of CIFAR-10.
+               y_train=(np.arange(40) % 5)[:, np.newaxis])  # The shape of the labels of Keras' CIFAR-10.
   images, labels = next(iter(data.load_images(path, "train", 40, image_size=4, with_labels=True, shuffle=False)))
   assert images.shape == (40, 4, 4, 3) and labels.dtype.name == "int64"
   np.testing.assert_array_equal(labels, np.arange(40) % 5)
@@ -79,7 +79,7 @@ def test_errors_name_the_argument(tmp_path, changes, arguments, message):
     data.load_images(**{"name_or_folder": path, "split": "test", "batch_size": 4, **arguments})
 
 
-def test_files_that_are_none(tmp_path):
+def test_files_that_are_no_npz_files(tmp_path):
   missing = tmp_path / "none.npz"
   for name in (missing, "none.npz"):
     for ask in (lambda name: data.load_images(name, "train", 4), data.num_classes):

@@ -65,7 +65,7 @@ def batches(dataset):
 @pytest.mark.slow
 @pytest.mark.parametrize("source", ["npz", "folder", "tfds", "stream"])
 def test_workers_have_each_batch_of_one_process(load, source):
-  """43 images, three workers, batches of 8 and of 3: shares are uneven, and none may have fewer batches than others."""
+  """43 images, three workers, batches of 8 and of 3: shares are uneven, but all have the same number of batches."""
   expected = batches(load(source, epochs=range(2)))
   datasets = [load(source, worker, epochs=range(2)) for worker in range(3)]
   shares = [batches(dataset) for dataset in datasets]
@@ -74,7 +74,7 @@ def test_workers_have_each_batch_of_one_process(load, source):
     assert sorted(batch) == sorted(sum(parts, [])) and max(map(len, parts)) <= 3
   first, second = sum(expected[:6], []), sum(expected[6:], [])
   assert first != second and len(expected[5]) == 3 and len(set(first)) == len(set(second)) == NUM_IMAGES
-  # A run that is gone on with, after an epoch and within it; a worker of two replicas has two elements a step.
+  # A resumed run, after an epoch and within it; a worker of two replicas has two elements a step.
   assert batches(load(source, 1, epochs=range(1, 2))) == shares[1][6:]
   assert batches(load(source, 1, epochs=range(2), skip_batches=4)) == shares[1][4:]
   pairs = {"worker": 1, "num_workers": 2, "num_replicas": 4, "epochs": range(2)}
@@ -110,7 +110,7 @@ def test_a_worker_without_images_has_empty_batches(load, source, image_size):
 
 
 def test_replicas_of_a_worker_take_turns(load):
-  """In the order in which `predict` puts together what the replicas of all workers return: images come in theirs."""
+  """The order in which `predict` concatenates the outputs of all replicas, so that they match the images."""
   first, second = (batches(load("npz", worker, num_workers=2, num_replicas=4, shuffle=False)) for worker in range(2))
   assert len(first) == len(second) == 2 * 6
   found = [image for i in range(0, 12, 2) for part in (first[i], second[i], first[i + 1], second[i + 1])
@@ -140,7 +140,7 @@ def test_a_worker_decodes_files_of_its_own_and_once(load, monkeypatch):
     decoded.clear()
   for paths in per_worker:
     assert len(paths) == len(set(paths))  # Once in three epochs.
-    assert len(paths) <= NUM_IMAGES * 3 / 8 + 2  # Three of eight lanes at most, and what lies at their ends.
+    assert len(paths) <= NUM_IMAGES * 3 / 8 + 2  # At most three of eight lanes, and the files at their ends.
   assert len(set(sum(per_worker, []))) == NUM_IMAGES
   for worker in range(3):
     arrays(load("folder", worker, shuffle=False))
@@ -148,7 +148,7 @@ def test_a_worker_decodes_files_of_its_own_and_once(load, monkeypatch):
 
 
 def counted(monkeypatch):
-  """Counts records that TFDS reads and images that are decoded or reduced, each in a list."""
+  """Counts the records that TFDS reads and the images that are decoded or reduced, each in a list."""
   import tensorflow_datasets as tfds
   read, decoded = [], []
   as_dataset, fit = tfds.core.DatasetBuilder.as_dataset, crop.fit
@@ -173,13 +173,13 @@ def test_a_worker_reads_and_decodes_records_of_its_own_and_once(load, monkeypatc
     assert 40 * 2 // 8 <= len(read) <= 40 * 3 // 8 + 1 and len(decoded) == len(read)
     read.clear(), decoded.clear()
   assert np.sum(numbers, axis=0).tolist() == [40] * 2
-  for worker in range(3):  # Whose shares are of many places.
+  for worker in range(3):  # Its shares come from many places.
     arrays(load("tfds", worker, shuffle=False))
   assert len(decoded) == NUM_IMAGES
 
 
 @pytest.mark.slow
-def test_what_is_too_much_to_be_held_is_read_in_each_pass_and_each_share_decoded_alone(load, monkeypatch):
+def test_data_too_large_for_memory_are_read_in_each_pass_and_each_share_is_decoded_alone(load, monkeypatch):
   read, decoded = counted(monkeypatch)
   for worker in range(2):
     images = load("stream", worker, num_workers=2)
@@ -188,7 +188,7 @@ def test_what_is_too_much_to_be_held_is_read_in_each_pass_and_each_share_decoded
 
 
 @pytest.mark.slow
-def test_a_data_set_is_decoded_once_for_all_that_is_made_of_it(load, monkeypatch):
+def test_a_data_set_is_decoded_once_for_all_its_datasets(load, monkeypatch):
   read, decoded = counted(monkeypatch)
   first, second = load("tfds"), load("tfds", epochs=range(3))
   next(iter(first))  # A single batch, as for `adapt`.
@@ -223,17 +223,17 @@ def test_reduced_arrays_are_kept(load, monkeypatch):
 
 
 def test_images_are_in_the_last_batch_equally_often():
-  """Else those in it, which has fewer, would count more than others; but for some twice as often, where lanes meet."""
+  """Images in the last, smaller batch count more; some are there twice as often as others, where lanes meet."""
   shuffle = tf.function(lambda seed: order.shuffled(order.share_of(8, None), 43, [[0, 3 * seed + i] for i in range(3)]))
   passes = np.stack([shuffle(tf.constant(i)) for i in range(500)])
   assert passes.shape == (500, 6, 8)
   assert (np.sort(passes.reshape(500, 48)) == [*[-1] * 5, *range(43)]).all()
   last = np.bincount(passes[:, 5][passes[:, 5] >= 0], minlength=43)
   assert last.sum() == 1500 and (15 < last).all() and (last < 90).all()
-  assert set(passes[:, 0, 0]) == set(passes[:, 4, 7]) == set(range(43))  # Any place, any time.
+  assert set(passes[:, 0, 0]) == set(passes[:, 4, 7]) == set(range(43))  # Each image may come at any place.
 
 
-def test_numbers_that_a_worker_may_need_are_those_that_come():
+def test_numbers_that_a_worker_may_need_are_those_that_it_reads():
   share = order.share_of(8, tf.distribute.InputContext(3, 1, 3))
   (first, end), = share.parts
   rows = np.concatenate([order.shuffled(share, 43, 3 * [[0, i]])[:, first:end] for i in range(40)])

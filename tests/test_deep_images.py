@@ -22,7 +22,7 @@ ALL_VALUES = np.arange(65536, dtype=np.uint16).reshape(1, 256, 256, 1)
 
 
 def deep(count=6, shape=SHAPE, num_bits=16, seed=0):
-  """As `small_models.images`, of so many bits, the lowest of which are noise."""
+  """As `small_models.images`, with more bits, of which the lowest are noise."""
   images = small_models.images(count, shape, seed).astype(int) << (num_bits - 8)
   return (images + np.random.default_rng(seed).integers(0, 2**(num_bits - 8), images.shape)).astype(np.uint16)
 
@@ -33,12 +33,12 @@ def model_of(num_bits=16, shape=SHAPE, **kwargs):
 
 
 def gaussian(num_bits=16, shape=SHAPE):
-  """Without a network, traced in no time."""
+  """A model without a network, which is traced fast."""
   return small_models.compiled(tfp_glow.FlowModel(small_models.gaussian(shape), num_bits), run_eagerly=True)
 
 
 def of_uniform(num_bits):
-  """A model of which the probability of each value is known: that of all is the same."""
+  """A model under which all values have the same, known probability."""
   bounds = [tf.Variable(np.full([2, 2, 1], bound, np.float32)) for bound in (-0.5, 0.5)]
   return tfp_glow.FlowModel(tfd.Independent(tfd.Uniform(*bounds), 3), num_bits)
 
@@ -59,14 +59,14 @@ def test_every_value_comes_back_from_anywhere_in_its_bin(num_bits, dtype):
 
 
 def test_values_are_not_rounded():
-  """Whatever the noise, float32 has the same numbers as float64."""
+  """Float32 gives the same numbers as float64, whatever the noise."""
   noise = dequantize.image_noise(ALL_VALUES, (0, 0), num_bits=16)
   exact = (ALL_VALUES + noise.numpy().astype(np.float64)) / 65536. - 0.5
   np.testing.assert_array_equal(dequantize.dequantize(ALL_VALUES, 16, noise).numpy().astype(np.float64), exact)
-  finer = dequantize.image_noise(ALL_VALUES, (0, 0))  # That of 8 bits.
+  finer = dequantize.image_noise(ALL_VALUES, (0, 0))  # As with 8 bits.
   moved = ALL_VALUES.astype(np.float32) + finer.numpy() != ALL_VALUES.astype(np.float64) + finer.numpy()
-  assert moved.mean() > 0.5  # There are not as many numbers between two levels.
-  assert (np.float32(65535) + np.float32(1. - 2.**-16)) == 65536.  # The next bin, or none.
+  assert moved.mean() > 0.5  # Float32 has too few numbers between two levels.
+  assert (np.float32(65535) + np.float32(1. - 2.**-16)) == 65536.  # It is rounded to the next bin.
 
 
 @pytest.mark.parametrize("num_bits, dtype, num_places", [
@@ -84,7 +84,7 @@ def test_places_of_the_noise(num_bits, dtype, num_places):
 
 
 def test_noise_of_8_bits_is_what_it_was():
-  """To the last bit; numbers of version 0.1.0."""
+  """Equal to the last bit to numbers of version 0.1.0."""
   images = np.arange(12, dtype=np.uint8).reshape(1, 2, 2, 3)
   noise = dequantize.image_noise(images, (3, 4)).numpy().ravel()
   np.testing.assert_array_equal(noise * 2.**16, [
@@ -116,7 +116,7 @@ def test_uniform_values_take_all_bits(num_bits):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_probabilities_of_a_gaussian_as_narrow_as_a_few_bins(dtype):
-  """Over all places of the noise they are the integrals over the bins, and add up to 1."""
+  """Averages over the noise are the integrals over the bins, and add up to 1."""
   loc, scale = 0.1234, 2.**-16
   values = np.arange(-8, 9) + int((loc + 0.5) * 2**16)
   low = values / 2.**16 - 0.5
@@ -127,7 +127,7 @@ def test_probabilities_of_a_gaussian_as_narrow_as_a_few_bins(dtype):
   model = tfp_glow.FlowModel(distribution, 16)
   num_draws = 2000
   found = evaluation.bits_per_dim(model, images, num_noise_samples=num_draws, importance_weighted=True, verbose=0)
-  # Within 3.5 bins of the mean: 2,000 draws tell the mean of a density there to about 2 %.
+  # Within 3.5 bins of the mean, 2,000 draws give the mean of the density to about 2 %.
   is_near = np.abs(values - values[8]) < 4
   np.testing.assert_allclose(2.**-found.per_image[is_near], exact[is_near], rtol=0.1)
   places = np.tile((np.arange(128) + 0.5) / 128, len(images)).reshape(-1, 1, 1, 1)
@@ -138,7 +138,7 @@ def test_probabilities_of_a_gaussian_as_narrow_as_a_few_bins(dtype):
 
 
 def test_bits_of_a_wide_gaussian():
-  """Its density is constant in a bin: one draw of the noise says all."""
+  """Its density is constant in a bin, so one draw of the noise is enough."""
   scale = 0.05
   images = np.clip(np.random.default_rng(0).normal(0.5, scale, [50, 2, 2, 1]) * 65536., 0, 65535).astype(np.uint16)
   low = images / 65536. - 0.5
@@ -180,7 +180,7 @@ def test_training_and_evaluation():
   bits = model.evaluate(data, return_dict=True, verbose=0)["bits_per_dim"]
   np.testing.assert_allclose(evaluation.bits_per_dim(model, images, verbose=0).mean, bits, rtol=1e-5)
   np.testing.assert_allclose(np.mean(model.predict(data, verbose=0)), bits, rtol=1e-5)
-  # The lowest 8 bits are noise, and take 8 bits: of the upper ones alone the same density has so many fewer.
+  # The lowest 8 bits are noise and cost 8 bits; for the upper bits alone the density costs 8 fewer.
   of_bytes = tfp_glow.FlowModel(model.distribution, 8)
   fewer = evaluation.bits_per_dim(of_bytes, (images >> 8).astype(np.uint8), verbose=0).mean
   np.testing.assert_allclose(bits, fewer + 8., atol=0.01)
@@ -319,7 +319,7 @@ def test_too_many_bits_in_a_graph(jit_compile):
 
 @pytest.mark.parametrize("call", [lambda model, x: model.encode(x), lambda model, x: model.log_prob(x)])
 def test_the_other_order_of_bytes(call):
-  """As files of satellites and telescopes have it: read as it is meant, or refused."""
+  """Files of satellites and telescopes have it: it is read correctly or refused."""
   images, model = deep(), gaussian()
   model.adapt(images)
   np.testing.assert_array_equal(call(model, images.astype(">u2")), call(model, images))

@@ -24,7 +24,7 @@ def test_bins_have_unit_width_together(num_bits):
 
 
 def test_values_beyond_the_bins_are_clipped():
-  """As in the original, whose reference `b` decodes such values: to 255, whatever the bits."""
+  """As in the original, whose reference `b` decodes such values, to 255, whatever the number of bits."""
   values = tf.constant([-9., -0.5, 0.4999, 0.5, 9.])
   np.testing.assert_array_equal(dequantize.quantize(values, 5), [0, 0, 248, 255, 255])
 
@@ -67,7 +67,8 @@ def test_noise_of_similar_images_is_independent():
   images = np.zeros([256, 4, 4, 1], np.uint8)
   images[:, 0, 0, 0] = np.arange(256)
   correlations = np.corrcoef(_noise(images).reshape(256, -1))
-  assert np.sort(np.abs(correlations).ravel())[-257] < 0.97  # 16 values: the largest of 32,640 by chance.
+  # Each image has 16 values; this is the largest of 32,640 correlations.
+  assert np.sort(np.abs(correlations).ravel())[-257] < 0.97
   assert abs(correlations[~np.eye(256, dtype=bool)].mean()) < 0.01
 
 

@@ -21,20 +21,20 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("unoptimized_graphs")]
 
 @pytest.fixture(scope="module")
 def two():
-  """Of a Glow, its gradients reversible; one device has those of autodiff."""
+  """A Glow with reversible gradients; on one device with those of autodiff."""
   return distributed_runs.train(distributed_runs.mirrored(2), gradient="reversible")
 
 
 @pytest.fixture(scope="module")
 def four():
-  """Of what is traced in no time, and the same of one device."""
+  """The results of four replicas and of one device, with a distribution that is traced fast."""
   return [distributed_runs.train(strategy, make=small_models.gaussian)
           for strategy in (distributed_runs.mirrored(4), tf.distribute.get_strategy())]
 
 
 @pytest.fixture(params=["two", "four"])
 def mirrored(request):
-  """What replicas make of `distributed_runs.train`, what one device makes of it, and the distribution's maker."""
+  """The results of `distributed_runs.train` on replicas and on one device, and the distribution's maker."""
   if request.param == "two":
     return request.getfixturevalue("two"), request.getfixturevalue("one_device"), small_models.distribution
   return *request.getfixturevalue("four"), small_models.gaussian
@@ -122,7 +122,7 @@ def test_a_whole_model_goes_from_one_device_to_replicas_and_back(tmp_path):
 
 
 def test_evaluation_and_prediction_with_four_replicas():
-  """In their order, one replica without any of the last batch."""
+  """Results keep the order of the images; one replica gets none of the last batch."""
   with distributed_runs.mirrored(4).scope():
     model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   single = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
@@ -132,7 +132,7 @@ def test_evaluation_and_prediction_with_four_replicas():
 
 
 def test_metrics_of_a_batch_are_those_of_all_replicas():
-  """What callbacks see during an epoch; the second batch leaves a replica without images."""
+  """The metrics that callbacks get during an epoch; in the second batch a replica has no images."""
   all_logs = []
   for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
     with strategy.scope():
@@ -193,7 +193,7 @@ def test_a_step_takes_two_exchanges_and_a_batch_of_evaluation_none():
 
 
 def test_share_and_update_are_traced_once_for_all_replicas(monkeypatch):
-  """Or a program on many devices would wait long for its first step."""
+  """Otherwise a program on many devices waits long for its first step."""
   calls, nodes = collections.Counter(), []
   apply_adam = tf.raw_ops.ResourceApplyAdam
   monkeypatch.setattr(tf.raw_ops, "ResourceApplyAdam",
@@ -206,7 +206,7 @@ def test_share_and_update_are_traced_once_for_all_replicas(monkeypatch):
     monkeypatch.setattr(model, "_share", share)
     nodes.append(len(distributed_runs.nodes_of(model, model.train_step)))
   assert calls == {"share": 2, "update": 2 * len(model.trainable_variables)}
-  # Of which most are handles of variables; the share alone has more than 1000.
+  # Most of them are handles of variables; the share alone has more than 1000.
   assert (nodes[1] - nodes[0]) / 2 < 250
 
 
@@ -225,7 +225,7 @@ def test_xla_compiles_what_each_replica_computes_by_itself():
 
 @pytest.fixture
 def optimized_graphs():
-  """As users have them, in the midst of this file."""
+  """Graphs are optimized, as users have them; not so elsewhere in this file."""
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
   yield
   tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
@@ -233,8 +233,8 @@ def optimized_graphs():
 
 @pytest.mark.usefixtures("optimized_graphs")
 def test_a_glow_that_xla_compiles_has_the_losses_of_one_device():
-  """One of few operations, as each replica compiles them anew."""
-  images, losses = IMAGES[:16].astype(np.float32), []  # Of such a range losses are not near zero.
+  """A Glow of few operations, because each replica compiles it anew."""
+  images, losses = IMAGES[:16].astype(np.float32), []  # With this range losses are not near zero.
   one, two = tf.distribute.get_strategy(), distributed_runs.mirrored(2)
   for strategy, gradient in ((one, "autodiff"), (two, "autodiff"), (two, "reversible")):
     with strategy.scope():

@@ -1,6 +1,6 @@
-"""Every snippet of the README, of `docs` and of the docstrings runs, or one like it.
+"""Every snippet of the README, of `docs` and of the docstrings runs, or a smaller version of it.
 
-The README's commands are those of `.ci/run`.
+The README's commands for tests are those of `.ci/run`.
 """
 
 import argparse
@@ -33,11 +33,12 @@ def _snippets():
 
 
 SNIPPETS = _snippets()
-_LIKE_OTHERS = {"residual_flow-0": "ResidualFlowBijector("}  # Compiled only: others run what they call; it takes long.
+# Only compiled, because they take long; other snippets run what they call.
+_LIKE_OTHERS = {"residual_flow-0": "ResidualFlowBijector("}
 
 
 def test_no_snippet_is_overlooked():
-  """Whatever its indentation. Blocks of `py` are parts of programs."""
+  """Whatever its indentation. Blocks marked `py` are parts of programs."""
   modules = pathlib.Path(tfp_glow.__file__).parent.rglob("*.py")
   texts = [*PAGES.values(), *(path.read_text() for path in modules)]
   assert len(SNIPPETS) == sum(len(re.findall(r"(?i)``` *python", text)) for text in texts)
@@ -53,7 +54,7 @@ def test_what_is_compiled_only_is_run_elsewhere(name):
 
 
 def _with_at_most(name, most, function):
-  """The function, given `most` where an argument by this name is more."""
+  """The function, with an argument of this name limited to `most`."""
 
   @functools.wraps(function)
   def call(*args, **kwargs):
@@ -64,7 +65,7 @@ def _with_at_most(name, most, function):
 
 @pytest.fixture
 def cheaply(eagerly, monkeypatch):
-  """One batch of whatever is loaded, one step of flow at each level, two epochs, and no graphs."""
+  """Limits programs to one batch of any data, one step of flow at each level, two epochs, and no graphs."""
   for cls, name in ((tfp_glow.GlowBijector, "num_steps_per_block"),
                     (tfp_glow.ResidualFlowBijector, "num_blocks_per_scale"),
                     (tfp_glow.VectorFlowBijector, "num_steps")):
@@ -80,7 +81,7 @@ def cheaply(eagerly, monkeypatch):
 @pytest.mark.parametrize("name, code", SNIPPETS, ids=[name for name, _ in SNIPPETS])
 def test_snippet_runs(name, code, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  (tmp_path / "tests").symlink_to(ROOT / "tests")  # As in a clone, for snippets that read from there.
+  (tmp_path / "tests").symlink_to(ROOT / "tests")  # For snippets that read files of a clone.
   snippet = compile(code, "snippet", "exec")
   if name not in _LIKE_OTHERS:
     exec(snippet, {"__name__": "snippet"})
@@ -100,7 +101,7 @@ def test_files_that_the_readme_names_exist():
 
 
 def _commands():
-  """Those of blocks and of running text, where a line may end in a command."""
+  """Commands in blocks and in running text, where a line may end within a command."""
   join_lines = lambda match: match[0].replace("\n", " ")
   text = "".join(re.sub(r"`[^`\n]+\n[^`\n]+`", join_lines, page) for page in PAGES.values())
   return sorted(set(re.findall(r"python ((?:examples|benchmarks)/.+?)(?:`|\n)", text)))
@@ -111,7 +112,7 @@ class _Parsed(Exception):
 
 
 def _parse_only(script, monkeypatch):
-  """Has its `main` end when it has parsed its options, if nothing is wrong with them."""
+  """Makes `main` of a script end after it has parsed its options without an error."""
   name = "parse_known_args" if "parse_known_args" in script.read_text() else "parse_args"
   parse = getattr(argparse.ArgumentParser, name)
 

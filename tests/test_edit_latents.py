@@ -28,7 +28,7 @@ def call(monkeypatch, module, *options):
 
 @pytest.fixture(scope="module", autouse=True)
 def without_graphs():
-  """Few steps of a tiny model take less time than its graphs."""
+  """A few eager steps of a tiny model take less time than building its graphs."""
   tf.config.run_functions_eagerly(True)
   yield
   tf.config.run_functions_eagerly(False)
@@ -48,7 +48,7 @@ def run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def edited(run, tmp_path_factory):
-  """What is printed, and the folder."""
+  """The output of a run, and its folder."""
   folder = tmp_path_factory.mktemp("edited") / "new" / "folder"
   printed = []
   # On a busy machine the threads of NumPy wait for each other.
@@ -86,8 +86,8 @@ def test_numbers_are_about_real_edits(edited):
   assert found["classifier_accuracy"] > 0.85
   for edit, names in zip(found["edits"], (("3", "8"), ("1", "7")), strict=True):
     assert (edit["from"], edit["to"]) == names and edit["strength"] == [0., 0.5, 1.5]
-    assert edit["num_images"] in (18, 19)  # All that there are.
-    # A flow that has learned little keeps pixels, and of these the difference of two digits is to be seen.
+    assert edit["num_images"] in (18, 19)  # All images of the data set.
+    # A flow that has learned little keeps pixels, and these show the difference of two digits.
     assert edit["share_of_to"][0] < 0.2 and edit["share_of_from"][0] > 0.8
     assert edit["share_of_to"][-1] > 0.5 and edit["share_of_from"][-1] < 0.2
     assert edit["probability_of_to"][0] < edit["probability_of_to"][1] < edit["probability_of_to"][-1]
@@ -105,7 +105,7 @@ def test_numbers_of_samples(edited):
   found = numbers(edited[1])
   assert found["temperatures"]["temperature"] == list(edit_latents.SAMPLE_TEMPERATURES)
   assert found["level_temperatures"]["temperature"] == [[1., 0.], [0., 1.], [1., 1.]]
-  assert found["temperatures"]["num_classes"][0] == 1.  # All samples are one.
+  assert found["temperatures"]["num_classes"][0] == 1.  # All samples are equal.
   assert 1. < found["temperatures"]["num_classes"][-1] <= 10.
   for key in ("confidence", "num_classes"):
     assert found["temperatures"][key][-1] == found["level_temperatures"][key][-1]
@@ -132,14 +132,14 @@ def test_samples_depend_on_their_seed(monkeypatch, tmp_path):
 
 
 class _AlwaysSure:
-  """Takes dark images for one of class 0, bright ones for one of class 1."""
+  """Classifies dark images as class 0, bright ones as class 1."""
 
   def predict_proba(self, images):
     return np.eye(2)[np.round(images[:, 0]).astype(int)]
 
 
 class _Classifier:
-  """Takes an image for one of the class of its first pixel, as surely as its second pixel says."""
+  """The first pixel of an image is its class, the second one its probability."""
   classes_ = np.array([2, 5, 7])
 
   def predict_proba(self, images):
@@ -158,7 +158,7 @@ def test_along_path():
 
 
 class _Identity:
-  """A model whose latents are its pixels."""
+  """A model with pixels as latents."""
 
   def encode(self, images):
     return images.reshape(len(images), -1).astype(np.float32)

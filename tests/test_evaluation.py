@@ -41,7 +41,7 @@ def uniform(low, high):
 
 
 LOC = np.linspace(-0.4, 0.4, 4).reshape(SMALL)
-SCALE = 0.06  # In a bin, the density of neither of these is anywhere near constant.
+SCALE = 0.06  # In a bin, neither density is nearly constant.
 KNOWN = {
     "logistic": (tfd.Logistic, scipy.stats.logistic(LOC, SCALE).cdf),
     "normal": (tfd.Normal, scipy.stats.norm(LOC, 3. * SCALE).cdf),
@@ -139,7 +139,7 @@ def test_images_of_probability_zero_take_infinitely_many_bits():
 
 @pytest.mark.slow
 def test_draws_outside_of_the_support_count_as_zero():
-  """The support ends within the first bin, so that an average of logarithms is of no use."""
+  """The support ends within the first bin, so an average of logarithms would be infinite."""
   low = -0.5 + 2.**-NUM_BITS / 4.
   model, images = uniform(low, 0.5), np.zeros([1, *SMALL], np.uint8)
   assert bits_per_dim(model, images, num_noise_samples=50).mean == math.inf
@@ -278,7 +278,8 @@ def test_estimated_log_dets_have_no_importance_weighted_bound():
 def test_estimates_of_log_dets_have_an_error_of_their_own():
   flow = tfp_glow.ResidualFlowBijector(small_models.SHAPE, 1, 1, 4, 0, num_eval_terms=2, seed=0)
   model = tfp_glow.FlowModel(flow)
-  flow.parts[-2].block.network.layers[0].kernel.assign(  # Active norms: or the terms were all but 0.
+  # Norms at their bound; otherwise the terms would be almost 0.
+  flow.parts[-2].block.network.layers[0].kernel.assign(
       3. * flow.parts[-2].block.network.layers[0].kernel.value)
   flow.after_update()
   before = [v.numpy() for v in flow.noise_seeds()]
@@ -321,7 +322,7 @@ def test_endless_batches():
 
 @pytest.mark.slow
 def test_draws_share_no_noise_with_training():
-  """Nor with that of a model of another seed."""
+  """Nor with a model of another seed."""
   model, images = tfp_glow.FlowModel(small_models.gaussian(), seed=1), tf.constant(IMAGES)
   draws, original = [], dequantize.image_noise
   with pytest.MonkeyPatch.context() as patch:

@@ -36,7 +36,7 @@ def run(script, monkeypatch, *options):
 
 
 def record(script, monkeypatch, name):
-  """Has a function of the script keep what it returns in the list that is returned here."""
+  """Makes a function of the script append what it returns to the list that is returned here."""
   function, returned = getattr(script, name), []
   monkeypatch.setattr(script, name, lambda *args: returned.append(function(*args)) or returned[-1])
   return returned
@@ -81,7 +81,7 @@ def test_bare_gradient_tape(monkeypatch):
 @slow
 @pytest.mark.parametrize("network", ["resnet", "attention"])
 def test_custom_network(network, monkeypatch, request):
-  if network == "resnet":  # The other one in graphs.
+  if network == "resnet":  # The other class in graphs.
     request.getfixturevalue("eagerly")
   script = load("custom_network")
   models = record(script, monkeypatch, "make_model")
@@ -109,7 +109,7 @@ def test_custom_networks_are_made_again_by_keras(network):
 def test_own_photos(monkeypatch, tmp_path, eagerly):
   script = load("own_photos")
   glow = tfp_glow.GlowBijector
-  monkeypatch.setattr(tfp_glow, "GlowBijector", lambda *args, **kwargs: (  # It can be made, but takes long to train.
+  monkeypatch.setattr(tfp_glow, "GlowBijector", lambda *args, **kwargs: (  # It can be built, but training takes long.
       glow(*args, **kwargs) and example_runs.flow(*args, **kwargs)))
   folder = image_files.fill(tmp_path / "photos", 60, size=10)
   options = [folder, "--image-size=4", "--batch-size=32", "--output", tmp_path / "output"]
@@ -145,7 +145,7 @@ def test_out_of_distribution(monkeypatch, capsys):
   assert table.keys() == {"noise", "upside down", "darker", "black"}
   assert all(len(row) == 3 and 0. <= auroc <= 1. for row in table.values() for auroc in row)
   assert table["noise"][0] > 0.95
-  assert table["darker"][0] < 0.2  # The weakness.
+  assert table["darker"][0] < 0.2  # The known weakness.
   assert f"noise {table['noise'][0]:19.3f}" in capsys.readouterr().out
 
 
@@ -177,7 +177,7 @@ def test_levels_that_the_latents_of_the_vae_do_not_have(monkeypatch, capsys):
 
 
 def test_the_bound_of_the_vae_is_one():
-  """Of a decoder that looks at no latents the bound is the log-probability minus the divergence from the prior."""
+  """If the decoder ignores its latents, the bound is the log-probability minus the divergence from the prior."""
   script = load("vae")
   model = script.VAE()
   images = np.random.default_rng(0).integers(0, 256, [3, 8, 8, 1], dtype=np.uint8)
@@ -185,7 +185,8 @@ def test_the_bound_of_the_vae_is_one():
     variable.assign(tf.zeros_like(variable))
   model(np.repeat(images, 300, axis=0))
   deviation = np.log(2.) + 1e-3
-  edges = (np.arange(17) - 1. - 8.) / (16. * deviation)  # Of the bins of the levels, under the logistic distribution.
+  # The probabilities of the levels' bins under the logistic distribution.
+  edges = (np.arange(17) - 1. - 8.) / (16. * deviation)
   cdf = 1. / (1. + np.exp(-edges))
   cdf[0], cdf[-1] = 0., 1.
   log_prob = np.log(np.diff(cdf))[images // 16].sum((1, 2, 3)).mean()

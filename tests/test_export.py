@@ -24,8 +24,8 @@ IMAGES = small_models.images(6)
 LABELS = np.arange(6, dtype=np.int32) % 3
 NUM_STEPS = 4
 
-# The other Python: of each model that it is told of it reads what to ask, asks, and writes the answers. Then it does
-# what `saved_model_cli` does, which only starts this with its arguments.
+# The other process: for each model it reads the questions, asks them, and writes the answers. Then it does what
+# `saved_model_cli` does, which only calls this function with its arguments.
 _ELSEWHERE = """
 import json
 import sys
@@ -67,7 +67,7 @@ for command in commands:
 
 @pytest.fixture(scope="module")
 def elsewhere(exported, residual, tmp_path_factory):
-  """The folder with what another process answers, of the models in their order, and what `saved_model_cli` prints."""
+  """The folder with another process's answers for the models in their order, and the output of `saved_model_cli`."""
   folder = tmp_path_factory.mktemp("elsewhere")
   np.savez(folder / "inputs0.npz", images=IMAGES, labels=LABELS)
   np.savez(folder / "inputs1.npz", images=IMAGES)
@@ -83,7 +83,7 @@ def elsewhere(exported, residual, tmp_path_factory):
 
 
 def _live_interpolation(model, first, second, **labels):
-  """What the signature should answer, by the methods of the live model."""
+  """The expected answers of the signature, by the methods of the live model."""
   z0, z1 = model.encode(first, **labels), model.encode(second, **labels)
   lines = np.swapaxes(tfp_glow.latent.interpolate(z0, z1, NUM_STEPS), 0, 1)
   images = model.decode(lines.reshape(-1, *lines.shape[2:]), **{k: np.repeat(v, NUM_STEPS) for k, v in labels.items()})
@@ -94,7 +94,7 @@ def _trained(**kwargs):
   model = tfp_glow.FlowModel(small_models.distribution(**kwargs), num_bits=8)
   model.adapt(IMAGES)
   for v in model.distribution.trainable_variables:
-    if v.shape.num_elements() < 1e5:  # The largest ones of a wide model have got their values at random.
+    if v.shape.num_elements() < 1e5:  # The largest variables of a wide model have random values already.
       v.assign_add(0.05 * tf.random.stateless_normal(v.shape, [1, 2]))
   return model
 
@@ -179,7 +179,7 @@ def test_many_threads_at_once(signatures):
   ask = lambda name: {key: value.numpy() for key, value in signatures[name](**calls[name], labels=labels).items()}
   alone = {name: ask(name) for name in calls}
   with concurrent.futures.ThreadPoolExecutor(8) as pool:
-    # Each thread begins with another one.
+    # Each thread begins with another request.
     rows = pool.map(lambda i: [(name, ask(name)) for name in np.roll(list(calls), i)], range(8))
     for name, answer in (item for row in rows for item in row):
       for key, value in answer.items():
@@ -318,14 +318,14 @@ def test_gradients_are_left_out_of_the_saved_model_alone(wide, tmp_path):
   with tf.GradientTape() as tape:
     tape.watch(x)
     y = numerics.bounded(x)
-  assert float(tape.gradient(y, x)) == 1.  # Of its own: that of clipping is 0.
+  assert float(tape.gradient(y, x)) == 1.  # A registered gradient: that of clipping is 0.
 
 
 # Where it is written.
 
 
 @pytest.mark.parametrize("path", [None, "", 3, b"saved_model"])
-def test_what_is_no_path(path):
+def test_bad_paths(path):
   with pytest.raises(TypeError, match="`path` must be a path.*Received: "):
     tfp_glow.FlowModel(small_models.gaussian()).export(path)
 
@@ -360,7 +360,7 @@ def test_a_file_in_place_of_the_parent_folder(tmp_path):
 @pytest.mark.slow
 def test_a_saved_model_is_replaced_as_a_whole_or_not_at_all(tmp_path):
   path = tmp_path / "saved_model"
-  path.mkdir()  # An empty folder will do.
+  path.mkdir()  # An empty folder is enough.
   model = tfp_glow.FlowModel(small_models.gaussian())
   model.export(path, warm_up_batch_sizes=[1])
   assert (path / "assets.extra" / "tf_serving_warmup_requests").exists()
@@ -395,7 +395,7 @@ def test_warm_up_requests_are_answered(exported, signatures):
     inputs = {name: tf.constant(tf.make_ndarray(proto)) for name, proto in request.inputs.items()}
     answer = signatures[request.model_spec.signature_name](**inputs)
     asked += [(request.model_spec.signature_name, len(next(iter(answer.values()))))]
-  names = signatures.keys() - {"serving_default"}  # It is another name of `log_prob`.
+  names = signatures.keys() - {"serving_default"}  # It is another name for `log_prob`.
   assert sorted(asked) == sorted((name, size) for name in names for size in (1, 3))
 
 

@@ -1,4 +1,4 @@
-"""Files and folders are there whole or not at all."""
+"""Files and folders are written as a whole or not at all."""
 
 import os
 
@@ -28,7 +28,7 @@ def is_folder(request):
 
 @pytest.fixture(params=["thing.keras", "link"])
 def path(request, is_folder, tmp_path):
-  """Where there is something of old; by a link, too."""
+  """A place with older contents, or a link to it."""
   (tmp_path / "here").mkdir()
   old = tmp_path / "here" / "thing.keras"
   _write(old, "old", is_folder)
@@ -66,7 +66,7 @@ def test_an_error_while_writing(path, is_folder, error):
 
 @pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
 def test_an_error_while_renaming(path, is_folder, error, monkeypatch):
-  """The old folder has been put aside then."""
+  """By then the old folder has been moved aside."""
   rename = tf.io.gfile.rename
 
   def fail(source, target, **kwargs):
@@ -81,7 +81,7 @@ def test_an_error_while_renaming(path, is_folder, error, monkeypatch):
   assert _read(path) == "old" and _only_these_are_left(path)
 
 
-def test_what_cannot_be_put_back_is_kept(tmp_path, monkeypatch):
+def test_an_old_folder_that_cannot_be_restored_is_kept(tmp_path, monkeypatch):
   _write(tmp_path / "thing", "old", True)
   rename = tf.io.gfile.rename
 

@@ -33,7 +33,7 @@ def test_forward_undoes_inverse_to_rounding_errors(name, dtype, tolerance):
 
 
 def linear_block(slope, **kwargs):
-  """`inverse` multiplies by `1 + slope`."""
+  """A block with an `inverse` that multiplies by `1 + slope`."""
   network = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(slope), dtype="float64")
   return tfp_glow.InvertibleResidualBlock(network, "exact", event_ndims=1, dtype="float64", **kwargs)
 
@@ -50,7 +50,7 @@ def test_each_event_takes_its_own_number_of_iterations():
   solve(branch, tf.constant([[3.], [2.]], tf.float64), [], 1e-9, 100, "block")
   iterates = np.array(count)[:, :, 0]
   assert len(count) > 25 and (iterates[2:, 1] == 2.).all()
-  # Alone it takes the same steps as in company.
+  # Alone it takes the same steps as in a batch.
   alone = linear_block(-0.9)
   together = alone.forward(np.array([[1.], [1e-3], [50.]])).numpy()
   for row, x in zip(together, (1., 1e-3, 50.)):
@@ -58,7 +58,7 @@ def test_each_event_takes_its_own_number_of_iterations():
 
 
 def test_steps_that_are_rounding_errors():
-  """Which do not become smaller: near the tolerance they are the end, far from it an error."""
+  """Steps that do not become smaller end the iteration near the tolerance, and are an error far from it."""
 
   def noisy(size):
     signs = itertools.cycle([1., -1.])
@@ -160,7 +160,7 @@ def test_gradients_of_forward_and_its_log_det_are_those_of_differences():
 @pytest.mark.slow
 @pytest.mark.parametrize("within, jit_compile", [("scan", False), ("scan", True), ("loop", False), ("branch", False)])
 def test_gradients_are_those_of_graphs_with_control_flow(within, jit_compile):
-  """By weights as well as by the input."""
+  """Gradients by weights and by the input."""
 
   def make_block(k):
     network = keras.Sequential([lipschitz.LipSwish(dtype="float64"),
@@ -190,7 +190,7 @@ def test_gradients_are_those_of_graphs_with_control_flow(within, jit_compile):
 
 @pytest.mark.slow
 def test_gradients_in_a_branch_may_be_asked_for_twice():
-  """Of `x / (1 + slope)`; not under XLA, which compiles no persistent tapes."""
+  """Gradients of `x / (1 + slope)`; not under XLA, which compiles no persistent tapes."""
   block, x = linear_block(-0.5), tf.constant([[3.], [-1.]], tf.float64)
   block.inverse(x)  # Builds it.
 
@@ -219,7 +219,7 @@ def test_second_derivatives_are_nan():
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_gradient_that_is_not_finite_has_none(bad):
-  """Nor numbers beside it, which no iteration has come near; those of other events are right."""
+  """Nor does it get a number that the iteration did not converge to; the gradients of other events are right."""
   block = tfp_glow.InvertibleResidualBlock(keras.layers.Rescaling(0.5, dtype="float64"), "exact", event_ndims=1,
                                            dtype="float64")
   x = tf.ones([2, 3], tf.float64)

@@ -1,4 +1,4 @@
-"""No value, and no pass that is remembered, is ever out of date or another's; nothing is remembered for ever."""
+"""No value and no recalled pass is ever out of date or another's, and nothing is kept for ever."""
 
 import gc
 import weakref
@@ -20,7 +20,7 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 @pytest.mark.slow
 @both_modes
 def test_values_after_an_update_are_new(flow, mode):
-  """Of the same tensors, all old values still at hand; in a `tf.function` all of it is in one graph."""
+  """For the same tensors, while all old values are still kept; in a `tf.function` all is in one graph."""
   y, x = tf.constant(flow.data), tf.constant(flow.latents)
 
   def old_and_new(y, x):
@@ -37,7 +37,7 @@ def test_values_after_an_update_are_new(flow, mode):
 @pytest.mark.slow
 @both_modes
 def test_way_back_after_an_update_is_new(flow, mode):
-  """From what a pass returned: neither its input nor its log-det hold any more."""
+  """From what a pass returned: neither its input nor its log-det is valid any more."""
   bijector = flow.bijector
 
   def there_and_back(y, x):
@@ -99,7 +99,7 @@ def test_update_by_another_function_or_in_a_branch_is_seen():
 def test_update_between_eager_code_and_a_function_is_seen():
   flow = Flow(CASE["actnorm_vector"])
   y = tf.constant(flow.data)
-  log_prob = tf.function(lambda: flow.distribution.log_prob(y))  # `y` is the same tensor inside.
+  log_prob = tf.function(lambda: flow.distribution.log_prob(y))  # Inside, `y` is the same tensor.
   results = [flow.distribution.log_prob(y), log_prob()]
   flow.assign(flow.new)
   results += [flow.distribution.log_prob(y), log_prob()]
@@ -149,7 +149,7 @@ def test_labels_do_not_cost_a_second_evaluation(labels):
 
 
 def test_bijectors_made_alike_are_not_taken_for_each_other():
-  """TFP's equality compares the arguments of constructors; its cache serves equal bijectors alike."""
+  """TFP's equality compares the arguments of constructors, and its cache serves equal bijectors alike."""
   first, second = tfp_glow.ActNorm(3, 1), tfp_glow.ActNorm(3, 1)
   second.shift.assign([1., 2., 3.])
   assert first != second and len({first, second}) == 2
@@ -171,7 +171,7 @@ def test_two_bijectors_may_share_a_tensor():
 
 
 def test_a_chain_made_anew_is_not_served_from_the_old_one():
-  """Equal for TFP, as they are made of the same bijector."""
+  """They are equal for TFP, because they are made of the same bijector."""
   actnorm = tfp_glow.ActNorm(3, 1)
   y = tf.ones([2, 3])
   held = tfb.Chain([actnorm]).inverse(y)
@@ -214,7 +214,7 @@ def no_garbage_collector():
 
 @pytest.mark.parametrize("name", ["glow_step", "glow_classes", "chain", "invert_step"])
 def test_no_tensor_outlives_its_last_reference(no_garbage_collector, name):
-  """Without the garbage collector: there are no cycles, which would hold megabytes until it runs."""
+  """Even without the garbage collector: cycles would hold megabytes until it runs."""
   case = CASE[name]
   bijector = case.make()
   distribution = distribution_of(bijector, case.shape(inverse=False), "float32")

@@ -1,4 +1,4 @@
-"""`benchmarks/gpu.py`: how it runs processes, with a worker without TensorFlow; all of it at a tiny size on a CPU."""
+"""`benchmarks/gpu.py`: how it runs processes, with a worker without TensorFlow; the whole script, tiny and on a CPU."""
 
 import argparse
 import dataclasses
@@ -19,7 +19,7 @@ import gpu_processes  # noqa: E402
 import gpu_tables  # noqa: E402
 import results  # noqa: E402
 
-# Each entry of a part is a word; what it says of itself tells what it does.
+# Each entry of a part is a word that tells what it does.
 _WORKER = """
 import json, os, pathlib, sys, time
 folder = pathlib.Path(__file__).parent
@@ -47,7 +47,7 @@ for part in options["parts"]:
 
 @pytest.fixture
 def make_run(tmp_path, monkeypatch):
-  """A function that makes a run of such a worker, from the entries of each part; and what it finds."""
+  """A function from the entries of each part to a run of such a worker and what the run finds."""
   worker = tmp_path / "worker.py"
   worker.write_text(_WORKER)
   monkeypatch.setattr(gpu_processes, "WORKER", worker)
@@ -93,7 +93,7 @@ def test_nothing_is_begun_anew_after_ctrl_c(make_run, tmp_path):
 
 @pytest.mark.parametrize("num_cards, counts", [(1, []), (2, [1, 2]), (6, [1, 2, 4]), (8, [1, 2, 4, 8])])
 def test_each_number_of_cards_has_a_process_of_its_own(num_cards, counts):
-  """TensorFlow takes the collective operations of two strategies in one process for one another."""
+  """TensorFlow confuses the collective operations of two strategies in one process."""
   stages = gpu._chosen(["scaling"], num_cards, {})
   processes = [process for stage in stages for process in stage]
   assert len(processes) == len(stages)  # One after the other.
@@ -102,7 +102,7 @@ def test_each_number_of_cards_has_a_process_of_its_own(num_cards, counts):
 
 def test_what_several_cards_do_is_compared_with_what_one_does():
   rows = {"4 cards": {"images/s": 150.}}
-  gpu._compare(rows)  # That of one card has hung.
+  gpu._compare(rows)  # The run on one card has hung.
   assert rows == {"4 cards": {"images/s": 150.}}
   rows["1 cards"] = {"images/s": 50.}
   gpu._compare(rows)
@@ -159,7 +159,7 @@ def test_tiny_numbers_are_not_saved(monkeypatch, capsys):
 
 
 def run(folder, *options):
-  """What it writes."""
+  """The file that it writes."""
   path = folder / "gpu.json"
   done = subprocess.run([sys.executable, ROOT / "benchmarks" / "gpu.py", "--tiny", "--budget", "1800", "--limit", "300",
                          "--json", path, "--markdown", folder / "gpu.md", *options],

@@ -1,4 +1,4 @@
-"""Custom gradients: the graphs that have them live no longer than they are needed."""
+"""Custom gradients: their graphs live no longer than they are needed."""
 
 import gc
 import weakref
@@ -50,7 +50,7 @@ def test_a_gradient_is_found_as_long_as_its_graph_is_there(within):
 @pytest.mark.slow
 @pytest.mark.parametrize("log_det", ["exact", "russian_roulette"])
 def test_gradients_by_what_comes_from_outside_of_a_branch(log_det):
-  """With the tape outside of the function, too."""
+  """Also with the tape outside of the function."""
   block = bijector_cases.residual_block(3, "float64", log_det=log_det)
   x = tf.constant(np.random.default_rng(0).standard_normal([5, 3]))
   block.build([3])
@@ -72,7 +72,7 @@ def test_gradients_by_what_comes_from_outside_of_a_branch(log_det):
 
 
 def test_gradients_of_a_saved_model(tmp_path):
-  """Of a module of one's own, saved as TensorFlow does it by default: with gradients."""
+  """A user's own module, saved with gradients, which is TensorFlow's default."""
   module = tf.Module()
   module.value = tf.function(tripled_backwards, [tf.TensorSpec([], tf.float32)], autograph=False)
   tf.saved_model.save(module, tmp_path, options=tf.saved_model.SaveOptions(experimental_custom_gradients=True))
@@ -95,7 +95,7 @@ def graphs():
     lambda: small_models.residual_model(small_models.residual_flow(num_dense_blocks=1)),
 ], ids=["glow", "residual flow"])
 def test_models_that_nobody_needs_are_freed(make):
-  """In a search for the best of many models each that is not the best is memory."""
+  """A search for the best of many models would keep all others in memory."""
 
   def use():
     model = make()
@@ -106,7 +106,7 @@ def test_models_that_nobody_needs_are_freed(make):
     tf.function(bijector.forward)(tf.zeros([1, *bijector.inverse_event_shape(data.shape[1:])]))
     return weakref.ref(model), weakref.ref(bijector)
 
-  use()  # What TensorFlow and Keras make once and for all.
+  use()  # Objects that TensorFlow and Keras make once.
   gc.collect()
   num_graphs, registered = graphs(), len(ops.gradient_registry.list())
   used = use()
@@ -155,4 +155,4 @@ def test_what_is_evaluated_again(weights, options):
     np.testing.assert_allclose(found, value)
     np.testing.assert_allclose(d_x, of_x)
     np.testing.assert_allclose(d_weights, of_weights)
-  assert len(evaluations) == (4 if options is None else 2)  # Whether the predicate holds is decided by the graph.
+  assert len(evaluations) == (4 if options is None else 2)  # The graph decides whether the predicate holds.

@@ -23,7 +23,7 @@ RNG = np.random.default_rng(0)
 
 
 class _Constant(keras.layers.Layer):
-  """A network that returns a variable, for every input: shift, raw scale, shift, raw scale ..."""
+  """A network that returns a variable for every input: shift, raw scale, shift, raw scale ..."""
 
   def __init__(self, shift, raw):
     super().__init__()
@@ -43,7 +43,7 @@ def _value_log_det_gradients(bijector, x, inverse):
 
 
 def _check_is_healthy(bijector, x, tolerance=1e-5):
-  """Finite both ways, with finite gradients, and still a bijection."""
+  """Both directions are finite, with finite gradients, and inverse to each other."""
   for inverse in (True, False):
     value, log_det, gradients = _value_log_det_gradients(bijector, x, inverse)
     for found in (value, log_det, *gradients):
@@ -63,12 +63,12 @@ def test_the_scale_of_a_coupling_does_not_reach_zero(raw):
   affine = tfp_glow.AffineCoupling(_Constant(0.5, raw))
   x = _normal(2, 3, 3, 4)
   _check_is_healthy(affine, x, tolerance=1e-3)
-  # Descent leads back: the log-det wants the scale larger.
+  # Gradient descent leads back: the log-det makes the scale larger.
   gradients = _value_log_det_gradients(affine, x, inverse=True)[2]
   assert (gradients[1].numpy()[1::2] < 0.).all()
 
 
-def test_scales_of_couplings_are_those_of_the_original_where_those_are_sound():
+def test_scales_of_couplings_are_those_of_the_original_where_those_are_healthy():
   raw = tf.linspace(-6.9, 20., 1001)
   np.testing.assert_array_equal(coupling._scale(raw), tf.sigmoid(raw))
 
@@ -142,8 +142,8 @@ def test_matrices_beyond_the_range_of_scales():
 
 
 @pytest.mark.slow
-def test_one_image_that_comes_down_to_one_position_is_no_reason_to_overflow():
-  """Its deviation is 0; to scale by one over that, step after step, is to scale other images by 1e6 each time."""
+def test_one_image_reduced_to_one_position_does_not_overflow():
+  """Its deviation is 0. Scaling by the inverse of that scales other images by 1e6 in each step."""
   glow = tfp_glow.GlowBijector((4, 4, 1), 2, 8, 8, seed=0)
   glow.initialize(_normal(1, 4, 4, 1))
   base = tfd.Sample(tfd.Normal(0., 1.), [16])
@@ -181,7 +181,7 @@ def _variable(model, name):
 # Gradients that are too long.
 
 
-def test_long_gradients_keep_their_direction():
+def test_gradients_that_are_clipped_keep_their_direction():
   gradients = [tf.constant([1e25, -3e25]), None, tf.constant([2e20])]
   present = [gradient for gradient in gradients if gradient is not None]
   largest = divergence.largest_entries(present)
@@ -223,7 +223,7 @@ def _state(model):
 
 
 def _stop(model, data, **kwargs):
-  """Trains until the error, checks that nothing has changed by the step at fault, and returns the message."""
+  """Trains until the error, checks that the failing step has changed nothing, and returns the message."""
   class Keep(keras.callbacks.Callback):
 
     def on_train_batch_end(self, batch, logs=None):
@@ -289,7 +289,7 @@ def test_a_gradient_is_named():
 
 @pytest.mark.slow
 def test_an_overflow_of_the_likelihood_is_named():
-  """All is finite but for the squares of the latents."""
+  """Everything is finite except the squares of the latents."""
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   model.fit(IMAGES[:8], batch_size=8, epochs=1, verbose=0)
   _assign(_variable(model, "shift"), ..., 1e25)
@@ -307,7 +307,7 @@ def test_the_layer_is_named_under_xla():
 
 @pytest.mark.slow
 def test_a_loss_scale_may_overflow():
-  """It is how Keras' `LossScaleOptimizer` finds its scale."""
+  """Keras' `LossScaleOptimizer` finds its scale this way."""
   optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.), initial_scale=2.**127)
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), optimizer)
   _assign(_variable(model, "shift"), ..., 1e3)
@@ -353,6 +353,6 @@ def test_a_trained_flow_is_still_exactly_invertible():
   glow = model.distribution.bijector
   for images in (small_models.images(32, shape, seed=1), *(np.full([2, *shape], v, np.uint8) for v in (0, 127, 255))):
     x = tfp_glow.dequantize.dequantize(tf.constant(images), 8, 0.5)
-    # As arrays: of a tensor TFP would know where it came from.
+    # As arrays, because the pass of a tensor would be recalled.
     assert np.abs(x - glow.forward(glow.inverse(x).numpy())).max() < 1e-3
     np.testing.assert_array_equal(model.decode(model.encode(images)), images)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 SHAPE = (4, 4, 1)
 NUM_DIMS = 16
 IMAGES = small_models.images(12, SHAPE)
-POINTS = IMAGES / 256. - 0.5  # For continuous models: without noise all can be computed anew.
+POINTS = IMAGES / 256. - 0.5  # For continuous models, whose values have no noise and can be computed again.
 LABELS = (np.arange(12) % 3).astype(np.int64)
 WEIGHTS = [0., 1. / NUM_DIMS, 1., 0.3]
 
@@ -46,7 +46,7 @@ def _model(flow=None, likelihood_weight=1., num_bits=8, classifier=None, perturb
 
 
 def _numpy_logits(classifier, features):
-  """Of lists of arrays, by the authors' formulas."""
+  """Logits of lists of arrays, by the authors' formulas."""
   means = []
   sources = range(len(features)) if classifier.sources is None else classifier.sources
   for head, source in zip(classifier.heads, sources):
@@ -60,7 +60,7 @@ def _numpy_logits(classifier, features):
 
 
 def _features(flow, x):
-  """Without the way that gives them in one pass with the latents."""
+  """The same numbers without the method that gives features and latents in one pass."""
   if isinstance(flow, tfp_glow.GlowBijector) or flow.parameters["factor_out"]:
     return flow.split_latent(flow.inverse(x))
   walk = {name: value for name, value, _ in flow.walk(x)}
@@ -75,7 +75,7 @@ def _softmax(logits):
 @pytest.mark.usefixtures("eagerly")
 @pytest.mark.parametrize("name", FLOWS)
 def test_logits_loss_and_metrics(name):
-  """Of all weights, and of heads that see each scale, or as those of the authors see what leaves."""
+  """With several weights; heads see each scale or, like the authors', what leaves there."""
   flow = FLOWS[name]("float64")
   for weight, sources in zip(WEIGHTS, [None, (0, 0), (1,), None]):
     model = small_models.compiled(_model(flow, weight, None, _classifier(sources=sources)))
@@ -94,7 +94,7 @@ def test_logits_loss_and_metrics(name):
 @pytest.mark.slow
 @pytest.mark.usefixtures("eagerly")
 def test_a_classifier_alone_needs_no_log_det(monkeypatch):
-  """Neither in training nor to tell classes: nothing is estimated, and no NaN of an estimate could reach a gradient."""
+  """Neither for training nor for class probabilities. No estimate is made whose NaN could reach a gradient."""
   model = small_models.compiled(_model(_residual(), 0., None))
   monkeypatch.setattr(log_det.SeriesEstimator, "evaluate", None)
   model.fit(POINTS.astype(np.float32), LABELS, verbose=0)
@@ -118,13 +118,13 @@ def _gradients_of_formula(model, weight):
 @pytest.mark.parametrize("weight", [0., 0.3])
 @pytest.mark.parametrize("name", FLOWS)
 def test_gradients(name, weight):
-  """As a step of training has them: of all weights, of flow and classifier, those of loss and cross-entropy."""
+  """Gradients of a training step, for all weights of the likelihood, by the variables of flow and classifier."""
   model = small_models.compiled(_model(FLOWS[name]("float64"), weight, None), keras.optimizers.SGD(1e-3))
   model.adapt(POINTS)
   expected = _gradients_of_formula(model, weight)
   before = [v.numpy() for v in model.trainable_variables]
   history = model.fit(POINTS, LABELS, batch_size=12, shuffle=False, verbose=0).history
-  # A classifier alone is not told what it does not need.
+  # A classifier alone has no gradients by what it does not use.
   assert set(history) == {"loss", "cross_entropy", "accuracy"} | ({"bits_per_dim"} if weight else set())
   assert len(before) == len(model.distribution.trainable_variables) + 2 * 4 + 2
   for variable, value, gradient in zip(model.trainable_variables, before, expected):
@@ -170,7 +170,7 @@ def test_the_factor_of_log_scales_is_one_of_parameters_alone():
 
 @pytest.mark.slow
 def test_saved(tmp_path):
-  """What is loaded has the same classifier, and trains on as the other."""
+  """The loaded model has the same classifier, and trains on equally."""
   make = lambda: _model(likelihood_weight=0.3, classifier=_classifier(sources=(1, 0, 1)))
   model = small_models.compiled(make())
   model.fit(IMAGES, LABELS, verbose=0)
@@ -187,7 +187,7 @@ def test_saved(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("weight", [0., 0.3])
 def test_replicas_are_as_one_device(weight):
-  """Also where one of them gets nothing of the last batch."""
+  """Also if one replica gets nothing of the last batch."""
   results = []
   for strategy in (tf.distribute.get_strategy(), distributed_runs.mirrored(2)):
     with strategy.scope():
@@ -221,7 +221,7 @@ def test_saved_model(tmp_path):
 
 @pytest.mark.usefixtures("eagerly")
 def test_within_a_chain():
-  """The parts between the data and the flow belong to what the features are made of, and to the likelihood."""
+  """Parts between the data and the flow count for the features and for the likelihood."""
   flow = _glow()
   chain = tfp_glow.Chain([tfp.bijectors.Scale(2.), tfp_glow.ActNorm(1), flow])
   model = _model(chain)
@@ -234,7 +234,7 @@ def test_within_a_chain():
 
 @pytest.mark.usefixtures("eagerly")
 def test_labels():
-  """They come with all batches for loss and metrics, as in the data pipelines; nothing else takes them."""
+  """Batches for loss and metrics have labels, as in the data pipelines; nothing else takes them."""
   model = small_models.compiled(_model())
   for call in (model.fit, model.evaluate):
     with pytest.raises(ValueError, match="`labels` must be given: the model has 3 classes"):
@@ -290,7 +290,7 @@ def test_arguments_that_are_refused():
 
 
 def test_seeds_and_precision():
-  """Same seed, same values; and it computes as the flow does, whatever the policy for networks."""
+  """Same seed, same values; it computes in the flow's dtype, whatever the policy for networks."""
   policy = keras.config.dtype_policy()
   keras.config.set_dtype_policy("mixed_bfloat16")
   try:

@@ -1,4 +1,4 @@
-"""The page on inference, read as a user would: its program runs, and finds the posterior that is known."""
+"""The page on inference: its program runs as users run it, and finds the known posterior."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def names(tmp_path_factory):
-  """What the program of the page has made, in a folder of its own."""
+  """The variables of the page's program, run in a folder of its own."""
   found = {"__name__": "page"}
   with pytest.MonkeyPatch.context() as patch:
     patch.chdir(tmp_path_factory.mktemp("page"))
@@ -25,7 +25,7 @@ def names(tmp_path_factory):
 
 
 def _check_moments(draws, names, num_effective):
-  """Within five standard errors of the exact mean and covariance, by so many independent draws."""
+  """Checks that mean and covariance are within five standard errors of the exact ones for independent draws."""
   mean, covariance = names["exact_mean"], names["exact_covariance"]
   deviation = np.sqrt(np.diag(covariance))
   np.testing.assert_allclose(
@@ -45,13 +45,13 @@ def test_the_surrogate_is_near_the_posterior(names):
   x, y, losses = names["x"], names["y"], names["losses"].numpy()
   covariance = x @ x.T + 0.25 * np.eye(40)
   log_evidence = -0.5 * (y @ np.linalg.solve(covariance, y) + np.linalg.slogdet(2. * np.pi * covariance)[1])
-  # The bound is below it by the divergence from surrogate to posterior.
+  # The bound is lower by the divergence from surrogate to posterior.
   assert abs(losses[-50:].mean() + log_evidence) < 0.05 < losses[:5].mean() + log_evidence
   _check_moments(names["approximate"].numpy(), names, 500)
 
 
 def test_the_surrogate_that_was_saved(names):
-  """Into one with other initial values, the surrogate comes back as it was."""
+  """Loaded into one with other initial values, the surrogate is as before."""
   flow = tfp_glow.VectorFlowBijector(4, num_steps=3, num_hidden=16, seed=1)
   other = tfp.distributions.TransformedDistribution(names["surrogate"].distribution, flow)
   points, expected = names["approximate"][:50], names["surrogate"].log_prob(names["approximate"][:50])

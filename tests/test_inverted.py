@@ -1,4 +1,4 @@
-"""Initialisation of what `Invert` makes data of: the latents of another bijector."""
+"""Initialisation of inverted bijectors, whose data are the latents of another bijector."""
 
 import numpy as np
 import pytest
@@ -61,7 +61,7 @@ def test_each_block_of_a_glow_is_normalised():
   images = inverted.inverse(y, labels=np.zeros(64, int))
   _is_normalised(tfp_glow.Squeeze().inverse(images).numpy())
   values = _values(glow)
-  inverted.initialize(y)  # From where it has come to.
+  inverted.initialize(y)  # From its present values.
   for before, after in zip(values, _values(glow), strict=True):
     np.testing.assert_allclose(after, before, atol=1e-5)
 
@@ -84,7 +84,7 @@ def test_it_ends_with_what_a_pass_then_returns(name):
     lambda glow: tfp_glow.Invert(tfp_glow.Invert(glow)), lambda glow: tfb.Invert(tfb.Invert(glow)),
     lambda glow: tfp_glow.Invert(tfp_glow.Chain([tfp_glow.Invert(glow)])),
     lambda glow: tfp_glow.Invert(tfb.Chain([tfb.Invert(glow)]))], ids=["ours", "tfp", "chain", "mixed"])
-def test_twice_is_not_at_all(twice):
+def test_inverting_twice_changes_nothing(twice):
   glow, expected, y = _glow(), _glow(), RNG.normal(3., 2., [8, 4, 4, 1]).astype(np.float32)
   expected.initialize(y)
   inverted = as_one_pass(twice(glow))

@@ -36,7 +36,7 @@ def make(name, **kwargs):
 
 
 def update(layer):
-  """Many steps of the power iteration, in a graph, where they take less time."""
+  """Many steps of the power iteration, in a graph, where they are faster."""
   layer.max_iterations = 10000
   tf.function(layer.update_spectral_norm)()
 
@@ -49,7 +49,7 @@ def matrix_of(function, shape):
 
 
 def true_norm(layer, shape, kernel):
-  """By the layer's exact matrix, for the pairs of orders for which it is easily had."""
+  """By the layer's exact matrix, for the pairs of orders for which the norm has a formula."""
   matrix = matrix_of(lambda x: layer.linear_map(x, kernel), shape)
   if layer.domain == layer.codomain == 2.:
     return np.linalg.norm(matrix, 2)
@@ -134,7 +134,7 @@ def test_induced_norms_of_the_reference(orders):
   layer.kernel.assign(matrix.T)
   update(layer)
   if orders == (1., INF):
-    # There the largest entry counts, whatever its sign: the authors' code takes the largest positive one.
+    # There the largest absolute value counts; the authors' code takes the largest positive entry.
     np.testing.assert_allclose(layer.norm(), np.abs(matrix).max(), rtol=1e-12)
     sound = matrix.max(0) > -matrix.min(0)
     assert 0 < sound.sum() < 6
@@ -199,7 +199,7 @@ def test_calls_leave_the_vectors_alone_and_checkpoints_hold_them(tmp_path):
 
 @pytest.mark.parametrize("orders", [(2., 2.), (3., 1.5), (1., 2.), (2., INF)])
 def test_gradient_of_the_bounded_kernel_is_that_of_the_true_norm(orders):
-  """Differences of norms that are measured again at each kernel."""
+  """Against differences of norms, measured anew for each kernel."""
   layer, _ = make("dense", domain=orders[0], codomain=orders[1], tolerance=1e-12)
   kernel, rng = layer.kernel.numpy(), np.random.default_rng(2)
   direction, weights = rng.standard_normal([2, *kernel.shape])
@@ -258,7 +258,7 @@ def test_an_order_that_two_layers_share_is_one_parameter():
   network = keras.Sequential([LipschitzDense(4, codomain=order), LipSwish(), LipschitzDense(3, domain=order)])
   network.build((None, 3))
   assert len(network.trainable_variables) == 2 * 2 + 1 + 1
-  # The order changes under the vectors until they are brought up to date, and the norm is still one of that order.
+  # The order changes before the vectors are updated, and the norm is still one of that order.
   order.logit.assign(1.)
   first = network.layers[0]
   ratio = tf.norm(first.v @ first.kernel, ord=float(order.order())) / tf.norm(first.v.value, ord=2.)

@@ -1,4 +1,4 @@
-"""SavedModels for TensorFlow Lite: converted with its own operations alone, they give the numbers of the model."""
+"""SavedModels for TensorFlow Lite: converted with its built-in operations alone, they give the model's numbers."""
 
 import pathlib
 import re
@@ -66,7 +66,7 @@ def test_models(tmp_path, num_bits, kwargs):
 @pytest.mark.parametrize("flow, shape", [(tfp_glow.VectorFlowBijector, (4,)), (tfp_glow.GlowBijector, (4, 4, 2))])
 @pytest.mark.parametrize("context_shape", [None, (3,)])
 def test_floating_data(tmp_path, flow, shape, context_shape):
-  """Of vectors in their own units, and of contexts that are repeated at all positions."""
+  """Vectors in their own units, and contexts that are repeated at all positions."""
   rng = np.random.default_rng(0)
   units = np.float32([1e-2, 1e3, 1., 50.]) if len(shape) == 1 else np.float32(1.)
   data = (units * (5. + rng.standard_normal([100, *shape]))).astype(np.float32)
@@ -86,7 +86,7 @@ def test_floating_data(tmp_path, flow, shape, context_shape):
 @pytest.mark.parametrize("make, match", [
     (lambda: tfp_glow.VectorFlowBijector(4, 1, 4, dtype="float64"), "not in float32"),
     (small_models.residual_flow, "estimates log-dets")], ids=["float64", "estimated log-dets"])
-def test_flows_that_it_has_no_operations_for(tmp_path, make, match):
+def test_flows_that_need_other_operations(tmp_path, make, match):
   with pytest.raises(ValueError, match=f"`for_lite` must be False for a .*{match}.*Received: for_lite=True, "):
     tfp_glow.export.export_distribution(make(), tmp_path / "saved_model", None, for_lite=True)
   assert not (tmp_path / "saved_model").exists()

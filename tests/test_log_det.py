@@ -17,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 RNG = np.random.default_rng(0)
 
 
-# Numbers of the authors' code. Its float32 parameters are good to 1e-7.
+# Numbers of the authors' code. Its parameters are float32, exact to 1e-7.
 
 
 @pytest.mark.parametrize("num_terms", [5, 10, 20])
@@ -39,7 +39,7 @@ def test_estimates_and_neumann_gradients_of_the_reference(name, num_terms):
 @pytest.mark.parametrize("name, bounds", [
     ("fc", {5: 3e-4, 10: 2e-6, 20: 1e-9}), ("conv", {5: 4e-2, 10: 2e-4, 20: 1e-8})])
 def test_the_power_series_converges_to_the_exact_log_det(name, bounds):
-  """With traces in place of their estimates, from a probe along each dimension."""
+  """With exact traces in place of estimates, from a probe along each dimension."""
   block, reference, x = residual_reference.exact_block(name)
   size, weights = x.shape[1:].num_elements(), lipschitz.fold(block.network)
   probes = tf.reshape(tf.eye(size, dtype=x.dtype), [size, *x.shape[1:]])
@@ -83,7 +83,7 @@ EVENT_WEIGHTS = np.array([1., -2., 0.5])  # The log-det of each event counts dif
 
 @functools.cache
 def steep_block():
-  """A block whose Jacobian has eigenvalues of -0.4 to -0.7: many terms count, and all of them alike."""
+  """A block whose Jacobian has eigenvalues of -0.4 to -0.7: many terms count, all with the same sign."""
   first, second = (lipschitz.LipschitzDense(units, 0.85, dtype="float64") for units in (4, 2))
   network = keras.Sequential([first, lipschitz.LipSwish(dtype="float64"), second])
   block = tfp_glow.InvertibleResidualBlock(network, "exact", event_ndims=1, dtype="float64")
@@ -126,7 +126,7 @@ def test_the_roulette_is_unbiased_in_value_and_gradient(roulette, probe):
 
 
 class _Unweighted(log_dets.SeriesEstimator):
-  """As many terms, not divided by their probabilities."""
+  """A broken estimator: as many terms, not divided by their probabilities."""
 
   def __init__(self, *args):
     super().__init__(*args)
@@ -134,7 +134,7 @@ class _Unweighted(log_dets.SeriesEstimator):
 
 
 class _OneWeightForAll(log_dets.SeriesEstimator):
-  """The gradient of the authors' memory-efficient backward pass: that of the first log-det counts for all."""
+  """The gradient of the authors' memory-efficient backward pass: the weight of the first log-det counts for all."""
 
   def evaluate(self, *args):
     outputs, log_det = super().evaluate(*args)
@@ -156,8 +156,8 @@ def test_the_statistics_tell_a_broken_estimator(broken, in_value):
 @pytest.mark.slow
 @pytest.mark.parametrize("roulette", ["poisson", "geometric"])
 def test_the_mean_over_all_numbers_of_terms_is_the_whole_series(roulette):
-  """With traces in place of their estimates nothing is left to chance."""
-  probes = np.sqrt(2.) * tf.tile(tf.eye(2, dtype=tf.float64), [3, 1])  # Copy by copy along another dimension.
+  """With exact traces in place of estimates nothing is random."""
+  probes = np.sqrt(2.) * tf.tile(tf.eye(2, dtype=tf.float64), [3, 1])  # Each copy has a probe along another dimension.
   evaluate = lambda estimator, count: statistics(lambda *args: estimator.evaluate(*args, probes, count), 2)
   tail = log_dets.tail_probabilities(roulette)
   probabilities = -np.diff(np.concatenate([[1.], tail, [0.]]))
@@ -166,7 +166,7 @@ def test_the_mean_over_all_numbers_of_terms_is_the_whole_series(roulette):
   most = 1 + len(tail)
   whole = evaluate(log_dets.SeriesEstimator(most, None, "gaussian"), most)
   np.testing.assert_allclose(mean, whole, rtol=1e-9)
-  # What is beyond it has the size of the Jacobian's power.
+  # The rest of the series has the size of the Jacobian's power.
   np.testing.assert_allclose(whole, statistics(log_dets.exact, 1), atol=5. * 0.72**most)
 
 
@@ -190,7 +190,7 @@ def test_without_training_there_are_more_terms():
 
 
 def test_vectors_may_grow_where_the_order_of_the_norm_is_not_2():
-  """By almost as much as they may: of a map of norm 0.99 from infinity to infinity."""
+  """They grow almost as much as possible, under a map of norm 0.99 from infinity to infinity."""
   matrix = np.zeros([64, 64])
   matrix[:, 0] = 0.99
   estimator = log_dets.SeriesEstimator(20, None, "gaussian")
@@ -201,7 +201,7 @@ def test_vectors_may_grow_where_the_order_of_the_norm_is_not_2():
     assert np.isfinite(found).all()
 
 
-def test_exact_log_dets_of_what_contracts_in_a_norm_of_no_order():
+def test_exact_log_dets_of_a_map_that_contracts_in_another_norm_only():
   """Eigenvalues of size 0.46, a determinant of 0.81, a first minor of -0.2."""
   matrix = tf.constant([[-1.2, -1.3], [0.9, 0.8]], tf.float64)
   found = log_dets.exact(lambda y, weights: y @ weights, tf.ones([1, 2], tf.float64), matrix)[1]
@@ -211,7 +211,7 @@ def test_exact_log_dets_of_what_contracts_in_a_norm_of_no_order():
 @pytest.mark.slow
 @pytest.mark.parametrize("log_det", ["exact", "power_series", "russian_roulette"])
 def test_log_dets_of_networks_that_do_not_contract_are_nan(log_det):
-  """A series that diverges would be a number, too; and its gradient."""
+  """A divergent series would give numbers for value and gradient, too."""
   make = lambda slope: tfp_glow.InvertibleResidualBlock(
       keras.layers.Rescaling(slope, dtype="float64"), log_det, event_ndims=1, seed=0, dtype="float64")
   make_sine = lambda slope: tfp_glow.InvertibleResidualBlock(
@@ -243,7 +243,7 @@ def test_the_number_of_terms_is_distributed_as_said():
 @pytest.mark.parametrize("dtype", [tf.float32, tf.float64])
 @pytest.mark.parametrize("probe", log_dets.PROBES)
 def test_probes_are_finite_whatever_is_drawn(dtype, probe, monkeypatch):
-  """The smallest bits come once in so many million draws: once in hundreds of steps on images."""
+  """The smallest values come once in millions of draws, which is once in hundreds of steps on images."""
   bits = tf.constant([-2**31, -2**31 + 1, -2**31 + 64, -1, 0, 2**31 - 1], tf.int32)
   monkeypatch.setattr(tf.random, "stateless_uniform", lambda shape, *_, **__: tf.broadcast_to(bits, shape))
   drawn = log_dets._draw_probe(probe, [0, 0], tf.zeros([3, 6], dtype))
@@ -295,7 +295,7 @@ def test_gradients_flow_through_value_and_log_det_together():
 
 @pytest.mark.slow
 def test_a_training_step_keeps_no_activations_of_the_networks():
-  """Of what the forward pass computes of each event, the gradients read tensors of the size of the event alone."""
+  """The gradients read only tensors of the forward pass that have the size of the events."""
   layer = functools.partial(lipschitz.LipschitzDense, tolerance=0.1)
   make_network = lambda: keras.Sequential([layer(64), lipschitz.LipSwish(), layer(3)])
 
@@ -320,7 +320,7 @@ def test_a_training_step_keeps_no_activations_of_the_networks():
 @pytest.mark.slow
 @pytest.mark.parametrize("few", [2, 1], ids=["by rows", "at once"])
 def test_xla_compiles_gradients_of_exact_log_dets_in_a_scan(few, monkeypatch):
-  """Of a number of events that the graph does not know."""
+  """With a batch size that the graph does not know."""
   monkeypatch.setattr(log_dets, "_FEW", few)
   make_step = lambda k: bijector_cases.residual_block(2, "float64", seed=k)
   scan = tfp_glow.Scan(make_step, 2, [2], dtype="float64")

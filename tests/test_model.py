@@ -14,7 +14,7 @@ IMAGES = small_models.images()
 
 
 def one_step(num_bits=8, **kwargs):
-  """A model of a single step of flow: there is no loop."""
+  """A model of a single step of flow, without a loop."""
   return tfp_glow.FlowModel(small_models.distribution(num_steps_per_block=1, num_hidden=4, **kwargs), num_bits)
 
 
@@ -140,7 +140,7 @@ def _as(kind):
 
 
 def _normalised():
-  """Of the first batch, which is another's if one was lost."""
+  """Of the first batch, which would be another one if one was lost."""
   base = tfd.Sample(tfd.Normal(0., 1.), small_models.SHAPE)
   return small_models.compiled(
       tfp_glow.FlowModel(tfd.TransformedDistribution(base, tfp_glow.ActNorm(2))), run_eagerly=True)
@@ -167,7 +167,7 @@ def test_every_form_of_input_gives_the_same_training(kind, eager_bits):
 
 
 @pytest.mark.slow
-def test_with_everything_of_keras_at_once(tmp_path):
+def test_many_features_of_keras_at_once(tmp_path):
   data = tf.data.Dataset.from_tensor_slices(IMAGES).batch(8)
   schedule = keras.optimizers.schedules.CosineDecay(1e-2, decay_steps=12, warmup_steps=3, warmup_target=1e-2)
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.AdamW(
@@ -192,7 +192,7 @@ def test_ema_follows_the_weights():
   record = keras.callbacks.LambdaCallback(
       on_train_batch_end=lambda batch, logs: weights.append(small_models.weights_of(model)))
   model.fit(IMAGES, batch_size=12, epochs=1, callbacks=[record], verbose=0)
-  # At its end Keras puts the average in place, which starts with the weights after the first step.
+  # At the end Keras assigns the averages, which start with the weights after the first step.
   for a, b, average in zip(*weights, small_models.weights_of(model)):
     assert np.abs(a - b).max() > 0.
     np.testing.assert_allclose(average, (a + b) / 2., rtol=1e-5, atol=1e-6)
@@ -202,7 +202,7 @@ def test_ema_follows_the_weights():
 def test_xla_and_eager_train_alike():
   histories = []
   for options in ({"run_eagerly": True}, {"jit_compile": True}):
-    # Adam would make steps of full size of gradients that are zero but for rounding.
+    # Adam would make steps of full size from gradients that are rounding errors.
     model = small_models.compiled(one_step(), keras.optimizers.SGD(1e-3), **options)
     histories.append(model.fit(IMAGES, batch_size=12, epochs=2, shuffle=False, verbose=0).history["bits_per_dim"])
   np.testing.assert_allclose(*histories, rtol=1e-4)
@@ -243,7 +243,7 @@ def test_trains_a_multivariate_normal_to_the_moments_of_the_data():
   data = (rng.normal(size=[512, 3]) @ [[1., .5, 0.], [0., .7, .2], [0., 0., .4]] + [1., 2., 3.]).astype(np.float32)
   model = tfp_glow.FlowModel(distribution, num_bits=None)
   model.compile(keras.optimizers.Adam(0.05))
-  model.fit(tf.data.Dataset.from_tensors(data).repeat(300), verbose=0)  # An epoch each would take seconds.
+  model.fit(tf.data.Dataset.from_tensors(data).repeat(300), verbose=0)  # As epochs, they would take seconds.
   np.testing.assert_allclose(loc, data.mean(0), atol=0.02)
   np.testing.assert_allclose(distribution.covariance(), np.cov(data.T), atol=0.05)
 
@@ -307,7 +307,7 @@ def test_class_conditional():
 
 @pytest.mark.slow
 def test_reversible_training_is_that_of_autodiff():
-  """In float32: with replicas, `test_distribute.py`."""
+  """In float32. `test_distribute.py` has the same with replicas."""
   before = keras.config.dtype_policy()
   losses = {}
   for gradient in ("autodiff", "reversible"):
@@ -427,7 +427,7 @@ def test_train_on_batch_names_what_is_not_finite():
 
 @pytest.mark.slow
 def test_masks_of_networks_are_kept():
-  """Those of autoregressive networks of TFP are constraints of variables: without them, log-dets would be wrong."""
+  """TFP's autoregressive networks have masks as constraints of variables; without them log-dets would be wrong."""
   network = tfb.AutoregressiveNetwork(2, event_shape=[3], hidden_units=[8], activation="tanh")
   flow = tfb.MaskedAutoregressiveFlow(network)
   base = tfd.Sample(tfd.Normal(0., 1.), [3])

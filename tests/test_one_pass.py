@@ -34,7 +34,7 @@ def _glow(count):
   return tfp_glow.GlowBijector((4, 4, 1), 2, 2, network_fn=lambda n: CountedNetwork(n, count), seed=0)
 
 
-# Constructor, event shape of latents, networks run by a pass, networks in its graph.
+# Constructor, event shape of latents, networks that a pass runs, networks in its graph.
 COUNTED = {
     "coupling": (_coupling, SHAPE, 1, 1),
     "scan": (lambda count: tfp_glow.Scan(lambda k: _step(count), 3, SHAPE), SHAPE, 3, 1),
@@ -75,7 +75,7 @@ def number_of(function, op_type):
   functions = {f.signature.name: f.node_def for f in graph.library.function}
 
   def count(nodes):
-    # The library also holds functions that were replaced and that nothing calls.
+    # The library also holds functions that were replaced and are never called.
     called = [attr.func.name for node in nodes for attr in node.attr.values() if attr.func.name in functions]
     return sum(node.op == op_type for node in nodes) + sum(count(functions[name]) for name in called)
 
@@ -119,7 +119,7 @@ def test_networks_are_compiled_once_by_xla(counted, monkeypatch):
                                              ("gradients", 4)])
 @pytest.mark.parametrize("mode", ["eager", pytest.param("function", marks=pytest.mark.slow)])
 def test_networks_of_compositions_of_tfp_run_twice_for_a_log_prob_at_most(operation, most, mode):
-  """And once more for what else TFP asks."""
+  """And once more for other questions of TFP."""
   count = Count()
   distribution = distribution_of(_nested_chain(count, tfb.Chain, tfb.Invert), SHAPE, "float32")
   function = lambda x: OPERATIONS[operation](distribution, x)

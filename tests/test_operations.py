@@ -1,4 +1,4 @@
-"""How many operations a flow takes: on GPUs each costs some microseconds, however small it is."""
+"""Numbers of operations of flows: on GPUs each costs some microseconds, however small it is."""
 
 import contextlib
 import pathlib
@@ -17,7 +17,7 @@ from tfp_glow.training import update as update_lib
 pytestmark = pytest.mark.slow
 _FILE = pathlib.Path(__file__).parent.parent / "benchmarks" / "executed_operations.py"
 executed = runpy.run_path(str(_FILE))["executed"]
-# More than these of a further step of flow is no accident.
+# Bounds of the operations of a further step of flow, and of what a `FlowModel` adds to a training step.
 MOST = {"log_prob": 28, "sample": 26, "autodiff": 83, "reversible": 85}
 MOST_OF_A_MODEL = 191
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 2), np.uint8)
@@ -49,7 +49,7 @@ def test_of_a_further_step_of_flow(what):
   few, many = (_executed(what, num_steps) for num_steps in (3, 5))
   many.subtract(few)
   assert sum(many.values()) <= 2 * MOST[what], many
-  # The products of the network, and that of actnorm and 1x1 convolution: once forward, twice back; `"reversible"`
+  # The products of the network, and that of actnorm and 1x1 convolution: one forward, two back; `"reversible"`
   # computes all of them once more.
   products = sum(count for kind, count in many.items() if "MatMul" in kind or "Conv2D" in kind)
   assert products == 2 * {"autodiff": 4 + 8 + 1, "reversible": 4 + 8 + 4}.get(what, 4)
@@ -57,7 +57,7 @@ def test_of_a_further_step_of_flow(what):
 
 def test_nothing_is_kept_for_gradients_that_nobody_asks_for():
   counts = _executed("log_prob", 3)
-  # (Whatever TensorFlow's libraries make of them, two in each step.)
+  # (Two in each step, however TensorFlow computes them.)
   assert sum(count for kind, count in counts.items() if "Conv2D" in kind) == 6
   assert not any(kind.startswith("TensorList") for kind in counts)
 

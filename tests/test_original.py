@@ -1,4 +1,4 @@
-"""Against numbers that the original TensorFlow 1 code computed. Tolerances are those stated beside the numbers."""
+"""Against numbers of the original TensorFlow 1 code, with the tolerances stated beside the numbers."""
 
 import keras
 import numpy as np
@@ -41,7 +41,7 @@ def test_squeeze_order(model):
 
 
 def _loss_gradients(reference, glow, labels):
-  """Of the original's loss, the classifier's part in it, variable by variable."""
+  """The classifier's part of the gradients of the original's loss, by variable."""
   model = reference_models.make_model(reference, glow)
   with tf.GradientTape() as tape:
     nats = model.distribution.log_prob(reference["xz"], bijector_kwargs=labels)
@@ -49,7 +49,8 @@ def _loss_gradients(reference, glow, labels):
     if model.classifier is not None:
       loss += reference_models.WEIGHT_Y * tf.reduce_mean(_bits_y(reference, model, labels))
   variables = [v.value for v in model.trainable_variables]
-  gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]  # Of classes: slices.
+  # Gradients of class embeddings are slices.
+  gradients = [tf.convert_to_tensor(gradient) for gradient in tape.gradient(loss, variables)]
   return {v.ref(): gradient for v, gradient in zip(variables, gradients)}, model.classifier
 
 
@@ -88,7 +89,7 @@ def test_gradients(model):
 
 
 def _through_lu(glow, variable, gradients_of_matrix):
-  """From the gradient with respect to W that to a parameter of its factors, by autodiff of W alone."""
+  """The gradient by a parameter of W's factors, from the gradient by W, by autodiff of W alone."""
   scan = next(scan for scan in glow.blocks if any(scan.stacked(v) is variable for v in scan._template_variables))
   with tf.GradientTape() as tape:
     matrices, _ = scan.template.permutation.matrix(lambda v: scan.stacked(v).value)

@@ -112,7 +112,7 @@ _ARCHITECTURES = {
 
 
 class _Case(NamedTuple):
-  """A checkpoint, what is in it, the architecture that it is of, its model, and a batch."""
+  """A checkpoint, its contents, its architecture, its model, and a batch."""
 
   prefix: str
   variables: dict
@@ -218,7 +218,7 @@ def test_folder_whose_state_names_the_latest(tmp_path):
     np.testing.assert_array_equal(_first_shift(tmp_path), shift)
 
 
-def test_state_of_another_machine_is_no_matter(tmp_path):
+def test_state_of_another_machine_does_not_matter(tmp_path):
   variables = _small()
   original_checkpoints.write(tmp_path / "model.ckpt", variables)
   (tmp_path / "checkpoint").write_text('model_checkpoint_path: "/nowhere/model.ckpt"\n')
@@ -435,7 +435,7 @@ def test_num_bits(tmp_path):
 
 
 @pytest.mark.slow
-def test_fit_goes_on_from_the_weights(tmp_path):
+def test_fit_starts_from_the_weights(tmp_path):
   model = _load(tmp_path, _small())
   before = [v.numpy() for v in model.distribution.variables]
   model.compile(keras.optimizers.SGD(0.), run_eagerly=True)
@@ -480,6 +480,6 @@ def test_arguments_are_checked_before_anything_is_read(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_name_of_the_index_will_do():
+def test_the_name_of_the_index_is_accepted():
   model = tfp_glow.load_original_checkpoint(REFERENCE / "a.ckpt.index", SHAPE)
   assert model.distribution.bijector.initialized

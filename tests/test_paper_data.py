@@ -20,7 +20,7 @@ from tfp_glow.data import crop, preparation
 
 @pytest.fixture(autouse=True)
 def no_network(monkeypatch):
-  """Hosts seem to answer, but only `file://` can be read."""
+  """Hosts seem to answer, but only `file://` URLs can be read."""
 
   def refuse(*_, **__):
     raise socket.gaierror("there is no network in these tests")
@@ -45,7 +45,7 @@ def write_tar(path, members):
 
 
 def set_url(monkeypatch, module, name, url):
-  """Has a builder download from elsewhere; TFDS does not check the sums of what it does not know."""
+  """Makes a builder download from elsewhere; TFDS does not check sums of unknown files."""
   monkeypatch.setattr(importlib.import_module(f"tensorflow_datasets.{module}"), name, url)
 
 
@@ -97,8 +97,8 @@ def test_downsampled_imagenet(size, tmp_path, monkeypatch):
   assert len(validation) == 3 and (validation == test).all()
 
 
-def test_files_that_were_got_by_hand_are_not_downloaded(tmp_path, monkeypatch):
-  """The address of ImageNet's files is no longer there."""
+def test_files_that_users_downloaded_are_not_downloaded_again(tmp_path, monkeypatch):
+  """The address of ImageNet's files no longer exists."""
   monkeypatch.setattr(preparation, "_host_answers", lambda builder: pytest.fail("asks hosts for files that are there"))
   for name in ("train_32x32.tar", "valid_32x32.tar"):
     write_tar(tmp_path / "downloads" / "manual" / name, {})
@@ -128,7 +128,7 @@ def test_imagenet_resized(tmp_path, monkeypatch):
 
 
 def lsun_image(height, width):
-  """Smooth: red tells the row, green the column."""
+  """A smooth image: red is the row, green the column."""
   rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
   return np.stack([255 * rows / height, 255 * columns / width, np.full([height, width], 128)], -1).astype(np.uint8)
 
@@ -149,7 +149,7 @@ def lsun(tmp_path, monkeypatch):
 
 
 def places(images, height=96, width=128):
-  """Of the upper left corners of squares, in pixels of the reduced image."""
+  """The upper left corners of squares, in pixels of the reduced image."""
   return np.round(images[:, 0, 0, :2] / 255. * [height, width]).astype(int)
 
 
@@ -163,7 +163,7 @@ def test_lsun(lsun):
   np.testing.assert_allclose(places(central), [[16, 32]] * 3, atol=2)
   np.testing.assert_array_equal(central, arrays(load("validation")))
   train = arrays(load("train"))
-  # The scale is that of the reduced image, not of one that fits.
+  # The scale is that of the reduced image, not of one that would fit.
   np.testing.assert_allclose(np.diff(train[..., 0].astype(float), axis=1).mean((1, 2)), 255 / 96, rtol=0.1)
   np.testing.assert_allclose(np.diff(train[..., 1].astype(float), axis=2).mean((1, 2)), 255 / 128, rtol=0.1)
   assert len({tuple(place) for place in places(train)}) > 6

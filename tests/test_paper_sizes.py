@@ -13,13 +13,13 @@ import paper_sizes
 
 pytestmark = [pytest.mark.paper_size, pytest.mark.slow]
 
-_NUM_STEPS = 3  # The rate of the first is 0; in the second, networks that end with zeros learn their last layer alone.
+_NUM_STEPS = 3  # The first step has rate 0; in the second, networks that end with zeros learn only their last layer.
 _MOST_GIB = 24.
 _NUM_CLASSES = {"cifar10_conditional": 10, "imagenet32_conditional": 1000}
 
 
 def check(found, num_parameters):
-  """Of what `paper_sizes.measure` returns."""
+  """Checks what `paper_sizes.measure` returns."""
   assert found["parameters"] == num_parameters
   assert len(found["losses"]) == _NUM_STEPS and all(map(math.isfinite, found["losses"]))
   assert not found["unchanged"]

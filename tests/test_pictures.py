@@ -27,7 +27,7 @@ def test_images_lie_side_by_side_enlarged_pixel_by_pixel(num_channels):
       top, left = 4 + 68 * i, 4 + 132 * j
       np.testing.assert_array_equal(picture[top:top + 64, left:left + 128], image.repeat(4, 0).repeat(4, 1))
       picture[top:top + 64, left:left + 128] = 255
-  assert (picture == 255).all()  # Gaps, and the place of the image that the second row has not.
+  assert (picture == 255).all()  # Gaps, and the place of the missing image of the second row.
 
 
 def test_large_images_keep_their_size():

@@ -1,4 +1,4 @@
-"""Whatever a device makes of products, and whatever the dtype policy: training alone computes in less than float32.
+"""Only training computes in less than float32, whatever the device's products and the dtype policy.
 
 The device is emulated: it rounds float32 operands to 10 bits (TensorFloat-32).
 """
@@ -29,13 +29,13 @@ LABELS = np.arange(16) % 3
 
 
 def network(num_outputs):
-  """One that is the user's, of Keras' own layers."""
+  """A user's network of Keras' own layers."""
   conv = functools.partial(keras.layers.Conv2D, padding="same")
   return keras.Sequential([conv(12, 3, activation="relu"), conv(num_outputs, 3)])
 
 
 def make(policy="float32", weight_y=0., **kwargs):
-  """A model with weights that are not those of a beginning, but the same each time."""
+  """A model with weights that are not initial ones, but the same each time."""
   keras.config.set_dtype_policy(policy)
   try:
     glow = tfp_glow.GlowBijector(SHAPE, **{
@@ -58,7 +58,7 @@ KINDS = {"float32": {}, "bfloat16": {
 
 @functools.cache
 def pair(kind):
-  """A model, and the same in float32 throughout, which is not to be rounded."""
+  """A model, and the same in float32 throughout, whose products are not rounded."""
   model, exact = make(**KINDS[kind]), make(**{**KINDS[kind], "policy": "float32"})
   for a, b in zip(exact.weights, model.weights):
     a.assign(b)
@@ -66,7 +66,7 @@ def pair(kind):
 
 
 def of_model(model, **labels):
-  """All that a model computes, by its methods; with labels the ones that differ most."""
+  """All that a model computes, by its methods; with labels only the methods that differ most."""
   x = (IMAGES, labels["labels"]) if labels else (IMAGES,)
   z = model.encode(IMAGES, **labels)
   data = tf.data.Dataset.from_tensors(x if labels else IMAGES)
@@ -144,7 +144,7 @@ def test_methods_of_a_model(kind):
     model = make(**KINDS[kind])  # What is traced, is traced there.
     found = of_model(model, **labels_of(kind))
     assert tf.config.experimental.tensor_float_32_execution_enabled()
-  for a, b in zip(model.weights, pair(kind)[1].weights):  # Those that `adapt` has made among them.
+  for a, b in zip(model.weights, pair(kind)[1].weights):  # Also the graphs that `adapt` has made.
     np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5, err_msg=a.name)
   assert_as_in_float32(found, expected)
 
@@ -154,7 +154,7 @@ COMPILED = {"eager": lambda function: function, "function": functools.partial(tf
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, mode", [  # All there is in both, but for the gradient: graphs are built of one each.
+@pytest.mark.parametrize("kind, mode", [  # Graphs are slow to build: one kind for each graph mode.
     ("float32", "eager"), ("bfloat16", "eager"),
     ("bfloat16", "function"), ("one level", "XLA")])
 def test_bijectors(kind, mode):
@@ -197,7 +197,7 @@ def test_the_users_own_networks():
 @pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3,), (4, 4, 1)])
 def test_residual_flows(shape):
-  """`forward`, too: its tolerance is beyond what rounded products allow."""
+  """Also `forward`, whose tolerance cannot be reached with rounded products."""
   flow = tfp_glow.ResidualFlowBijector(shape, len(shape) // 2, 1, 8, int(len(shape) == 1), 8, None, seed=0,
                                        log_det="power_series", num_terms=1, num_eval_terms=1)
   perturb(flow, scale=0.3)
@@ -228,7 +228,7 @@ def distance(a, b):
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_training_computes_in_less(policy):
-  """And reversible gradients are those of autodiff at the same precision."""
+  """Reversible gradients are those of autodiff at the same precision."""
   autodiff, reversible = make(policy, gradient="autodiff"), make(policy, gradient="reversible")
   exact = gradients(make(), False)
   with tf32.emulated(always=True):
@@ -241,7 +241,7 @@ def test_training_computes_in_less(policy):
 
 @pytest.mark.slow
 def test_a_flow_in_the_base_distribution_trains_in_less():
-  """As that of the bijector does; and it is evaluated in float32."""
+  """As a flow in the bijector does. It is evaluated in float32."""
   models = []
   for policy in ("mixed_bfloat16", "float32"):
     base = make(policy, num_glow_blocks=1).distribution
@@ -276,7 +276,7 @@ def test_the_switch_is_as_it_was():
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "bfloat16"])
 def test_networks_within_networks(policy):
-  """Those that were built before, which cast their inputs, and a subclass that does more."""
+  """Networks that were built before and cast their inputs, and a subclass that does more."""
 
   class Tripled(keras.Sequential):
 
@@ -308,7 +308,7 @@ def test_networks_within_networks(policy):
 
 @contextlib.contextmanager
 def another_thread_that_samples():
-  """Or does anything else that needs TensorFlow's switch to be off as long as it takes."""
+  """Samples, or does anything else that needs TensorFlow's switch to be off meanwhile."""
   is_off, is_done = threading.Event(), threading.Event()
 
   def sample():
@@ -328,7 +328,7 @@ def another_thread_that_samples():
 
 @pytest.mark.parametrize("mode", ["eager", "function"])
 def test_training_that_begins_while_the_switch_is_off_goes_on_when_it_is_on(mode, monkeypatch):
-  """The Gaussians of splits, and their gradients, are float32's all the same; on a machine with such a card."""
+  """The Gaussians of splits, and their gradients, are still in float32, on a machine with such a card."""
   monkeypatch.setattr(precision, "_has_tensor_float_32", lambda: True)
   split = FactorOut((4, 4, 8))
   perturb(split, scale=0.1)
@@ -350,7 +350,7 @@ def test_training_that_begins_while_the_switch_is_off_goes_on_when_it_is_on(mode
 
 @pytest.mark.slow
 def test_what_is_traced_while_the_switch_is_off_may_run_when_it_is_on(monkeypatch):
-  """As when another thread samples meanwhile; on a machine with such a card."""
+  """For example, another thread samples meanwhile, on a machine with such a card."""
   monkeypatch.setattr(precision, "_has_tensor_float_32", lambda: True)
   glow = make(num_glow_blocks=1).distribution.bijector
   x = dequantize.dequantize(tf.constant(IMAGES), 8, 0.5)

@@ -51,7 +51,7 @@ def _model():
 
 
 def _run(folder, *others, num_epochs=4):
-  """Goes on with a run, with a model of its own; returns that and the callback."""
+  """Resumes a run with a new model; returns the model and the callback."""
   model, state = _model(), callbacks.TrainingState(folder)
   first = state.restore(model)
   while first < num_epochs:
@@ -67,7 +67,7 @@ def _everything_in(model):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """A run that was left alone."""
+  """A run that was not interrupted."""
   return _run(tmp_path_factory.mktemp("whole"))
 
 
@@ -76,7 +76,7 @@ def whole(tmp_path_factory):
     ({"batch": 1}, "epoch-0+2"), ({"batch": 2}, "epoch-1"), ({"batch": 6}, "epoch-2+1"), ({"epoch": 1}, "epoch-2")],
     ids=str)
 def test_a_run_that_was_ended_comes_to_the_same_weights(whole, at, kept, tmp_path):
-  """The epoch's means are those of all its batches, too."""
+  """Also the epoch's means are those of all its batches."""
   with pytest.raises(SystemExit) as end:
     _run(tmp_path, _At(**at))
   assert end.value.code == 143
@@ -127,7 +127,7 @@ def test_the_rest_of_an_epoch_comes_first(tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_fails_leaves_the_signal_as_it_was(tmp_path):
-  """And the same callback may be used again."""
+  """The same callback may be used again."""
 
   class Fail(keras.callbacks.Callback):
 

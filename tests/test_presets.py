@@ -1,6 +1,6 @@
 """The presets of `examples/train_glow.py`: what they set, what is built of it at full size, and that each starts.
 
-Those of `train_residual_flow.py` are in `test_residual_presets.py`, but for what is the same of both.
+`test_residual_presets.py` has the presets of `train_residual_flow.py`, except for what both share.
 """
 
 import json
@@ -49,7 +49,7 @@ def parse(monkeypatch, *options, script=train_glow):
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch, tmp_path):
-  """No results of earlier runs are in the way."""
+  """No earlier results are in the output folder."""
   monkeypatch.chdir(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_what_all_experiments_share(name, monkeypatch):
   args = parse(monkeypatch, "--preset", name)
   assert (args.num_hidden, args.permutation, args.gradient) == (512, "conv1x1", "reversible")
   assert (args.optimizer, args.learning_rate, args.schedule) == ("adamax", 1e-3, "constant")
-  # 64 images of 32x32 on each device, or as many pixels, and 50,000 in an epoch.
+  # 64 images of 32x32 on each device, or as many pixels, and 50,000 images in an epoch.
   num_devices = 40 if name == "celeba_hq256" else 8
   assert args.batch_size * args.image_size**2 == 64 * 32**2 * num_devices
   steps = math.ceil(50_000 / (64 * num_devices))
@@ -165,7 +165,7 @@ for _name, _preset in PRESETS.items():
 @slow
 @pytest.mark.parametrize("names", _ARCHITECTURES.values(), ids="-".join)
 def test_full_size(names, monkeypatch):
-  """But for the number of steps, which are stacked: of two there is whatever there is of 32."""
+  """Except the number of steps, which are stacked: two steps have all parts that 32 steps have."""
   args = parse(monkeypatch, "--preset", names[0], "--num-steps=2")
   num_classes = {"cifar10": 10, "imagenet_resized/32x32": 1000}[args.data] if args.conditional else None
   monkeypatch.setattr(train_glow.data, "num_classes", lambda name, data_dir: num_classes)

@@ -26,7 +26,7 @@ def compiled(function, jit_compile):
 @pytest.fixture(autouse=True)
 def full_precision_on_a_device_that_rounds():
   with precision.entered(precision.Mode(is_training=False, device_rounds=True)):
-    # Left to the emulation, which asks the switch when it does not round always.
+    # The emulation asks this switch if it does not always round.
     tf.config.experimental.enable_tensor_float_32_execution(True)
     yield
 
@@ -91,7 +91,7 @@ def test_of_long_sums_are_as_exact_as_float32():
     assert error(products.matmul(a, b)) < 1.2 * plain
 
 
-@pytest.mark.parametrize("case, jit_compile", [  # Compiled, of each kind one.
+@pytest.mark.parametrize("case, jit_compile", [  # Compiled: one of each kind.
     *((name, False) for name in CASES),
     *(pytest.param(name, True, marks=pytest.mark.slow) for name in ("matmul", "conv2d", "conv2d_back"))],
     indirect=["case"])
@@ -145,7 +145,7 @@ def test_products_of_the_flow_are_exact_in_training_too():
 
 
 def test_emulation_rounds_what_gradients_multiply(case):
-  """Of both orders. The operands of the value are such that rounding leaves them as they are."""
+  """Gradients of both orders. Rounding does not change the operands of the value."""
   _, plain, *operands = case
   a, b = (tf32.rounded(x, always=True).numpy() for x in operands)
   d, *d_first = (draw(*x.shape) for x in (plain(a, b), a, b))

@@ -1,4 +1,4 @@
-"""The reference: what it has to say of each public name, and that it is built without a warning."""
+"""The reference: what docstrings must describe, and that it is built without a warning."""
 
 import ast
 import html
@@ -42,7 +42,7 @@ def _documented(text):
 
 
 def _functions(value):
-  """A function, or the public ones of a class, but for those that leave it to what they override."""
+  """A function, or the public methods of a class without those documented by the method they override."""
   if inspect.isfunction(value):
     return [value]
   is_public = lambda key: key == "__init__" or not key.startswith("_")
@@ -55,7 +55,7 @@ def _is_own(cls):
 
 
 def _leaves_it_to_another(cls, key, function):
-  """Of this package's, with no docstring; or of TFP's or Keras', with no sections in it."""
+  """A method of this package without a docstring, or of TFP or Keras without sections in it."""
   overridden = [base for base in cls.__mro__[1:] if hasattr(base, key)]
   is_foreign = any(not _is_own(base) for base in overridden)
   return bool(overridden) and (not function.__doc__ or is_foreign and "Args:" not in function.__doc__)
@@ -96,7 +96,7 @@ def site(tmp_path_factory):
   if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings_handlers") is None:
     pytest.skip("needs MkDocs and mkdocstrings: pip install -e .[docs]")
   folder = tmp_path_factory.mktemp("site")
-  environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # The theme's opinion of another version of MkDocs.
+  environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # It switches off a warning of the theme about MkDocs 2.
   done = subprocess.run([sys.executable, "-m", "mkdocs", "build", "--site-dir", folder], cwd=ROOT, env=environment,
                         capture_output=True, text=True, check=False)
   assert done.returncode == 0 and "WARNING" not in done.stderr, done.stderr
@@ -123,7 +123,7 @@ def test_site_has_all_pages_and_names(site):
 @pytest.mark.slow
 def test_site_understands_docstrings_and_markdown(site):
   for name, page in _pages(site).items():
-    # What is left of sections of docstrings and of Markdown, where they are not understood.
+    # Sections of docstrings and Markdown that were not understood and are left as text.
     fault = re.search(r"<p>\s*(Args|Returns|Raises|Attributes|References):", page)
     assert not fault, f"{name}: {page[fault.start():][:500]}"
     text = html.unescape(re.sub(r"<(code|style|script)\b.*?</\1>|<[^>]+>", "", page, flags=re.S))
@@ -134,7 +134,7 @@ def test_site_understands_docstrings_and_markdown(site):
 @pytest.mark.slow
 @pytest.mark.parametrize("width, scheme", [(1280, "light"), (390, "dark")])
 def test_pages_fit_into_a_browser(site, browser, width, scheme):
-  """A wide window, and a telephone: nothing but tables and code is wider than the page, and all pictures are there."""
+  """In a wide window and on a phone, only tables and code are wider than the page, and all pictures load."""
   metrics = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
   browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
   browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {

@@ -16,7 +16,7 @@ RESULTS = {"bits_per_dim": 2.0512345, "epochs": 3, "interrupted": False,
 
 @pytest.fixture
 def report(tmp_path):
-  """A report alone: the pictures that it was made of are gone."""
+  """A report alone, without the pictures that it was made from."""
   folder = tmp_path / "run"
   folder.mkdir()
   rows = [np.full([4, 8, 8, 1], 255 * i, np.uint8) for i in range(2)]
@@ -43,7 +43,7 @@ def test_report_shows_pictures_numbers_and_settings(browser, report):
   assert not browser.get_log("browser")
 
 
-def test_report_fits_a_telephone(browser, report):
+def test_report_fits_a_phone(browser, report):
   metrics = {"width": 420, "height": 800, "deviceScaleFactor": 1, "mobile": True}
   browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
   browser.get(report.as_uri())

@@ -1,4 +1,4 @@
-"""What users of flow libraries ran into: copies, slices, and errors that mislead."""
+"""Problems that users of flow libraries have reported: copies, slices, misleading errors."""
 
 import copy
 import pickle
@@ -102,7 +102,7 @@ def test_where_temperatures_of_levels_have_no_levels():
 
 @pytest.mark.slow
 def test_samples_of_a_flow_of_two_valued_pixels_are_finite():
-  """Scales would learn to be 0 where data have no spread, and sampling divides by them."""
+  """Where data have no spread, scales would go to 0, and sampling divides by them."""
   images = 255 * (np.random.default_rng(0).random([256, 4, 4, 1]) < 0.5).astype(np.uint8)
   model = tfp_glow.FlowModel(tfp_glow.GlowBijector((4, 4, 1), 1, 2, 8, seed=0), num_bits=8)
   model.compile(keras.optimizers.Adam(3e-2))
@@ -111,7 +111,7 @@ def test_samples_of_a_flow_of_two_valued_pixels_are_finite():
   assert np.isfinite(model.distribution.bijector.forward(latents)).all()
 
 
-def test_a_far_row_costs_much_and_stays_finite():
+def test_a_far_row_is_improbable_and_finite():
   table = np.random.default_rng(0).standard_normal([100, 3]).astype(np.float32)
   flow = tfp_glow.VectorFlowBijector(3, num_steps=2, num_hidden=8, seed=0)
   model = tfp_glow.FlowModel(flow, num_bits=None)
@@ -121,7 +121,7 @@ def test_a_far_row_costs_much_and_stays_finite():
 
 
 def test_weights_within_a_batch_are_refused():
-  """A key that nobody reads would be left alone, and nothing weighted."""
+  """An unknown key would be ignored, and nothing would be weighted."""
   images = np.zeros([4, 4, 4, 1], np.uint8)
   model = tfp_glow.FlowModel(tfp_glow.GlowBijector((4, 4, 1), 1, 1, 8), num_bits=8)
   model.compile(keras.optimizers.Adam(1e-3))
@@ -132,7 +132,7 @@ def test_weights_within_a_batch_are_refused():
 
 
 def test_gradients_reach_the_network_of_a_base_distribution():
-  """Against a difference of two values."""
+  """Against finite differences."""
   flow = tfp_glow.VectorFlowBijector(3, num_steps=2, num_hidden=8, seed=0, dtype="float64")
   x = tf.random.stateless_normal([5, 3], [0, 0], dtype=tf.float64)
   flow.initialize(x)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("unoptimized_graphs")
 RNG = np.random.default_rng(0)
 
 
-# Numbers of the authors' code. Its float32 parameters are good to 1e-7.
+# Numbers of the authors' code. Its parameters are float32, exact to 1e-7.
 
 
 @pytest.mark.parametrize("name", ["fc", pytest.param("conv", marks=pytest.mark.slow)])
@@ -66,7 +66,7 @@ def test_estimates_change_with_seed_and_update_alone():
   second = block.inverse_and_log_det(Y)[1].numpy()
   assert np.abs(second - first).max() > 1e-6
   block._noise_seed.assign(block_of()._noise_seed.value)
-  np.testing.assert_allclose(block.inverse_and_log_det(Y)[1], first, rtol=1e-3)  # The norms moved on, a little.
+  np.testing.assert_allclose(block.inverse_and_log_det(Y)[1], first, rtol=1e-3)  # The norms have changed a little.
 
 
 def test_events_have_probes_of_their_own():
@@ -123,7 +123,7 @@ def test_one_evaluation_and_one_more_for_the_gradient():
 
 
 @pytest.mark.slow
-def test_second_derivatives_are_nan_where_they_cannot_be_had():
+def test_second_derivatives_are_nan_where_they_are_not_supported():
   y, found = tf.constant(Y), {}
   for log_det in ("exact", "russian_roulette"):
     block = bijector_cases.residual_block(3, "float64", log_det=log_det)
@@ -193,7 +193,7 @@ _HOLDERS = {
 @pytest.mark.parametrize("name", ["forward", "inverse", "forward_and_log_det", "inverse_and_log_det",
                                   "forward_log_det_jacobian", "inverse_log_det_jacobian"])
 @pytest.mark.parametrize("holder", _HOLDERS)
-def test_nobody_can_ask_for_no_log_det(holder, name):
+def test_the_option_without_a_log_det_is_not_public(holder, name):
   bijector = _HOLDERS[holder](block_of())
   assert bijector.argument_names == {"training"}
   with pytest.raises(TypeError, match="must be given arguments that it, or a part of it, takes: training. Received: "
@@ -202,7 +202,7 @@ def test_nobody_can_ask_for_no_log_det(holder, name):
 
 
 class _Holder(tfp_glow.OnePassBijector):
-  """A user's bijector with a block in it, whose functions take nothing, or anything."""
+  """A user's bijector with a block in it, with functions that take no further arguments, or any."""
 
   def __init__(self, block):
     super().__init__(forward_event_shape=[3], inverse_event_shape=[3], dtype="float64")

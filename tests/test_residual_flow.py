@@ -29,7 +29,7 @@ def make_flow(**kwargs):
 
 
 def constrained(flow):
-  """`(layer, values of its variables)` for each layer of each step, the steps of a `Scan` one by one."""
+  """`(layer, values of its variables)` for each layer of each step, with the steps of a `Scan` one by one."""
   for part in getattr(flow, "_parts", [flow]):
     if isinstance(part, tfp_glow.Scan):
       for values in part._rows():
@@ -42,7 +42,7 @@ def constrained(flow):
 
 
 def check_norms(flow, slack=0.02):
-  """That of each layer's exact matrix is within its bound."""
+  """Checks that the norm of each layer's exact matrix is within its bound."""
   for layer, (kernel, u, v) in constrained(flow):
     shape = layer._one_input[1:]
     size = int(np.prod(shape))
@@ -65,7 +65,7 @@ def test_features_and_parts_of_latents():
   assert [tuple(feature.shape[1:]) for feature in features] == whole.feature_shapes == [(2, 2, 4), (2, 2, 4)]
   np.testing.assert_array_equal(features[1], whole.split_latent(x)[0])
   assert np.abs(features[0] - features[1]).max() > 0.01
-  # What leaves first is what the first scale makes of the image, and nothing after it changes that.
+  # What leaves first is the output of the first scale, and nothing after it changes that.
   assert factored.feature_shapes == [(1, 1, 8), (1, 1, 8)]
   before = factored.split_latent(factored.inverse(IMAGES.astype(np.float32) / 256. - 0.5))
   scan = factored.parts[-1].rest.parts[0]
@@ -80,7 +80,7 @@ def test_temperature_by_level():
   model = tfp_glow.FlowModel(make_flow(factor_out=True), num_bits=8)
   flow = model.distribution.bijector
   parts = flow.split_latent(model.encode(model.sample(4, temperature=[0., 1.], seed=0)))
-  # The image is rounded to its bins; what left first was 0.
+  # The image is rounded to its bins; the part that left first was 0.
   assert np.abs(parts[0]).max() < 0.2 < np.abs(parts[1]).max()
   with pytest.raises(ValueError, match="`temperature` must be one number.*for 2 levels"):
     model.sample(4, temperature=[1., 1., 1.])
@@ -88,12 +88,12 @@ def test_temperature_by_level():
 
 @functools.cache
 def image_flow():
-  """One for all tests that do not train it."""
+  """One flow for all tests that do not train it."""
   return make_flow(num_dense_blocks=2)
 
 
 def steps_of(flow):
-  """A step for each of its parts that has any; of a `Scan` the template."""
+  """A step for each part that has one; for a `Scan` its template."""
   return [part.template if isinstance(part, tfp_glow.Scan) else part for part in flow._parts if part.is_stochastic]
 
 
@@ -127,14 +127,14 @@ def test_defaults_are_those_of_the_paper():
 def test_every_layer_starts_within_its_bound():
   flow = image_flow()
   check_norms(flow)
-  # Steps are drawn one by one, not copied.
+  # The steps have random values of their own; they are not copies.
   kernels = [kernel.numpy() for _, (kernel, *_) in constrained(flow)]
   assert len({kernel.tobytes() for kernel in kernels}) == len(kernels) == 3 * (2 + 2 + 2)
   assert len(set(noise_seeds(flow)[:, 0])) == 2 + 2 + 2
 
 
 def noise_seeds(flow):
-  """Those of all blocks, `[num_blocks, 2]`."""
+  """The seeds of all blocks, `[num_blocks, 2]`."""
   seeds = [v.numpy() for v in flow._variables_of_update() if v.dtype == "int32"]
   return np.concatenate([np.reshape(seed, [-1, 2]) for seed in seeds])
 
@@ -160,7 +160,7 @@ def test_initialisation_makes_latents_standard():
   np.testing.assert_allclose(z.std(0), 1., atol=1e-2)
 
 
-def test_data_that_are_no_images_are_told_from_the_first():
+def test_data_that_are_not_images_are_refused_at_once():
   flow = tfp_glow.ResidualFlowBijector(2, 0, num_dense_blocks=1, num_dense_hidden=4, logit_alpha=0.05)
   with pytest.raises(ValueError, match="`y` must lie between -1/2 and 1/2.*`logit_alpha=None`.*Received: -4 to 3"):
     flow.initialize([[-4., 3.], [0., 0.]])
@@ -190,7 +190,7 @@ def test_without_blocks_of_a_kind(kwargs):
 
 
 def copy_weights(source, target):
-  """All but the seeds of noise."""
+  """All weights but the seeds of noise."""
   values = [v.value for v in source._keras_variables() if v.dtype != "int32"]
   for variable, value in zip([v for v in target._keras_variables() if v.dtype != "int32"], values, strict=True):
     variable.assign(value)
@@ -248,16 +248,16 @@ def test_bad_arguments(arguments, match):
 
 @pytest.mark.slow
 def test_vectors_need_not_be_bounded():
-  """By default: a logit is for images."""
+  """By default, because the logit is for images."""
   flow = tfp_glow.ResidualFlowBijector(3, 0, num_dense_blocks=1, num_dense_hidden=4, seed=0)
   assert np.isfinite(flow.inverse(np.full([1, 3], 100., np.float32))).all()
   assert np.isnan(image_flow().inverse(np.full([1, 4, 4, 1], 100., np.float32))).any()
 
 
 @pytest.mark.slow
-def test_many_flows_and_models_are_no_reason_to_warn(caplog, monkeypatch):
-  """Each is traced, once."""
-  # Another one than that of other tests, which may have warned as often as it does.
+def test_many_flows_and_models_give_no_warning(caplog, monkeypatch):
+  """Each is traced once."""
+  # A new detector, because that of other tests may have given all its warnings.
   monkeypatch.setattr(polymorphic_function, "_frequent_tracing_detector_manager",
                       polymorphic_function._FrequentTracingDetectorManager())
   with caplog.at_level("WARNING", "tensorflow"):
@@ -286,7 +286,7 @@ def test_fit_improves_and_keeps_the_norms(trained):
 @pytest.mark.slow
 def test_each_step_has_noise_of_its_own(trained):
   steps = noise_seeds(trained.distribution.bijector)[:, 1]
-  assert set(steps) <= {40 * 4, 40 * 4 + 1}  # One more where the first vectors were found by an update.
+  assert set(steps) <= {40 * 4, 40 * 4 + 1}  # One more if an update has found the first vectors.
 
 
 @pytest.mark.slow
@@ -380,11 +380,11 @@ def test_updates_reach_a_flow_inside_of_other_bijectors(wrap):
   model.fit(points(8), batch_size=8, verbose=0)
   for variable, value in zip(flow._variables_of_update(), before):
     assert np.abs(variable.numpy() - value).max() > 0.
-  np.testing.assert_array_equal(noise_seeds(flow) - seeds, [[0, 1]] * len(seeds))  # Once a step.
+  np.testing.assert_array_equal(noise_seeds(flow) - seeds, [[0, 1]] * len(seeds))  # Once for each step.
 
 
 @pytest.mark.slow
-def test_a_training_loop_of_ones_own():
+def test_a_users_own_training_loop():
   flow = residual_flow(num_dense_blocks=1)
   flow.initialize(points())
   distribution, optimizer = of_standard_normal(flow), keras.optimizers.Adam(3e-2)
@@ -406,7 +406,7 @@ def test_a_training_loop_of_ones_own():
 
 @pytest.mark.slow
 def test_xla_trains_as_well():
-  """A loop over steps, and within it that of the estimates."""
+  """The loop over steps has the loop of the estimates within it."""
   make_step = lambda k: tfp_glow.ResidualStep(
       bijector_cases.residual_block(2, seed=k, log_det="russian_roulette"), tfp_glow.ActNorm(2, 1))
   histories = []
@@ -421,7 +421,7 @@ def test_xla_trains_as_well():
 
 @pytest.mark.slow
 def test_images_are_trained_and_come_back():
-  """Those of one colour and of noise, too, and latents far out."""
+  """Also images of one colour and of noise, and far latents."""
   flow = make_flow(num_blocks_per_scale=1, num_dense_blocks=0)
   model = small_models.compiled(tfp_glow.FlowModel(of_standard_normal(flow), num_bits=8), keras.optimizers.Adam(3e-3))
   history = model.fit(IMAGES, batch_size=16, epochs=36, verbose=0).history["bits_per_dim"]
@@ -438,7 +438,7 @@ def test_images_are_trained_and_come_back():
 
 @pytest.mark.slow
 def test_replicas_train_as_one_device_and_stay_equal():
-  """With log-dets that nothing is drawn for."""
+  """With log-dets that need no random draws."""
 
   def train(**kwargs):
     model = residual_model(residual_flow(num_dense_blocks=1, log_det="exact"), **kwargs)

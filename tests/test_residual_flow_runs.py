@@ -1,4 +1,4 @@
-"""Runs of residual flows: gone on with, saved; what they meet on the way. Those of workers: `test_workers.py`."""
+"""Runs of residual flows: resumed, saved, with other precision. `test_workers.py` has runs of workers."""
 
 import keras
 import numpy as np
@@ -16,13 +16,13 @@ tfb, tfd = tfp.bijectors, tfp.distributions
 
 
 def point_model(seed=0):
-  """Trained eagerly: there is nothing to trace."""
+  """Trained eagerly, without tracing."""
   return small_models.residual_model(residual_flow(num_dense_blocks=1, seed=seed),
                                      keras.optimizers.Adam(1e-2, use_ema=True, ema_momentum=0.5), run_eagerly=True)
 
 
 def everything_in(model):
-  """Weights, vectors of the power iterations and seeds of noise among them, and the optimizer's variables."""
+  """All variables: weights, vectors of the power iterations, seeds of noise, and the optimizer's."""
   return [v.numpy() for v in model.weights + model.optimizer.variables]
 
 
@@ -37,7 +37,7 @@ def state_of(model):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_if_it_had_not_been_ended(tmp_path):
+def test_a_resumed_run_is_as_one_without_interruption(tmp_path):
   def run(folder, epochs, seed=0):
     model, state = point_model(seed), callbacks.TrainingState(tmp_path / folder)
     start = state_of(model)
@@ -47,7 +47,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_ended(tmp_path):
 
   whole, start = run("whole", 2)
   run("ended", 1)
-  resumed, _ = run("ended", 2, seed=1)  # Nothing of another start is left.
+  resumed, _ = run("ended", 2, seed=1)  # Nothing of the other initial values is left.
   assert_equal(everything_in(resumed), everything_in(whole))
   for before, after in zip(start, state_of(whole), strict=True):
     assert (before != after).any()
@@ -56,7 +56,7 @@ def test_a_run_goes_on_as_if_it_had_not_been_ended(tmp_path):
 
 @pytest.mark.parametrize("run_eagerly", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_norms_are_measured_after_updates_alone(run_eagerly, monkeypatch):
-  """Not after each of the batches that make one, whose estimates have other noise nevertheless."""
+  """Not after each batch of an update; their estimates have different noise nevertheless."""
   num_measured, original = tf.Variable(0), LipschitzDense.next_vectors
 
   def counted(layer):
@@ -104,7 +104,7 @@ def test_points_of_any_size_come_back():
     np.testing.assert_allclose(flow.forward(z), y, rtol=1e-5, atol=1e-5 * size + 1e-6)
 
 
-# Flows of one's own.
+# Users' own flows.
 
 
 def block_of_learned_orders(name, seed):

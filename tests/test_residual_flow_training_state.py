@@ -47,16 +47,10 @@ def in_float64():
   keras.config.set_floatx("float32")
 
 
-@pytest.fixture
-def unmeasured(monkeypatch):
-  """Without the warning of norms above their bound, for which all are measured."""
-  monkeypatch.setattr(load, "_warn_of_norms", lambda *args: None)
-
-
 def draw_as_reference(name, model, monkeypatch):
-  """Has the residual blocks draw the numbers of terms, and the probes, that the reference has drawn."""
+  """Makes the residual blocks draw the numbers of terms and the probes that the reference has drawn."""
   blocks = [slot for slot in architectures.slots(contents(name)[1], image_shape(name)) if slot.kind.endswith("block")]
-  probes = {}  # From the shape of an event to the probes of all blocks, of which those of other shapes are 0.
+  probes = {}  # From the shape of an event to the probes of all blocks; those of blocks of other shapes are 0.
   for index, block in enumerate(blocks):
     height, width, channels = block.shape
     probe = channels_last(step(name)[f"probe/{block.prefix}"].reshape(-1, channels, height, width))
@@ -98,7 +92,7 @@ def compare(name, rows, variable_of, expected, **tolerances):
 
 @slow
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.usefixtures("in_float64", "unoptimized_graphs", "unmeasured")
+@pytest.mark.usefixtures("in_float64", "unoptimized_graphs")
 @pytest.mark.filterwarnings("ignore:Gradients do not exist")
 def test_the_next_step_is_that_of_the_authors(name, monkeypatch):
   numbers, model = step(name), load_model(name, ema=False)
@@ -107,8 +101,8 @@ def test_the_next_step_is_that_of_the_authors(name, monkeypatch):
   values = values_of(name, "float64")
   monkeypatch.setattr(ImageLikelihood, "to_values", lambda self, images, noise_seed=None: tf.constant(values))
   if name == "m7":
-    # There norms are taken at vectors that are of length 1 in the orders of the averages, not in those of the weights;
-    # and orders do not follow the loss. Here their gradients would count in the length to which all are shortened.
+    # The reference takes norms at vectors of length 1 in the orders of the averages, not in those of the weights, and
+    # its orders have no gradients. Here such gradients would count in the norm by which all are clipped.
     monkeypatch.setattr(norms, "at_vectors", lambda apply, u, v, domain, codomain: tf.reduce_sum(u * apply(v)))
   means, squares, averages = (slots_of(model, kind) for kind in ("momentum", "velocity", "average"))
   before = {key: mean.numpy() for key, mean in means.items()}
@@ -122,17 +116,16 @@ def test_the_next_step_is_that_of_the_authors(name, monkeypatch):
 
   assert int(model.optimizer.iterations) == numbers["adam_step"] + 1
   norm = float(numbers["grad_norm_before_clip"])
-  shortened = (norm + 1e-6) / norm if norm > 1. else 1.  # PyTorch divides by the length, and 1e-6.
+  shortened = (norm + 1e-6) / norm if norm > 1. else 1.  # PyTorch divides by norm + 1e-6.
   gradient_of = lambda variable: (means[id(variable.value)].numpy() - 0.9 * before[id(variable.value)]) / 0.1
   compare(name, rows, gradient_of, lambda key: shortened * numbers[f"grad_clipped/{key}"], rtol=1e-8, atol=1e-10)
   by_key = lambda kind: lambda key: numbers[f"{kind}/{key}"]
-  accuracy = 1e-6 * numbers["lr"]  # What rounds a step to that is Keras, and that length.
+  accuracy = 1e-6 * numbers["lr"]  # Keras, and that norm, round a step this much.
   compare(name, rows, lambda variable: variable, by_key("after"), rtol=0., atol=accuracy)
   compare(name, rows, lambda variable: averages[id(variable.value)], by_key("ema_after"), rtol=0., atol=accuracy)
 
 
 @slow
-@pytest.mark.usefixtures("unmeasured")
 def test_training_is_resumed():
   model = load_model("m1", ema=False)
   adam, options = model.optimizer, contents("m1")[0]["args"]
@@ -151,7 +144,7 @@ def test_training_is_resumed():
 
 
 def changed(monkeypatch, name="m1", **entries):
-  """Has the loader find other entries."""
+  """Makes the loader find other entries."""
   monkeypatch.setattr(load, "read_torch_file", lambda path: {**contents(name)[0], **entries})
 
 
@@ -165,7 +158,7 @@ def averages(decay=0.93, **values):
 
 
 def optimizer(group=(), **entries):
-  """That of the file, with other entries for some weights; `None`: without any."""
+  """The optimizer of the file, with other entries for some weights; `None` removes the entries."""
   recorded, found = contents("m1")[0]["optimizer_state_dict"], dict(entries)
   numbers = dict(zip(contents("m1")[0]["ema"].state["shadow_params"], recorded["param_groups"][0]["params"]))
   state = {number: {**entry, **(found.get(key) or {})} for key, number in numbers.items()
@@ -174,7 +167,6 @@ def optimizer(group=(), **entries):
 
 
 @slow
-@pytest.mark.usefixtures("unmeasured")
 def test_several_batches_make_an_update(monkeypatch):
   changed(monkeypatch, args=options(update_freq=5))
   adam = load_model("m1", ema=False).optimizer
@@ -183,7 +175,7 @@ def test_several_batches_make_an_update(monkeypatch):
 
 
 def test_optimizers_of_other_versions_of_torch():
-  """Of old ones the numbers of parameters are where these were in memory; of new ones steps are tensors."""
+  """In old versions numbers of parameters are addresses in memory; in new ones steps are tensors."""
   recorded, found = optimizer(), contents("m1")[0]
   at = lambda number: 140_000_000_000 - 64 * number
   state = {at(number): {**entry, "step": np.array(60., np.float32)} for number, entry in recorded["state"].items()}

@@ -29,7 +29,7 @@ celeba_hq256 | celeb_a_hq/256             | 256 | yes | 6 | 16 | 0 | elu       |
 """
 _ROWS = [re.split(r" *\| *", line) for line in _TABLE.splitlines() if line]
 
-# Of the latents, the first to leave first.
+# Shapes of the latents; the first one leaves first.
 _LATENT_SHAPES = {
     "mnist": [[7, 7, 16]],
     "cifar10": [[8, 8, 48]],
@@ -51,7 +51,7 @@ def image_shape(args):
 
 @pytest.fixture(autouse=True)
 def elsewhere(monkeypatch, tmp_path):
-  """No results of earlier runs are in the way."""
+  """No earlier results are in the output folder."""
   monkeypatch.chdir(tmp_path)
 
 
@@ -143,7 +143,7 @@ def test_formula_by_hand():
 
 @pytest.fixture
 def no_norms(monkeypatch):
-  """To find them takes minutes, and here they do not matter."""
+  """Finding the vectors of norms takes minutes, and they do not matter here."""
   for layer in (lipschitz.LipschitzDense, lipschitz.LipschitzConv2D):
     monkeypatch.setattr(layer, "next_vectors", lambda self: [building.value_of(vector) for vector in self.vectors])
 
@@ -156,7 +156,7 @@ def check_size(args):
       int(args.activation == "lip_swish"), args.squeeze_first, args.factor_out)
 
 
-# The vectors of the norms take more memory than the weights, and their number alone depends on the size of the images
+# The vectors of the norms take more memory than the weights, and only their number depends on the size of the images
 # where no fully connected block follows.
 _SMALLER = {"celeba_hq256": ["--image-size=64"]}
 
@@ -178,14 +178,14 @@ def test_full_size_of_large_images(name, monkeypatch):
 
 # One update of each.
 
-_LEARNS_AS = {"imagenet32": "cifar10"}  # It differs in data, in mirror images, and in how many blocks there are.
+_LEARNS_AS = {"imagenet32": "cifar10"}  # It differs in data, in mirror images, and in the number of blocks.
 
 
 @slow
 @pytest.mark.usefixtures("eagerly", "no_norms")
 @pytest.mark.parametrize("name", [name for name in PRESETS if name not in _LEARNS_AS])
 def test_each_preset_learns(name, monkeypatch):
-  """But for its data, and with few narrow blocks; in the first step of the warm-up there would be no rate yet."""
+  """With other data and few narrow blocks, and after the first step of the warm-up, which has rate 0."""
   preset = PRESETS[name]
   num_batches = min(preset.accumulation_steps, 2)
   args = parse(monkeypatch, "--preset", name, "--num-blocks=1", "--num-hidden=4", "--num-dense-hidden=4",

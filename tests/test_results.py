@@ -30,7 +30,7 @@ FILES = sorted(path.stem for path in (ROOT / "docs" / "results").glob("*.json"))
 
 @pytest.fixture(name="folder")
 def fixture_folder(tmp_path, monkeypatch):
-  """Another one than that of the pages."""
+  """A folder other than that of the pages."""
   monkeypatch.setattr(results, "FOLDER", tmp_path / "results")
   return results.FOLDER
 
@@ -60,7 +60,7 @@ def test_placeholders_are_noticed():
 
 
 def _placeholders(text):
-  """What was to be replaced: a word in capitals that has a line of its own, outside of code, and usual marks."""
+  """Placeholders: a word in capitals on a line of its own, outside of code, and usual marks."""
   text = re.sub(r"^```.*?^```", "", text, flags=re.M | re.S)
   return [found.strip() for found in re.findall(r"^ *[A-Z_]{3,} *$|\b(?:TODO|TBD|FIXME|XXX)\b", text, re.M)]
 

@@ -1,4 +1,4 @@
-"""`log_prob` is the same number under any gradient tapes, in every way to run it, also of images unlike any."""
+"""`log_prob` is the same number under any gradient tapes and in every mode, also for images unlike real ones."""
 
 import functools
 
@@ -22,14 +22,14 @@ def checkerboard():
 
 @functools.cache
 def glow():
-  """Deep enough, and far enough from its start, that another way to the log-det shows in float32."""
+  """A flow so deep, and so far from its initial weights, that another way to the log-det shows in float32."""
   bijector = tfp_glow.GlowBijector(SHAPE, 1, 24, num_hidden=8, seed=0)
   perturb(bijector, seed=0, scale=0.1)
   return bijector
 
 
 def _of(bijector):
-  """Latents are about 1e5 here: so wide that the log-det counts."""
+  """Latents are about 1e5 here, and the base is so wide that the log-det counts."""
   return tfd.TransformedDistribution(tfd.Sample(tfd.Normal(0., 1e5), [64]), bijector)
 
 
@@ -72,7 +72,7 @@ def expected():
 
 
 def _cases():
-  """XLA takes long to compile, and graphs under tapes long to build: of few distributions one."""
+  """XLA compiles slowly, and graphs under tapes are slow to build, so they run for few distributions."""
   for name in COMPOSITIONS:
     for tapes in (plain, under_one_tape, under_two_tapes, under_a_persistent_tape):
       yield name, tapes, "eager"
@@ -90,7 +90,7 @@ def test_log_prob_is_the_same_number(name, tapes, way, expected):
 
   log_prob = lambda x: tapes(lambda: distribution.log_prob(x))
 
-  # XLA's own arithmetic is another; that of `inverse_and_log_det` under XLA as well.
+  # XLA's arithmetic differs, also that of `inverse_and_log_det` under XLA.
   np.testing.assert_allclose(WAYS[way](log_prob)(x), expected, rtol=1e-6 if way != "xla" else 1e-4)
 
 

@@ -85,7 +85,7 @@ def test_equals_the_steps_in_value_and_gradient(name, inverse):
   np.testing.assert_allclose(value, value_0, atol=1e-10)
   np.testing.assert_allclose(log_det, log_det_0, atol=1e-10)
   np.testing.assert_allclose(dx, dx_0, atol=1e-9)
-  # `tf.Module` lists the variables of both in an order of its own: that of the steps is matched by their values.
+  # `tf.Module` lists the variables of both in different orders; they are matched by their values.
   by_value = {np.stack([step.trainable_variables[i].numpy() for step in steps]).tobytes(): i
               for i in range(len(gradients))}
   for variable, gradient in zip(scan.trainable_variables, gradients):
@@ -144,7 +144,7 @@ def test_initialisation_equals_that_of_the_steps():
   for step in steps:
     step.initialize(value)
     value = step.inverse(value).numpy()
-  scan.initialize(x)  # Last: the first step is its template, and its workbench.
+  scan.initialize(x)  # Last, because the first step is the template, which initialisation changes.
   np.testing.assert_allclose(scan.inverse(x), value, atol=1e-9)
 
 
@@ -163,7 +163,7 @@ def test_the_template_is_nobodys_parameter():
 
 
 def _eagerly(function):
-  """What is right: graphs are compared with it, and there is none of it to build."""
+  """The expected values: graphs are compared with them, and eager code needs no graph."""
   return function
 
 
@@ -179,7 +179,7 @@ def _value_and_gradients(bijector, inputs, inverse, wrap=tf.function):
     with tf.GradientTape() as tape:
       tape.watch(inputs)
       value, log_det = run(inputs)
-      # Neither constant nor the same for all events: mixed-up gradients of log-dets and values would show.
+      # Neither constant nor equal for all events, so that mixed-up gradients of log-dets and values show.
       loss = tf.reduce_sum(tf.reshape(weights, tf.shape(value)) * tf.sin(value)) + tf.reduce_sum(
           log_det * weights_of_log_dets)
     return value, log_det, tape.gradient(loss, [inputs] + [v.value for v in variables])
@@ -201,12 +201,12 @@ def _assert_same_gradients(actual, expected, tolerance):
     np.testing.assert_allclose(a, b, rtol=0., atol=tolerance * scale)
 
 
-@pytest.mark.slow  # Those of any step and any network, below, are the fast part.
+@pytest.mark.slow  # The tests of any step and any network, below, are fast.
 @pytest.mark.parametrize("coupling, permutation, num_blocks, inverse, dtype", [
     ("affine", "conv1x1", 2, True, "float32"), ("additive", "reverse", 1, True, "float64"),
     ("affine", "shuffle", 1, False, "float64"), ("additive", "conv1x1", 1, False, "float32")])
 def test_gradients_of_graphs_are_those_of_a_tape(coupling, permutation, num_blocks, inverse, dtype):
-  """In graphs both are made by hand; what runs eagerly has the gradients of its tape."""
+  """In graphs both kinds are hand-written; eager code has the gradients of its tape."""
   inputs = np.random.default_rng(1).normal(size=[3, 4, 4, 2] if inverse else [3, 32]).astype(dtype)
   make = lambda gradient: _glow(gradient, dtype, coupling, permutation, num_blocks)
   value_0, log_det_0, gradients_0 = _value_and_gradients(make("autodiff"), inputs, inverse, _eagerly)
@@ -218,13 +218,13 @@ def test_gradients_of_graphs_are_those_of_a_tape(coupling, permutation, num_bloc
 
 
 def _far_out(values):
-  """Some of them beyond what networks take: these clip them, and have no gradient there."""
+  """Inputs, some beyond the range of networks, which clip them and have no gradient there."""
   values[0, 0] *= 1e4
   return values
 
 
 @pytest.mark.parametrize("inverse, num_steps", [(True, 3), (False, 3), (True, 1)])
-def test_gradients_by_hand_of_any_number_of_events(inverse, num_steps):
+def test_hand_written_gradients_of_any_batch_size(inverse, num_steps):
   scan = _scan_by_hand(3, num_steps)
   inputs = _far_out(np.random.default_rng(1).normal(size=[2, 4, 4, 3]))
   *_, expected = _value_and_gradients(scan, inputs, inverse, _eagerly)
@@ -234,7 +234,7 @@ def test_gradients_by_hand_of_any_number_of_events(inverse, num_steps):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("inverse", [True, False])
-def test_gradients_by_hand_of_a_coupling_alone(inverse):
+def test_hand_written_gradients_of_a_coupling_alone(inverse):
   make_step = lambda k: tfp_glow.AffineCoupling(_network_of_groups(4), dtype="float64")
   scan = tfp_glow.Scan(make_step, 2, [4, 4, 3], dtype="float64")
   bijector_cases.perturb(scan)
@@ -244,7 +244,7 @@ def test_gradients_by_hand_of_a_coupling_alone(inverse):
 
 
 def _network_of_groups(units, dtype="float64"):
-  """One whose gradients are made by hand."""
+  """A `Scan` with hand-written gradients."""
   return tfp_glow.networks.CouplingNetwork(units, 5, num_groups=2, seed=0, dtype=dtype)
 
 
@@ -256,8 +256,8 @@ def _scan_by_hand(num_channels, num_steps, dtype="float64"):
 
 
 @pytest.mark.slow
-def test_gradients_by_hand_under_xla():
-  """Of a number of events that the graph does not know."""
+def test_hand_written_gradients_under_xla():
+  """With a batch size that the graph does not know."""
   scan = _scan_by_hand(2, 2, "float32")
   y = np.random.default_rng(1).normal(size=[3, *SHAPE]).astype(np.float32)
   *_, expected = _value_and_gradients(scan, y, True, _eagerly)
@@ -304,7 +304,7 @@ def _second_derivatives(scan, y, sources):
 
 
 @pytest.mark.slow
-def test_second_derivatives_by_hand():
+def test_second_derivatives_of_hand_written_gradients():
   scan = _scan_by_hand(2, 2)
   variables = [v.value for v in scan._keras_variables() if v.trainable]
 
@@ -372,7 +372,7 @@ def test_reversible_takes_one_more_evaluation_of_each_network():
 
 @pytest.mark.slow
 def test_reversible_keeps_no_activations():
-  """Of what the forward loop computes, its gradient reads the outputs alone."""
+  """The gradient reads only the outputs of the forward loop."""
 
   def stored(gradient):
     scan = tfp_glow.Scan(_make_step(LAYERS["convolutions"]), 9, SHAPE, gradient, dtype="float64")
@@ -412,11 +412,11 @@ def test_reversible_second_derivatives():
 
 @pytest.mark.slow
 def test_reversible_drift_at_depth_64():
-  """In float32 the rebuilding of 64 steps adds nothing to the rounding errors that gradients have anyway."""
+  """In float32, rebuilding 64 steps adds nothing to the rounding errors that gradients have anyway."""
   y = tfp_glow.dequantize.dequantize(small_models.images(32, (4, 4, 2)), 8).numpy()
 
   def make(gradient, dtype):
-    step = bijector_cases.glow_step(2, dtype)  # All start alike, and no two stay so.
+    step = bijector_cases.glow_step(2, dtype)  # All start equal, and no two stay equal.
     return tfp_glow.Scan(lambda k: step, 64, [4, 4, 2], gradient, dtype=dtype)
 
   initialised = make("autodiff", "float32")

@@ -43,7 +43,7 @@ def to_file(image, file_format="PNG", **options):
 
 
 def png_of_size(width, height):
-  """A PNG file that promises so many pixels, and has none."""
+  """A PNG file whose header promises so many pixels, without any."""
   chunk = lambda kind, content: (struct.pack(">I", len(content)) + kind + content
                                  + struct.pack(">I", zlib.crc32(kind + content)))
   header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
@@ -211,7 +211,7 @@ def test_class_is_that_of_the_label(colour, colour_path):
                      ("/api/interpolate", {"first": url, "second": url}),
                      ("/api/sample", {"temperature": 0., "seed": 0})):
     first, second = (ask(colour, path, **body, label=label) for label in (0, 2))
-    assert (first == second) == (path == "/api/interpolate"), path  # Ends are as they were, whatever the class.
+    assert (first == second) == (path == "/api/interpolate"), path  # The ends are the given images, whatever the class.
 
 
 @pytest.mark.slow
@@ -450,5 +450,6 @@ def test_process_needs_tensorflow_and_the_saved_model_only(grey_path):
     connection.request("POST", "/api/sample", json.dumps(_SAMPLE), {"Content-Type": "application/json"})
     answer = connection.getresponse()
     assert answer.status == 200 and len(json.load(answer)["images"]) == 16
-    with pytest.raises(ConnectionRefusedError):  # Also this machine, but not the address that it listens at.
+    # This address is also of this machine, but the server does not listen at it.
+    with pytest.raises(ConnectionRefusedError):
       socket.create_connection(("127.0.0.2", port))

@@ -1,6 +1,6 @@
 """The web page of examples/serve.py in a real browser: Debian's Chromium, without a display.
 
-The picture of it in the README is drawn anew, with the model that two commands of the README leave in `output`, by
+These commands draw the README's picture of it again:
 
   python examples/train_glow.py && python examples/edit_latents.py output
   TFP_GLOW_RUN=output pytest tests/test_serve_browser.py -k picture_of_the_readme
@@ -21,7 +21,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
 serve = served_models.load_script()
-SECONDS = 120  # Until something that should happen must have happened, on the slowest machine.
+SECONDS = 120  # Seconds to wait for something to happen, even on a slow machine.
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def served(path, classes, directions, examples, contexts=()):
 
 @pytest.fixture(scope="module")
 def grey(grey_path):
-  """Everything that the command line can give: images to pick, and sliders."""
+  """All options of the command line: images to pick, and sliders."""
   examples = [image_files.pixels(*served_models.GREY_SHAPE, seed=seed) for seed in range(12)]
   with served(grey_path, [], served_models.directions(), examples) as app_and_url:
     yield app_and_url
@@ -46,14 +46,14 @@ def grey(grey_path):
 
 @pytest.fixture(scope="module")
 def colour(colour_path):
-  """Classes, but neither images nor sliders."""
+  """A page with classes, but neither images nor sliders."""
   with served(colour_path, served_models.CLASSES, {}, []) as app_and_url:
     yield app_and_url
 
 
 @pytest.fixture(scope="module")
 def conditional(tmp_path_factory):
-  """A context, two of them to pick."""
+  """A page with a context, two of them to pick."""
   path = served_models.export_conditional(tmp_path_factory.mktemp("conditional"))
   contexts = [image_files.pixels(*served_models.CONTEXT_SHAPE, seed=seed) for seed in (0, 1)]
   with served(path, [], {}, [image_files.pixels(*served_models.GREY_SHAPE)], contexts) as app_and_url:
@@ -61,14 +61,14 @@ def conditional(tmp_path_factory):
 
 
 class Page:
-  """What a person sees and does."""
+  """What a user sees and does."""
 
   def __init__(self, browser, app_and_url, width=1100, height=800):
     self.browser = browser
     self._client = app_and_url[0].test_client()
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-    browser.get_log("browser")  # Of the page before.
+    browser.get_log("browser")  # Elements of the page before.
     browser.get(app_and_url[1])
     self.wait_for(lambda: self.all("#samples img") and all(self.sources("#samples img")))
 
@@ -100,7 +100,7 @@ class Page:
       ActionChains(self.browser).send_keys(key).perform()
 
   def answer(self, path, **body):
-    """What the server answers to somebody else."""
+    """The server's answer to another client."""
     return self._client.post(path, json=body).json
 
   def wait_until_shown(self, id_, answer):

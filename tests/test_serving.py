@@ -1,4 +1,4 @@
-"""The page on serving, read as a user would: its programs run, against a stand-in for TensorFlow Serving."""
+"""The page on serving: its programs run as users run them, against a substitute for TensorFlow Serving."""
 
 import concurrent.futures
 import json
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 
 
 class _StandIn(prediction_service_pb2_grpc.PredictionServiceServicer):
-  """Answers with what the SavedModel answers, as TensorFlow Serving does."""
+  """Passes on the SavedModel's answers, as TensorFlow Serving does."""
 
   def __init__(self, name, signatures):
     self._name = name

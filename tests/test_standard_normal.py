@@ -1,4 +1,4 @@
-"""Models of a bijector alone: its latents are standard normal."""
+"""Models of a bijector alone, whose latents are standard normal."""
 
 import keras
 import numpy as np

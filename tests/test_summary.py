@@ -55,7 +55,7 @@ def _size(variables):
 
 
 def _below(rows, index):
-  """The rows of the parts of one."""
+  """The rows of the parts of a bijector."""
   depth, below = rows[index].depth, []
   for row in rows[index + 1:]:
     if row.depth <= depth:
@@ -75,7 +75,7 @@ def test_numbers_add_up(name, with_weights):
     own = row.num_parameters - below
     if row.kind in ("GlowBijector", "ResidualFlowBijector", "VectorFlowBijector"):
       assert own == 1  # Whether it was initialised.
-    elif row.kind == "InvertibleResidualBlock":  # Of whose own variables some are in no network.
+    elif row.kind == "InvertibleResidualBlock":  # Some of its own variables are in no network.
       assert own >= 0
     else:
       assert own == 0 or not below, row
@@ -103,7 +103,7 @@ def test_shapes_follow_the_parts_of_a_residual_flow():
                     ("flatten", (32,)), ("dense: 2 steps", (32,))]
 
 
-def test_lower_precision_of_networks_is_told(capsys):
+def test_lower_precision_of_networks_is_shown(capsys):
   policy = keras.config.dtype_policy()
   keras.config.set_dtype_policy("mixed_bfloat16")
   try:
@@ -147,7 +147,7 @@ def _number(lines, start):
   return int(line.split()[-1].replace(",", ""))
 
 
-def test_those_of_the_optimizer_are_added():
+def test_parameters_of_the_optimizer_are_added():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()), keras.optimizers.SGD(1e-2, momentum=0.9))
   model.optimizer.build(model.trainable_variables)
   assert _lines(model)[-4:] == ["Total params: 131", "Trainable params: 64", "Non-trainable params: 1",

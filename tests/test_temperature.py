@@ -15,7 +15,7 @@ NUM_LEVELS = 3
 
 
 def make_model(loc=0.):
-  """A flow of three levels that is not the identity, with latents around `loc`."""
+  """A flow of three levels that is not the identity, with latents centred at `loc`."""
   glow = tfp_glow.GlowBijector(SHAPE, num_glow_blocks=NUM_LEVELS, num_steps_per_block=1, num_hidden=4, seed=0)
   for variable in glow.trainable_variables:
     variable.assign_add(0.05 * tf.random.stateless_normal(variable.shape, [1, 2]))

@@ -49,7 +49,7 @@ def test_two_models_of_a_density(monkeypatch, tmp_path, few_points, capsys):
     assert {path.name for path in folder.iterdir()} == set(script.OUTPUTS_OF_DENSITIES)
     assert Image.open(folder / "densities.png").size == (400 * num_panels, 437)
     found = results(folder)
-    # Two dimensions, and bits in place of nats.
+    # For two dimensions, and in bits instead of nats.
     np.testing.assert_allclose(found["bits_per_dim"], -found["nats"] / 2. / np.log(2.), rtol=1e-4)
     assert 0.2 < found["share_on_squares"] < 0.8 and found["nats"] < found["best_nats"]
     signatures = tf.saved_model.load(folder / "saved_model").signatures
@@ -58,7 +58,7 @@ def test_two_models_of_a_density(monkeypatch, tmp_path, few_points, capsys):
   counts = [results(folder)["num_parameters"] for folder in (flow, couplings)]
   assert abs(counts[1] / counts[0] - 1.) < 0.2
   assert "val_bits_per_dim" in capsys.readouterr().out
-  # Results of two runs do not mix; the same command with the same seed leads to the same model.
+  # Results of two runs do not mix; the same command with the same seed gives the same model.
   with pytest.raises(SystemExit):
     call(monkeypatch, "--output", couplings)
   assert "--overwrite" in capsys.readouterr().err
@@ -71,8 +71,8 @@ def test_two_models_of_a_density(monkeypatch, tmp_path, few_points, capsys):
 
 @slow
 @pytest.mark.usefixtures("eagerly")
-def test_a_run_goes_on(monkeypatch, tmp_path, few_points, capsys):
-  """With averages, which the state does not have in the place of the weights."""
+def test_a_run_is_resumed(monkeypatch, tmp_path, few_points, capsys):
+  """With averages, which do not replace the weights in the state."""
   ended, found = tmp_path / "ended", []
   options = ["--ema=0.9", "--batch-size=250", "--output", ended]
 
@@ -85,7 +85,7 @@ def test_a_run_goes_on(monkeypatch, tmp_path, few_points, capsys):
   with pytest.raises(SystemExit, match="killed"):
     call(monkeypatch, "--data=moons", *options)
   monkeypatch.setattr(script, "save_results", save_results)
-  (ended / train_glow.BEST_UNTIL_NOW).unlink()  # Nor has anything else.
+  (ended / train_glow.BEST_UNTIL_NOW).unlink()  # Nor does anything else.
   assert call(monkeypatch, "--data=two_spirals", *options) == 2
   assert "`settings`" in capsys.readouterr().err
   assert call(monkeypatch, "--data=moons", *options) == 0
@@ -120,7 +120,7 @@ def test_norms_follow_averages_and_back():
 @slow
 @pytest.mark.usefixtures("eagerly")
 def test_images(monkeypatch, tmp_path):
-  """Up to what is saved, by a function of `train_glow.py`."""
+  """Up to the point where a function of `train_glow.py` saves the results."""
   saved = []
   monkeypatch.setattr(train_glow, "save_results", lambda model, images, history, results, start, args: (
       saved.append((model, results, args))))
@@ -143,7 +143,7 @@ def test_bad_options(monkeypatch, tmp_path, capsys, options, message):
   assert message in capsys.readouterr().err
 
 
-def test_a_run_that_is_not_there(monkeypatch, tmp_path, capsys):
+def test_a_run_that_does_not_exist(monkeypatch, tmp_path, capsys):
   assert call(monkeypatch, "--beside", tmp_path / "nothing", "--output", tmp_path / "new") == 2
   assert "--beside must be folders of runs" in capsys.readouterr().err and not (tmp_path / "new").exists()
 

@@ -1,4 +1,4 @@
-"""Tests of `callbacks.TrainingState`: runs that are killed, and states that cannot be gone on from."""
+"""Tests of `callbacks.TrainingState`: runs that are killed, and states that cannot be resumed."""
 
 import functools
 import pathlib
@@ -62,7 +62,7 @@ def folder(two_epochs, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_as_if_it_had_not_been_ended(folder, tmp_path):
+def test_a_resumed_run_is_as_one_without_interruption(folder, tmp_path):
   model, state = _fit(folder, 4, settings={"width": (8, 8)})
   expected, whole = _fit(tmp_path / "whole", 4)
   assert model.optimizer.iterations.numpy() == 12
@@ -94,16 +94,16 @@ def test_an_epoch_that_was_cut_short_is_not_kept(folder, with_steps):
       self.model.stop_training = batch == 1
 
   model, state = _model(), callbacks.TrainingState(folder, {"width": (8, 8)})
-  batches = (IMAGES[i:i + 8] for i in range(0, 20, 8))  # Of a generator Keras does not know the length.
+  batches = (IMAGES[i:i + 8] for i in range(0, 20, 8))  # Keras does not know the length of a generator.
   model.fit(IMAGES if with_steps else ((batch,) for batch in batches), batch_size=8 if with_steps else None,
             shuffle=False, initial_epoch=state.restore(model), epochs=4, verbose=0, callbacks=[Stop(), state])
-  assert len(state.history["loss"]) == 3  # But it is told of.
+  assert len(state.history["loss"]) == 3  # But there is a warning.
   again = callbacks.TrainingState(folder, {"width": (8, 8)})
   assert again.restore(_model()) == 2 and len(again.history["loss"]) == 2
 
 
 def _unfinished(folder):
-  """Files of states that were being written, and when they changed."""
+  """Files of states that are being written, and when they changed."""
   paths = list(folder.glob("epoch-*"))
   names = {path.name for path in paths}
   found = set()
@@ -112,20 +112,20 @@ def _unfinished(folder):
       try:
         found.add((path.name, path.stat().st_mtime_ns))
       except FileNotFoundError:
-        pass  # Finished meanwhile.
+        pass  # It was finished meanwhile.
   return found
 
 
 @pytest.fixture(scope="module")
 def left_alone(tmp_path_factory):
-  """What a run of `killable_runs` comes to."""
+  """The result of a run of `killable_runs`."""
   folder = tmp_path_factory.mktemp("left_alone")
   forks.run(folder, killable_runs.train, folder / "state", folder / "result.npz")
   return np.load(folder / "result.npz")
 
 
 def _check_ends_like(left_alone, folder, result):
-  """A run that is gone on with from there, to the end."""
+  """A run that is resumed from a folder, to the end."""
   forks.run(result.parent, killable_runs.train, folder, result)
   found = np.load(result)
   assert sorted(found.files) == sorted(left_alone.files) and len(left_alone["loss"]) == 60
@@ -145,7 +145,7 @@ def test_runs_that_a_cluster_ends_end_like_one_that_was_left_alone(left_alone, t
       run.send(signal.SIGTERM)
       assert run.exit_code() == callbacks.StopOnPreemption.EXIT_CODE == 143, run.output()
     num_within += bool(list(folder.glob("epoch-*+*.index")))
-  assert num_within > 2, "hardly a state was written within an epoch"
+  assert num_within > 2, "hardly any state was written within an epoch"
   _check_ends_like(left_alone, folder, tmp_path / "ended.npz")
 
 
@@ -176,7 +176,7 @@ def test_killed_runs_end_like_one_that_was_left_alone(left_alone, tmp_path):
 
 @pytest.mark.slow
 def test_a_run_that_was_killed_after_its_last_epoch(tmp_path):
-  """Keras puts averaged weights in place at the end of `fit`."""
+  """Keras assigns averaged weights at the end of `fit`."""
   folder = tmp_path / "state"
   expected, _ = _fit(folder, 2)
   model = _model()
@@ -186,7 +186,7 @@ def test_a_run_that_was_killed_after_its_last_epoch(tmp_path):
 
 
 def test_epochs_without_data_are_not_kept(folder):
-  """Keras goes on through all epochs when the data has run out."""
+  """Keras runs through all epochs after the data have ended."""
   state = callbacks.TrainingState(folder, {"width": (8, 8)})
   state.set_model(_model())
   state.set_params({"steps": 2})
@@ -210,7 +210,7 @@ def test_a_model_that_was_compiled_anew(folder):
   assert other.optimizer.iterations.numpy() == 3
 
 
-# What cannot be gone on from.
+# States that cannot be resumed.
 
 
 def test_a_folder_that_holds_another_run(folder):

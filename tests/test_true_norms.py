@@ -1,4 +1,4 @@
-"""Layers keep their bounds where it is hard: in training at the sizes of the paper, and where singular values cross.
+"""Layers keep their bounds in hard cases: training at the sizes of the paper, and singular values that cross.
 
 True norms come from ARPACK, or from whole matrices, in float64.
 """
@@ -19,7 +19,7 @@ SLACK = 1e-3
 
 
 def true_norm(layer, kernel):
-  """Of the map with a kernel."""
+  """The norm of the map with a kernel."""
   kernel, small = tf.cast(kernel, tf.float64), min(layer._one_input, layer._one_output, key=np.prod)
   there, back = (lambda x: layer.linear_map(x, kernel)), (lambda y: layer.transposed_map(y, kernel))
   if small == layer._one_output:
@@ -44,14 +44,14 @@ def layers_of(flow):
 
 
 def check(flow):
-  """Of every layer, with the kernel that it computes with."""
+  """The true norm of every layer, with the kernel that it computes with."""
   norms = []
   for layer, (kernel, u, v) in layers_of(flow):
     bound = tf.maximum(tf.reduce_sum(u * layer.linear_map(v, kernel)) / layer.coefficient, 1.)
     norms.append(true_norm(layer, kernel / bound))
   assert len(norms) == 3 * 4
   assert max(norms) <= layer.coefficient + SLACK, norms
-  assert sum(norm > layer.coefficient - SLACK for norm in norms) > 6  # They are bounded, and no more than needed.
+  assert sum(norm > layer.coefficient - SLACK for norm in norms) > 6  # They are bounded, but not more than needed.
 
 
 def photographs(count, shape):
@@ -76,14 +76,14 @@ def test_true_norms_after_training_at_the_sizes_of_the_paper():
 
 
 def of_singular_values(values, rng, shape):
-  """A matrix that has them, else zeros, and its singular vectors, `[inputs, values]` and `[outputs, values]`."""
+  """A matrix with these singular values, the others 0; its singular vectors `[inputs, values]`, `[outputs, values]`."""
   inputs, outputs = (np.linalg.qr(rng.standard_normal([size, len(values)]))[0] for size in shape)
   return inputs * values @ outputs.T, inputs, outputs
 
 
 @pytest.mark.parametrize("shape", [(300, 100), (100, 300)])
 def test_a_singular_value_hardly_larger_is_found_from_the_vectors_of_another(shape):
-  """As of layers that are trained: the values lie close together. The old vectors are exact ones, of the second."""
+  """The values are close, as in layers during training. The old vectors are exactly those of the second value."""
   values = np.linspace(1., 0., 100)**2 * 10.
   values[0] = 1.03 * values[1]
   layer = LipschitzDense(shape[1], dtype="float64")
@@ -99,7 +99,7 @@ def test_a_singular_value_hardly_larger_is_found_from_the_vectors_of_another(sha
 @pytest.mark.slow
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_singular_values_that_change_places_in_a_scan(jit_compile):
-  """From one update to the next, in all steps of flow at once, in float32."""
+  """Between two updates, in all steps of flow at once, in float32."""
 
   def make_step(k):
     network = keras.Sequential([LipschitzDense(40, seed=k), LipschitzDense(60, seed=k)])
@@ -122,7 +122,7 @@ def test_singular_values_that_change_places_in_a_scan(jit_compile):
 
 @pytest.mark.slow
 def test_one_update_finds_the_norm_after_other_weights_were_assigned():
-  """Of a convolution that amplifies long waves most, and then short ones, which the old vectors know nothing of."""
+  """A convolution amplifies long waves most, and later short ones, which the old vectors do not contain."""
   layer = LipschitzConv2D(8, 3)
   layer.build((None, 20, 20, 1))
   sizes, checks = np.random.default_rng(0).uniform(0.5, 1., [3, 3, 1, 8]), (-1.)**np.indices([3, 3, 1, 8])[:2].sum(0)

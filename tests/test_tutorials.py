@@ -1,4 +1,4 @@
-"""The tutorials: each runs from its first cell to its last, here with as little training as it can do with."""
+"""The tutorials: each runs from its first cell to its last, with as little training as possible."""
 
 import importlib.util
 import pathlib
@@ -38,7 +38,7 @@ def test_tutorial_runs(name, monkeypatch):
 
 @pytest.mark.parametrize("name", LITTLE)
 def test_tutorial_is_shown_with_its_outputs(name):
-  """As a whole and in order: the site does not execute it."""
+  """All outputs, in order, because the site does not execute tutorials."""
   notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
   code = [cell for cell in notebook.cells if cell.cell_type == "code"]
   assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))

@@ -1,4 +1,4 @@
-"""Glow of vectors, and what is done to the columns of tables."""
+"""Glow of vectors, and what standardises the columns of tables."""
 
 import functools
 import warnings
@@ -21,7 +21,7 @@ MEANS, DEVIATIONS = np.array([5., 1e6, -3e-9, 0.]), np.array([1e-3, 2e4, 1e-9, 1
 
 
 def table(count=200, dtype="float32", seed=0):
-  """Rows of four columns that depend on each other, in units far apart."""
+  """Rows of four columns that depend on each other, in very different units."""
   rng = np.random.default_rng(seed)
   mixing = np.array([[1., 0.8, 0., 0.3], [0., 0.6, 0.5, 0.], [0., 0., 0.9, -0.5], [0., 0., 0., 0.8]])
   return (MEANS + DEVIATIONS * (rng.standard_normal([count, 4]) @ mixing)).astype(dtype)
@@ -42,7 +42,7 @@ def model_of(flow, **kwargs):
 
 @pytest.mark.parametrize("dtype, tolerance", [("float32", 3e-4), ("float64", 1e-11)])
 def test_standardised_columns_have_exact_densities_in_their_own_units(dtype, tolerance):
-  """Whatever the units: against the normal density of SciPy. (In float32 the mean 5 is known to 2e-4 deviations.)"""
+  """Against SciPy's normal density, in any units. (In float32 the mean 5 is exact to 2e-4 deviations.)"""
   rows, flow = table(dtype=dtype), tfp_glow.Standardization(4, dtype=dtype)
   flow.initialize(rows)
   z = flow.inverse(rows).numpy()
@@ -56,7 +56,7 @@ def test_standardised_columns_have_exact_densities_in_their_own_units(dtype, tol
   np.testing.assert_allclose((flow.forward(z) - rows) / DEVIATIONS, np.zeros_like(rows), atol=2. * tolerance)
 
 
-def test_of_images_each_channel_counts_at_all_positions():
+def test_channels_of_images_are_standardised_over_all_positions():
   images = np.random.default_rng(0).normal([3., -2.], [4., 0.5], [50, 3, 2, 2])
   flow = tfp_glow.Standardization(2, event_ndims=3, dtype="float64")
   flow.initialize(images)
@@ -66,7 +66,7 @@ def test_of_images_each_channel_counts_at_all_positions():
 
 
 def test_constant_columns_keep_their_scale():
-  """And what is constant but for the rounding of float32."""
+  """Also columns that are constant except for float32's rounding."""
   rows = np.float32(np.c_[np.full(9, 7.), np.zeros(9), 1e8 + np.arange(9), np.arange(9)])
   flow = tfp_glow.Standardization(4)
   flow.initialize(rows)
@@ -107,7 +107,7 @@ def test_whitened_rows_have_the_density_of_their_gaussian(count, share):
 
 
 def test_columns_that_whitening_must_not_stretch():
-  """One that is constant, two that are the same, and a single row."""
+  """A constant column, two equal columns, and a single row."""
   rows = np.random.default_rng(0).standard_normal([100, 3]) * [1., 0., 1.]
   rows = np.c_[rows, rows[:, :1]]
   flow = tfp_glow.Whitening(4, dtype="float64")
@@ -122,7 +122,7 @@ def test_columns_that_whitening_must_not_stretch():
 
 
 def test_at_the_start_it_is_a_gaussian_in_the_units_of_the_columns():
-  """Networks start at zero, so that the flow is an affine map: of which SciPy knows the density."""
+  """Networks start at zero, so the flow is an affine map, and SciPy gives its density."""
   model, rows = tfp_glow.FlowModel(flow_of(dtype="float64"), num_bits=None), table(dtype="float64")
   model.adapt(rows)
   origin, *corners = model.decode(np.r_[np.zeros([1, 4]), np.eye(4)])
@@ -130,12 +130,12 @@ def test_at_the_start_it_is_a_gaussian_in_the_units_of_the_columns():
   expected = stats.multivariate_normal.logpdf((rows - origin) / DEVIATIONS, np.zeros(4), factor.T @ factor)
   np.testing.assert_allclose(model.log_prob(rows), expected - np.log(DEVIATIONS).sum(), atol=1e-6)
   best = stats.multivariate_normal.logpdf(rows / DEVIATIONS, rows.mean(0) / DEVIATIONS, np.cov((rows / DEVIATIONS).T))
-  assert np.mean(expected) == pytest.approx(np.mean(best), abs=0.1)  # That of the data.
+  assert np.mean(expected) == pytest.approx(np.mean(best), abs=0.1)  # The covariance of the data.
 
 
 @pytest.mark.slow
 def test_units_change_nothing_but_the_units():
-  """Trained on columns in other units, a model is the same."""
+  """A model that is trained on columns in other units is the same."""
   def trained(rows):
     model = model_of(flow_of(dtype="float64"), run_eagerly=True)
     model.fit(rows, batch_size=100, epochs=2, shuffle=False, verbose=0)
@@ -147,7 +147,7 @@ def test_units_change_nothing_but_the_units():
 
 @pytest.mark.slow
 def test_fit_looks_at_more_rows_than_a_batch():
-  """Of a table in order, whose first batch is unlike the rest."""
+  """In a sorted table the first batch is unlike the rest."""
   rows = np.sort(table(), axis=0)
   model = model_of(flow_of(), run_eagerly=True)
   model.optimizer.learning_rate = 0.
@@ -159,7 +159,7 @@ def test_fit_looks_at_more_rows_than_a_batch():
 
 @pytest.mark.slow
 def test_fit_looks_at_all_of_a_long_table(monkeypatch):
-  """Which is in order: its smallest rows are unlike the rest."""
+  """The table is sorted: its smallest rows are unlike the rest."""
   monkeypatch.setattr(batches, "NUM_ROWS_TO_ADAPT", 50)
   rows = np.sort(table(2000), axis=0)
   model = model_of(flow_of(), run_eagerly=True)
@@ -177,14 +177,14 @@ def test_rows_that_initialise_are_from_all_of_the_table(kind):
   x, y = sources.source_of(kind(index), {"context": kind(-index)}).spread_batch(50)
   np.testing.assert_array_equal(y["context"], -np.asarray(x))
   np.testing.assert_array_equal(np.asarray(x) // 40, np.arange(50))
-  assert len(set(np.asarray(x) % 40)) > 20  # Also of rows of 40 kinds that take turns.
+  assert len(set(np.asarray(x) % 40)) > 20  # Also if rows of 40 kinds alternate.
   np.testing.assert_array_equal(sources.source_of(kind(index)).spread_batch(2000), index)
 
 
 @pytest.mark.parametrize("make", [tfp_glow.Standardization, lambda num_dims: tfp_glow.Invert(
     tfp_glow.Standardization(num_dims)), lambda num_dims: flow_of(num_dims, num_steps=1)])
 def test_digits_that_float32_loses_are_named(make):
-  """Times in seconds since 1970, of one day; beside columns that are far away but wide, near, and constant."""
+  """Times of one day in seconds since 1970, beside columns that are far but wide, near, and constant."""
   rows = np.random.default_rng(0).normal([1e6, 1.7e9, 5., 0.], [1e3, 1e4, 1e-3, 1.], [50, 4])
   rows = np.float32(np.c_[rows, np.full(50, 1e7)])
   with pytest.warns(UserWarning, match=r'`dtype="float64"`.*, or .*subtract a constant.*Received: .* indices \[1\]$'):
@@ -259,7 +259,7 @@ def test_a_network_of_your_own():
 
 @functools.cache
 def _conditional(gradient="autodiff"):
-  """Whose context is a vector and an image, and goes through a network."""
+  """A flow whose context is a vector and an image, and goes through a network."""
   vector, image = (keras.Input(shape, dtype="float64", name=name) for name, shape in (
       ("vector", [3]), ("image", [2, 2, 1])))
   both = keras.layers.Concatenate(dtype="float64")([vector, keras.layers.Flatten(dtype="float64")(image)])
@@ -297,7 +297,7 @@ def test_log_det_given_a_context():
 @pytest.mark.slow
 @pytest.mark.parametrize("inverse", [True, False])
 def test_reversible_gradients_are_those_of_autodiff(inverse):
-  """Of weights, inputs and contexts, in a graph."""
+  """Gradients by weights, inputs and contexts, in a graph."""
   y, context, found = tf.constant(np.random.default_rng(1).standard_normal([4, 3])), _context(4), {}
   for gradient in ("autodiff", "reversible"):
     flow = _conditional(gradient)
@@ -318,7 +318,7 @@ def test_reversible_gradients_are_those_of_autodiff(inverse):
 
 @pytest.mark.slow
 def test_conditional_model(tmp_path):
-  """Trains, is saved with its context network, and goes on."""
+  """It trains, is saved with its context network, and trains on."""
   rng = np.random.default_rng(0)
   x = rng.standard_normal([256, 1]).astype(np.float32)
   y = (np.c_[x, -2. * x] + 0.1 * rng.standard_normal([256, 2])).astype(np.float32)
@@ -369,7 +369,7 @@ def test_lower_precision_is_that_of_training_alone():
 
 @pytest.mark.slow
 def test_devices_that_round_products():
-  """A graph that others run, on a device that computes float32 products in TensorFloat-32."""
+  """A graph that is run by others, on a device that computes float32 products in TensorFloat-32."""
   flow, rows = flow_of(num_hidden=32), table()
   flow.initialize(rows)
   perturb(flow, scale=0.3)
@@ -386,7 +386,7 @@ def test_devices_that_round_products():
 
 @pytest.mark.slow
 def test_a_gaussian_is_learned_to_its_entropy():
-  """In four dimensions, with columns in units far apart; the exact value is that of the formula."""
+  """In four dimensions, with columns in very different units; the exact value is from the formula."""
   keras.utils.set_random_seed(0)
   rng = np.random.default_rng(0)
   factor = DEVIATIONS[:, np.newaxis] * (np.eye(4) + 0.6 * rng.standard_normal([4, 4]))
@@ -403,12 +403,12 @@ def test_a_gaussian_is_learned_to_its_entropy():
   found = model.log_prob(test)
   exact = gaussian.logpdf(test / DEVIATIONS) - np.log(DEVIATIONS).sum()
   assert abs(np.mean(found) - negative_entropy) < 0.03
-  assert 0. < np.mean(exact - found) < 0.01  # The divergence: without the noise of the draw.
+  assert 0. < np.mean(exact - found) < 0.01  # The divergence, without the noise of the samples.
 
 
 @pytest.mark.slow
 def test_integral_over_a_plane_in_other_units():
-  """Of a density that was learned: its log-det holds that of the units."""
+  """A learned density: its log-det contains that of the units."""
   keras.utils.set_random_seed(0)
   units = np.array([1e-4, 3e3])
   model = model_of(flow_of(2, num_steps=4, num_hidden=32, dtype="float64"))

@@ -1,4 +1,4 @@
-"""`benchmarks/vectors.py`: what it makes of the tables, and all of it at sizes at which it says nothing."""
+"""`benchmarks/vectors.py`: how it prepares the tables, and a whole run at sizes at which it says nothing."""
 
 import importlib
 import pathlib
@@ -15,7 +15,7 @@ vectors = importlib.import_module("vectors")
 
 @pytest.fixture
 def options(monkeypatch):
-  """Those of the command line."""
+  """The arguments of the command line."""
 
   def parsed(*options):
     monkeypatch.setattr(sys, "argv", ["vectors.py", *map(str, options)])
@@ -25,7 +25,7 @@ def options(monkeypatch):
 
 
 def test_tables_are_continuous():
-  """Rounded values are blurred by less than a step, and columns of a few values are left out."""
+  """Noise of less than a step is added to rounded values, and columns with few values are left out."""
   found, raw = vectors.load("diabetes", seed=0), datasets.load_diabetes(scaled=False)
   names = [name for name, column in zip(raw.feature_names, raw.data.T)
            if np.unique(column, return_counts=True)[1].max() <= 0.1 * len(column)]
@@ -39,7 +39,7 @@ def test_tables_are_continuous():
 
 
 def test_parameters_of_autoregressive_networks():
-  """About as many as the masks let through."""
+  """About as many as the masks leave."""
   network = vectors.tfb.AutoregressiveNetwork(2, event_shape=[30], hidden_units=[40, 40])
   network(np.zeros([1, 30], np.float32))
   weights = network.get_weights()
@@ -70,7 +70,7 @@ def test_all_methods(options, tmp_path, capsys, monkeypatch):
     bold = "**" if method == best else ""
     assert cells[method] == f"{bold}{np.mean(values):.2f}{bold} ({np.std(values):.2f})"
   assert of_methods["vector flow"]["folds"][0]["epochs"] == 2
-  # The Gaussian, once more by hand.
+  # The Gaussian, computed here again.
   table = vectors.load("wine", args.seed)
   rest, test = next(iter(model_selection.KFold(2, shuffle=True, random_state=args.seed).split(table)))
   train, _ = model_selection.train_test_split(rest, test_size=0.2, random_state=args.seed)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import small_models
 import tensorflow as tf
-import test_train_glow
+import train_glow_runs
 
 import tfp_glow
 
@@ -29,13 +29,13 @@ def two(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone():
-  """What one process makes of the same: the model and its history."""
+  """The model and the history of the same training in one process."""
   return distributed_runs.train(tf.distribute.get_strategy(), **distributed_runs.ONE_LAYER, seed=1)
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
-  """Three workers, their reports and the folder of all; then the chief is killed."""
+  """Three workers, their reports, and their common folder; at the end the chief is killed."""
   folder = tmp_path_factory.mktemp("three")
   distributed_runs.fill_folder(folder / "images")
   with distributed_runs.Workers(3, distributed_runs.gaussian_worker, folder) as workers:
@@ -59,7 +59,7 @@ def test_two_workers_train_as_one_process(two, alone):
 
 
 def test_two_workers_train_a_residual_flow_as_two_replicas(two):
-  """Which draw the same noise; the second worker starts from other weights than the chief."""
+  """They draw the same noise; the second worker starts from other weights than the chief."""
   chief, other = (report["residual"] for report in two[0])
   assert chief == other
   model, history = distributed_runs.train_residual(distributed_runs.mirrored(2))
@@ -78,7 +78,7 @@ def test_three_workers_train_as_one_process(three):
 
 
 def test_three_workers_that_read_their_own_files_train_as_one_process(three):
-  """Which are initialised, train, evaluate and predict; the last batches are uneven, and not of all workers."""
+  """They initialise, train, evaluate and predict; the last batches are uneven, and some workers get none."""
   _, reports, folder = three
   model, history, prediction = distributed_runs.train_on_a_folder(tf.distribute.get_strategy(), folder / "images")
   of_folder = [report["folder"] for report in reports]
@@ -86,7 +86,7 @@ def test_three_workers_that_read_their_own_files_train_as_one_process(three):
   for report in of_folder:
     np.testing.assert_allclose(report["prediction"], prediction, rtol=1e-5)
   decoded = [(folder / f"decoded_{index}").read_text().splitlines() for index in range(3)]
-  for paths in decoded:  # Once, in two epochs: its share, and files where two shares meet.
+  for paths in decoded:  # Once in two epochs: its share, and files where two shares meet.
     assert len(paths) == len(set(paths)) and len(paths) <= (19 + 7) * 3 / 8 + 4
   assert len(set(sum(decoded, []))) == 19 + 7
 
@@ -138,7 +138,7 @@ def test_the_chief_alone_samples_saves_and_exports(two):
 
 
 def test_example_with_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
-  """Which ends the chief, to be started again. Then one gets a SIGTERM, in SLURM, and both end with their state."""
+  """The chief then ends, to be started again. Later one gets a SIGTERM, in SLURM, and both end with their state."""
   make = lambda work, ended: distributed_runs.Workers(2, work, tmp_path, ended, "--epochs=2", "--strategy=multiworker")
   with make(distributed_runs.example_worker, {1: signal.SIGKILL}) as workers:
     assert workers.exit_code(1) == -signal.SIGKILL
@@ -154,13 +154,13 @@ def test_example_with_two_workers_one_of_which_is_killed(tmp_path, monkeypatch):
   assert not (tmp_path / "output_1").exists() and not (tmp_path / "output_0" / "training_state").exists()
   results = json.loads((tmp_path / "output_0" / "results.json").read_text())
   monkeypatch.setattr(tfp_glow, "GlowBijector", example_runs.flow)
-  assert test_train_glow.call(monkeypatch, "--epochs=2", "--output", tmp_path / "alone") == 0
+  assert train_glow_runs.call(monkeypatch, "--epochs=2", "--output", tmp_path / "alone") == 0
   expected = json.loads((tmp_path / "alone" / "results.json").read_text())
   assert results["epochs"] == expected["epochs"] == 2
   np.testing.assert_allclose(results["bits_per_dim"], expected["bits_per_dim"], rtol=1e-4)
 
 
-# At the end: the death has had time to be noticed.
+# At the end, when the death has been noticed.
 
 
 def test_a_killed_chief_ends_the_workers_with_an_error(three):

@@ -27,7 +27,7 @@ def test_a_glow_goes_on_where_it_was(expected, eagerly):
   np.testing.assert_allclose(model.encode(IMAGES, LABELS), expected["latents"], rtol=1e-3, atol=1e-4)
   np.testing.assert_array_equal(model.sample(6, seed=1, labels=LABELS[:6]), expected["samples"])
   history = model.fit(IMAGES, LABELS, batch_size=8, epochs=1, verbose=0).history
-  # Another epoch of another order; but with Adam's averages, and the steps counted, or it would be far off.
+  # A further epoch, in another order. Without Adam's averages and step count it would be far off.
   np.testing.assert_allclose(history["bits_per_dim"], expected["next_bits"], rtol=0.02)
 
 
@@ -45,7 +45,7 @@ def _flow_of_a_frozen_network():
 
 @pytest.mark.slow
 def test_layers_that_were_frozen_at_first(expected, eagerly, tmp_path):
-  """They were last in these files, among layers of the same shape; they are no longer."""
+  """In these files they come last, among layers of the same shape; now they do not."""
   images, context = small_models.images(24, (4, 4, 1)), np.random.default_rng(0).standard_normal([24, 3])
   of_weights = tfp_glow.FlowModel(_flow_of_a_frozen_network())
   of_weights.load_weights(FOLDER / "frozen.weights.h5")

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.python.ops import gen_math_ops, gen_nn_ops
 
-# The functions through which TensorFlow makes such operations, those of gradients among them, and their operands.
+# The functions with which TensorFlow makes such operations, also those of gradients, and their operands.
 _OPERATIONS = {
     (gen_math_ops, "mat_mul"): ("a", "b"), (gen_math_ops, "batch_mat_mul_v2"): ("x", "y"),
     (gen_math_ops, "batch_mat_mul_v3"): ("x", "y"), (gen_nn_ops, "conv2d"): ("input", "filter"),
@@ -19,12 +19,12 @@ _OPERATIONS = {
 
 @contextlib.contextmanager
 def emulated(always=False):
-  """Has products and convolutions keep 10 bits of mantissa of their float32 operands: ours, those of Keras' layers, and
-  those of the gradients of both, of any order.
+  """Makes products and convolutions keep 10 bits of mantissa of their float32 operands: ours, those of Keras' layers,
+  and those in gradients of any order.
 
   Args:
     always: Python `bool`. `False`: TensorFlow's switch, `tf.config.experimental.enable_tensor_float_32_execution`, is
-      asked whenever an operation runs, as a card asks it. XLA cannot compile that: `True` rounds without asking.
+      read whenever an operation runs, as a card does. XLA cannot compile that: `True` always rounds.
   """
   with contextlib.ExitStack() as stack:
     for (module, name), operands in _OPERATIONS.items():
@@ -33,7 +33,7 @@ def emulated(always=False):
 
 
 def _of_rounded(function, operands, always):
-  """The same function, of operands that are rounded before."""
+  """The same function of rounded operands."""
   signature = inspect.signature(function)
 
   def evaluate(*args, **kwargs):
@@ -44,7 +44,7 @@ def _of_rounded(function, operands, always):
 
 
 def rounded(x, always=False):
-  """float32 tensors to the nearest numbers with 10 bits of mantissa, others as they are."""
+  """Rounds float32 tensors to the nearest numbers with 10 bits of mantissa; leaves others as they are."""
   x = tf.convert_to_tensor(x)
   if x.dtype != tf.float32:
     return x

@@ -3,17 +3,20 @@
 import ast
 import configparser
 import graphlib
+import importlib
 import pathlib
 import re
 import subprocess
 import sys
 from importlib import metadata
 
+import keras
 import pytest
 import setuptools
 from packaging import requirements
 
 import tfp_glow
+from tfp_glow import _core
 
 PACKAGE = pathlib.Path(tfp_glow.__file__).parent
 
@@ -95,6 +98,12 @@ def test_an_import_changes_nothing_of_tfp_and_prints_nothing():
   # TensorFlow logs that it found no GPU and the like, with time stamps, whatever its log level is set to.
   lines = [line for line in done.stderr.splitlines() if line[:5] not in ("I0000", "W0000", "E0000", "WARNI", "To en")]
   assert done.stdout == "" and not lines
+
+
+def test_another_backend_of_keras_is_refused(monkeypatch):
+  monkeypatch.setattr(keras.config, "backend", lambda: "jax")
+  with pytest.raises(ImportError, match="`KERAS_BACKEND` must be \"tensorflow\".*Received: 'jax'"):
+    importlib.reload(_core)
 
 
 def test_every_public_name_is_documented():

@@ -199,6 +199,14 @@ def test_squares_that_overflow_only_in_sum_count():
   assert (divergence.largest_entries([tf.fill([2], 1e19)] * 4).numpy() > 0.).all()
 
 
+def test_gradients_of_unknown_rank_are_checked():
+  """A custom gradient of the user's, by `tf.py_function` for example, may have no static shape."""
+  largest = tf.function(lambda gradient: divergence.largest_entries([gradient]), autograph=False,
+                        input_signature=[tf.TensorSpec(None, tf.float32)])
+  assert largest(tf.constant([[1e20, -3e20]])).numpy() == np.float32(3e20)
+  assert largest(tf.constant(2.)).numpy() == 0.
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_entries_that_are_not_finite_are_found(value):
   found = divergence.largest_entries([tf.constant([1., 2.]), tf.constant([1., value, 3.])])

@@ -26,8 +26,8 @@ def largest_entries(gradients):
   def entries():
     # Constants that all share: each would be a node of the graph.
     infinite = {dtype: tf.constant(np.inf, dtype) for dtype in {g.dtype for g in gradients}}
-    axes = {rank: tf.constant(np.arange(rank, dtype=np.int32)) for rank in {g.shape.rank for g in gradients}}
-    largest = [_largest_entry(g, infinite[g.dtype], axes[g.shape.rank]) for g in gradients]
+    axes = {rank: tf.constant(np.arange(rank, dtype=np.int32)) for rank in {g.shape.rank for g in gradients} - {None}}
+    largest = [_largest_entry(g, infinite[g.dtype], axes.get(g.shape.rank)) for g in gradients]
     return tf.cast(tf.stack([tf.cast(entry, dtype) for entry in largest]), tf.float64)
 
   return tf.cond(squares < _MAX_SQUARES, lambda: tf.zeros([len(gradients)], tf.float64), entries)

@@ -418,6 +418,32 @@ def test_train_on_batch_does_what_fit_does():
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_traced_step_builds_the_optimizer():
+  losses = []
+  for build in (False, True):
+    model = small_models.compiled()
+    model.adapt(IMAGES)
+    if build:
+      model.optimizer.build(model.trainable_variables)
+    step = tf.function(model.train_step)
+    losses.append([float(step(tf.constant(IMAGES))["loss"]) for _ in range(3)])
+    assert int(model.optimizer.iterations) == 3
+  assert losses[0] == losses[1] and len(set(losses[0])) == 3
+
+
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, keras.optimizers.SGD])
+def test_an_update_step_of_the_callers_is_called_and_kept(make):
+  model, optimizer, updated = tfp_glow.FlowModel(small_models.gaussian()), make(1e-2), []
+  update_step = lambda gradient, variable, rate: (
+      updated.append(variable.name), make.update_step(optimizer, gradient, variable, rate))
+  optimizer.update_step = update_step
+  model.compile(optimizer, run_eagerly=True)
+  for _ in range(2):
+    model.train_on_batch(IMAGES)
+  assert len(updated) == 2 * len(model.trainable_variables) and optimizer.update_step is update_step
+
+
 def test_train_on_batch_names_what_is_not_finite():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   model.distribution.trainable_variables[0].assign(np.nan * model.distribution.trainable_variables[0])

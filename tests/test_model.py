@@ -394,12 +394,20 @@ def test_bad_input(trained, call, error, match):
     call(trained)
 
 
+def _without_optimizer():
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  model.compile(None)
+  return model
+
+
 @pytest.mark.parametrize("make, error, match", [
     (lambda: tfp_glow.FlowModel(keras.layers.Dense(1)), TypeError, "`distribution`.*Received: "),
     (lambda: tfp_glow.FlowModel(tfd.Normal([0., 0.], 1.)), ValueError, "batch_shape"),
     (lambda: tfp_glow.FlowModel(tfd.Normal(0., 1.)), ValueError, "trainable `tf.Variable`s"),
     (lambda: tfp_glow.FlowModel(small_models.distribution(), num_bits=17), ValueError, "`num_bits`.*Received: 17"),
     (lambda: tfp_glow.FlowModel(small_models.distribution()).fit(IMAGES), ValueError, "compile"),
+    (lambda: _without_optimizer().fit(IMAGES), ValueError, "`optimizer` of `compile`.*Received: None"),
+    (lambda: _without_optimizer().train_on_batch(IMAGES), ValueError, "`optimizer` of `compile`.*Received: None"),
 ])
 def test_bad_models(make, error, match):
   with pytest.raises(error, match=match):
@@ -417,7 +425,6 @@ def test_train_on_batch_does_what_fit_does():
     np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_traced_step_builds_the_optimizer():
   losses = []
@@ -444,6 +451,7 @@ def test_an_update_step_of_the_callers_is_called_and_kept(make):
   assert len(updated) == 2 * len(model.trainable_variables) and optimizer.update_step is update_step
 
 
+@pytest.mark.slow
 def test_train_on_batch_names_what_is_not_finite():
   model = small_models.compiled(tfp_glow.FlowModel(small_models.gaussian()))
   model.distribution.trainable_variables[0].assign(np.nan * model.distribution.trainable_variables[0])

@@ -194,6 +194,16 @@ def test_sizes_of_a_glow(options, match):
     tfp_glow.GlowBijector(**{"num_glow_blocks": 1, "num_steps_per_block": 1, "num_hidden": 4, **options})
 
 
+@pytest.mark.parametrize("network_fn", [3, keras.layers.Conv2D(2, 3)], ids=["number", "layer"])
+@pytest.mark.parametrize("make", [
+    lambda network_fn: tfp_glow.GlowBijector((4, 4, 1), 1, 1, 4, network_fn=network_fn),
+    lambda network_fn: tfp_glow.VectorFlowBijector(3, 1, network_fn=network_fn),
+], ids=["glow", "vector flow"])
+def test_a_network_fn_is_a_function(make, network_fn):
+  with pytest.raises(TypeError, match="`network_fn` must be a function.*Received: "):
+    make(network_fn)
+
+
 @pytest.mark.parametrize("arguments, error, match", [
     ({"label": [0, 1]}, TypeError, "`glow` must be given arguments that it.*takes: labels, training. Received: label$"),
     ({"labels": True}, TypeError, "`labels` must be integers. Received: True"),

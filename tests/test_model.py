@@ -394,12 +394,20 @@ def test_bad_input(trained, call, error, match):
     call(trained)
 
 
+def _without_optimizer():
+  model = tfp_glow.FlowModel(small_models.gaussian())
+  model.compile(None)
+  return model
+
+
 @pytest.mark.parametrize("make, error, match", [
     (lambda: tfp_glow.FlowModel(keras.layers.Dense(1)), TypeError, "`distribution`.*Received: "),
     (lambda: tfp_glow.FlowModel(tfd.Normal([0., 0.], 1.)), ValueError, "batch_shape"),
     (lambda: tfp_glow.FlowModel(tfd.Normal(0., 1.)), ValueError, "trainable `tf.Variable`s"),
     (lambda: tfp_glow.FlowModel(small_models.distribution(), num_bits=17), ValueError, "`num_bits`.*Received: 17"),
     (lambda: tfp_glow.FlowModel(small_models.distribution()).fit(IMAGES), ValueError, "compile"),
+    (lambda: _without_optimizer().fit(IMAGES), ValueError, "`optimizer` of `compile`.*Received: None"),
+    (lambda: _without_optimizer().train_on_batch(IMAGES), ValueError, "`optimizer` of `compile`.*Received: None"),
 ])
 def test_bad_models(make, error, match):
   with pytest.raises(error, match=match):
@@ -415,6 +423,32 @@ def test_train_on_batch_does_what_fit_does():
   assert results["bits_per_dim"] == pytest.approx(fitted.history.history["bits_per_dim"][0], rel=1e-5)
   for a, b in zip(small_models.weights_of(fitted), small_models.weights_of(trained)):
     np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_traced_step_builds_the_optimizer():
+  losses = []
+  for build in (False, True):
+    model = small_models.compiled()
+    model.adapt(IMAGES)
+    if build:
+      model.optimizer.build(model.trainable_variables)
+    step = tf.function(model.train_step)
+    losses.append([float(step(tf.constant(IMAGES))["loss"]) for _ in range(3)])
+    assert int(model.optimizer.iterations) == 3
+  assert losses[0] == losses[1] and len(set(losses[0])) == 3
+
+
+@pytest.mark.parametrize("make", [keras.optimizers.Adam, keras.optimizers.SGD])
+def test_an_update_step_of_the_callers_is_called_and_kept(make):
+  model, optimizer, updated = tfp_glow.FlowModel(small_models.gaussian()), make(1e-2), []
+  update_step = lambda gradient, variable, rate: (
+      updated.append(variable.name), make.update_step(optimizer, gradient, variable, rate))
+  optimizer.update_step = update_step
+  model.compile(optimizer, run_eagerly=True)
+  for _ in range(2):
+    model.train_on_batch(IMAGES)
+  assert len(updated) == 2 * len(model.trainable_variables) and optimizer.update_step is update_step
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Makes the steps of flow of a `Scan`."""
 
+import keras
 import numpy as np
 
 from tfp_glow._core import numerics
@@ -28,7 +29,13 @@ def step_maker(num_channels, coupling, permutation, network_fn, default_network,
   Returns:
     make_step: Callable, from the index of a step to a `GlowStep`.
     redraw: Callable, from a step to the initial values of another one; `None` if there is a `network_fn`.
+
+  Raises:
+    TypeError: if `network_fn` is not callable, or is itself a layer.
   """
+  if network_fn is not None and (not callable(network_fn) or isinstance(network_fn, keras.Layer)):
+    raise TypeError("`network_fn` must be a function from a number of output channels to a Keras layer, or None. "
+                    f"Received: {network_fn!r}")
   num_changed = num_channels - num_channels // 2
   num_outputs = len(coupling.offsets) * num_changed
   draw_seed = lambda: int(rng.integers(2**30))

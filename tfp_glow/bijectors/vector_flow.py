@@ -86,7 +86,7 @@ class VectorFlowBijector(WholeSequence):
         context is used unchanged.
 
     Raises:
-      TypeError: if `context_network` is not a Keras layer.
+      TypeError: if `context_network` is not a Keras layer, or `network_fn` not a function.
       ValueError: if another argument is not as above.
     """
     parameters = dict(locals())

@@ -36,6 +36,8 @@ class AdoptsVariables(FlowSteps):
         adopted.trainable = is_trained
 
   def _check_trains_as_compiled(self):
+    if self.optimizer is None:
+      raise ValueError("`optimizer` of `compile` must be a Keras optimizer or its name, to train. Received: None")
     self._sync_trainable()
     trained = frozenset(map(id, self.trainable_variables))
     changed = trained ^ self._trained_as_compiled

@@ -116,8 +116,14 @@ def _trace_here(function, specs):
 
 def trace_outside(function, specs):
   """Traces a function outside of all replicas; called within one."""
+  return outside(lambda: _function(function).get_concrete_function(*specs))
+
+
+@tf.autograph.experimental.do_not_convert
+def outside(function):
+  """Calls a function outside of all replicas and graphs; called within one."""
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    return pool.submit(lambda: _function(function).get_concrete_function(*specs)).result()
+    return pool.submit(function).result()
 
 
 def _function(function):

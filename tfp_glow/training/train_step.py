@@ -76,6 +76,8 @@ class FlowSteps(_compat.BuiltModel):
       return self._compiled(self._bits)(images, condition, self._noise_seed(dequantize.EVALUATION))
 
   def train_step(self, data):
+    if not self.optimizer.built:  # `fit` has built it; in a `tf.function` of the caller's, this is within a graph.
+      replicas.outside(self._build_optimizer)
     batch = guard.Batch(*self._unpacked(data), self._noise_seed(self.optimizer.iterations))
     step = self._step_of_replica if replicas.are_several() else self._step_of_one_device
     metrics = self._update_metrics(*step(batch))

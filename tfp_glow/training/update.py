@@ -47,7 +47,9 @@ class _ReadOnce(keras.StatelessScope):
 @contextlib.contextmanager
 def _fused(optimizer):
   """A context in which an Adam updates each variable by TensorFlow's own operation; others are left as they are."""
-  if type(optimizer) not in (keras.optimizers.Adam, keras.optimizers.AdamW) or optimizer.amsgrad:
+  # A caller may have given this optimizer an update of its own, for example with other rates for some variables.
+  has_own = not isinstance(vars(optimizer).get("update_step", None), (_FusedAdam, type(None)))
+  if type(optimizer) not in (keras.optimizers.Adam, keras.optimizers.AdamW) or optimizer.amsgrad or has_own:
     yield
     return
   optimizer.update_step = _FusedAdam(optimizer)

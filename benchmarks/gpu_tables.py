@@ -100,13 +100,13 @@ def _exactness_training(rows):
 
 
 def _round_trips(rows, names):
-  return ["", "changed values", "by up to", "log-probabilities moved by up to"], [
+  return ["", "changed values", "by up to, grey levels", "log-probabilities moved by up to"], [
       [label, rows.cell(row, "{:,}", "changed"), rows.cell(row, "{}", "by up to"),
        rows.cell(row, "{:.2g} nats", "log-prob moved from float64's by up to, nats")] for label, row in names.items()]
 
 
 def _gradients(rows):
-  return ["", "reversible from autodiff's", "autodiff's from those of float32"], [
+  return ["precision", "reversible and autodiff, same precision", "autodiff, this precision and float32"], [
       [label, rows.cell(f"gradients, {precision}", "{:.1e}", "reversible from autodiff"),
        "" if precision == "float32" else rows.cell(f"gradients, {precision}", "{:.1e}", "autodiff from float32's")]
       for label, precision in (("float32", "float32"), ("TensorFloat-32", "TF32"), ("bfloat16 networks", "bfloat16"))]

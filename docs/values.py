@@ -93,8 +93,6 @@ VALUES = {
     "mnist_on_gpu_steps": (str, (*_MNIST_ON_GPU, "steps")),
     "mnist_on_gpu_seconds": (str, (*_MNIST_ON_GPU, "seconds of training")),
     "mnist_on_gpu_minutes": (_minutes_in_words, (*_MNIST_ON_GPU, "seconds of training")),
-    "mnist_on_gpu_Minutes": (lambda seconds: _minutes_in_words(seconds).capitalize(),
-                             (*_MNIST_ON_GPU, "seconds of training")),
     "mnist_on_cpu": (str, ("bits_per_dim", "MNIST, 28x28", "test bits per dim")),
     "bound_1": (str, ("bounds", "1 draw", "bits per dim")),
     "bound_16": (str, ("bounds", "16 draws", "bits per dim")),

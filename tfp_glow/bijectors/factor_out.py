@@ -1,4 +1,4 @@
-"""Channels that leave the flow as latents, whitened by a learned Gaussian."""
+"""Channels that leave the flow as latents, normalised by a learned Gaussian."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class FactorOut(OnePassBijector):
   inverse log-det = -sum(log_scale)
   ```
 
-  The second half of the output is a latent. It is standard normal if the model is right. `GlowBijector` removes it
-  there. A context is an image of the same height and width; the convolution sees the channels of both.
+  The second half of the output is a latent. It is standard normal if the model is right. In a `GlowBijector` it
+  leaves the flow there. A context is an image of the same height and width; the convolution sees the channels of both.
 
   References:
     Dinh et al., "Density estimation using Real NVP" (2016), section 3.6. The learned Gaussian follows the original

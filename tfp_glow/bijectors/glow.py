@@ -30,13 +30,15 @@ class GlowBijector(WholeFlow):
 
   ```none
   inverse: for each block (the paper's level): squeeze, K steps of flow; then, except in the last block, half of the
-           channels leave, whitened by a Gaussian whose mean and scale are learned from the other half.
+           channels leave, normalised by a Gaussian whose mean and scale are learned from the other half.
   ```
 
   All latents are standard normal if the model is right. The vector holds them in the order in which they leave, with
   the top latent last. `split_latent` returns them as images.
 
-  `log_prob` of a `tfd.TransformedDistribution` is one pass, also within `tfp_glow.Chain`. Within `tfb.Chain` it may
+  Before training, `initialize(images)` sets the actnorms from a batch of images; `FlowModel.fit` does it by itself.
+
+  `log_prob` of a `tfd.TransformedDistribution` takes one pass, also within `tfp_glow.Chain`. Within `tfb.Chain` it may
   take two, and `experimental_sample_and_log_prob` three.
 
   #### Example
@@ -92,8 +94,8 @@ class GlowBijector(WholeFlow):
         shapes. All couplings, splits and the top prior depend on `context`, which must be passed as
         `bijector_kwargs={"context": context}`, `[..., *context_shape]` or a dict of such tensors. Vectors are repeated
         at all positions. Images may be larger or smaller than `output_shape` by a power of two. They are squeezed to
-        the size of the first block, averaged over blocks for later ones, and repeated where they are smaller. Scale
-        your context to about -1 .. 1. `None`: no context.
+        the size of the first block, averaged over squares of pixels for later ones, and repeated where they are
+        smaller. Scale your context to about -1 .. 1. `None`: no context.
       context_network: Keras layer, from a batch of contexts (or a dict of them) to vectors or images, or a dict of
         them. Its outputs replace the context. It is evaluated once per pass, and trained with the rest. `None`: the
         context is used unchanged.
@@ -150,7 +152,7 @@ class GlowBijector(WholeFlow):
 
   def class_features(self, z: tf.Tensor | np.ndarray, labels: tf.Tensor | np.ndarray | None = None,
                      context: Any = None) -> tf.Tensor:
-    """The inputs of the original code's classifier: the mean of the top latent over all positions, before whitening.
+    """The inputs of the original code's classifier: the top latent before normalisation, averaged over positions.
 
     They depend on the image alone: the labels only undo their effect on `z`.
 

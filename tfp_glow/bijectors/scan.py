@@ -46,8 +46,8 @@ class Scan(OnePassBijector):
       event_shape: Static shape of one event, e.g. `[H, W, C]`.
       gradient: `"autodiff"`: backpropagation through the steps, which keeps the activations of all of them.
         `"reversible"`: the activations of each step are computed again from its output, so that their memory does not
-        depend on `K`. For a coupling this costs one more evaluation of its network (a third more time), for steps that
-        are not made of this package's layers two.
+        depend on `K`. This costs one more evaluation of a coupling's network (a third more time); two more if the step
+        contains layers from outside of this package.
       redraw: Callable, from the first step to the initial values of the next one, in the order of its variables. It is
         called instead of `make_step` for all other steps, because drawing values is quicker than building layers.
       dtype: See `OnePassBijector`.

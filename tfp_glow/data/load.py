@@ -57,6 +57,7 @@ def load_images(name_or_folder: str | os.PathLike, split: str, batch_size: int, 
   by one, as they come, up to 2 GiB per process; the rest is decoded in each pass. A split of TFDS is decoded as a whole
   at the first batch, which takes twice its memory for a moment. If it has more than 2 GiB of images, they are read and
   decoded in each pass.
+
   Shuffled batches have one image from each of `batch_size` equal parts of the split, in any order. TFDS data sets that
   are not kept are drawn from a buffer of 10,000 images instead.
 

@@ -37,7 +37,7 @@ class FlowModel(TrainsWithKeras):
   ```
 
   Only class-conditional distributions and classifiers use labels. Only conditional distributions use contexts: floating
-  tensors `[N] + context_shape`, or dicts of them. Data may hold more than the model takes.
+  tensors `[N] + context_shape`, or dicts of them. Labels and contexts that the model does not take are ignored.
 
   The label -1 means that the class of an image is unknown. The density of the image is then the mean of its densities
   in all classes. A class-conditional distribution can thus be trained and evaluated on partly labelled data.

@@ -31,7 +31,7 @@ class TrainsWithKeras(KeptInFiles):
     Args:
       optimizer: Keras optimizer, made under the scope of the model's `tf.distribute.Strategy`; or its name.
       jit_compile: Whether XLA compiles what each replica computes by itself: values, loss and gradients; on one device
-        also the optimizer's update. `"auto"`: no.
+        also the optimizer's update. `"auto"`: no XLA.
         XLA's convolutions are slower on CPUs, and it takes a minute to compile a deep flow on GPUs (see docs/gpu.md).
       **kwargs: `run_eagerly`, `steps_per_execution` (one with several replicas) and `auto_scale_loss` of
         `keras.Model.compile`.

@@ -15,7 +15,7 @@ _FAILED_CHECK = re.compile(r"assertion failed: \[(`.*?)\]\s*\n", re.DOTALL)
 
 
 @contextlib.contextmanager
-def checks_told_first():
+def checks_told_briefly():
   """Shortens the error of a failed check in a graph to its own message, without TensorFlow's page about the graph."""
   try:
     yield
@@ -82,7 +82,7 @@ class StopUnlessFinite:
     """Replaces TensorFlow's error of a training step that is not finite by one that names the quantity."""
     self._failure = None
     try:
-      with checks_told_first():
+      with checks_told_briefly():
         yield
       return
     except tf.errors.OpError:

@@ -104,7 +104,8 @@ class KeptInFiles(AdoptsVariables):
     """
     self._likelihood.check_trainable()
     self._likelihood.sync_trainable()
-    config = {"distribution": saving.distribution_to_config(self.distribution), "num_bits": self.num_bits,
+    config = {"distribution": saving.distribution_to_config(self._likelihood.distribution),
+              "num_bits": self._likelihood.spec.num_bits,
               "seed": self._seed, "weight_y": self._weight_y, "trainable": self.trainable, "name": self.name,
               "frozen": [index for index, v in enumerate(self.variables) if not v.trainable],
               "frozen_parts": self._likelihood.frozen_indices()}

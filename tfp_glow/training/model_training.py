@@ -21,10 +21,6 @@ _DATASETS = (tf.data.Dataset, tf.distribute.DistributedDataset)
 class TrainsWithKeras(KeptInFiles):
   """A model with the methods of `keras.Model`; `FlowModel` is made of it."""
 
-  def __init__(self, *args):
-    super().__init__(*args)
-    self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
-
   def compile(self, optimizer="adam", *, jit_compile="auto", **kwargs):
     """As `keras.Model.compile`, but the loss is fixed. Changes of the parts' `trainable` take effect.
 
@@ -208,7 +204,7 @@ class TrainsWithKeras(KeptInFiles):
     """
     self._check_is_compiled("evaluate")
     batches.check_data(self._data_spec, x, y, batch_size, kwargs)
-    with precision.switched_off(), guard.checks_told_first():
+    with precision.switched_off(), guard.checks_told_briefly():
       return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
   def predict(self, x, batch_size=None, **kwargs):
@@ -228,7 +224,7 @@ class TrainsWithKeras(KeptInFiles):
       ValueError: if `x` is empty or does not fit.
     """
     batches.check_data(self._likelihood.spec, x, None, batch_size, kwargs)
-    with precision.switched_off(), guard.checks_told_first():
+    with precision.switched_off(), guard.checks_told_briefly():
       return super().predict(x, batch_size=batch_size, **kwargs)
 
   def test_on_batch(self, x, y=None, **kwargs):
@@ -242,7 +238,7 @@ class TrainsWithKeras(KeptInFiles):
     Returns:
       Loss and metrics, as `keras.Model.test_on_batch` does.
     """
-    with precision.switched_off(), guard.checks_told_first():
+    with precision.switched_off(), guard.checks_told_briefly():
       return super().test_on_batch(x, y, **kwargs)
 
   def predict_on_batch(self, x):
@@ -254,7 +250,7 @@ class TrainsWithKeras(KeptInFiles):
     Returns:
       NumPy array `[N]`, bits per dimension.
     """
-    with precision.switched_off(), guard.checks_told_first():
+    with precision.switched_off(), guard.checks_told_briefly():
       return super().predict_on_batch(x)
 
   def summary(self, line_length=None, positions=None, print_fn=None, expand_nested=False, show_trainable=False,
@@ -275,11 +271,11 @@ class TrainsWithKeras(KeptInFiles):
     """
     del positions, layer_range
     self._sync_trainable()
-    rows = summary.rows_of(self.distribution, [*self.layers, *self.weights], with_weights=expand_nested)
+    rows = summary.rows_of(self._likelihood.distribution, [*self.layers, *self.weights], with_weights=expand_nested)
     optimizer_variables = self.optimizer.variables if self.compiled else []
     text = summary.text_of(f'Model: "{self.name}"', rows, summary.totals_of(self.weights, optimizer_variables),
                            line_length, show_trainable)
-    for line in [*text.splitlines(), *summary.notes_on_precision(self.distribution)]:
+    for line in [*text.splitlines(), *summary.notes_on_precision(self._likelihood.distribution)]:
       (print_fn or print)(line)
 
   def _has_replicas(self):

@@ -1,4 +1,4 @@
-"""The variables of `FlowModel`: those of its distribution, and which of them are trained."""
+"""The variables of `FlowModel`: those of its distribution, which of them are trained, and whether they are adapted."""
 
 import keras
 
@@ -23,6 +23,7 @@ class AdoptsVariables(FlowSteps):
     self._were_trained_at_first = self._are_trained
     self._trained_as_compiled = frozenset()
     likelihood.on_trainable_changed(self._take_trainable)
+    self._adapted = self.add_weight(name="adapted", shape=(), initializer="zeros", trainable=False)
 
   def _sync_trainable(self):
     self._likelihood.sync_trainable()

@@ -68,7 +68,7 @@ class _FusedAdam:
 
   def __call__(self, gradient, variable, learning_rate):
     moments = _compat.adam_moments(self._adam, variable)
-    if moments is None or isinstance(gradient, tf.IndexedSlices):
+    if moments is None:
       type(self._adam).update_step(self._adam, gradient, variable, learning_rate)
       return
     handles = {name: tensor.handle for name, tensor in zip(("var", "m", "v"), (variable, *moments))}

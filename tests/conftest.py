@@ -38,6 +38,12 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: rank.get(item.path.stem, len(_FIRST)))
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup():
+  """Layers of Keras without a seed start from the same weights in each run."""
+  keras.utils.set_random_seed(0)
+
+
 def pytest_collection_finish():
   """The objects of the imports stay to the end, so the garbage collector need not walk through them again."""
   gc.collect()

@@ -285,11 +285,18 @@ def test_a_network_contracts_wherever_it_is(name):
     assert np.linalg.norm(np.reshape(rows, [x.size, -1]), 2) <= bound
 
 
+def _sequential(*layers):
+  """In float64: without it, Keras casts the inputs to float32."""
+  network = keras.Sequential(layers)
+  network.dtype_policy = "float64"
+  return network
+
+
 class _Nested(keras.layers.Layer):
 
   def __init__(self):
     super().__init__(dtype="float64")
-    self.inner = keras.Sequential([LipschitzDense(4, seed=0, dtype="float64"), LipSwish(dtype="float64")])
+    self.inner = _sequential(LipschitzDense(4, seed=0, dtype="float64"), LipSwish(dtype="float64"))
     self.outer = LipschitzDense(3, seed=1, dtype="float64")
 
   def call(self, inputs):
@@ -298,15 +305,15 @@ class _Nested(keras.layers.Layer):
 
 @pytest.mark.parametrize("make_network", [
     _Nested,
-    lambda: keras.Sequential([LipSwish(dtype="float64"), LipschitzDense(4, dtype="float64"),
-                              keras.Sequential([keras.layers.Dense(3, dtype="float64")])]),
-    lambda: LipschitzDense(3, dtype="float64"),
+    lambda: _sequential(LipSwish(dtype="float64"), LipschitzDense(4, seed=0, dtype="float64"),
+                        _sequential(keras.layers.Dense(3, dtype="float64"))),
+    lambda: LipschitzDense(3, seed=0, dtype="float64"),
 ], ids=["nested", "sequential", "layer"])
 def test_a_folded_network_is_the_network(make_network):
   network, x = make_network(), np.random.default_rng(0).standard_normal([2, 3])
   expected = network(x)
   folded = lipschitz.fold(network)
-  np.testing.assert_allclose(lipschitz.run(network, x, folded), expected, rtol=1e-6)  # Keras casts to float32.
+  np.testing.assert_allclose(lipschitz.run(network, x, folded), expected, rtol=1e-12)
   assert len(lipschitz.constrained_layers(network)) == {_Nested: 2}.get(type(network), 1)
 
 

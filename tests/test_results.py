@@ -138,8 +138,9 @@ def test_numbers_in_sentences_are_those_of_the_files(monkeypatch):
 
 
 @pytest.mark.parametrize("name, expected", [
-    ("python", "3.10"), ("tensorflow", "2.21"), ("tfp", "0.25"), ("mnist_on_gpu_minutes", "six"),
-    ("rate_beside_normflows", "four"), ("speed_rounds", "three")])
+    ("python", "3.10"), ("tensorflow", "2.21"), ("tfp", "0.25"), ("mnist_on_gpu_minutes", "6"),
+    ("rate_beside_normflows", "4"), ("speed_rounds", "3"), ("gpu_images", "1,300"), ("replicas_processor_before", "10"),
+    ("hybrid_bits", "0.23"), ("residual_step", "6.6"), ("breast_cancer", "2.8")])
 def test_values_of_several_kinds(name, expected):
   assert tables.values.text_of(name) == expected
 

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 import tfp_glow
 
-PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "serving.md").read_text()
+PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "lite.md").read_text()
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")]
 
 

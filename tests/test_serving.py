@@ -16,7 +16,7 @@ pytest.importorskip("tensorflow_serving.apis", reason="an extra, `warm_up`")
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc  # noqa: E402
 
 PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "serving.md").read_text()
-EXPORT, LOAD, _, CALL = re.findall(r"^```py\n(.*?)^```", PAGE, re.M | re.S)
+EXPORT, LOAD, CALL = re.findall(r"^```py\n(.*?)^```", PAGE, re.M | re.S)
 DOCKER, CURL, *_ = (
     shlex.split(code.replace("\\\n", " ")) for code in re.findall(r"^```sh\n(.*?)^```", PAGE, re.M | re.S))
 pytestmark = pytest.mark.slow

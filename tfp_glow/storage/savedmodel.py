@@ -74,7 +74,7 @@ def export_distribution(distribution: tfp.distributions.Distribution | tfp.bijec
     for_lite: Python `bool`: whether to make `log_prob`, `encode` and `decode` of TensorFlow Lite's own operations only,
       so that its converter needs no others. The flow must be a float32 Glow of images or vectors, or a composition of
       its layers. All that depends on data is then computed in float32; otherwise the flow's own products are in
-      float64. docs/serving.md shows the conversion, and says which flows it supports.
+      float64. docs/lite.md shows the conversion, and says which flows it supports.
 
   Raises:
     TypeError: if `path` is not a path, or `distribution` is neither a distribution nor a bijector of TFP.

@@ -77,8 +77,8 @@ class FlowSteps(_compat.BuiltModel):
       return self._compiled(self._bits)(images, condition, self._noise_seed(dequantize.EVALUATION))
 
   def train_step(self, data):
-    if not self.optimizer.built:  # `fit` has built it; in a `tf.function` of the caller's, this is within a graph.
-      replicas.outside(self._build_optimizer)
+    # `fit` has built it. In a `tf.function` of the caller's, this is within a graph.
+    self._build_optimizer(replicas.outside)
     batch = guard.Batch(*self._unpacked(data), self._noise_seed(self.optimizer.iterations))
     step = self._step_of_replica if replicas.are_several() else self._step_of_one_device
     metrics = self._update_metrics(*step(batch))
@@ -300,11 +300,18 @@ class FlowSteps(_compat.BuiltModel):
       means += [Mean("cross_entropy" if self._is_hybrid else "bits_y", "down", 1, 3), Mean("accuracy", "up", 2, 3)]
     return Means(means)
 
-  def _build_optimizer(self):
-    """Before a step is traced, in which no variables must be made: TensorFlow would trace it twice."""
-    with self.distribute_strategy.scope():
-      if not self.optimizer.built:
+  def _build_optimizer(self, call=lambda function: function()):
+    """Makes the variables of the optimizer, if it has none yet. While a step is traced, use `call=replicas.outside`.
+
+    If variables were made within a step, TensorFlow would trace it twice.
+    """
+
+    def build():
+      with self.distribute_strategy.scope():
         self.optimizer.build(self.trainable_variables)
+
+    if not self.optimizer.built:
+      call(build)
 
 
 def _are_finite(losses, largest):

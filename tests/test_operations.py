@@ -100,6 +100,26 @@ def test_what_a_model_adds():
   assert sum(counts.values()) <= MOST_OF_A_MODEL, counts
 
 
+@pytest.mark.parametrize("make, kind, count", [
+    # The iterations and the rate.
+    (keras.optimizers.SGD, "ReadVariableOp", 2),
+    (keras.optimizers.Adam, "Cos", 1),
+    (lambda rate: keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(rate)), "Cos", 1),
+], ids=["rate", "schedule", "schedule with a loss scale"])
+def test_the_learning_rate_is_read_once(make, kind, count):
+  optimizer = make(keras.optimizers.schedules.CosineDecay(1e-3, 9) if kind == "Cos" else 1e-3)
+  variables = [keras.Variable(np.zeros(shape)) for shape in SHAPES]
+  optimizer.build(variables)
+
+  def update():
+    with update_lib.in_few_operations(optimizer):
+      optimizer.apply_gradients([(tf.ones(variable.shape), variable) for variable in variables])
+
+  graph = tf.function(update, autograph=False).get_concrete_function().graph.as_graph_def()
+  nodes = [*graph.node, *(node for part in graph.library.function for node in part.node_def)]
+  assert [node.op for node in nodes].count(kind) == count
+
+
 def test_nodes_of_a_training_step():
   model = tfp_glow.FlowModel(tfp_glow.GlowBijector((8, 8, 3), 3, 2, 4, seed=0))
   model.compile(keras.optimizers.Adam(1e-4))

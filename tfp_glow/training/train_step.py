@@ -30,16 +30,13 @@ class FlowSteps(_compat.BuiltModel):
     """
     # Whatever the global policy: it is for networks, the flow keeps its own precision.
     super().__init__(name=name, dtype="float32", autocast=False)
+    # Classes that derive from this one read these attributes, and set none of them.
     self._likelihood = likelihood
     self._seed = seed
     self._weight_y = weight_y
     self._likelihood_weight = likelihood_weight
     # What batches hold, which may be more than the distribution is given: labels are for the classifier alone.
     self._data_spec = likelihood.spec
-    self._means = None  # `compile` sets this and the next two.
-    self.uses_xla = False
-    self._xla_functions = {}
-    self._traced_once = replicas.TracedOnce()
     self._stop_unless_finite = guard.StopUnlessFinite(likelihood)
     self.notice = Notice()
     self.classifier = classifier
@@ -51,6 +48,11 @@ class FlowSteps(_compat.BuiltModel):
     elif weight_y:
       self.classifier = ZeroDense(likelihood.spec.num_classes, dtype=likelihood.spec.dtype.name, name="classifier")
       self.classifier.build([None, likelihood.num_class_features])
+    # Those of the steps alone. `_compile_steps` sets the first three.
+    self._means = None
+    self.uses_xla = False
+    self._xla_functions = {}
+    self._traced_once = replicas.TracedOnce()
 
   @property
   def _is_hybrid(self):
@@ -59,6 +61,20 @@ class FlowSteps(_compat.BuiltModel):
   @property
   def _trains_classifier_alone(self):
     return self._is_hybrid and not self._likelihood_weight
+
+  def _compile_steps(self, optimizer, uses_xla, **kwargs):
+    """`keras.Model.compile` with the metrics of this model, and with XLA for parts of a step only.
+
+    Args:
+      optimizer: Keras optimizer or its name.
+      uses_xla: Python `bool`: whether XLA compiles what `_compiled` is given.
+      **kwargs: Of `keras.Model.compile`.
+    """
+    with self.distribute_strategy.scope():  # If `optimizer` is a name, Keras makes the optimizer here.
+      self._means = self._make_means()
+      super().compile(optimizer=optimizer, jit_compile=False, metrics=self._means.terms, **kwargs)
+    self.uses_xla = uses_xla
+    self._xla_functions = {}
 
   def call(self, images, labels=None, context=None):
     """Bits per dimension of each image, `[N]`."""

@@ -119,7 +119,8 @@ class TrainsWithKeras(KeptInFiles):
     Args:
       x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`. With several workers it may
         be what `strategy.distribute_datasets_from_function` makes of `load_images`: each worker then reads its share.
-      y: If `x` is an array, labels of a class-conditional or hybrid model; or a dict of labels and contexts, as above.
+      y: If `x` is an array: labels, or a dict of labels and contexts, as in a batch (see `FlowModel`). Whatever the
+        model does not take is ignored, for example the labels of a model without classes: `fit(x, y)` is then `fit(x)`.
       batch_size: Python `int`, if `x` is an array.
       epochs: Python `int`.
       **kwargs: Of `keras.Model.fit`.
@@ -178,7 +179,7 @@ class TrainsWithKeras(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional or hybrid; or a dict of labels and contexts, as in `fit`.
+      y: Labels, or a dict of labels and contexts, as in `fit`.
       **kwargs: Of `keras.Model.train_on_batch`.
 
     Returns:
@@ -242,7 +243,7 @@ class TrainsWithKeras(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional or hybrid; or a dict of labels and contexts, as in `fit`.
+      y: Labels, or a dict of labels and contexts, as in `fit`.
       **kwargs: Of `keras.Model.test_on_batch`.
 
     Returns:

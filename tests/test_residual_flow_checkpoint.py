@@ -26,7 +26,7 @@ from tfp_glow.bijectors import log_det
 from tfp_glow.checkpoints.residual_flows import architecture as architectures
 from tfp_glow.checkpoints.residual_flows import load
 from tfp_glow.checkpoints.residual_flows.power_iteration import norms_in_use
-from tfp_glow.checkpoints.torch_file import Opaque
+from tfp_glow.checkpoints.restricted_unpickler import Opaque
 
 tfd = tfp.distributions
 slow = pytest.mark.slow

@@ -25,7 +25,7 @@ from tfp_glow.checkpoints.residual_flows import architecture as architectures
 from tfp_glow.checkpoints.residual_flows import load
 from tfp_glow.checkpoints.residual_flows.layout import parts_of
 from tfp_glow.checkpoints.residual_flows.training_state import training_state
-from tfp_glow.checkpoints.torch_file import Opaque
+from tfp_glow.checkpoints.restricted_unpickler import Opaque
 from tfp_glow.likelihood.image_likelihood import ImageLikelihood
 from tfp_glow.networks import norms
 

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from torch_pickles import Call, Name, Reference, Storage, check_refused, make_tensor
 
-from tfp_glow.checkpoints.torch_file import Opaque, read_torch_file
+from tfp_glow.checkpoints.restricted_unpickler import Opaque
+from tfp_glow.checkpoints.torch_file import read_torch_file
 
 CHECKPOINT = pathlib.Path(__file__).parent / "reference" / "residual_flow_checkpoints" / "m1"
 

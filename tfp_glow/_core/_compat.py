@@ -67,8 +67,8 @@ def apply_sums(optimizer, gradients, variables):
   """`optimizer.apply_gradients`, of gradients that are already sums over the replicas; to be called in each of them.
 
   Why: Keras 3 clips each replica's share of the gradients and adds up what is left, so that the same batch is clipped
-  otherwise on two devices than on one. There is no public way to have it add up nothing. Of a single replica the sum
-  would be a `tf.custom_gradient`, which TensorFlow keeps for ever with its graph.
+  otherwise on two devices than on one. There is no public way to turn the sum off. With a single replica the sum would
+  be a `tf.custom_gradient`, which TensorFlow keeps for ever with its graph.
 
   Touches: `_all_reduce_sum_gradients` of Keras' optimizers.
 

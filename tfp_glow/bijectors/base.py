@@ -174,7 +174,7 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
       TypeError: if `y` is a tensor whose dtype is not the bijector's. Other inputs are converted.
     """
     y = self._convert(y, "y", inverse=True)
-    steps = self._walk(y, **self._flat_arguments(self._inverse_and_log_det, kwargs, y))
+    steps = self._walk(y, **self._flat_arguments(y, kwargs))
     while True:
       with self._precision_of(kwargs):  # Not while the caller computes between two parts.
         step = next(steps, None)
@@ -207,7 +207,7 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
     if flat.shape[0] == 0 or not bool(tf.reduce_all(tf.math.is_finite(flat))):
       raise ValueError("`y` must be a batch of at least one event, with finite values only. "
                        f"Received: shape {y.shape}" + (" with NaN or infinite values" if flat.shape[0] else ""))
-    condition = self._flat_arguments(self._inverse_and_log_det, kwargs, y)
+    condition = self._flat_arguments(y, kwargs)
     with precision.of_evaluation(is_training=False):
       self._initialize(flat, **condition)
     self.mark_initialized()
@@ -462,11 +462,11 @@ class OnePassBijector(ownership.VariableOwner, tfb.Bijector):
             lambda part: tf.debugging.check_numerics(part, message), arguments["context"])
     return arguments
 
-  def _flat_arguments(self, function, kwargs, inputs):
-    """The arguments of a function of `inputs` `[...] + event_shape`, reshaped to one batch dimension."""
-    batch_rank = inputs.shape.rank - self._event_shapes[True].rank
+  def _flat_arguments(self, y, kwargs):
+    """The arguments of `inverse` of `y` `[...] + event_shape`, reshaped to one batch dimension."""
+    batch_rank = y.shape.rank - self._event_shapes[True].rank
     condition, options = batching.flat_arguments(
-        self._own_arguments(function, kwargs), tf.shape(inputs)[:batch_rank], inputs.shape[:batch_rank],
+        self._own_arguments(self._inverse_and_log_det, kwargs), tf.shape(y)[:batch_rank], y.shape[:batch_rank],
         self._context_shapes())
     return {**condition, **options}
 

@@ -252,21 +252,25 @@ class _CouplingStep(Step):
     del weights_back
     (kept, changed), (d_kept, d_changed) = halves.parts(outputs), halves.parts(d_outputs)
     # One evaluation of the network rebuilds the inputs and gives the gradients.
-    if self.has_pull_back:
-      h, hidden = self._run_network(kept, weights, context)
-      parameters = self._split(h)
-    else:
-      given = (context,) if context is not None else ()
-      parameters, pull_back = with_pull_back(self._network_outputs, (kept, weights, variables, *given))
+    parameters, pull_back = self._network_with_pull_back(kept, weights, variables, context)
     changed, d_changed, d_parameters = self._bijector.undo(changed, parameters, d_changed, d_log_det, inverse)
-    if self.has_pull_back:
-      d_variables = []
-      d_network, d_weights, d_context = self._pull_back_network(kept, hidden, weights, d_parameters, context)
-    else:
-      d_network, d_weights, d_variables, *d_given = pull_back(d_parameters)
-      d_context = d_given[0] if d_given else None
+    d_network, d_weights, d_variables, d_context = pull_back(d_parameters)
     d_inputs = halves.joined(d_kept + d_network, d_changed)
     return halves.joined(kept, changed), d_inputs, d_weights, d_variables, d_context
+
+  def _network_with_pull_back(self, kept, weights, variables, context):
+    """The network's outputs, and a function from their gradients to those of the arguments."""
+    if not self.has_pull_back:
+      given = () if context is None else (context,)
+      outputs, pull_back = with_pull_back(self._network_outputs, (kept, weights, variables, *given))
+      return outputs, pull_back if given else lambda d_outputs: (*pull_back(d_outputs), None)
+    h, hidden = self._run_network(kept, weights, context)
+
+    def pull_back(d_outputs):
+      d_kept, d_weights, d_context = self._pull_back_network(kept, hidden, weights, d_outputs, context)
+      return d_kept, d_weights, [], d_context
+
+    return self._split(h), pull_back
 
   def _network_outputs(self, kept, weights, variables=(), context=None):
     """The network's outputs for `concat(kept, 1)`, one tensor for each group of channels."""

@@ -33,6 +33,8 @@ class Scan(OnePassBijector):
     `flowjax.bijections.Scan` (https://github.com/danielward27/flowjax).
   """
 
+  _passes_arguments_on = True
+
   def __init__(self, make_step: Callable[[int], OnePassBijector], num_steps: int,
                event_shape: Sequence[int] | tf.TensorShape, gradient: str = "autodiff",
                redraw: Callable[[OnePassBijector], list[np.ndarray]] | None = None, dtype: tf.DType | str | None = None,
@@ -83,8 +85,6 @@ class Scan(OnePassBijector):
     self._sources = _compat.untracked(self, [sources[id(variable)] for variable in self._template_variables])
     self._follow_template()
     ownership.on_trainable_changed(self.template, self._follow_template)
-
-  _passes_arguments_on = True
 
   def stacked(self, variable: keras.Variable) -> keras.Variable:
     """The stacked parameter `[K, ...]` of all steps for a variable of the template.
@@ -142,6 +142,10 @@ class Scan(OnePassBijector):
   @property
   def num_classes(self) -> int | None:
     return self.template.num_classes
+
+  @property
+  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
+    return self.template.context_shape
 
   def _depends_on_variables_only(self):
     return self.template.can_be_recalled
@@ -322,10 +326,6 @@ class Scan(OnePassBijector):
     arrays = tf.nest.map_structure(
         lambda t: tf.TensorArray(t.dtype, self._num_steps, element_shape=t.shape[1:]).unstack(t), stacks)
     return lambda k: tf.nest.map_structure(lambda array: array.read(k), arrays)
-
-  @property
-  def context_shape(self) -> tuple[int, ...] | dict[str, tuple[int, ...]] | None:
-    return self.template.context_shape
 
   def _walk(self, y, **kwargs):
     for k, values in enumerate(self._rows()):

@@ -148,7 +148,7 @@ class WholeFlow(OnePassBijector):
     y = self._convert(y, "y", inverse=True)
     if y.shape.rank != 1 + self.inverse_min_event_ndims:
       raise ValueError(f"`y` of `{self.name}.inverse_with_features` must have one batch dimension. Received: {y.shape}")
-    arguments = self._flat_arguments(self._inverse_and_log_det, kwargs, y)
+    arguments = self._flat_arguments(y, kwargs)
     if not needs_log_det and self.has_costly_log_det:
       arguments["needs_log_det"] = False
     arguments = {key: value if isinstance(value, bool) else tf.nest.map_structure(at_least_one, value)

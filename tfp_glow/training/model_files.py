@@ -89,14 +89,6 @@ class KeptInFiles(AdoptsVariables):
       content = {index: content[place] for index, place in moved if place in content}
     super().load_own_variables(content)
 
-  def _variables_as_before(self):
-    """`variables` in the order of version 0.1.0: those frozen when the model was made are among the non-trainable."""
-    last = [variable for variable, was_trained in zip(self._adopted, self._were_trained_at_first) if not was_trained]
-    ids = set(map(id, last))
-    others = [variable for variable in self.variables if id(variable) not in ids]
-    where = next(index for index, variable in enumerate(others) if variable is self._adapted)
-    return others[:where] + last + others[where:]
-
   def get_config(self):
     """The configuration that `from_config` makes the model from, without its weights; see `save`.
 
@@ -134,17 +126,3 @@ class KeptInFiles(AdoptsVariables):
     self._likelihood.freeze(frozen_parts or [])
     for index in frozen:
       variables[index].trainable = False
-
-  def get_compile_config(self):
-    """The configuration that `compile_from_config` compiles the model with."""
-    if not self.compiled:
-      return {}
-    optimizer = saving.keras_config(self.optimizer, "optimizer")
-    return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
-
-  def compile_from_config(self, config):
-    """Compiles the model like the one whose `get_compile_config` returned `config`."""
-    optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
-    self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
-    if config["is_built"]:  # The file then holds its variables.
-      self._build_optimizer()

@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfp_glow._core import precision
 from tfp_glow.likelihood import dequantize
+from tfp_glow.storage import saving
 from tfp_glow.training import batches, guard, replicas, summary
 from tfp_glow.training.model_files import KeptInFiles
 
@@ -43,7 +44,6 @@ class TrainsWithKeras(KeptInFiles):
                          f"Received: {key}={value!r}")
     self._likelihood.check_trainable()
     self._sync_trainable()
-    options = {"jit_compile": jit_compile, **kwargs}
     has_replicas = self._has_replicas()
     if jit_compile not in (True, False, "auto"):
       raise ValueError(f"`jit_compile` must be True, False or 'auto'. Received: {jit_compile!r}")
@@ -52,13 +52,23 @@ class TrainsWithKeras(KeptInFiles):
       if has_replicas and value not in (None, 1):
         raise ValueError(f"`{key}` must be 1 with several replicas: Keras cannot do more. "
                          f"Received: {key}={value!r}")
-    with self.distribute_strategy.scope():  # If `optimizer` is a name, Keras makes the optimizer here.
-      self._means = self._make_means()
-      super().compile(optimizer=optimizer, jit_compile=False, metrics=self._means.terms, **kwargs)
-    self._trained_as_compiled = frozenset(map(id, self.trainable_variables))
-    self.uses_xla = jit_compile != "auto" and bool(jit_compile)
-    self._xla_functions = {}
-    self._compile_options = options
+    self._compile_steps(optimizer, jit_compile != "auto" and bool(jit_compile), **kwargs)
+    self._note_what_is_trained()
+    self._compile_options = {"jit_compile": jit_compile, **kwargs}
+
+  def get_compile_config(self):
+    """The configuration that `compile_from_config` compiles the model with."""
+    if not self.compiled:
+      return {}
+    optimizer = saving.keras_config(self.optimizer, "optimizer")
+    return {"optimizer": optimizer, "is_built": self.optimizer.built, **self._compile_options}
+
+  def compile_from_config(self, config):
+    """Compiles the model like the one whose `get_compile_config` returned `config`."""
+    optimizer = keras.saving.deserialize_keras_object(config["optimizer"])
+    self.compile(optimizer, **{key: value for key, value in config.items() if key not in ("optimizer", "is_built")})
+    if config["is_built"]:  # The file then holds its variables.
+      self._build_optimizer()
 
   def adapt(self, data: Any) -> None:
     """Data-dependent initialisation from one batch, of all flows in the distribution, wherever they are.
@@ -88,9 +98,9 @@ class TrainsWithKeras(KeptInFiles):
       spec = self._likelihood.spec
       context = batches.checked_context(spec, spec.taken(condition).get("context"), len(values))
       replicas.run_on_chief(lambda: self._initialize(values, context, anew), self.distribute_strategy)
-      self._adapted.assign(1.)
-    of_classifier = self.classifier.weights if self._is_hybrid else []
-    replicas.take_from_chief([v.value for v in [*self._adopted, *of_classifier]], self.distribute_strategy)
+      self._mark_adapted()
+    of_classifier = [v.value for v in self.classifier.weights] if self._is_hybrid else []
+    replicas.take_from_chief([*self._likelihood.variables, *of_classifier], self.distribute_strategy)
 
   def _initialize(self, values, context, anew):
     batches.check_finite("data", values)
@@ -109,7 +119,8 @@ class TrainsWithKeras(KeptInFiles):
     Args:
       x: Images, a `tf.data.Dataset` of batches, or any other input of `keras.Model.fit`. With several workers it may
         be what `strategy.distribute_datasets_from_function` makes of `load_images`: each worker then reads its share.
-      y: If `x` is an array, labels of a class-conditional or hybrid model; or a dict of labels and contexts, as above.
+      y: If `x` is an array: labels, or a dict of labels and contexts, as in a batch (see `FlowModel`). Whatever the
+        model does not take is ignored, for example the labels of a model without classes: `fit(x, y)` is then `fit(x)`.
       batch_size: Python `int`, if `x` is an array.
       epochs: Python `int`.
       **kwargs: Of `keras.Model.fit`.
@@ -168,7 +179,7 @@ class TrainsWithKeras(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional or hybrid; or a dict of labels and contexts, as in `fit`.
+      y: Labels, or a dict of labels and contexts, as in `fit`.
       **kwargs: Of `keras.Model.train_on_batch`.
 
     Returns:
@@ -232,7 +243,7 @@ class TrainsWithKeras(KeptInFiles):
 
     Args:
       x: Images.
-      y: Labels, if the model is class-conditional or hybrid; or a dict of labels and contexts, as in `fit`.
+      y: Labels, or a dict of labels and contexts, as in `fit`.
       **kwargs: Of `keras.Model.test_on_batch`.
 
     Returns:
@@ -284,11 +295,6 @@ class TrainsWithKeras(KeptInFiles):
   def _check_is_compiled(self, method):
     if not self.compiled:
       raise ValueError(f"You must call `compile()` before calling `{method}()`.")
-
-  def _needs_adapt(self):
-    if self._adapted.numpy() > 0.:
-      return False
-    return not self._likelihood.is_initialized or self._is_hybrid and not self.classifier.initialized
 
 
 @contextlib.contextmanager

@@ -36,6 +36,10 @@ class AdoptsVariables(FlowSteps):
       if not (was_trained and is_trained):
         adopted.trainable = is_trained
 
+  def _note_what_is_trained(self):
+    """In `compile`, for `_check_trains_as_compiled`."""
+    self._trained_as_compiled = frozenset(map(id, self.trainable_variables))
+
   def _check_trains_as_compiled(self):
     if self.optimizer is None:
       raise ValueError("`optimizer` of `compile` must be a Keras optimizer or its name, to train. Received: None")
@@ -50,6 +54,22 @@ class AdoptsVariables(FlowSteps):
     if not trained:
       raise ValueError("`trainable` must be True for a part of the model, or there is nothing to train. "
                        f"Received: {self.name!r}, with all parts frozen")
+
+  def _needs_adapt(self):
+    if self._adapted.numpy() > 0.:
+      return False
+    return not self._likelihood.is_initialized or self._is_hybrid and not self.classifier.initialized
+
+  def _mark_adapted(self):
+    self._adapted.assign(1.)
+
+  def _variables_as_before(self):
+    """`variables` in the order of version 0.1.0: those frozen when the model was made are among the non-trainable."""
+    last = [variable for variable, was_trained in zip(self._adopted, self._were_trained_at_first) if not was_trained]
+    ids = set(map(id, last))
+    others = [variable for variable in self.variables if id(variable) not in ids]
+    where = next(index for index, variable in enumerate(others) if variable is self._adapted)
+    return others[:where] + last + others[where:]
 
 
 def _keras_name(variable):

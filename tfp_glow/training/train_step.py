@@ -30,16 +30,13 @@ class FlowSteps(_compat.BuiltModel):
     """
     # Whatever the global policy: it is for networks, the flow keeps its own precision.
     super().__init__(name=name, dtype="float32", autocast=False)
+    # Classes that derive from this one read these attributes, and set none of them.
     self._likelihood = likelihood
     self._seed = seed
     self._weight_y = weight_y
     self._likelihood_weight = likelihood_weight
     # What batches hold, which may be more than the distribution is given: labels are for the classifier alone.
     self._data_spec = likelihood.spec
-    self._means = None  # `compile` sets this and the next two.
-    self.uses_xla = False
-    self._xla_functions = {}
-    self._traced_once = replicas.TracedOnce()
     self._stop_unless_finite = guard.StopUnlessFinite(likelihood)
     self.notice = Notice()
     self.classifier = classifier
@@ -51,6 +48,11 @@ class FlowSteps(_compat.BuiltModel):
     elif weight_y:
       self.classifier = ZeroDense(likelihood.spec.num_classes, dtype=likelihood.spec.dtype.name, name="classifier")
       self.classifier.build([None, likelihood.num_class_features])
+    # Those of the steps alone. `_compile_steps` sets the first three.
+    self._means = None
+    self.uses_xla = False
+    self._xla_functions = {}
+    self._traced_once = replicas.TracedOnce()
 
   @property
   def _is_hybrid(self):
@@ -60,6 +62,20 @@ class FlowSteps(_compat.BuiltModel):
   def _trains_classifier_alone(self):
     return self._is_hybrid and not self._likelihood_weight
 
+  def _compile_steps(self, optimizer, uses_xla, **kwargs):
+    """`keras.Model.compile` with the metrics of this model, and with XLA for parts of a step only.
+
+    Args:
+      optimizer: Keras optimizer or its name.
+      uses_xla: Python `bool`: whether XLA compiles what `_compiled` is given.
+      **kwargs: Of `keras.Model.compile`.
+    """
+    with self.distribute_strategy.scope():  # If `optimizer` is a name, Keras makes the optimizer here.
+      self._means = self._make_means()
+      super().compile(optimizer=optimizer, jit_compile=False, metrics=self._means.terms, **kwargs)
+    self.uses_xla = uses_xla
+    self._xla_functions = {}
+
   def call(self, images, labels=None, context=None):
     """Bits per dimension of each image, `[N]`."""
     return self._bits(images, {"labels": labels, "context": context}, self._noise_seed(dequantize.EVALUATION))
@@ -68,7 +84,8 @@ class FlowSteps(_compat.BuiltModel):
     images, condition = self._unpacked(data)
     with precision.as_switched_off_elsewhere():  # By `evaluate`.
       terms = self._compiled(self._terms)(images, condition, self._noise_seed(dequantize.EVALUATION))
-    return self._update_metrics(terms, tf.ones_like(self._loss_of(terms)))
+    losses = self._losses_of(terms)
+    return self._update_metrics(losses, terms, tf.ones_like(losses))
 
   def predict_step(self, data):
     images, condition = self._unpacked(data)
@@ -76,8 +93,8 @@ class FlowSteps(_compat.BuiltModel):
       return self._compiled(self._bits)(images, condition, self._noise_seed(dequantize.EVALUATION))
 
   def train_step(self, data):
-    if not self.optimizer.built:  # `fit` has built it; in a `tf.function` of the caller's, this is within a graph.
-      replicas.outside(self._build_optimizer)
+    # `fit` has built it. In a `tf.function` of the caller's, this is within a graph.
+    self._build_optimizer(replicas.outside)
     batch = guard.Batch(*self._unpacked(data), self._noise_seed(self.optimizer.iterations))
     step = self._step_of_replica if replicas.are_several() else self._step_of_one_device
     metrics = self._update_metrics(*step(batch))
@@ -94,16 +111,17 @@ class FlowSteps(_compat.BuiltModel):
     """Trains on a batch.
 
     Returns:
+      losses: Tensor `[N]`, see `_losses_of`.
       terms: See `_terms`.
       weights: Tensor `[N]`, ones.
     """
-    terms, gradients, largest = self._compiled(self._share)(*batch)
-    are_finite = self._are_finite(terms, largest)
+    losses, terms, gradients, largest = self._compiled(self._share)(*batch)
+    are_finite = _are_finite(losses, largest)
     with self._checked(tf.cast(~tf.reduce_all(are_finite), terms.dtype), are_finite, batch):
       num_updates = self._num_updates()
       self._compiled(self._apply)(gradients, tf.reduce_sum(largest))
       self._follow(num_updates)
-    return terms, tf.ones_like(self._loss_of(terms))
+    return losses, terms, tf.ones_like(losses)
 
   def _num_updates(self):
     """The number of updates so far; `None` if each batch makes one."""
@@ -123,7 +141,8 @@ class FlowSteps(_compat.BuiltModel):
     """The same in one of several replicas: two functions, traced once for all of them, and what comes between.
 
     Returns:
-      terms: Tensor `[1, K]`, the mean of the terms of all images.
+      losses: Tensor `[1]`, the mean of the losses of all images.
+      terms: Tensor `[1, K]`, that of the terms.
       weights: Tensor `[1]`, see `replicas.unpacked`.
     """
     once = self._traced_once if _compat.knows_replicas(self.optimizer, self.trainable_variables) else _as_it_is
@@ -138,7 +157,7 @@ class FlowSteps(_compat.BuiltModel):
       gradients, terms, weights = replicas.unpacked(sums, *like, num_replicas)
       self._apply(gradients, tf.reduce_sum(self._largest_entries(gradients)))
       self._likelihood.after_update()
-      return terms, weights
+      return self._losses_of(terms), terms, weights
 
     with self._checked(sums[-1], are_finite, batch):
       return once(apply, sums, trace=self._trace_update)
@@ -152,8 +171,8 @@ class FlowSteps(_compat.BuiltModel):
       gradients_like: List of `tf.TensorSpec`s of the gradients, `None`s among them.
       terms_like: That of the terms.
     """
-    terms, gradients, largest = self._compiled(self._share)(images, condition, noise_seed)
-    are_finite = self._are_finite(terms, largest)
+    losses, terms, gradients, largest = self._compiled(self._share)(images, condition, noise_seed)
+    are_finite = _are_finite(losses, largest)
     sums = replicas.packed(gradients, terms, ~tf.reduce_all(are_finite))
     spec_of = lambda tensor: None if tensor is None else tf.TensorSpec(tensor.shape, tensor.dtype)
     return sums, are_finite, [spec_of(gradient) for gradient in gradients], spec_of(terms)
@@ -167,11 +186,6 @@ class FlowSteps(_compat.BuiltModel):
 
     return replicas.trace_outside(update, specs)
 
-  def _are_finite(self, terms, largest):
-    """Bool tensor: of the loss, then of the gradients."""
-    loss = tf.reduce_sum(tf.cast(self._loss_of(terms), tf.float64))
-    return tf.math.is_finite(tf.concat([[loss], largest], axis=0))
-
   def _checked(self, num_failed, are_finite, batch):
     """A context for what must happen only if all values are finite."""
     return tf.control_dependencies([
@@ -181,18 +195,19 @@ class FlowSteps(_compat.BuiltModel):
     """The part of a training step that a replica computes by itself, and that XLA can compile.
 
     Returns:
+      losses: Tensor `[N]`, see `_losses_of`.
       terms: See `_terms`.
       gradients: List of tensors: of the mean loss of these images, scaled as the optimizer asks; `None`s among them.
       largest: See `divergence.largest_entries`.
     """
     with tf.GradientTape() as tape:
       terms = self._terms(images, condition, noise_seed, training=True)
-      losses = self._loss_of(terms)
+      losses = self._losses_of(terms)
       count = tf.cast(tf.shape(losses)[0], losses.dtype)
       loss = self.optimizer.scale_loss(tf.math.divide_no_nan(tf.reduce_sum(losses), count))
     gradients = tape.gradient(loss, [v.value for v in self.trainable_variables])
     gradients = [gradient if gradient is None else tf.convert_to_tensor(gradient) for gradient in gradients]
-    return terms, gradients, self._largest_entries(gradients)
+    return losses, terms, gradients, self._largest_entries(gradients)
 
   def _largest_entries(self, gradients):
     """As `divergence.largest_entries`."""
@@ -271,8 +286,8 @@ class FlowSteps(_compat.BuiltModel):
     with precision.of_evaluation(training):
       return self.classifier(features)
 
-  def _loss_of(self, terms):
-    """The loss of each image: in bits per dimension, in a hybrid model in bits per image."""
+  def _losses_of(self, terms):
+    """The loss of each image, `[N]`: in bits per dimension, in a hybrid model in bits per image."""
     bits, *others = tf.unstack(terms, axis=1)
     if self.classifier is None:
       return bits
@@ -283,9 +298,9 @@ class FlowSteps(_compat.BuiltModel):
       return bits_y
     return self._likelihood_weight * self._likelihood.num_dims * bits + bits_y
 
-  def _update_metrics(self, terms, weights):
+  def _update_metrics(self, losses, terms, weights):
     """Returns the means of this replica; `fit` and `evaluate` report those of all replicas at the end."""
-    self._means.loss.update_state(self._loss_of(terms), sample_weight=weights)
+    self._means.loss.update_state(losses, sample_weight=weights)
     return self.compute_metrics(None, weights, terms)  # Those of `compile`.
 
   @property
@@ -301,11 +316,23 @@ class FlowSteps(_compat.BuiltModel):
       means += [Mean("cross_entropy" if self._is_hybrid else "bits_y", "down", 1, 3), Mean("accuracy", "up", 2, 3)]
     return Means(means)
 
-  def _build_optimizer(self):
-    """Before a step is traced, in which no variables must be made: TensorFlow would trace it twice."""
-    with self.distribute_strategy.scope():
-      if not self.optimizer.built:
+  def _build_optimizer(self, call=lambda function: function()):
+    """Makes the variables of the optimizer, if it has none yet. While a step is traced, use `call=replicas.outside`.
+
+    If variables were made within a step, TensorFlow would trace it twice.
+    """
+
+    def build():
+      with self.distribute_strategy.scope():
         self.optimizer.build(self.trainable_variables)
+
+    if not self.optimizer.built:
+      call(build)
+
+
+def _are_finite(losses, largest):
+  """Bool tensor: of the sum of the losses, then of the gradients."""
+  return tf.math.is_finite(tf.concat([[tf.reduce_sum(tf.cast(losses, tf.float64))], largest], axis=0))
 
 
 def _as_it_is(function, *args, trace=None):

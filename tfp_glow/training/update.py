@@ -26,8 +26,11 @@ def in_few_operations(optimizer):
 def _scalars_read_once(optimizer):
   if tf.executing_eagerly():
     return contextlib.nullcontext()
-  scalars = [getattr(optimizer, name, None) for name in ("iterations", "learning_rate")]
-  return _ReadOnce([scalar for scalar in scalars if isinstance(scalar, keras.Variable)])
+  inner = getattr(optimizer, "inner_optimizer", optimizer)
+  # Looked up by its name, because `inner.learning_rate` would compute a schedule once more.
+  rates = [variable for variable in inner.variables if variable.name == "learning_rate"]
+  steps = [inner.iterations] if isinstance(inner.iterations, keras.Variable) else []  # A tensor with accumulation.
+  return _ReadOnce(steps + rates)
 
 
 class _ReadOnce(keras.StatelessScope):

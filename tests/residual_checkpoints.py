@@ -1,5 +1,6 @@
 """The models of `tests/reference/residual_flow_checkpoints`, and numbers of the authors' code for them."""
 
+import contextlib
 import functools
 import pathlib
 from unittest import mock
@@ -11,6 +12,7 @@ from tfp_glow.checkpoints.residual_flows import architecture as architectures
 from tfp_glow.checkpoints.residual_flows import load
 from tfp_glow.checkpoints.residual_flows.layout import classifier_layout, flow_layout
 from tfp_glow.checkpoints.torch_file import read_torch_file
+from tfp_glow.networks import norms
 
 FOLDER = pathlib.Path(__file__).parent / "reference" / "residual_flow_checkpoints"
 NAMES = ("m1", "m3", "m5", "m7")
@@ -35,9 +37,21 @@ def image_shape(name):
   return values_of(name).shape[1:]
 
 
-def load_model(name, file="model.pth", **kwargs):
-  """Without the warning of norms above their bound, because measuring all norms takes half of the time."""
-  with mock.patch.object(load, "_warn_of_norms", lambda *args: None):
+def quick_flow(*args, **kwargs):
+  """A `ResidualFlowBijector` for weights of a file: without norms of those it starts from, and estimates of one term.
+
+  Both are most of the time of loading a model and of its passes.
+  """
+  with mock.patch.object(norms, "vectors_of_norm", lambda apply, transpose, u, v, *args: [u, v]):
+    return tfp_glow.ResidualFlowBijector(*args, **kwargs, num_eval_terms=1)
+
+
+def load_model(name, file="model.pth", measures_norms=False, **kwargs):
+  """A model with a `quick_flow`; by default without the warning of norms above their bound, which takes as long."""
+  with contextlib.ExitStack() as patches:
+    patches.enter_context(mock.patch.object(load, "ResidualFlowBijector", quick_flow))
+    if not measures_norms:
+      patches.enter_context(mock.patch.object(load, "_warn_of_norms", lambda *args: None))
     return tfp_glow.load_residual_flow_checkpoint(FOLDER / name / file, image_shape(name), **kwargs)
 
 

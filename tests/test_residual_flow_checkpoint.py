@@ -17,6 +17,7 @@ from residual_checkpoints import (
   image_shape,
   layout,
   load_model,
+  quick_flow,
   reference,
   values_of,
 )
@@ -35,10 +36,10 @@ COEFFICIENT = 0.98
 
 @functools.cache
 def loaded(name):
-  """A model that no test may change. Its norms are measured as well."""
+  """A model that no test may change. The norms of m7, which have learned orders, are measured as well."""
   with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "[0-9]+ of [0-9]+ layers")
-    return tfp_glow.load_residual_flow_checkpoint(FOLDER / name / "model.pth", image_shape(name))
+    return load_model(name, measures_norms=name == "m7")
 
 
 def in_their_order(flow, z):
@@ -84,21 +85,17 @@ def put_vectors_of_reference(name, model):
 
 def jacobian_log_det(flow, values):
   """The log-det of `inverse` at one image, by automatic differentiation: each copy gives a row of the Jacobian."""
-
-  @tf.function(autograph=False)  # Eagerly, log-dets would be estimated, too.
-  def rows(copies):
-    with tf.GradientTape() as tape:
-      tape.watch(copies)
-      latents = flow.inverse(copies)
-    return tape.gradient(latents, copies, tf.eye(values[0].size, dtype=copies.dtype))
-
-  jacobian = rows(tf.repeat(values, values[0].size, axis=0))
+  copies = tf.repeat(values, values[0].size, axis=0)
+  with tf.GradientTape() as tape:
+    tape.watch(copies)
+    latents = flow.inverse(copies)
+  jacobian = tape.gradient(latents, copies, tf.eye(values[0].size, dtype=copies.dtype))
   return np.linalg.slogdet(np.reshape(jacobian, [1, values[0].size, -1]))[1]
 
 
 @slow
 @pytest.mark.parametrize("name", ["m1", "m3", "m7"])
-@pytest.mark.usefixtures("in_float64", "unoptimized_graphs")
+@pytest.mark.usefixtures("in_float64")
 def test_numbers_of_reference_in_float64(name):
   expected, values, model = reference(name), values_of(name, "float64"), load_model(name)
   flow = model.distribution.bijector
@@ -123,22 +120,17 @@ def loss_of_reference(model, values, labels):
 
 
 @slow
-@pytest.mark.usefixtures("in_float64", "unoptimized_graphs")
+@pytest.mark.usefixtures("in_float64")
 def test_loss_and_gradients_of_a_hybrid_reference(monkeypatch):
-  # An elimination of 192 rows takes minutes to trace; tests/test_log_det.py has it.
+  # An elimination of 192 rows takes minutes; tests/test_log_det.py has it.
   monkeypatch.setattr(log_det, "_log_det", lambda matrices: tf.linalg.slogdet(matrices)[1])
   expected, model = reference("m5"), load_model("m5", log_det="exact")
   put_vectors_of_reference("m5", model)
   compared = [row for row in layout("m5", model) if all(f"exact_grad/{key}" in expected for key in row[1])]
   assert len(compared) > 20
-
-  @tf.function(autograph=False)
-  def loss_and_gradients(values):
-    with tf.GradientTape() as tape:
-      loss = loss_of_reference(model, values, expected["labels"])
-    return loss, tape.gradient(loss, [variable.value for variable, _, _ in compared])
-
-  loss, gradients = loss_and_gradients(tf.constant(values_of("m5", "float64")))
+  with tf.GradientTape() as tape:
+    loss = loss_of_reference(model, tf.constant(values_of("m5", "float64")), expected["labels"])
+  gradients = tape.gradient(loss, [variable.value for variable, _, _ in compared])
   np.testing.assert_allclose(loss, expected["exact_loss"], rtol=1e-10)
   for (variable, keys, convert), gradient in zip(compared, gradients):
     theirs = [convert(expected[f"exact_grad/{key}"]) for key in keys]
@@ -147,6 +139,7 @@ def test_loss_and_gradients_of_a_hybrid_reference(monkeypatch):
 
 
 @slow
+@pytest.mark.usefixtures("eagerly")
 def test_a_loaded_hybrid_model_is_saved(tmp_path):
   model = loaded("m5")
   model.save(tmp_path / "model.keras")
@@ -166,6 +159,7 @@ def test_logits_and_weight_of_a_hybrid_model():
 
 
 @slow
+@pytest.mark.usefixtures("unoptimized_graphs")
 def test_training_goes_on_and_brings_norms_to_their_bound():
   model, images = load_model("m1", ema=False), channels_last(reference("m1")["in_uint8"])
   flow, values = model.distribution.bijector, values_of("m1")
@@ -179,13 +173,15 @@ def test_training_goes_on_and_brings_norms_to_their_bound():
 
 
 @slow
-def test_norms_above_their_bound_are_a_warning():
-  image_shape = values_of("m3").shape[1:]
+@pytest.mark.usefixtures("unoptimized_graphs")
+def test_norms_above_their_bound_are_a_warning(monkeypatch):
+  measured = []
+  monkeypatch.setattr(load, "norms_in_use", lambda flow: measured.append(norms_in_use(flow)) or measured[0])
   with pytest.warns(UserWarning, match="6 of 24 layers of .* above their bound of 0.98, the largest by 0.07"):
-    model = tfp_glow.load_residual_flow_checkpoint(FOLDER / "m3" / "model.pth", image_shape)
+    model = tfp_glow.load_residual_flow_checkpoint(FOLDER / "m3" / "model.pth", image_shape("m3"))
   flow = model.distribution.bijector
   true_norms = np.sort(reference("m3")["A_norm_after"])
-  np.testing.assert_allclose(np.sort(norms_in_use(flow))[-6:], true_norms[-6:], atol=3e-3)
+  np.testing.assert_allclose(np.sort(measured[0])[-6:], true_norms[-6:], atol=3e-3)
   flow.after_update()
   assert norms_in_use(flow).max() < COEFFICIENT + 1e-3
 
@@ -244,6 +240,7 @@ def changed(monkeypatch, name="m1", remove=(), **entries):
   for key, value in entries.items():
     found[key] = {**found[key], **value} if isinstance(found[key], dict) else value
   monkeypatch.setattr(load, "read_torch_file", lambda path: found)
+  monkeypatch.setattr(load, "ResidualFlowBijector", quick_flow)
 
 
 KERNEL, EXTRA = "transforms.0.chain.2.nnet.2.weight", "transforms.0.chain.9.nnet.0.bias"

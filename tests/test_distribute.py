@@ -241,7 +241,7 @@ def test_a_glow_that_xla_compiles_has_the_losses_of_one_device():
       flow = small_models.distribution(num_steps_per_block=1, num_hidden=4, coupling="additive", permutation="reverse",
                                        learn_top=False, gradient=gradient)
       model = small_models.compiled(tfp_glow.FlowModel(flow, num_bits=None), keras.optimizers.Adam(1e-2, epsilon=1e-4),
-                                    jit_compile=strategy is two)
+                                    jit_compile=strategy is two, run_eagerly=strategy is one)
     losses.append(model.fit(images, batch_size=8, epochs=3, shuffle=False, verbose=0).history["loss"])
   np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
 

@@ -217,7 +217,7 @@ def test_compiled_by_xla():
 
 @pytest.mark.slow
 def test_saved_model(tmp_path):
-  model = _model(_of_one_scale())
+  model = _model()
   model.export(tmp_path / "saved")
   signatures = tf.saved_model.load(tmp_path / "saved").signatures
   for images in (IMAGES, IMAGES[:0]):

@@ -20,6 +20,14 @@ def _dataset(*parts):
   return tf.data.Dataset.from_tensor_slices(parts if len(parts) > 1 else parts[0]).batch(8)
 
 
+class _Frame:
+  """Like a data frame: it has a shape, but columns of different dtypes."""
+  shape = _FLOAT.shape
+
+  def __len__(self):
+    return self.shape[0]
+
+
 def _glow(**kwargs):
   return small_models.distribution(**{"num_steps_per_block": 1, **kwargs})
 
@@ -120,6 +128,22 @@ def test_nothing_to_adapt_to(models):
 def test_no_images_to_encode(models):
   with pytest.raises(TypeError, match="`images` must be an array or tensor. Received: None"):
     models["uint8"].encode(None)
+
+
+@pytest.mark.parametrize("call, match", [
+    (lambda m: m.log_prob(_dataset(_FLOAT)), "`images` must be an array or tensor. Received: _BatchDataset"),
+    (lambda m: m.log_prob({"image": _FLOAT}), "`images` must be an array or tensor. Received: dict"),
+    (lambda m: m.encode(_FLOAT.astype(object)), "`images` must be an array or tensor. Received: ndarray of object"),
+    (lambda m: m.adapt(iter([_FLOAT])), "`images` must be an array or tensor. Received: list_iterator"),
+    (lambda m: m.decode(None), "`z` must be an array, or a tensor of float32. Received: None"),
+    (lambda m: m.decode([[0.], [0., 1.]]), "`z` must be an array, or a tensor of float32. Received: list"),
+    (lambda m: m.decode(tf.zeros([1, 32], tf.float64)), "`z` must be an array.*Received: EagerTensor of float64"),
+    (lambda m: m.fit(tf.Variable(_FLOAT)), "`x` must be an array of images.*Received: ResourceVariable"),
+    (lambda m: m.fit(_Frame()), "`x` must be an array of images.*Received: _Frame"),
+])
+def test_neither_an_array_nor_a_tensor(models, call, match):
+  with pytest.raises(TypeError, match=match):
+    call(models["continuous"])
 
 
 @pytest.mark.parametrize("call, argument", [

@@ -78,7 +78,7 @@ class _OfArrays(Source):
     self._batch_size = batch_size
 
   def specs(self):
-    if not all(len(getattr(part, "shape", ())) for part in keras.tree.flatten(self._data)):
+    if not all(_is_array(part) for part in keras.tree.flatten(self._data)):
       raise TypeError("`x` must be an array of images (`y` of labels), a dict of arrays, or a `tf.data.Dataset`. "
                       f"Received: {', '.join(type(part).__name__ for part in self._parts)}")
     return self._data
@@ -153,6 +153,11 @@ class _OfIterator(Source):
 
   def batches(self):
     return self.x, None
+
+
+def _is_array(part):
+  """Whether it has a first dimension and one dtype. Data frames and `tf.Variable`s do not have both."""
+  return hasattr(part, "dtype") and hasattr(part, "__len__") and bool(len(getattr(part, "shape", ())))
 
 
 def _spread(array, count):

@@ -154,6 +154,42 @@ def test_not_finite(models, call, argument):
     call(models["continuous"])
 
 
+@pytest.mark.parametrize("call", [
+    lambda m: m.evaluate(_WITH_NAN, verbose=0), lambda m: m.predict(_WITH_NAN, verbose=0),
+    lambda m: m.test_on_batch(_WITH_NAN), lambda m: m.fit(_FLOAT, validation_data=_WITH_NAN, verbose=0),
+    lambda m: m.evaluate(np.where(np.isnan(_WITH_NAN), -np.inf, _FLOAT), verbose=0)])
+def test_arrays_to_evaluate_are_finite(models, call):
+  with pytest.raises(ValueError, match="`images` must be finite. Received: shape .* 1 of 768 NaN or infinite"):
+    call(models["continuous"])
+
+
+class _Endless(keras.utils.PyDataset):
+  num_batches = None
+
+  def __getitem__(self, index):
+    return (IMAGES[:8],)
+
+
+@pytest.mark.parametrize("endless", [_dataset(IMAGES).repeat(), _Endless()], ids=["tf.data", "PyDataset"])
+@pytest.mark.parametrize("call, steps", [
+    (lambda m, x, **steps: m.fit(x, **steps), "steps_per_epoch"),
+    (lambda m, x, **steps: m.fit(IMAGES, validation_data=x, **steps), "validation_steps"),
+    (lambda m, x, **steps: m.evaluate(x, **steps), "steps"), (lambda m, x, **steps: m.predict(x, **steps), "steps")])
+def test_data_without_an_end(models, call, steps, endless):
+  with pytest.raises(ValueError, match=f"`{steps}` must be given for data that repeat forever. Received: {steps}=None"):
+    call(models["uint8"], endless, verbose=0)
+  call(models["uint8"], endless, verbose=0, **{steps: 1})
+
+
+@pytest.mark.parametrize("images, labels, match", [
+    (IMAGES[:0], LABELS[:0], "`x` must hold at least one image"), (IMAGES[..., :1], LABELS, "`images` must have shape"),
+    (IMAGES, LABELS[:5], "`labels` must be 24 integers"), (IMAGES, None, "`labels` must be given")])
+def test_one_batch_is_checked_as_in_evaluate(models, images, labels, match):
+  for call in (models["conditional"].test_on_batch, models["conditional"].train_on_batch):
+    with pytest.raises(ValueError, match=match):
+      call(images, labels)
+
+
 @pytest.mark.slow
 def test_samples_before_adapt_are_those_of_a_flow_that_has_seen_nothing():
   model, same = (tfp_glow.FlowModel(_glow()) for _ in range(2))

@@ -20,6 +20,14 @@ def _dataset(*parts):
   return tf.data.Dataset.from_tensor_slices(parts if len(parts) > 1 else parts[0]).batch(8)
 
 
+class _Frame:
+  """Like a data frame: it has a shape, but columns of different dtypes."""
+  shape = _FLOAT.shape
+
+  def __len__(self):
+    return self.shape[0]
+
+
 def _glow(**kwargs):
   return small_models.distribution(**{"num_steps_per_block": 1, **kwargs})
 
@@ -122,12 +130,64 @@ def test_no_images_to_encode(models):
     models["uint8"].encode(None)
 
 
+@pytest.mark.parametrize("call, match", [
+    (lambda m: m.log_prob(_dataset(_FLOAT)), "`images` must be an array or tensor. Received: _BatchDataset"),
+    (lambda m: m.log_prob({"image": _FLOAT}), "`images` must be an array or tensor. Received: dict"),
+    (lambda m: m.encode(_FLOAT.astype(object)), "`images` must be an array or tensor. Received: ndarray of object"),
+    (lambda m: m.adapt(iter([_FLOAT])), "`images` must be an array or tensor. Received: list_iterator"),
+    (lambda m: m.decode(None), "`z` must be an array, or a tensor of float32. Received: None"),
+    (lambda m: m.decode([[0.], [0., 1.]]), "`z` must be an array, or a tensor of float32. Received: list"),
+    (lambda m: m.decode(tf.zeros([1, 32], tf.float64)), "`z` must be an array.*Received: EagerTensor of float64"),
+    (lambda m: m.fit(tf.Variable(_FLOAT)), "`x` must be an array of images.*Received: ResourceVariable"),
+    (lambda m: m.fit(_Frame()), "`x` must be an array of images.*Received: _Frame"),
+])
+def test_neither_an_array_nor_a_tensor(models, call, match):
+  with pytest.raises(TypeError, match=match):
+    call(models["continuous"])
+
+
 @pytest.mark.parametrize("call, argument", [
     (lambda m: m.encode(_WITH_NAN), "images"), (lambda m: m.log_prob(_WITH_NAN), "images"),
     (lambda m: m.decode(np.full([1, 32], np.inf)), "z")])
 def test_not_finite(models, call, argument):
   with pytest.raises(ValueError, match=rf"`{argument}` must be finite. Received: shape .* \d+ of \d+ NaN"):
     call(models["continuous"])
+
+
+@pytest.mark.parametrize("call", [
+    lambda m: m.evaluate(_WITH_NAN, verbose=0), lambda m: m.predict(_WITH_NAN, verbose=0),
+    lambda m: m.test_on_batch(_WITH_NAN), lambda m: m.fit(_FLOAT, validation_data=_WITH_NAN, verbose=0),
+    lambda m: m.evaluate(np.where(np.isnan(_WITH_NAN), -np.inf, _FLOAT), verbose=0)])
+def test_arrays_to_evaluate_are_finite(models, call):
+  with pytest.raises(ValueError, match="`images` must be finite. Received: shape .* 1 of 768 NaN or infinite"):
+    call(models["continuous"])
+
+
+class _Endless(keras.utils.PyDataset):
+  num_batches = None
+
+  def __getitem__(self, index):
+    return (IMAGES[:8],)
+
+
+@pytest.mark.parametrize("endless", [_dataset(IMAGES).repeat(), _Endless()], ids=["tf.data", "PyDataset"])
+@pytest.mark.parametrize("call, steps", [
+    (lambda m, x, **steps: m.fit(x, **steps), "steps_per_epoch"),
+    (lambda m, x, **steps: m.fit(IMAGES, validation_data=x, **steps), "validation_steps"),
+    (lambda m, x, **steps: m.evaluate(x, **steps), "steps"), (lambda m, x, **steps: m.predict(x, **steps), "steps")])
+def test_data_without_an_end(models, call, steps, endless):
+  with pytest.raises(ValueError, match=f"`{steps}` must be given for data that repeat forever. Received: {steps}=None"):
+    call(models["uint8"], endless, verbose=0)
+  call(models["uint8"], endless, verbose=0, **{steps: 1})
+
+
+@pytest.mark.parametrize("images, labels, match", [
+    (IMAGES[:0], LABELS[:0], "`x` must hold at least one image"), (IMAGES[..., :1], LABELS, "`images` must have shape"),
+    (IMAGES, LABELS[:5], "`labels` must be 24 integers"), (IMAGES, None, "`labels` must be given")])
+def test_one_batch_is_checked_as_in_evaluate(models, images, labels, match):
+  for call in (models["conditional"].test_on_batch, models["conditional"].train_on_batch):
+    with pytest.raises(ValueError, match=match):
+      call(images, labels)
 
 
 @pytest.mark.slow

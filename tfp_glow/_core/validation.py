@@ -60,6 +60,23 @@ def check_seed(seed):
     raise ValueError(f"`seed` must be an `int` of at least 0, or None. Received: {seed!r}")
 
 
+def checked_tensor(name, value, dtype=None):
+  """The argument called `name` as a tensor; raises `TypeError` if it is no array, no tensor and no list of numbers.
+
+  Args:
+    name: Python `str`.
+    value: What the user gave.
+    dtype: `tf.DType` of the result; `None`: that of `value`.
+  """
+  try:
+    return tf.convert_to_tensor(value, dtype)
+  except (TypeError, ValueError) as error:
+    expected = "an array or tensor" if dtype is None else f"an array, or a tensor of {dtype.name}"
+    received = "None" if value is None else type(value).__name__
+    received += f" of {getattr(value.dtype, 'name', value.dtype)}" if hasattr(value, "dtype") else ""
+    raise TypeError(f"`{name}` must be {expected}. Received: {received}") from error
+
+
 def checked_event_shape(name, shape, vectors=False):
   """The shape of an image, `(height, width, channels)`, as a tuple of Python `int`s.
 

@@ -2,6 +2,7 @@
 
 import tensorflow as tf
 
+from tfp_glow._core import validation
 from tfp_glow.likelihood import dequantize
 
 # The label of an image of unknown class.
@@ -46,12 +47,10 @@ class ImageSpec:
     """Images as a tensor of the right dtype, with the static shape `[N] + event_shape`.
 
     Raises:
-      TypeError: if the dtype does not fit `num_bits`.
+      TypeError: if they are not an array or tensor, or the dtype does not fit `num_bits`.
       ValueError: if the shape is not `[N] + event_shape`, or values have more bits than the model allows.
     """
-    if images is None:
-      raise TypeError("`images` must be an array or tensor. Received: None")
-    images = tf.convert_to_tensor(images)
+    images = validation.checked_tensor("images", images)
     self.check_images(images)
     images = tf.ensure_shape(tf.cast(images, self.image_dtype), [None] + self.event_shape.as_list())
     if not self._may_have_too_many_bits:
@@ -123,7 +122,7 @@ class ImageSpec:
   def checked_labels(self, labels):
     """Labels as an int32 tensor, or `None` if there are none; raises as `condition`."""
     if labels is not None and not hasattr(labels, "shape"):
-      labels = tf.convert_to_tensor(labels)
+      labels = validation.checked_tensor("labels", labels)
     self.check_labels(labels)
     if labels is None:
       return None
@@ -145,9 +144,9 @@ class ImageSpec:
       TypeError: if it is not floating.
     """
     if isinstance(context, dict):
-      context = {name: tf.convert_to_tensor(part) for name, part in context.items()}
+      context = {name: validation.checked_tensor(f"context[{name!r}]", part) for name, part in context.items()}
     elif context is not None:
-      context = tf.convert_to_tensor(context)
+      context = validation.checked_tensor("context", context)
     self.check_context(context, is_batch)
     return None if context is None else tf.nest.map_structure(lambda part: tf.cast(part, self.dtype), context)
 

@@ -45,7 +45,7 @@ def unpack(batch):
   return x, {key: value for key, value in found.items() if value is not None}
 
 
-def check_data(spec, x, y, batch_size, kwargs):
+def check_data(spec, x, y, batch_size, kwargs, must_be_finite=False):
   """Checks the data given to `fit` and its like, as far as possible without drawing from it.
 
   Args:
@@ -54,6 +54,7 @@ def check_data(spec, x, y, batch_size, kwargs):
     y: Labels, or a dict of labels and contexts, or `None`.
     batch_size: Positive `int`, or `None`.
     kwargs: Dict of the other arguments.
+    must_be_finite: Python `bool`: whether arrays of images must be finite. Training checks it in each step.
 
   Raises:
     TypeError: if `x` is something else, or the dtype of images, labels or contexts does not fit.
@@ -75,6 +76,9 @@ def check_data(spec, x, y, batch_size, kwargs):
   spec.check_images(images)
   if isinstance(images, np.ndarray):
     spec.check_values(images)
+    # Extremes first: they are NaN or infinite if any value is, and take no memory.
+    if must_be_finite and spec.num_bits is None and not np.isfinite([images.min(), images.max()]).all():
+      check_finite("images", images)
   condition = spec.taken(condition)
   keys = [key for part in (specs if isinstance(specs, tuple) else [specs]) if isinstance(part, dict) for key in part]
   if keys and spec.context_shape is not None and "context" not in condition:
@@ -86,6 +90,13 @@ def check_data(spec, x, y, batch_size, kwargs):
     checked_labels(spec, labels, len(images), may_be_unknown=True)
   if any(isinstance(part, np.ndarray) for part in tf.nest.flatten(context)):
     checked_context(spec, context, len(images))
+
+
+def check_ends(x, **steps):
+  """Raises `ValueError` if `x` repeats forever and the number of `steps`, an argument by its name, is not given."""
+  (name, value), = steps.items()
+  if not value and sources.source_of(x).is_endless():
+    raise ValueError(f"`{name}` must be given for data that repeat forever. Received: {name}={value!r}, with {x!r}")
 
 
 def checked_images(spec, images):

@@ -266,11 +266,11 @@ class FlowModel(TrainsWithKeras):
       NumPy array `[N, H, W, C]`, uint8 (uint16 if of more than 8 bits), or floating for continuous data.
 
     Raises:
-      TypeError: if the distribution has no latents, or the dtype of `labels` or `context` does not fit.
+      TypeError: if the distribution has no latents, or the dtype of `z`, `labels` or `context` does not fit.
       ValueError: if the shape of `z` does not fit, it is not finite, or `labels` or `context` are missing,
         superfluous, or not as above.
     """
-    z = tf.convert_to_tensor(z, self._likelihood.latents.dtype)
+    z = validation.checked_tensor("z", z, self._likelihood.latents.dtype)
     latent_shape = tf.TensorShape([None]).concatenate(self.distribution.distribution.event_shape)
     if not z.shape.is_compatible_with(latent_shape):
       raise ValueError(f"`z` must have shape {latent_shape}. Received: {z.shape}")

@@ -131,15 +131,17 @@ class TrainsWithKeras(KeptInFiles):
     Raises:
       FloatingPointError: if the loss or a gradient of a training step is not finite. The message names the step, and
         the quantity and layer where it began. Weights and optimizer are as they were before that step.
-      ValueError: if `x` is empty or does not fit, the model is not compiled, or a part of it has been frozen or
-        unfrozen since it was compiled.
+      ValueError: if `x` is empty or does not fit, or repeats forever without `steps_per_epoch` (-1: one endless epoch);
+        if the model is not compiled, or a part of it has been frozen or unfrozen since it was compiled.
     """
     self._check_is_compiled("fit")
     self._check_trains_as_compiled()
     batches.check_data(self._data_spec, x, y, batch_size, kwargs)
+    batches.check_ends(x, steps_per_epoch=kwargs.get("steps_per_epoch"))
     if kwargs.get("validation_data") is not None:
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
-      batches.check_data(self._data_spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {})
+      batches.check_data(self._data_spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {}, True)
+      batches.check_ends(validation_x, validation_steps=kwargs.get("validation_steps"))
     if self._needs_adapt():
       with self.distribute_strategy.scope():
         batch, x = batches.batch_to_adapt(self._likelihood.spec, x, y, batch_size)
@@ -211,10 +213,12 @@ class TrainsWithKeras(KeptInFiles):
       Loss and metrics; with `return_dict=True` a dict, which has the key `"bits_per_dim"`.
 
     Raises:
-      ValueError: if `x` is empty or does not fit, or the model is not compiled.
+      ValueError: if `x` is empty, does not fit, is an array with NaN or infinite values, or repeats forever without
+        `steps`; or if the model is not compiled.
     """
     self._check_is_compiled("evaluate")
-    batches.check_data(self._data_spec, x, y, batch_size, kwargs)
+    batches.check_data(self._data_spec, x, y, batch_size, kwargs, must_be_finite=True)
+    batches.check_ends(x, steps=kwargs.get("steps"))
     with precision.switched_off(), guard.checks_told_briefly():
       return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
@@ -232,9 +236,11 @@ class TrainsWithKeras(KeptInFiles):
       NumPy array `[N]`, bits per dimension.
 
     Raises:
-      ValueError: if `x` is empty or does not fit.
+      ValueError: if `x` is empty, does not fit, is an array with NaN or infinite values, or repeats forever without
+        `steps`.
     """
-    batches.check_data(self._likelihood.spec, x, None, batch_size, kwargs)
+    batches.check_data(self._likelihood.spec, x, None, batch_size, kwargs, must_be_finite=True)
+    batches.check_ends(x, steps=kwargs.get("steps"))
     with precision.switched_off(), guard.checks_told_briefly():
       return super().predict(x, batch_size=batch_size, **kwargs)
 
@@ -248,7 +254,12 @@ class TrainsWithKeras(KeptInFiles):
 
     Returns:
       Loss and metrics, as `keras.Model.test_on_batch` does.
+
+    Raises:
+      ValueError: as `evaluate`.
     """
+    self._check_is_compiled("test_on_batch")
+    batches.check_data(self._data_spec, x, y, None, kwargs, must_be_finite=True)
     with precision.switched_off(), guard.checks_told_briefly():
       return super().test_on_batch(x, y, **kwargs)
 

@@ -51,6 +51,10 @@ class Source:
     """Whether there is no image, as far as is known without drawing."""
     return False
 
+  def is_endless(self):
+    """Whether batches never end, as far as is known without drawing."""
+    return False
+
   def first_batch(self):
     """The first batch; `None` if there is none."""
     raise NotImplementedError
@@ -78,7 +82,7 @@ class _OfArrays(Source):
     self._batch_size = batch_size
 
   def specs(self):
-    if not all(len(getattr(part, "shape", ())) for part in keras.tree.flatten(self._data)):
+    if not all(_is_array(part) for part in keras.tree.flatten(self._data)):
       raise TypeError("`x` must be an array of images (`y` of labels), a dict of arrays, or a `tf.data.Dataset`. "
                       f"Received: {', '.join(type(part).__name__ for part in self._parts)}")
     return self._data
@@ -105,13 +109,16 @@ class _OfDataset(Source):
     count = self.x.cardinality()
     return bool(count == 0 or count == tf.data.UNKNOWN_CARDINALITY and self.first_batch() is None)
 
+  def is_endless(self):
+    return bool(self.x.cardinality() == tf.data.INFINITE_CARDINALITY)
+
   def first_batch(self):
     return next(iter(self.x), None)
 
   def batches(self):
-    count = int(self.x.cardinality())
-    if count == tf.data.INFINITE_CARDINALITY:
+    if self.is_endless():
       raise ValueError(f"`x` must end. Received: {self.x!r}, which repeats forever")
+    count = int(self.x.cardinality())
     return self.x, count if count >= 0 else None
 
 
@@ -133,13 +140,16 @@ class _OfDistributedDataset(Source):
 
 class _OfPyDataset(Source):
 
+  def is_endless(self):
+    return self.x.num_batches is None
+
   def first_batch(self):
     return self.x[0]
 
   def batches(self):
-    count = self.x.num_batches
-    if count is None:
+    if self.is_endless():
       raise ValueError(f"`x` must end. Received: {self.x!r}, whose `num_batches` is None")
+    count = self.x.num_batches
     return (self.x[i] for i in range(count)), count
 
 
@@ -153,6 +163,11 @@ class _OfIterator(Source):
 
   def batches(self):
     return self.x, None
+
+
+def _is_array(part):
+  """Whether it has a first dimension and one dtype. Data frames and `tf.Variable`s do not have both."""
+  return hasattr(part, "dtype") and hasattr(part, "__len__") and bool(len(getattr(part, "shape", ())))
 
 
 def _spread(array, count):

@@ -24,11 +24,6 @@ def _glow(dtype=None, **kwargs):
   return tfp_glow.GlowBijector(SHAPE, 2, 1, 4, seed=0, dtype=dtype, **kwargs)
 
 
-def _of_one_scale():
-  """Takes half as long to trace."""
-  return tfp_glow.GlowBijector(SHAPE, 1, 1, 4, seed=0)
-
-
 def _residual(dtype=None, **kwargs):
   return tfp_glow.ResidualFlowBijector(SHAPE, 2, 1, 4, 1, 4, log_det="power_series", num_terms=1, num_eval_terms=1,
                                        seed=0, dtype=dtype, **kwargs)
@@ -199,7 +194,7 @@ def test_replicas_are_as_one_device(weight, request):
     if results:  # The one device, whose graphs take longer to trace than to replace.
       request.getfixturevalue("eagerly")
     with strategy.scope():
-      model = small_models.compiled(_model(_of_one_scale(), weight), keras.optimizers.SGD(1e-2))
+      model = small_models.compiled(_model(likelihood_weight=weight), keras.optimizers.SGD(1e-2))
     history = model.fit(IMAGES[:5], LABELS[:5], batch_size=4, shuffle=False, verbose=0).history
     metrics = model.evaluate(IMAGES[:5], LABELS[:5], batch_size=4, return_dict=True, verbose=0)
     results.append((history, metrics, model.class_probabilities(IMAGES)))
@@ -210,7 +205,7 @@ def test_replicas_are_as_one_device(weight, request):
 def test_compiled_by_xla():
   losses = []
   for kwargs in ({"run_eagerly": True}, {"jit_compile": True}):
-    model = small_models.compiled(_model(_of_one_scale()), **kwargs)
+    model = small_models.compiled(_model(tfp_glow.GlowBijector(SHAPE, 1, 1, 4, seed=0)), **kwargs)
     losses.append([model.fit(IMAGES, LABELS, shuffle=False, verbose=0).history["loss"][0] for _ in range(2)])
   np.testing.assert_allclose(*losses, rtol=1e-4)
 

@@ -9,7 +9,16 @@ import pytest
 import small_models
 import tensorflow as tf
 import tensorflow_probability as tfp
-from saving_cases import assert_equal, everything_in, make_model, of_glow, of_vectors, variable
+from saving_cases import (
+  NetworkMaker,
+  assert_equal,
+  everything_in,
+  make_model,
+  make_network,
+  of_glow,
+  of_vectors,
+  variable,
+)
 
 import tfp_glow
 from tfp_glow.storage import saving
@@ -47,8 +56,10 @@ class _MakerWithoutFromConfig:
 
 @pytest.mark.parametrize("make, match", [
     (of_glow(network_fn=_not_registered), r"`distribution\.bijector\.network_fn`.*Received: <function _not_registered"),
+    (of_glow(network_fn=lambda n: make_network(n)), r"`distribution\.bijector\.network_fn`.*<lambda>"),
     (of_glow(network_fn=_MakerWithoutFromConfig()), "network_fn`.*_MakerWithoutFromConfig, which has no `from_config`"),
     (of_glow(network_fn=functools.partial(_not_registered)), r"network_fn`.*Received: <function _not_registered"),
+    (of_glow(network_fn=NetworkMaker(3).__call__), r"`distribution\.bijector\.network_fn`.*bound method"),
     (lambda: of_vectors(tfb.Chain([tfb.Exp(), tfp_glow.AdditiveCoupling(
         keras.Sequential([keras.layers.Dense(2), _Unregistered()]), 1)])),
      r"`distribution\.bijector\.bijectors\[1\]\.network`.*_Unregistered"),
@@ -57,9 +68,8 @@ class _MakerWithoutFromConfig:
     (lambda: of_vectors(tfp_glow.AdditiveCoupling(keras.Sequential([
         keras.layers.Dense(2), keras.layers.Lambda(lambda x: x)]), 1)), r"\.network`.*a lambda in it"),
     (lambda: of_vectors(_OwnShift(variable(4))), r"`distribution\.bijector`.*Received: .*_OwnShift|own_shift"),
-    (lambda: tfd.Independent(tfd.Normal(variable(4), tf.Variable(
-        tf.ones([4]), constraint=lambda value: tf.maximum(value, 1.))), 1),
-     r"`distribution\.distribution\.scale\.constraint` must be.*Received: <function.*<lambda>"),
+    (lambda: tfd.Normal(variable(), tfp.util.DeferredTensor(variable(), tf.exp)),
+     r"`distribution\.scale\.transform_fn`"),
 ])
 def test_a_refused_save_leaves_the_file_alone(make, match, tmp_path):
   path = tmp_path / "model.keras"
@@ -81,6 +91,10 @@ class _ScheduleWithConfig(_Schedule):
     return {}
 
 
+class _Optimizer(keras.optimizers.SGD):
+  pass
+
+
 class _Model(tfp_glow.FlowModel):
   pass
 
@@ -88,6 +102,8 @@ class _Model(tfp_glow.FlowModel):
 @pytest.mark.parametrize("make_model, optimizer, match", [
     (tfp_glow.FlowModel, keras.optimizers.SGD(_Schedule()), "`optimizer` must be .*registered with Keras.*get_config"),
     (tfp_glow.FlowModel, keras.optimizers.SGD(_ScheduleWithConfig()), "`optimizer` must.*_ScheduleWithConfig in it"),
+    (tfp_glow.FlowModel, _Optimizer(), "`optimizer` must be .*registered with Keras.*_Optimizer in it"),
+    (tfp_glow.FlowModel, keras.optimizers.SGD(lambda: 1e-3), "`optimizer` must be .*lambda"),
     (_Model, keras.optimizers.SGD(), "The class of a model must be registered.*Received: .*_Model"),
 ])
 def test_what_keras_could_not_load_is_found_before_a_file_is_touched(make_model, optimizer, match, tmp_path):
@@ -116,9 +132,10 @@ def test_a_save_that_fails_leaves_the_file_alone(tmp_path, monkeypatch):
   assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_other_file_formats(tmp_path):
-  with pytest.raises(ValueError, match=r"`filepath` must end in `\.keras`.*Received: .*model.h5"):
-    tfp_glow.FlowModel(small_models.gaussian()).save(tmp_path / "model.h5")
+@pytest.mark.parametrize("name", ["model", "model.h5", "model.txt"])
+def test_other_file_formats(name, tmp_path):
+  with pytest.raises(ValueError, match=r"(?s)`?\.keras.*Received: "):
+    tfp_glow.FlowModel(small_models.gaussian()).save(tmp_path / name)
   assert not list(tmp_path.iterdir())
 
 
@@ -133,6 +150,13 @@ def test_functions_may_also_come_in_custom_objects(tmp_path):
   assert_equal(everything_in(loaded), everything_in(model))
 
 
+def test_constraints_that_cannot_be_saved(tmp_path):
+  scale = tf.Variable(tf.ones([4]), constraint=lambda value: tf.maximum(value, 1.))
+  model = tfp_glow.FlowModel(tfd.Independent(tfd.Normal(variable(4), scale), 1))
+  with pytest.raises(ValueError, match=r"`distribution\.distribution\.scale\.constraint` must be.*Received: <function"):
+    model.save(tmp_path / "model.keras")
+
+
 # Files that somebody has changed.
 
 
@@ -145,7 +169,9 @@ _ARRAY = {"dtype": "float32", "shape": [1], "base64": "AACAPw=="}
 
 @pytest.mark.parametrize("config, match", [
     (_object("os.system", command="true"), "of TFP or `tfp_glow` only, for `distribution`. Received: 'os.system'"),
+    (_object("tfp.distributions.normal.Normal"), "of TFP or `tfp_glow` only"),
     (_object("tfp.distributions.Normal", loc=_object("tfp_glow.FlowModel")), "only, for `distribution.loc`"),
+    (_object("tfp.distributions.Normal", loc=0.), "`distribution`.*scale"),
     (_object("tfp.distributions.Normal", loc=0., scale=1., more=2), "`distribution`.*more"),
     (_object("tfp.distributions.Normal", loc={"python": "1"}, scale=1.), "for `distribution.loc`. Received"),
     (_object("tfp.distributions.Normal", loc={"registered": "eval"}, scale=1.), "'eval' must be registered"),
@@ -163,6 +189,8 @@ _ARRAY = {"dtype": "float32", "shape": [1], "base64": "AACAPw=="}
         "module": "keras.ops", "class_name": "function", "config": "exp", "registered_name": "exp"}}}, scale=1.),
      "of a layer.*for `distribution.loc`"),
     (_object("tfp.bijectors.Exp"), "must be that of a distribution"),
+    ([], "must be that of a distribution"),
+    ({"object": 3}, "`distribution`"),
 ])
 def test_a_changed_file_is_an_error(config, match, tmp_path):
   with pytest.raises(ValueError, match=match):

@@ -92,9 +92,9 @@ def check_data(spec, x, y, batch_size, kwargs, must_be_finite=False):
     checked_context(spec, context, len(images))
 
 
-def check_ends(x, **steps):
-  """Raises `ValueError` if `x` repeats forever and the number of `steps`, an argument by its name, is not given."""
-  (name, value), = steps.items()
+def check_ends(x, name, kwargs):
+  """Raises `ValueError` if `x` repeats forever and the argument `name`, its number of steps, is not in `kwargs`."""
+  value = kwargs.get(name)
   if not value and sources.source_of(x).is_endless():
     raise ValueError(f"`{name}` must be given for data that repeat forever. Received: {name}={value!r}, with {x!r}")
 

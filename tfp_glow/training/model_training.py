@@ -137,11 +137,11 @@ class TrainsWithKeras(KeptInFiles):
     self._check_is_compiled("fit")
     self._check_trains_as_compiled()
     batches.check_data(self._data_spec, x, y, batch_size, kwargs)
-    batches.check_ends(x, steps_per_epoch=kwargs.get("steps_per_epoch"))
+    batches.check_ends(x, "steps_per_epoch", kwargs)
     if kwargs.get("validation_data") is not None:
       validation_x, validation_y, _ = keras.utils.unpack_x_y_sample_weight(kwargs["validation_data"])
       batches.check_data(self._data_spec, validation_x, validation_y, kwargs.get("validation_batch_size"), {}, True)
-      batches.check_ends(validation_x, validation_steps=kwargs.get("validation_steps"))
+      batches.check_ends(validation_x, "validation_steps", kwargs)
     if self._needs_adapt():
       with self.distribute_strategy.scope():
         batch, x = batches.batch_to_adapt(self._likelihood.spec, x, y, batch_size)
@@ -218,7 +218,7 @@ class TrainsWithKeras(KeptInFiles):
     """
     self._check_is_compiled("evaluate")
     batches.check_data(self._data_spec, x, y, batch_size, kwargs, must_be_finite=True)
-    batches.check_ends(x, steps=kwargs.get("steps"))
+    batches.check_ends(x, "steps", kwargs)
     with precision.switched_off(), guard.checks_told_briefly():
       return super().evaluate(x, y, batch_size=batch_size, **kwargs)
 
@@ -240,7 +240,7 @@ class TrainsWithKeras(KeptInFiles):
         `steps`.
     """
     batches.check_data(self._likelihood.spec, x, None, batch_size, kwargs, must_be_finite=True)
-    batches.check_ends(x, steps=kwargs.get("steps"))
+    batches.check_ends(x, "steps", kwargs)
     with precision.switched_off(), guard.checks_told_briefly():
       return super().predict(x, batch_size=batch_size, **kwargs)
 
